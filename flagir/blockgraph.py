@@ -1,0 +1,97 @@
+"""The cost view of a graph: blocks, the values between them, and what each costs to run, hold and send.
+
+This is what the splitter reads. It knows no operator, only work by class, and no shape, only bytes: symbolic
+dimensions are bound to the nominal sizes recorded in `dims`. How blocks are found is in `flagir.blocks`, how work
+is counted in `flagir.analysis`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+OP_CLASSES = (
+    "conv",  # dense convolution, also transposed
+    "depthwise",  # convolution with one input channel per group
+    "matmul",  # MatMul, Gemm, Attention, Einsum
+    "recurrent",  # LSTM, GRU, RNN
+    "elementwise",  # activations, arithmetic, casts
+    "reduce",  # reductions, pooling, normalisation, softmax
+    "movement",  # reshape, transpose, concat, slice, gather, pad, resize
+    "control",  # If, Loop, Scan and everything not listed
+)
+"""The classes of work that a device is rated for, one efficiency each."""
+
+GRAPH_INPUT = -1
+"""`BlockValue.producer` of a graph input."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A unit of placement: nodes that no cut may divide.
+
+    Attributes:
+        index: position in the topological order of the graph's blocks.
+        name: name of the block's heaviest node, unique in the graph.
+        nodes: names of its nodes, in execution order.
+        op_types: ONNX operator of each node.
+        flops: floating-point operations (2 x MACs) by class, `OP_CLASSES`.
+        read_bytes: activation bytes that enter the block.
+        write_bytes: activation bytes that leave it.
+        weight_bytes: bytes of its initializers; a tensor shared between blocks counts in the first of them.
+        touched_weight_bytes: weight bytes that one run reads (an embedding reads rows, not the table).
+    """
+
+    index: int
+    name: str
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    flops: Mapping[str, float]
+    read_bytes: int
+    write_bytes: int
+    weight_bytes: int
+    touched_weight_bytes: int
+
+
+@dataclass(frozen=True)
+class BlockValue:
+    """A tensor that passes between blocks, enters the graph or leaves it.
+
+    Attributes:
+        name: the value's name in the graph.
+        size_bytes: its size at the nominal dimensions.
+        producer: index of the block that makes it, or `GRAPH_INPUT`.
+        consumers: indices of the blocks that read it, ascending, without repeats.
+        is_output: whether it is a graph output too.
+    """
+
+    name: str
+    size_bytes: int
+    producer: int
+    consumers: tuple[int, ...]
+    is_output: bool = False
+
+
+@dataclass(frozen=True)
+class BlockGraph:
+    """A whole graph as blocks and values; `blocks[i].index == i` and every value flows from lower to higher index.
+
+    Attributes:
+        name: the graph's name.
+        blocks: in topological order.
+        values: graph inputs first, then by producer. A graph input that is also an output appears once.
+        dims: the nominal size that each symbolic dimension was bound to.
+    """
+
+    name: str
+    blocks: tuple[Block, ...]
+    values: tuple[BlockValue, ...]
+    dims: Mapping[str, int]
+
+    @property
+    def inputs(self) -> tuple[BlockValue, ...]:
+        """The graph's inputs."""
+        return tuple(value for value in self.values if value.producer == GRAPH_INPUT)
+
+    @property
+    def outputs(self) -> tuple[BlockValue, ...]:
+        """The graph's outputs."""
+        return tuple(value for value in self.values if value.is_output)
