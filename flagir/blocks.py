@@ -1,0 +1,232 @@
+"""Which nodes belong together: the blocks that no cut may divide.
+
+An engine fuses a contraction with the cheap operators around it, and a cut between them would both undo that and ship
+a tensor that the engine never writes. So nodes are merged along edges where that cannot create a cycle: a group all of
+whose results go to one other group joins it. A block holds at most one contraction.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.reads import activations_read, readers_of, weights_read
+from flagsplit.flagir.static_shapes import Skeleton
+from flagsplit.flagir.work import NodeWork, Types, work_of
+
+Readers = Mapping[ir.Value, Sequence[ir.Node]]
+
+_ANCHORS = frozenset(("conv", "depthwise", "matmul", "recurrent", "control"))
+_GROWTH = 1.25
+"""A group does not join a reader that sends more than this many times its bytes: the cut between is the cheaper one."""
+_SMALL_BYTES = 1024
+"""Shapes and scalars: never worth a cut of their own."""
+
+
+def block_graph(model: ir.Model, dims: dict[str, int], skeleton: Skeleton | None = None) -> BlockGraph:
+    """The cost view of a canonical model.
+
+    Args:
+        model: a canonical model.
+        dims: the nominal size of every symbolic dimension (`nominal_dims`).
+        skeleton: of the same model, if there is one already.
+
+    Raises:
+        ModelError: the graph contradicts itself at these sizes.
+    """
+    types = (skeleton or Skeleton(model)).types(dims)
+    nodes = list(model.graph)
+    works = [work_of(node, types) for node in nodes]
+    readers = readers_of(model.graph)
+    groups = _ordered(_Grouping(nodes, works, types, readers).groups(), nodes)
+    owner = {node: index for index, group in enumerate(groups) for node in group}
+    work = dict(zip(nodes, works, strict=True))
+    counted: set[ir.Value] = set()
+    blocks = tuple(
+        _block(index, group, _Sight(work, types, owner, readers), counted) for index, group in enumerate(groups)
+    )
+    return BlockGraph(model.graph.name or "model", blocks, _values(model, owner, types, readers), dict(dims))
+
+
+class _Grouping:
+    """Union of nodes into groups; a group is known by its first node's position."""
+
+    def __init__(
+        self, nodes: Sequence[ir.Node], works: Sequence[NodeWork], types: Types, value_readers: Readers
+    ) -> None:
+        self._nodes = nodes
+        position = {node: index for index, node in enumerate(nodes)}
+        self._parent = list(range(len(nodes)))
+        self._anchors = [int(work.op_class in _ANCHORS) for work in works]
+        self._successors: list[set[int]] = [set() for _ in nodes]
+        self._leaves = [False] * len(nodes)
+        self._out_bytes = [0] * len(nodes)
+        self._in_bytes = [0] * len(nodes)
+        self._uncuttable = [False] * len(nodes)
+        for index, node in enumerate(nodes):
+            self._in_bytes[index] = max((_bytes(v, types) for v in activations_read(node)), default=0)
+            for value in node.outputs:
+                readers = {position[reader] for reader in value_readers.get(value, ())}
+                self._successors[index] |= readers
+                self._leaves[index] |= value.is_graph_output()
+                self._out_bytes[index] += _bytes(value, types) if readers or value.is_graph_output() else 0
+                self._uncuttable[index] |= bool(readers) and not isinstance(value.type, ir.TensorType)
+
+    def groups(self) -> list[list[int]]:
+        for index in reversed(range(len(self._nodes))):
+            self._join_reader(index, with_anchor=False)
+        for index in reversed(range(len(self._nodes))):
+            if self._root(index) == index and not self._anchors[index]:
+                self._join_reader(index, with_anchor=True)
+        self._join_uncuttable()
+        members: dict[int, list[int]] = {}
+        for index in range(len(self._nodes)):
+            members.setdefault(self._root(index), []).append(index)
+        return list(members.values())
+
+    def _root(self, index: int) -> int:
+        while self._parent[index] != index:
+            self._parent[index] = self._parent[self._parent[index]]
+            index = self._parent[index]
+        return index
+
+    def _join_reader(self, index: int, *, with_anchor: bool) -> None:
+        """Let the group whose last node is `index` join the one group that reads its results.
+
+        All other nodes of a group are read inside it alone, so its last node speaks for it. The first round lets
+        contractions take the cheap nodes that follow them; the second lets a cheap group that is left over join the
+        contraction that it prepares, unless a cut after it would be cheaper than the cut before it.
+        """
+        readers = {self._root(reader) for reader in self._successors[index]}
+        if len(readers) != 1 or self._leaves[index]:
+            return
+        (reader,) = readers
+        if reader == index or self._anchors[index] + self._anchors[reader] > 1:
+            return
+        sent, small = self._out_bytes[index], self._out_bytes[index] <= _SMALL_BYTES
+        if self._anchors[reader] and not (with_anchor and (small or sent >= self._in_bytes[index])):
+            return
+        if not small and self._out_bytes[reader] > _GROWTH * sent:
+            return
+        self._merge(index, reader)
+
+    def _merge(self, index: int, root: int) -> None:
+        self._parent[index] = root
+        self._anchors[root] += self._anchors[index]
+        self._in_bytes[root] = max(self._in_bytes[root], self._in_bytes[index])
+
+    def _join_uncuttable(self) -> None:
+        """A sequence, a map or an optional cannot be sent: join maker and readers, and all that lies between."""
+        for index, uncuttable in enumerate(self._uncuttable):
+            if uncuttable and any(True for _ in self._successors[index]):
+                for reader in self._successors[index]:
+                    a, b = self._root(index), self._root(reader)
+                    if a != b:
+                        self._parent[a] = b
+
+
+def _bytes(value: ir.Value, types: Types) -> int:
+    kind = types.get(value.name or "")
+    return kind.size_bytes if kind is not None else 0
+
+
+def _ordered(groups: list[list[int]], nodes: Sequence[ir.Node]) -> list[tuple[ir.Node, ...]]:
+    """Groups in topological order; groups that would form a cycle are merged into one."""
+    owner = {nodes[index]: number for number, group in enumerate(groups) for index in group}
+    edges: list[set[int]] = [set() for _ in groups]
+    for node in nodes:
+        for value in activations_read(node):
+            producer = value.producer()
+            if producer is not None and owner[producer] != owner[node]:
+                edges[owner[producer]].add(owner[node])
+    components = _components(edges)
+    merged = [sorted(index for number in component for index in groups[number]) for component in components]
+    return [tuple(nodes[index] for index in group) for group in merged]
+
+
+def _components(edges: Sequence[set[int]]) -> list[list[int]]:
+    """Strongly connected components in topological order (Tarjan, without recursion)."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    found: list[list[int]] = []
+    for start in reversed(range(len(edges))):
+        if start in order:
+            continue
+        walk = [(start, iter(sorted(edges[start], reverse=True)))]
+        order[start] = low[start] = len(order)
+        stack.append(start)
+        on_stack.add(start)
+        while walk:
+            at, following = walk[-1]
+            for follower in following:
+                if follower not in order:
+                    order[follower] = low[follower] = len(order)
+                    stack.append(follower)
+                    on_stack.add(follower)
+                    walk.append((follower, iter(sorted(edges[follower], reverse=True))))
+                    break
+                if follower in on_stack:
+                    low[at] = min(low[at], order[follower])
+            else:
+                walk.pop()
+                if walk:
+                    low[walk[-1][0]] = min(low[walk[-1][0]], low[at])
+                if low[at] == order[at]:
+                    cut = stack.index(at)
+                    found.append(stack[cut:])
+                    on_stack.difference_update(stack[cut:])
+                    del stack[cut:]
+    return found[::-1]
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What is known of the whole graph when one block is described."""
+
+    work: Mapping[ir.Node, NodeWork]
+    types: Types
+    owner: Mapping[ir.Node, int]
+    readers: Readers
+
+    def enters(self, node: ir.Node, index: int) -> list[ir.Value]:
+        return [v for v in activations_read(node) if (maker := v.producer()) is None or self.owner[maker] != index]
+
+    def leaves(self, value: ir.Value, index: int) -> bool:
+        return value.is_graph_output() or any(self.owner[reader] != index for reader in self.readers.get(value, ()))
+
+
+def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[ir.Value]) -> Block:
+    work = [sight.work[node] for node in group]
+    flops: dict[str, float] = {}
+    for each in work:
+        flops[each.op_class] = flops.get(each.op_class, 0.0) + each.flops
+    entering = dict.fromkeys(value for node in group for value in sight.enters(node, index))
+    leaving = [value for node in group for value in node.outputs if sight.leaves(value, index)]
+    fresh = dict.fromkeys(value for node in group for value in weights_read(node) if value not in counted)
+    counted.update(fresh)
+    heaviest = max(range(len(group)), key=lambda at: (work[at].op_class in _ANCHORS, work[at].flops))
+    return Block(
+        index=index,
+        name=group[heaviest].name or f"block_{index}",
+        nodes=tuple(node.name or "" for node in group),
+        op_types=tuple(node.op_type for node in group),
+        flops=flops,
+        read_bytes=sum(_bytes(value, sight.types) for value in entering),
+        write_bytes=sum(_bytes(value, sight.types) for value in leaving),
+        weight_bytes=sum(value.const_value.nbytes for value in fresh if value.const_value is not None),
+        touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
+    )
+
+
+def _values(model: ir.Model, owner: Mapping[ir.Node, int], types: Types, readers: Readers) -> tuple[BlockValue, ...]:
+    consumers = {value: {owner[node] for node in nodes} for value, nodes in readers.items()}
+    made = sorted(((owner[node], value) for node in owner for value in node.outputs), key=lambda pair: pair[0])
+    found = []
+    for index, value in (*((GRAPH_INPUT, value) for value in model.graph.inputs), *made):
+        elsewhere = tuple(sorted(consumers.get(value, set()) - {index}))
+        if elsewhere or value.is_graph_output() or index == GRAPH_INPUT:
+            found.append(BlockValue(value.name or "", _bytes(value, types), index, elsewhere, value.is_graph_output()))
+    return tuple(found)

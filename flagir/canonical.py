@@ -1,0 +1,84 @@
+"""From any ONNX model to canonical FlagIR: one opset, inlined, folded, named, typed and shaped.
+
+The order of the passes is the content of this file; what each does is in `flagsplit.flagir.passes`. The result is
+still an `onnx_ir.Model` and a valid ONNX model. `flagsplit.flagir.verify` says whether a model is canonical.
+"""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from flagsplit.errors import FlagsplitError, InternalError, ModelError
+from flagsplit.flagir.passes.check_domains import CheckDomains
+from flagsplit.flagir.passes.expand_fills import ExpandFills
+from flagsplit.flagir.passes.fold_constants import FoldConstants
+from flagsplit.flagir.passes.infer_shapes import InferShapes
+from flagsplit.flagir.passes.name_dims import NameDims
+from flagsplit.flagir.passes.own_outputs import OwnOutputs
+from flagsplit.flagir.passes.upgrade_opset import UpgradeOpset
+
+
+def _passes() -> tuple[ir.passes.PassBase, ...]:
+    return (
+        common.InlinePass(),
+        common.RemoveInitializersFromInputsPass(),
+        CheckDomains(),
+        UpgradeOpset(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        NameDims(),
+        common.NameFixPass(),
+        ExpandFills(),
+        FoldConstants(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        OwnOutputs(),
+        common.NameFixPass(),
+        common.TopologicalSortPass(),
+        common.ClearMetadataAndDocStringPass(),
+        InferShapes(),
+    )
+
+
+def canonicalize(model: ir.Model, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Bring `model` into canonical form, in place.
+
+    Args:
+        model: an imported ONNX model of opset 7 or newer.
+        progress: called with the name of each pass before it runs.
+
+    Raises:
+        ModelError: the model uses what FlagIR does not have, or contradicts itself.
+        InternalError: a pass broke; the message names it and the passes that ran before.
+    """
+    kept = dict(model.metadata_props)
+    ran: list[str] = []
+    for step in _passes():
+        name = type(step).__name__
+        progress(name)
+        try:
+            step(model)
+        except FlagsplitError:
+            raise
+        except Exception as error:
+            cause = error
+            while isinstance(cause, ir.passes.InvariantError | ir.passes.PassError) and cause.__cause__ is not None:
+                cause = cause.__cause__  # type: ignore[assignment]
+            if isinstance(cause, FlagsplitError):
+                raise cause from error
+            story = f"{name} (after {', '.join(ran) or 'no other pass'})"
+            if isinstance(error, ir.passes.PostconditionError):
+                raise InternalError(f"pass {story} broke its promise: {error}") from error
+            raise ModelError(
+                f"cannot bring the model into canonical form, pass {story} failed: {' '.join(str(cause).split())}; "
+                f"check the model with onnx.checker"
+            ) from error
+        ran.append(name)
+    model.metadata_props.update(kept)
+    if model.graph.name is None or not model.graph.name:
+        model.graph.name = "model"
