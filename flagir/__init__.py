@@ -15,6 +15,7 @@ from flagsplit.flagir.static_shapes import Skeleton, dims_of_shapes, nominal_dim
 from flagsplit.flagir.store import load, save, to_bytes, weights_bytes
 from flagsplit.flagir.types import ValueType
 from flagsplit.flagir.verify import Violation, check, violations
+from flagsplit.flagir.visits import Visit, visits
 
 __all__ = [
     "GRAPH_INPUT",
@@ -27,6 +28,7 @@ __all__ = [
     "Step",
     "ValueType",
     "Violation",
+    "Visit",
     "block_graph",
     "canonicalize",
     "check",
@@ -41,6 +43,7 @@ __all__ = [
     "save",
     "to_bytes",
     "violations",
+    "visits",
     "weights_bytes",
     "write_placement",
 ]

@@ -11,11 +11,13 @@ import onnx_ir.passes.common as common
 
 from flagsplit.errors import FlagsplitError, InternalError, ModelError
 from flagsplit.flagir.passes.check_domains import CheckDomains
+from flagsplit.flagir.passes.drop_identities import DropIdentities
 from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fold_constants import FoldConstants
 from flagsplit.flagir.passes.infer_shapes import InferShapes
 from flagsplit.flagir.passes.name_dims import NameDims
 from flagsplit.flagir.passes.own_outputs import OwnOutputs
+from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.passes.upgrade_opset import UpgradeOpset
 
 
@@ -31,14 +33,15 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         common.NameFixPass(),
         ExpandFills(),
         FoldConstants(),
+        DropIdentities(),
+        OwnOutputs(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.IdentityEliminationPass(),
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
-        OwnOutputs(),
         common.NameFixPass(),
+        UniqueNames(),
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),
         InferShapes(),

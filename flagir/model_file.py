@@ -4,6 +4,7 @@ External data is mapped, not read, and must lie inside the model's own folder. W
 as the file has it; `flagsplit.flagir.canonical` comes next.
 """
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
@@ -70,15 +71,23 @@ def _hint(path: Path) -> str:
 
 def _check_external(model: ir.Model, path: Path) -> None:
     folder = path.resolve().parent
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                _check_one_external(tensor, folder)
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                _check_one_external(attribute.value, folder)
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_one_external(tensor, folder)
+
+
+def _tensors(model: ir.Model) -> Iterator[object]:
+    """Every tensor of the file: initializers and attributes, of subgraphs and functions too."""
+    functions = list(model.functions.values())
+    for graph in (*model.graphs(), *(graph for function in functions for graph in function.subgraphs())):
+        yield from (value.const_value for value in graph.initializers.values())
+    for scope in (model.graph, *functions):
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.value
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.value or ()
 
 
 def _check_one_external(tensor: ir.ExternalTensor, folder: Path) -> None:
@@ -86,10 +95,14 @@ def _check_one_external(tensor: ir.ExternalTensor, folder: Path) -> None:
     parts = PurePosixPath(location)
     if parts.is_absolute() or ".." in parts.parts or not location:
         raise ModelError(f"tensor {tensor.name!r} lies at {location!r}, outside the model's folder; refused")
-    target = (folder / location).resolve()
+    try:
+        target = (folder / location).resolve()
+        is_there = target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name too long, links in a circle
+        raise ModelError(f"tensor {tensor.name!r} lies at {location[:80]!r}, which no file can be: {error}") from error
     if not target.is_relative_to(folder):
         raise ModelError(f"tensor {tensor.name!r} lies at {location!r}, a link out of the model's folder; refused")
-    if not target.is_file():
+    if not is_there:
         raise ModelError(f"tensor {tensor.name!r} expects its data in {location!r}, which is not there; copy it too")
     end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
     if end > target.stat().st_size or (tensor.offset or 0) < 0:

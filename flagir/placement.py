@@ -41,6 +41,11 @@ def plans_on(model: ir.Model) -> dict[str, tuple[str, ...]]:
     }
 
 
+def name_of(entry: ir.NodeDeviceConfiguration) -> str:
+    """The plan that a node's entry belongs to; empty if it belongs to none."""
+    return entry.configuration.name or "" if entry.configuration is not None else ""
+
+
 def read_placement(model: ir.Model, plan: str) -> dict[str, int]:
     """The tier of each node under a plan, as `write_placement` took it.
 
@@ -53,7 +58,7 @@ def read_placement(model: ir.Model, plan: str) -> dict[str, int]:
     placement: dict[str, int] = {}
     for node in model.graph:
         for entry in node.device_configurations:
-            if entry.configuration.name == plan and entry.pipeline_stage is not None:
+            if name_of(entry) == plan and entry.pipeline_stage is not None:
                 placement[node.name or ""] = entry.pipeline_stage
         if not 0 <= placement.get(node.name or "", -1) < len(tiers):
             raise ModelError(f"plan {plan!r} does not place node {node.name!r} in one of its tiers")

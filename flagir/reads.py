@@ -4,8 +4,6 @@
 see those reads too.
 """
 
-from collections.abc import Iterable
-
 import onnx_ir as ir
 
 
@@ -20,8 +18,9 @@ def reads_of(node: ir.Node) -> tuple[ir.Value, ...]:
             for subgraph in _subgraphs(sub):
                 inner.update(subgraph.inputs)
                 inner.update(subgraph.initializers.values())
-        captured: Iterable[ir.Value | None] = [value for sub in nested for value in sub.inputs]
-        for value in (*captured, *graph.outputs):
+        captured: list[ir.Value | None] = [value for sub in nested for value in sub.inputs]
+        returned = [value for scope in (graph, *graph.subgraphs()) for value in scope.outputs]
+        for value in (*captured, *returned):
             if value is not None and value not in inner:
                 seen.setdefault(value)
     return tuple(seen)
@@ -29,12 +28,12 @@ def reads_of(node: ir.Node) -> tuple[ir.Value, ...]:
 
 def activations_read(node: ir.Node) -> tuple[ir.Value, ...]:
     """As `reads_of`, without initializers."""
-    return tuple(value for value in reads_of(node) if value.const_value is None)
+    return tuple(value for value in reads_of(node) if not value.is_initializer())
 
 
 def weights_read(node: ir.Node) -> tuple[ir.Value, ...]:
     """The initializers that a node needs, each once."""
-    return tuple(value for value in reads_of(node) if value.const_value is not None)
+    return tuple(value for value in reads_of(node) if value.is_initializer())
 
 
 def readers_of(graph: ir.Graph) -> dict[ir.Value, tuple[ir.Node, ...]]:

@@ -1,18 +1,17 @@
 """Cutting a placed graph into what each tier runs, in the order in which a request visits the tiers.
 
-A request travels the line of tiers like a lift: at each tier it runs all that is ready there, then goes on in its
-direction while there is work ahead, else turns. Each visit that runs something is a step, and what it runs a segment.
-That covers any placement, those that come back to a tier included, and makes every segment convex.
+Each visit (`flagsplit.flagir.visits`) is a step, and what it runs a segment. Any placement can be cut, those that come
+back to a tier included, and every segment is convex.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flagsplit.errors import InternalError
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
+from flagsplit.flagir.visits import visits
 
 
 @dataclass(frozen=True)
@@ -51,54 +50,13 @@ def cut_into_steps(model: ir.Model, placement: Mapping[str, int], tier_count: in
     Returns:
         Steps in execution order; every node is in exactly one.
     """
-    waiting = {
-        node: sum(1 for maker in {v.producer() for v in activations_read(node)} if maker is not None)
-        for node in model.graph
-    }
-    value_readers = readers_of(model.graph)
-    readers = {
-        node: dict.fromkeys(reader for value in node.outputs for reader in value_readers.get(value, ()))
-        for node in waiting
-    }
-    order = {node: index for index, node in enumerate(waiting)}
-    pending = [sum(1 for node in waiting if placement[node.name or ""] == tier) for tier in range(tier_count)]
-    ready: list[set[ir.Node]] = [set() for _ in range(tier_count)]
-    for node, count in waiting.items():
-        if not count:
-            ready[placement[node.name or ""]].add(node)
-    steps: list[Step] = []
-    tier, direction = 0, 1
-    while any(pending):
-        ran = _run_ready(tier, ready, waiting, readers, placement)
-        if ran:
-            pending[tier] -= len(ran)
-            steps.append(Step(tier, _segment(sorted(ran, key=order.__getitem__), value_readers)))
-        elif not any(ready):
-            raise InternalError("the placed graph has a cycle; canonical graphs have none")
-        ahead = pending[tier + 1 :] if direction > 0 else pending[:tier]
-        if not any(ahead):
-            direction = -direction
-        if any(pending):
-            tier += direction
-    return tuple(steps)
-
-
-def _run_ready(
-    tier: int,
-    ready: list[set[ir.Node]],
-    waiting: dict[ir.Node, int],
-    readers: Mapping[ir.Node, Iterable[ir.Node]],
-    placement: Mapping[str, int],
-) -> list[ir.Node]:
-    ran: list[ir.Node] = []
-    while ready[tier]:
-        node = ready[tier].pop()
-        ran.append(node)
-        for reader in readers[node]:
-            waiting[reader] -= 1
-            if not waiting[reader]:
-                ready[placement[reader.name or ""]].add(reader)
-    return ran
+    nodes = list(model.graph)
+    position = {node: index for index, node in enumerate(nodes)}
+    makers = [{value.producer() for value in activations_read(node)} for node in nodes]
+    predecessors = [[position[maker] for maker in needed if maker is not None] for needed in makers]
+    stops = visits([placement[node.name or ""] for node in nodes], predecessors, tier_count)
+    readers = readers_of(model.graph)
+    return tuple(Step(stop.tier, _segment([nodes[index] for index in stop.items], readers)) for stop in stops)
 
 
 def _segment(nodes: Sequence[ir.Node], readers: Mapping[ir.Value, Sequence[ir.Node]]) -> Segment:

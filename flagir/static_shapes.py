@@ -12,9 +12,9 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
+from flagsplit.flagir.inference import infer, weightless_proto
 from flagsplit.flagir.types import ValueType
 
-_INLINE_BYTES = 1024
 _IMAGE_SIZES = ((224, 224), (640, 640), (48, 320), (320, 320), (256, 256), (32, 320), (512, 512), (299, 299), (64, 64))
 _IMAGE_SIZES_LATE = ((48, 192), (32, 100), (64, 256), (416, 416), (384, 384), (128, 128), (32, 32), (28, 28), (16, 16))
 _LENGTHS = (128, 64, 16, 1, 256, 512, 32, 8, 2, 224, 16000, 80, 3000)
@@ -29,7 +29,7 @@ class Skeleton:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self._proto = _skeleton_proto(model)
+        self._proto = weightless_proto(model, declared=False)
         self.inputs = {value.name: tuple(value.shape or ()) for value in model.graph.inputs if value.name}
         self._known = {
             value.name: value
@@ -62,7 +62,7 @@ class Skeleton:
                 if dim.dim_param in dims:
                     dim.dim_value = dims[dim.dim_param]
         try:
-            inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
+            inferred = infer(proto, strict=True)
         except Exception as error:
             where = ", ".join(f"{name}={size}" for name, size in dims.items()) or "the declared sizes"
             raise ModelError(
@@ -76,7 +76,7 @@ class Skeleton:
                 found[info.name] = ValueType(ir.DataType(kind.elem_type), shape)
         for name, value in self._known.items():
             if name not in found and value.dtype is not None:
-                shape = tuple(dim if isinstance(dim, int) else 1 for dim in value.shape or ())
+                shape = tuple(dim if isinstance(dim, int) else dims.get(str(dim.value), 1) for dim in value.shape or ())
                 found[name] = ValueType(value.dtype, shape)
         return found
 
@@ -160,35 +160,3 @@ def _candidates(skeleton: Skeleton, given: Mapping[str, int]) -> Iterator[dict[s
         for part in combination:
             merged.update(part)
         yield {name: merged[name] for name in skeleton.symbols}
-
-
-def _skeleton_proto(model: ir.Model) -> onnx.ModelProto:
-    proto = onnx.ModelProto(ir_version=model.ir_version)
-    proto.opset_import.extend(
-        onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
-    )
-    graph = proto.graph
-    graph.name = model.graph.name or "model"
-    for value in model.graph.inputs:
-        graph.input.append(ir.serde.serialize_value(value))
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if tensor is None:
-            continue
-        if tensor.nbytes <= _INLINE_BYTES:
-            graph.initializer.append(ir.serde.serialize_tensor(tensor))
-            graph.initializer[-1].name = value.name or ""
-        else:
-            graph.input.append(
-                onnx.helper.make_tensor_value_info(value.name or "", int(tensor.dtype), [int(d) for d in tensor.shape])
-            )
-    for node in model.graph:
-        graph.node.append(_without_placement(ir.serde.serialize_node(node)))
-    for value in model.graph.outputs:
-        graph.output.append(onnx.helper.make_tensor_value_info(value.name or "", int(value.dtype or 0), None))
-    return proto
-
-
-def _without_placement(node: onnx.NodeProto) -> onnx.NodeProto:
-    del node.device_configurations[:]
-    return node

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.reads import weights_read
+from flagsplit.flagir.types import dims_of
 
 MODEL_NAME = "model.onnx"
 WEIGHTS_NAME = "weights.bin"
@@ -50,13 +51,13 @@ def load(folder: Path) -> ir.Model:
 
 def to_bytes(model: ir.Model) -> bytes:
     """The model's protobuf, the same bytes for the same model; mapped weights are referred to, not included."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
 
 
 def weights_bytes(model: ir.Model) -> int:
     """Bytes of all initializers, tensors that are stored once counted once."""
     external = {
-        (tensor.offset, tensor.nbytes): tensor.nbytes
+        (tensor.path, tensor.offset, tensor.nbytes): tensor.nbytes
         for value in model.graph.initializers.values()
         if isinstance(tensor := value.const_value, ir.ExternalTensor)
     }
@@ -85,7 +86,7 @@ def _write_weights(model: ir.Model, file: BinaryIO, folder: Path) -> None:
             offset,
             tensor.nbytes,
             tensor.dtype,
-            shape=ir.Shape([int(dim) for dim in tensor.shape]),
+            shape=ir.Shape(dims_of(tensor)),
             name=value.name or "",
             base_dir=folder,
         )

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 
+def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """A tensor's sizes; a tensor has no symbols."""
+    return tuple(dim for dim in tensor.shape if isinstance(dim, int))
+
+
 @dataclass(frozen=True)
 class ValueType:
     """A tensor's element type and concrete shape.

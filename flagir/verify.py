@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.opset import IR_VERSION, OPSET, STANDARD_DOMAINS
-from flagsplit.flagir.placement import plans_on
+from flagsplit.flagir.placement import name_of, plans_on
+from flagsplit.flagir.reads import reads_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _of_names(graph: ir.Graph) -> Iterator[Violation]:
 def _of_nodes(model: ir.Model) -> Iterator[Violation]:
     for value in model.graph.inputs:
         yield from _of_value(value, f"input {value.name!r}")
-    for node in model.graph:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
         where = f"node {node.name!r} ({node.op_type})"
         if node.domain not in STANDARD_DOMAINS:
             yield Violation(where, "a standard operator", f"domain {node.domain!r}", "rewrite it in standard operators")
@@ -99,8 +100,8 @@ def _of_value(value: ir.Value, where: str) -> Iterator[Violation]:
 def _of_order(model: ir.Model) -> Iterator[Violation]:
     known: set[ir.Value] = {*model.graph.inputs, *model.graph.initializers.values()}
     for node in model.graph:
-        for value in node.inputs:
-            if value is not None and value not in known:
+        for value in reads_of(node):
+            if value not in known:
                 where = f"node {node.name!r} ({node.op_type})"
                 yield Violation(where, f"{value.name!r} to be made before", "it is not", "sort the graph")
         known.update(node.outputs)
@@ -109,7 +110,7 @@ def _of_order(model: ir.Model) -> Iterator[Violation]:
 def _of_plans(model: ir.Model) -> Iterator[Violation]:
     for plan, tiers in plans_on(model).items():
         for node in model.graph:
-            stages = [c.pipeline_stage for c in node.device_configurations if c.configuration.name == plan]
+            stages = [c.pipeline_stage for c in node.device_configurations if name_of(c) == plan]
             if len(stages) != 1 or stages[0] is None or not 0 <= stages[0] < len(tiers):
                 yield Violation(
                     f"node {node.name!r} ({node.op_type})",

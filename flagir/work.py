@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from flagsplit.flagir.reads import weights_read
-from flagsplit.flagir.types import ValueType
+from flagsplit.flagir.types import ValueType, dims_of
 
 _TRANSCENDENTAL = frozenset(
     "Exp Log Sigmoid Tanh Erf Gelu Softplus Sin Cos Tan Pow Sqrt Mish Elu Selu Celu Softmax LogSoftmax".split()
 )
 _REDUCE = frozenset(
-    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceSumSquare "
-    "GlobalAveragePool GlobalMaxPool GlobalLpPool ArgMax ArgMin TopK CumSum Softmax LogSoftmax Hardmax "
+    "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp "
+    "ReduceSumSquare GlobalAveragePool GlobalMaxPool GlobalLpPool ArgMax ArgMin TopK CumSum Softmax LogSoftmax Hardmax "
     "BatchNormalization InstanceNormalization LayerNormalization GroupNormalization RMSNormalization LRN "
     "LpNormalization MeanVarianceNormalization AveragePool MaxPool LpPool".split()
 )
@@ -68,10 +68,10 @@ def work_of(node: ir.Node, types: Types) -> NodeWork:
 def _type(value: ir.Value | None, types: Types) -> ValueType:
     if value is None:
         return ValueType(ir.DataType.FLOAT, (0,))
-    if value.name in types:
+    if value.name is not None and value.name in types:
         return types[value.name]
     if value.const_value is not None:
-        return ValueType(value.const_value.dtype, tuple(int(d) for d in value.const_value.shape))
+        return ValueType(value.const_value.dtype, dims_of(value.const_value))
     return ValueType(ir.DataType.FLOAT, (1,))
 
 
@@ -93,7 +93,7 @@ def _pointwise(node: ir.Node, types: Types) -> tuple[str, float]:
     if node.op_type in _MOVEMENT:
         return "movement", 0.0
     if node.op_type in _REDUCE:
-        window = math.prod(node.attributes.get_ints("kernel_shape", ()) or (1,))
+        window = math.prod([int(size) for size in node.attributes.get_ints("kernel_shape", ())])
         return "reduce", float(max(inputs, outputs * window) * each)
     return "elementwise", float(max(inputs, outputs) * each)
 
@@ -123,10 +123,14 @@ def _gemm(node: ir.Node, ins: Sequence[ValueType], outs: Sequence[ValueType]) ->
 
 def _einsum(node: ir.Node, ins: Sequence[ValueType], outs: Sequence[ValueType]) -> tuple[str, float]:
     equation = (node.attributes.get_string("equation") or "").replace(" ", "")
-    terms, _, result = equation.partition("->")
+    terms, arrow, result = equation.partition("->")
+    if not arrow:  # then the result has the letters that occur once
+        result = "".join(letter for letter in terms if terms.count(letter) == 1)
     sizes: dict[str, int] = {}
     for term, kind in zip(terms.split(","), ins, strict=False):
-        sizes.update(zip(term.replace(".", ""), kind.shape, strict=False))
+        head, _, tail = term.partition("...")
+        sizes.update(zip(head, kind.shape, strict=False))
+        sizes.update(zip(reversed(tail), reversed(kind.shape), strict=False))
     summed = math.prod(size for letter, size in sizes.items() if letter not in result)
     return "matmul", 2.0 * outs[0].elements * summed
 

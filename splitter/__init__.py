@@ -1,0 +1,78 @@
+"""Decides which part of a graph runs on which tier, and keeps a pool of plans for when the world changes.
+
+`plan_model` is the way in; `Pool.choose` is all that the runtime needs. Names load when first used, so that the
+runtime's part (`Plan`, `Pool`, `State`) comes without solvers and pydantic.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flagsplit.splitter.costs import CostModel, Tier, model_costs
+    from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
+    from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
+    from flagsplit.splitter.links import Link, parse_link
+    from flagsplit.splitter.pipeline import PlanningResult, plan_model
+    from flagsplit.splitter.plan import Cut, Features, Plan, Predicted
+    from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
+    from flagsplit.splitter.pool_builder import build_pool
+    from flagsplit.splitter.problem import Problem, make_problem
+    from flagsplit.splitter.sla import SLA, parse_sla
+    from flagsplit.splitter.solvers import Solution, solve
+    from flagsplit.splitter.state import State
+
+_HOME = {
+    "costs": ("CostModel", "Tier", "model_costs"),
+    "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
+    "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
+    "links": ("Link", "parse_link"),
+    "pipeline": ("PlanningResult", "plan_model"),
+    "plan": ("Cut", "Features", "Plan", "Predicted"),
+    "pool": ("Choice", "Pool", "PoolCertificate"),
+    "pool_builder": ("build_pool",),
+    "problem": ("Problem", "make_problem"),
+    "sla": ("SLA", "parse_sla"),
+    "solvers": ("Solution", "solve"),
+    "state": ("State",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [  # noqa: RUF022 the order of the way through
+    "plan_model",
+    "PlanningResult",
+    "load_catalogue",
+    "Catalogue",
+    "Device",
+    "Figure",
+    "Link",
+    "parse_link",
+    "SLA",
+    "parse_sla",
+    "Tier",
+    "CostModel",
+    "model_costs",
+    "Problem",
+    "make_problem",
+    "Solution",
+    "solve",
+    "Pool",
+    "PoolCertificate",
+    "Choice",
+    "build_pool",
+    "Plan",
+    "Cut",
+    "Features",
+    "Predicted",
+    "State",
+    "Baseline",
+    "baselines",
+    "baseline_table",
+    "explain_choice",
+    "plan_without_limits",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE[name]}"), name)

@@ -32,7 +32,7 @@ def _expand(graph: ir.Graph, node: ir.Node) -> bool:
     if any(dim < 0 for dim in dims) or math.prod(dims) > _MAX_ELEMENTS:
         return False
     attribute = node.attributes.get("value")
-    fill = attribute.as_tensor().numpy().reshape(-1)[:1] if attribute is not None else np.zeros(1, np.float32)
+    fill = attribute.as_tensor().numpy().reshape(()) if attribute is not None else np.zeros((), np.float32)
     old = node.outputs[0]
     tensor = ir.Tensor(np.broadcast_to(fill, dims), name=old.name)
     new = ir.Value(name=old.name, shape=ir.Shape(dims), type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -1,16 +1,24 @@
 """Give every value a type and a shape, symbolic where it must be."""
 
+import itertools
+from collections.abc import Iterator
+
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 
 from flagsplit.errors import ModelError
+from flagsplit.flagir.inference import infer, weightless_proto
+
+_MAX_ROUNDS = 16
 
 
 class InferShapes(ir.passes.InPlacePass):
     """Mutates types and shapes only. What inference leaves open gets a symbol of its own.
 
+    Shapes that the file declares are kept where inference knows no better, unless they contradict the operators:
+    then none of them is believed.
+
     Raises:
-        ModelError: a graph input has no type or no shape, or operators disagree about a type.
+        ModelError: a graph input has no type or no shape, or the graph cannot be inferred at all.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -21,26 +29,83 @@ class InferShapes(ir.passes.InPlacePass):
                     f"expected every graph input to declare its type and rank, input {value.name!r} does not; "
                     f"export the model again with shapes"
                 )
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
-        count = 0
-        for graph in model.graphs():
-            for node in graph:
-                for value in node.outputs:
-                    count = _name_unknown(value, count)
+        _adopt(model, _inferred(model))
+        for _ in range(_MAX_ROUNDS):
+            if not _settle_loops(model):
+                break
+            _adopt(model, _inferred(model))
+        made = [value for graph in model.graphs() for node in graph for value in node.outputs]
+        used = {dim for value in (*model.graph.inputs, *made) for dim in _symbols(value)}
+        fresh = (name for count in itertools.count() if (name := f"unknown_{count}") not in used)
+        names: dict[str, str] = {}
+        for value in made:
+            _name_unknown(value, fresh, names)
         return ir.passes.PassResult(model, modified=True)
 
 
-def _name_unknown(value: ir.Value, count: int) -> int:
-    if value.shape is None:
-        return count
+def _inferred(model: ir.Model) -> ir.Model:
+    try:
+        proto = infer(weightless_proto(model, declared=True), strict=True)
+    except Exception:  # noqa: BLE001 - the library's errors have no common base; the second try tells
+        try:
+            proto = infer(weightless_proto(model, declared=False), strict=False)
+        except Exception as error:
+            raise ModelError(f"shape inference failed: {' '.join(str(error).split())[:240]}") from error
+    return ir.serde.deserialize_model(proto)
+
+
+def _adopt(model: ir.Model, inferred: ir.Model) -> None:
+    for graph, found in zip(model.graphs(), inferred.graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(found)
+        for node in graph:
+            for value in node.outputs:
+                better = known.get(value.name or "")
+                if better is not None and better.type is not None:
+                    value.type = better.type
+                    value.shape = _merged(value.shape, better.shape)
+
+
+def _merged(declared: ir.Shape | None, inferred: ir.Shape | None) -> ir.Shape | None:
+    """What inference knows, and where it knows nothing of a dimension, what was declared."""
+    if declared is None or inferred is None or len(declared) != len(inferred):
+        return inferred if inferred is not None else declared
+    pairs = zip(declared, inferred, strict=True)
+    return ir.Shape([old if _is_open(new) and not _is_open(old) else new for old, new in pairs])
+
+
+def _is_open(dim: int | ir.SymbolicDim) -> bool:
+    """Whether nothing is known of a dimension; `unk__` is the library's own name for that."""
+    return not isinstance(dim, int) and (dim.value is None or dim.value.startswith("unk__"))
+
+
+def _settle_loops(model: ir.Model) -> bool:
+    """Inference leaves a loop's state without a rank; it has that of its first value and of the body's result."""
+    settled = False
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Loop" and not node.domain:
+            results = node.attributes["body"].as_graph().outputs[1:]
+            for first, last, value in zip(node.inputs[2:], results, node.outputs, strict=False):
+                before = None if first is None else first.shape
+                if value.shape is None and before is not None and len(before) == len(last.shape or ()):
+                    both = zip(before, last.shape or (), strict=True)
+                    value.shape = ir.Shape([one if one == other else None for one, other in both])
+                    settled = True
+    return settled
+
+
+def _symbols(value: ir.Value) -> list[str]:
+    return [dim.value for dim in value.shape or () if not isinstance(dim, int) and dim.value is not None]
+
+
+def _name_unknown(value: ir.Value, fresh: Iterator[str], names: dict[str, str]) -> None:
     dims: list[int | str] = []
-    for dim in value.shape:
+    for dim in value.shape or ():
         if isinstance(dim, int):
             dims.append(dim)
-        elif dim.value is None:
-            dims.append(f"unknown_{count}")
-            count += 1
+        elif not _is_open(dim):
+            dims.append(str(dim.value))
         else:
-            dims.append(dim.value)
-    value.shape = ir.Shape(dims)
-    return count
+            dims.append(names.get(dim.value or "") or next(fresh))
+            names.setdefault(dim.value or dims[-1], dims[-1])
+    if value.shape is not None:
+        value.shape = ir.Shape(dims)

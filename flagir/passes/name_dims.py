@@ -4,7 +4,8 @@ import re
 
 import onnx_ir as ir
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
+_NAME = re.compile(r"(?!unk__)[A-Za-z_][A-Za-z0-9_.\-]*")
+"""`unk__0` is what ONNX's own inference calls a dimension that it knows nothing of."""
 
 
 class NameDims(ir.passes.InPlacePass):

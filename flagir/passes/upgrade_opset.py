@@ -9,6 +9,9 @@ from onnxscript import version_converter
 from flagsplit.errors import ModelError
 from flagsplit.flagir.opset import IR_VERSION, OLDEST_OPSET, OPSET
 
+_RESIZE_MODES_SINCE = 11
+_HARDMAX_AXIS_SINCE = 13
+
 
 class UpgradeOpset(ir.passes.InPlacePass):
     """Mutates: operators are rewritten to mean at the pinned opset what they meant at their own.
@@ -28,10 +31,18 @@ class UpgradeOpset(ir.passes.InPlacePass):
             raise ModelError(
                 f"expected opset {OLDEST_OPSET} or newer, came {came}; export the model again with a current exporter"
             )
+        if came > onnx.defs.onnx_opset_version():
+            raise ModelError(
+                f"expected opset {onnx.defs.onnx_opset_version()} or older, the newest that the installed onnx package "
+                f"knows, came {came}; export the model with opset {OPSET}"
+            )
         if came > OPSET:
             _relabel(model, came)
         elif came < OPSET:
+            _refuse_flattening(model, came)
             _convert(model, came)
+            if came < _RESIZE_MODES_SINCE:
+                _keep_old_resize(model)
         model.ir_version = IR_VERSION
         return ir.passes.PassResult(model, modified=True)
 
@@ -60,6 +71,27 @@ def _relabel(model: ir.Model, came: int) -> None:
     model.opset_imports[""] = OPSET
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.version = None
+
+
+def _refuse_flattening(model: ir.Model, came: int) -> None:
+    """Hardmax works along one axis only since opset 13, before on all that follow; the converter does not see it."""
+    if came < _HARDMAX_AXIS_SINCE and any(
+        node.op_type == "Hardmax" and not node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)
+    ):
+        raise ModelError(
+            f"cannot convert Hardmax from opset {came} to {OPSET}: its meaning changed in opset {_HARDMAX_AXIS_SINCE}; "
+            f"export the model again with opset 17 or newer"
+        )
+
+
+def _keep_old_resize(model: ir.Model) -> None:
+    """Until opset 10 Resize had no modes and sampled at `x / scale`; the converter leaves today's defaults."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.op_type == "Resize" and not node.domain:
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")
 
 
 class _Reasons(logging.Handler):

@@ -1,7 +1,71 @@
-"""flagsplit: one neural network, split across phone, edge and cloud."""
+"""flagsplit: one neural network, split across phone, edge and cloud.
+
+    import flagsplit
+
+    flagsplit.build("model.onnx", "phone,edge,cloud", "model.flagsplit")
+    with flagsplit.connect("model.flagsplit") as session:
+        outputs = session.run({"x": array})
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from flagsplit._version import VERSION
 
+if TYPE_CHECKING:
+    from flagsplit.apps.api import build, build_async, connect, connect_async, open, open_async  # noqa: A004 - flagsplit.open
+    from flagsplit.apps.pipeline import BuildResult
+    from flagsplit.errors import FlagsplitError
+    from flagsplit.runtime.bundle import Bundle
+    from flagsplit.runtime.session import Answer, AsyncSession, Session, SessionSettings
+    from flagsplit.splitter.sla import SLA
+
 __version__ = VERSION
 
-__all__ = ["__version__"]
+_HOMES = {
+    "Answer": "flagsplit.runtime.session",
+    "AsyncSession": "flagsplit.runtime.session",
+    "BuildResult": "flagsplit.apps.pipeline",
+    "Bundle": "flagsplit.runtime.bundle",
+    "FlagsplitError": "flagsplit.errors",
+    "SLA": "flagsplit.splitter.sla",
+    "Session": "flagsplit.runtime.session",
+    "SessionSettings": "flagsplit.runtime.session",
+    "build": "flagsplit.apps.api",
+    "build_async": "flagsplit.apps.api",
+    "connect": "flagsplit.apps.api",
+    "connect_async": "flagsplit.apps.api",
+    "open": "flagsplit.apps.api",
+    "open_async": "flagsplit.apps.api",
+}
+
+__all__ = [
+    "SLA",
+    "Answer",
+    "AsyncSession",
+    "BuildResult",
+    "Bundle",
+    "FlagsplitError",
+    "Session",
+    "SessionSettings",
+    "__version__",
+    "build",
+    "build_async",
+    "connect",
+    "connect_async",
+    "open",
+    "open_async",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'flagsplit' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

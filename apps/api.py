@@ -1,0 +1,165 @@
+"""The Python API behind `flagsplit.build`, `flagsplit.open` and `flagsplit.connect`: the words of the command line.
+
+Each takes plain values (paths, names, mappings) and gives the objects of the layers below.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from flagsplit.apps.local import LocalWorkers
+from flagsplit.apps.pipeline import BuildOptions, BuildResult, Progress
+from flagsplit.apps.pipeline import build as build_bundle
+from flagsplit.errors import PolicyError
+from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.session import AsyncSession, Session, SessionSettings
+from flagsplit.splitter.sla import SLA, parse_sla
+from flagsplit.targets.interface import Numerics
+from flagsplit.transport.messages import PeerAddress
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
+
+AnyPath = str | PathLike[str]
+
+
+def build(
+    model: AnyPath,
+    tiers: str | Sequence[str],
+    output: AnyPath,
+    *,
+    devices: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
+    sla: SLA | Mapping[str, Any] | AnyPath | None = None,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    numerics: Numerics = "exact",
+    catalogues: Sequence[AnyPath] = (),
+    progress: Progress = lambda _what, _share: None,
+) -> BuildResult:
+    """Build a bundle from an ONNX model.
+
+    Args:
+        model: path of the model.
+        tiers: names from the tier that asks to the farthest, or one string with commas: `"phone,edge,cloud"`.
+        output: path of the bundle to write.
+        devices: device of each tier by name, from `flagsplit devices`.
+        links: link of each tier to the one before it, such as `{"edge": "100mbit/5ms"}`.
+        sla: an `SLA`, its fields as a mapping, or the path of an SLA file.
+        dims: nominal size of symbolic dimensions, elements.
+        shapes: nominal shape of inputs, elements.
+        numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
+        catalogues: JSON files with devices and links of your own.
+        progress: called with what is being done and the share done, 0 to 1.
+
+    Returns:
+        The bundle's path, digest, sizes in bytes, seconds per step and plans.
+
+    Raises:
+        ModelError, PolicyError, ConfigError: what was asked cannot be built; the message says why.
+    """
+    return build_bundle(
+        Path(model),
+        tiers.split(",") if isinstance(tiers, str) else tiers,
+        Path(output),
+        devices=devices,
+        links=links,
+        sla=_sla(sla),
+        options=BuildOptions(
+            dims=dims or {},
+            shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+            numerics=numerics,
+            catalogues=[Path(path) for path in catalogues],
+        ),
+        progress=progress,
+    )
+
+
+def _sla(given: SLA | Mapping[str, Any] | AnyPath | None) -> SLA | None:
+    if given is None or isinstance(given, SLA):
+        return given
+    if isinstance(given, Mapping):
+        return parse_sla(given)
+    path = Path(given)
+    try:
+        return parse_sla(path.read_bytes(), str(path))
+    except OSError as error:
+        raise PolicyError(f"cannot read the SLA {path}: {error.strerror}") from None
+
+
+def open(bundle: AnyPath, *, cache: AnyPath | None = None) -> Bundle:  # noqa: A001 - the word users expect: flagsplit.open
+    """Open a bundle: verify it and unpack it into the cache if it is not there yet.
+
+    Args:
+        bundle: path of a `.flagsplit` file.
+        cache: where to unpack; `$FLAGSPLIT_CACHE` or `~/.cache/flagsplit` by default.
+
+    Raises:
+        BundleError: the file is missing, damaged, or of another major version.
+    """
+    return open_bundle(Path(bundle), None if cache is None else Path(cache))
+
+
+@contextmanager
+def connect(
+    bundle: Bundle | AnyPath,
+    tiers: Mapping[str, str | PeerAddress] | None = None,
+    *,
+    keys: AnyPath | None = None,
+    settings: SessionSettings | None = None,
+) -> Iterator[Session]:
+    """Connect to the workers of a bundle, for the length of a `with` statement.
+
+    Args:
+        bundle: a bundle or its path.
+        tiers: address of each worker by tier, such as `{"cloud": "tcp://10.0.0.7:5555"}`. None starts workers for all
+            tiers on this host; {} uses the first tier alone.
+        keys: folder of the CURVE keys; `$FLAGSPLIT_HOME/keys` or `~/.config/flagsplit/keys` by default.
+        settings: deadlines, memory budget, heartbeats.
+
+    Yields:
+        A session; `session.run({"input": array})` gives the outputs by name.
+
+    Raises:
+        BundleError, ConfigError, PolicyError: bundle, keys or tiers are wrong.
+        RefusedError: a worker refused, for instance because it serves another bundle.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open(bundle)
+    with ExitStack() as stack:
+        if tiers is None:
+            addresses = stack.enter_context(LocalWorkers(opened.path, opened.tiers[1:])).addresses
+        else:
+            addresses = {name: PeerAddress(at) if isinstance(at, str) else at for name, at in tiers.items()}
+        for name in addresses:
+            opened.tier_index(name)
+        channel = ZmqChannel(security=KeyStore(None if keys is None else Path(keys)).security())
+        yield stack.enter_context(Session(opened, addresses, channel, settings))
+
+
+@asynccontextmanager
+async def connect_async(
+    bundle: Bundle | AnyPath,
+    tiers: Mapping[str, str | PeerAddress] | None = None,
+    *,
+    keys: AnyPath | None = None,
+    settings: SessionSettings | None = None,
+) -> AsyncIterator[AsyncSession]:
+    """The asyncio twin of `connect`, for `async with`; arguments and errors are the same."""
+    manager = connect(bundle, tiers, keys=keys, settings=settings)
+    session = await asyncio.to_thread(manager.__enter__)
+    try:
+        yield AsyncSession(session)
+    finally:
+        await asyncio.to_thread(manager.__exit__, None, None, None)
+
+
+async def build_async(model: AnyPath, tiers: str | Sequence[str], output: AnyPath, **choices: Any) -> BuildResult:
+    """The asyncio twin of `build`: the same arguments, on a thread of its own."""
+    return await asyncio.to_thread(build, model, tiers, output, **choices)
+
+
+async def open_async(bundle: AnyPath, *, cache: AnyPath | None = None) -> Bundle:
+    """The asyncio twin of `open`, on a thread of its own."""
+    return await asyncio.to_thread(open, bundle, cache=cache)

@@ -1,0 +1,84 @@
+"""`flagsplit build`: from a model to a bundle."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from flagsplit.apps.cli.options import names, pairs, shapes, sizes, sla_file
+from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
+from flagsplit.apps.cli.plans import plan_data, plan_rows
+from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
+
+PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "down")
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="The model, an ONNX file.")],
+    tiers: Annotated[str, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
+    devices: Annotated[list[str] | None, typer.Option(help="TIER=DEVICE, with commas; see flagsplit devices.")] = None,
+    link: Annotated[
+        list[str] | None, typer.Option(help="TIER=BANDWIDTH/RTT, the link to the tier before: edge=100mbit/5ms.")
+    ] = None,
+    sla: Annotated[Path | None, typer.Option(help="The policy, a JSON file; docs/sla.md.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(help="SYMBOL=SIZE, nominal size of an open dimension.")] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="INPUT=1,3,640,640, nominal shape of an input.")] = None,
+    catalogue: Annotated[list[Path] | None, typer.Option(help="A file with devices and links of your own.")] = None,
+    numerics: Annotated[
+        Literal["exact", "fast"],
+        typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
+    ] = "exact",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Build a bundle: plans for every state of the network, and what each tier needs to run them."""
+    options = BuildOptions(
+        dims=sizes("--dim", dim), shapes=shapes("--shape", shape), numerics=numerics, catalogues=catalogue or []
+    )
+    with progress_bar(quiet=as_json) as progress:
+        result = build(
+            model,
+            names("--tiers", tiers),
+            output,
+            devices=pairs("--devices", devices, commas=True),
+            links=pairs("--link", link),
+            sla=sla_file(sla),
+            options=options,
+            progress=progress,
+        )
+    if as_json:
+        print_json(_data(result))
+    else:
+        _show(result)
+
+
+def _data(result: BuildResult) -> dict[str, Any]:
+    pool = result.planning.pool
+    return {
+        "bundle": str(result.path),
+        "digest": result.digest,
+        "size_bytes": result.size_bytes,
+        "weights_bytes": result.weights_bytes,
+        "plan": result.planning.chosen.plan.name,
+        "plans": [plan_data(plan) for plan in pool.plans],
+        "absent": dict(pool.absent),
+        "reasons": list(result.planning.reasons),
+        "seconds": {name: round(seconds, 4) for name, seconds in result.seconds.items()},
+        "basis": "modelled",
+    }
+
+
+def _show(result: BuildResult) -> None:
+    out = console()
+    pool = result.planning.pool
+    out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(pool.plans), left=2))
+    for name, why in pool.absent.items():
+        out.print(f"{name} is not among them: {why}")
+    out.print()
+    for sentence in result.planning.reasons:
+        out.print(sentence)
+    out.print()
+    out.print(
+        f"{result.path}: {size_text(result.size_bytes)}, weights {size_text(result.weights_bytes)}, "
+        f"{len(pool.plans)} plans, built in {sum(result.seconds.values()):.1f} s"
+    )

@@ -1,0 +1,64 @@
+"""`flagsplit devices`: the catalogue of devices and links."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flagsplit.apps.cli.output import console, print_json, rate_text, size_text, table
+from flagsplit.splitter.devices import Device, load_catalogue
+
+
+def command(
+    catalogue: Annotated[list[Path] | None, typer.Option(help="A file with devices and links of your own.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the devices and links that plans can be made for. Every figure has its source in --json."""
+    found = load_catalogue(catalogue or [])
+    if as_json:
+        print_json(
+            {
+                "devices": [device.model_dump(mode="json") for device in found.devices.values()],
+                "links": [
+                    {
+                        "name": link.name,
+                        "up_mbit": link.up_bytes_per_s * 8e-6,
+                        "down_mbit": link.down_bytes_per_s * 8e-6,
+                        "rtt_ms": link.rtt_s * 1e3,
+                        "medium": link.medium,
+                        "source": link.source,
+                    }
+                    for link in found.links.values()
+                ],
+            }
+        )
+        return
+    out = console()
+    columns = ("device", "kind", "confidence", "peak", "memory", "bandwidth", "power", "USD/h")
+    out.print(table("Devices", columns, [_row(device) for device in found.devices.values()], left=3))
+    out.print()
+    links = [
+        (
+            name,
+            link.medium,
+            rate_text(link.up_bytes_per_s * 8, "bit/s"),
+            rate_text(link.down_bytes_per_s * 8, "bit/s"),
+            f"{link.rtt_s * 1e3:g} ms",
+        )
+        for name, link in found.links.items()
+    ]
+    out.print(table("Links", ("link", "medium", "up", "down", "rtt"), links, left=2))
+
+
+def _row(device: Device) -> tuple[str, ...]:
+    peak = device.peak_flops[device.precision]
+    return (
+        device.name,
+        device.kind,
+        peak.confidence,
+        rate_text(peak.value, f"FLOP/s {device.precision}"),
+        size_text(device.memory.value),
+        rate_text(device.memory_bandwidth.value, "B/s"),
+        f"{device.active_power.value:g} W",
+        f"{device.price.value:g}",
+    )

@@ -1,0 +1,75 @@
+"""`flagsplit inspect`: what is in a bundle."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flagsplit.apps.cli.build import PLAN_COLUMNS
+from flagsplit.apps.cli.output import console, print_json, size_text, table
+from flagsplit.apps.cli.plans import plan_data, plan_rows
+from flagsplit.runtime.bundle import Bundle, open_bundle
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show a bundle: its tiers, plans and sizes. Every member is verified on the way."""
+    opened = open_bundle(bundle)
+    if as_json:
+        print_json(_data(opened))
+    else:
+        _show(opened)
+
+
+def _data(bundle: Bundle) -> dict[str, Any]:
+    facts, pool = bundle.facts, bundle.plans.pool
+    return {
+        "bundle": str(bundle.path),
+        "digest": bundle.digest,
+        "format": list(facts.format),
+        "built_with": facts.built_with,
+        "model": facts.model.model_dump(),
+        "size_bytes": bundle.path.stat().st_size,
+        "weights_bytes": facts.weights_bytes,
+        "inputs": [tensor.model_dump() for tensor in facts.inputs],
+        "outputs": [tensor.model_dump() for tensor in facts.outputs],
+        "nominal_dims": facts.nominal_dims,
+        "tiers": [
+            {
+                "name": tier.name,
+                "device": tier.device,
+                "targets": [artifact.target for artifact in tier.artifacts],
+                "segments": len(bundle.segments_of(index)),
+            }
+            for index, tier in enumerate(facts.tiers)
+        ],
+        "plans": [plan_data(plan) for plan in pool.plans],
+        "absent": dict(pool.absent),
+        "reasons": list(bundle.plans.reasons),
+    }
+
+
+def _show(bundle: Bundle) -> None:
+    out, facts = console(), bundle.facts
+    out.print(
+        f"[bold]{bundle.path.name}[/bold]  {size_text(bundle.path.stat().st_size)}, weights "
+        f"{size_text(facts.weights_bytes)}, model {facts.model.name}, {facts.built_with}, digest {bundle.digest[:12]}\n"
+    )
+    tensors = [("input", t.name, t.dtype, t.shape) for t in facts.inputs]
+    tensors += [("output", t.name, t.dtype, t.shape) for t in facts.outputs]
+    out.print(table("Tensors", ("", "name", "dtype", "shape"), tensors, left=4))
+    if facts.nominal_dims:
+        out.print("planned for " + ", ".join(f"{name}={size}" for name, size in facts.nominal_dims.items()))
+    out.print()
+    rows = [
+        (tier.name, tier.device, ", ".join(a.target for a in tier.artifacts), len(bundle.segments_of(index)))
+        for index, tier in enumerate(facts.tiers)
+    ]
+    out.print(table("Tiers", ("tier", "device", "target", "segments"), rows, left=3))
+    out.print()
+    out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(bundle.plans.pool.plans), left=2))
+    out.print()
+    for sentence in bundle.plans.reasons:
+        out.print(sentence)

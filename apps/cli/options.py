@@ -1,0 +1,67 @@
+"""Reading `NAME=VALUE` options: devices, links, addresses, sizes and shapes."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flagsplit.errors import ConfigError
+from flagsplit.splitter.sla import SLA, parse_sla
+
+
+def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> dict[str, str]:
+    """`NAME=VALUE` texts as a mapping.
+
+    Args:
+        option: for messages.
+        given: the texts; with `commas`, each may hold several.
+        commas: whether a comma separates pairs.
+
+    Raises:
+        ConfigError: a text is no pair, or a name stands twice.
+    """
+    found: dict[str, str] = {}
+    for text in given or ():
+        for part in text.split(",") if commas else [text]:
+            name, equals, value = part.strip().partition("=")
+            if not equals or not name or not value:
+                raise ConfigError(f"{option} expects NAME=VALUE, came {part!r}")
+            if name in found:
+                raise ConfigError(f"{option} names {name!r} twice; give it once")
+            found[name] = value
+    return found
+
+
+def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:
+    """`NAME=SIZE` texts as a mapping to positive whole numbers."""
+    return {name: _size(option, name, text) for name, text in pairs(option, given).items()}
+
+
+def shapes(option: str, given: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
+    """`INPUT=1,3,48,320` texts as a mapping to shapes; `x` may stand for a comma."""
+    return {
+        name: tuple(_size(option, name, part) for part in text.replace("x", ",").split(","))
+        for name, text in pairs(option, given).items()
+    }
+
+
+def _size(option: str, name: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1 or len(text) > 12:
+        raise ConfigError(f"{option} {name} expects whole numbers of at least 1, came {text!r}")
+    return int(text)
+
+
+def names(option: str, text: str) -> list[str]:
+    """A comma-separated list of different names."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found or len(set(found)) != len(found):
+        raise ConfigError(f"{option} expects different names with commas between them, came {text!r}")
+    return found
+
+
+def sla_file(path: Path | None) -> SLA | None:
+    """The SLA in a file, if there is one."""
+    if path is None:
+        return None
+    try:
+        return parse_sla(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ConfigError(f"cannot read the SLA {path}: {error.strerror}") from None

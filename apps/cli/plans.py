@@ -1,0 +1,54 @@
+"""How plans are shown, the same in every command."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flagsplit.apps.cli.output import size_text
+from flagsplit.splitter.plan import Plan
+
+
+def plan_data(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON data."""
+    features = plan.features
+    return {
+        "name": plan.name,
+        "tiers": [plan.tiers[index] for index in plan.used_tiers],
+        "blocks": {tier: plan.placement.count(index) for index, tier in enumerate(plan.tiers)},
+        "cuts": [
+            {
+                "value": cut.value,
+                "from": plan.tiers[cut.from_tier],
+                "to": plan.tiers[cut.to_tier],
+                "bytes": cut.size_bytes,
+                "codec": cut.codec,
+            }
+            for cut in plan.cuts
+        ],
+        "predicted": {
+            "latency_ms": plan.predicted.latency_s * 1e3,
+            "energy_mj": plan.predicted.total_energy_j * 1e3,
+            "first_tier_energy_mj": plan.predicted.first_tier_energy_j * 1e3,
+            "price_per_1k_usd": plan.predicted.price_per_1k_usd,
+            "tier_ms": {tier: s * 1e3 for tier, s in zip(plan.tiers, features.tier_seconds, strict=True)},
+            "resident_bytes": dict(zip(plan.tiers, features.resident_bytes, strict=True)),
+            "up_bytes": list(features.up_bytes),
+            "down_bytes": list(features.down_bytes),
+            "basis": plan.predicted.basis,
+        },
+    }
+
+
+def plan_rows(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
+    """Rows for a table: name, blocks per tier, latency, energy, price, bytes up and down."""
+    return [
+        (
+            plan.name,
+            " ".join(f"{plan.tiers[tier]}:{plan.placement.count(tier)}" for tier in plan.used_tiers),
+            f"{plan.predicted.latency_s * 1e3:.2f}",
+            f"{plan.predicted.total_energy_j * 1e3:.2f}",
+            f"{plan.predicted.price_per_1k_usd:.4f}",
+            size_text(sum(plan.features.up_bytes)),
+            size_text(sum(plan.features.down_bytes)),
+        )
+        for plan in plans
+    ]

@@ -1,0 +1,175 @@
+"""`flagsplit run`: ask a bundle for answers, through workers elsewhere or started here."""
+
+import statistics
+import sys
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from flagsplit.apps import api, compare
+from flagsplit.apps.cli.options import pairs, sizes
+from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
+from flagsplit.errors import InputError, UnavailableError
+from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.inputs import check_inputs, random_inputs
+from flagsplit.runtime.session import Answer, Session, SessionSettings
+from flagsplit.targets.interface import Array, LoadOptions
+
+
+def command(
+    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    input_file: Annotated[Path | None, typer.Option("--input", help="Inputs by name, an .npz file.")] = None,
+    tier: Annotated[
+        list[str] | None, typer.Option(help="TIER=tcp://HOST:PORT of a worker; none starts them here.")
+    ] = None,
+    plan: Annotated[str, typer.Option(help="A plan of the pool; the best one by default.")] = "",
+    check: Annotated[bool, typer.Option("--check", help="Run the unsplit model too and compare.")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="How many requests; figures are medians.")] = 1,
+    dim: Annotated[list[str] | None, typer.Option(help="SYMBOL=SIZE for made-up inputs.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of made-up inputs.")] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the outputs to an .npz file.")] = None,
+    deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Run a bundle on inputs from a file, or on seeded random ones of the declared shapes."""
+    opened = api.open(bundle)
+    if plan:
+        opened.plan(plan)
+    inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
+    host = LoadOptions(threads=threads)
+    settings = SessionSettings(deadline_s=deadline, host=host)
+    addresses = pairs("--tier", tier) if tier is not None else None
+    with progress_bar(quiet=as_json) as progress:
+        progress("start", 0.0)
+        with api.connect(opened, addresses, keys=keys, settings=settings) as session:
+            _warn_of_absent(session, opened, plan)
+            answers = _ask(session, inputs, plan, repeat, progress)
+            tiers = session.tiers
+    difference = None
+    if check:
+        difference = compare.to_data(compare.compare(_reference(opened, inputs, host), answers[-1]))
+    if output is not None:
+        _write(output, answers[-1])
+    data = _data(opened, answers, difference, tiers)
+    if as_json:
+        print_json(data)
+    else:
+        _show(opened, data)
+
+
+def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: int) -> dict[str, Array]:
+    if file is None:
+        return random_inputs(bundle.inputs, {**bundle.facts.nominal_dims, **dims}, seed)
+    if not file.is_file():
+        raise InputError(f"no such input file: {file}")
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return check_inputs(bundle.inputs, {name: archive[name] for name in archive.files})
+    except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+        text = " ".join(str(error).split())[:120]
+        raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None
+
+
+def _warn_of_absent(session: Session, bundle: Bundle, plan: str) -> None:
+    """Say which tiers are not there; a plan that was asked for by name must have all of its own."""
+    states = session.tiers
+    missing = [tier for tier in bundle.tiers[1:] if states.get(tier) != "up"]
+    if plan:
+        used = [bundle.tiers[index] for index in bundle.plan(plan).used_tiers]
+        lost = [tier for tier in used if tier in missing]
+        if lost:
+            why = states.get(lost[0], f"no address; give --tier {lost[0]}=tcp://HOST:PORT")
+            raise UnavailableError(f"plan {plan} needs tier {lost[0]}, which is not there: {why}")
+    for tier in missing:
+        if tier in states:
+            print(f"flagsplit: tier {tier} is not there ({states[tier]}); going on without it", file=sys.stderr)
+
+
+def _ask(session: Session, inputs: Mapping[str, Array], plan: str, repeat: int, progress: Any) -> list[Answer]:
+    """Ask `repeat` times, a few requests on their way at once, keeping the last answer and all reports."""
+    answers: list[Answer] = []
+    pending: deque[Future[Answer]] = deque()
+    window = 1 if repeat < 20 else 4
+    for index in range(repeat):
+        pending.append(session.submit(inputs, plan=plan))
+        if len(pending) >= window:
+            answers.append(pending.popleft().result())
+            progress("run", (index + 1) / repeat)
+    answers.extend(future.result() for future in pending)
+    return answers
+
+
+def _reference(bundle: Bundle, inputs: Mapping[str, Array], host: LoadOptions) -> dict[str, Array]:
+    whole = bundle.load_whole(host)
+    try:
+        return whole.run(inputs)
+    finally:
+        whole.close()
+
+
+def _write(path: Path, answer: Answer) -> None:
+    temporary = path.with_name(f".{path.name}.part.npz")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **dict(answer))
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _data(
+    bundle: Bundle, answers: list[Answer], difference: dict[str, Any] | None, tiers: Mapping[str, str]
+) -> dict[str, Any]:
+    last = answers[-1].report
+    predicted = bundle.plan(last.plan).predicted
+    data: dict[str, Any] = {
+        **last.to_data(),
+        "latency_ms": statistics.median(answer.report.latency_ms for answer in answers),
+        "basis": "measured",
+        "predicted": {"latency_ms": predicted.latency_s * 1e3, "basis": predicted.basis},
+        "requests": len(answers),
+        "attempts": max(answer.report.attempts for answer in answers),
+        "plans": sorted({answer.report.plan for answer in answers}),
+        "workers": dict(tiers),
+        "outputs": {
+            name: {"dtype": array.dtype.name, "shape": list(array.shape)} for name, array in answers[-1].items()
+        },
+    }
+    if difference is not None:
+        data["check"] = difference
+    return data
+
+
+def _show(bundle: Bundle, data: dict[str, Any]) -> None:
+    out = console()
+    rows = [
+        (tier["tier"], len(tier["segments"]), f"{tier['wait_ms']:.2f}", f"{tier['run_ms']:.2f}")
+        for tier in data["tiers"]
+    ]
+    out.print(table(f"Plan {data['plan']} (measured)", ("tier", "segments", "wait ms", "run ms"), rows))
+    links = [(f"{x['from']} → {x['to']}", size_text(x["bytes"]), x["messages"]) for x in data["links"]]
+    if links:
+        out.print(table("", ("link", "bytes", "messages"), links))
+    predicted = data["predicted"]
+    out.print(
+        f"\nlatency {data['latency_ms']:.2f} ms measured on this host ({data['requests']} requests), "
+        f"{predicted['latency_ms']:.2f} ms {predicted['basis']} for "
+        + ", ".join(f"{tier.name}={tier.device}" for tier in bundle.facts.tiers)
+    )
+    if "check" in data:
+        check = data["check"]
+        out.print(
+            f"against the unsplit model: largest difference {check['max_abs']:.3g}, "
+            f"{check['max_rel']:.3g} of the output's range"
+        )
+    for name, tensor in data["outputs"].items():
+        out.print(f"output {name}: {tensor['dtype']} {tensor['shape']}", markup=False)

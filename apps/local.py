@@ -1,0 +1,130 @@
+"""Workers of this host: started as processes on loopback, told apart from the real thing by nothing.
+
+A worker started here reads its standard input and ends when that closes, so none outlives the process that started it,
+however that one ends.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from flagsplit.errors import PeerError
+from flagsplit.transport.messages import PeerAddress
+
+_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class LocalWorker:
+    """A worker process.
+
+    Attributes:
+        tier: the tier that it serves.
+        address: where it listens.
+        process: the process.
+    """
+
+    tier: str
+    address: PeerAddress
+    process: "subprocess.Popen[bytes]"
+
+
+class LocalWorkers:
+    """Worker processes on loopback, one for each tier. Use it in a `with` statement.
+
+    Args:
+        bundle: path of the bundle.
+        tiers: names of the tiers to serve.
+        threads: threads of each worker's engine.
+
+    Raises:
+        PeerError: a worker did not start; the message carries what it said.
+    """
+
+    def __init__(self, bundle: Path, tiers: Sequence[str], *, threads: int = 1) -> None:
+        self.workers: dict[str, LocalWorker] = {}
+        starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
+        try:
+            for tier in tiers:
+                errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
+                starting[tier] = _start(bundle, tier, threads, errors), errors
+            for tier, (process, errors) in starting.items():
+                self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, errors)), process)
+        except BaseException:
+            for process, _ in starting.values():
+                _end(process)
+            raise
+        finally:
+            for _, errors in starting.values():
+                errors.close()
+
+    @property
+    def addresses(self) -> dict[str, PeerAddress]:
+        """Where each tier listens."""
+        return {tier: worker.address for tier, worker in self.workers.items()}
+
+    def close(self) -> None:
+        """End all workers. A second call does nothing."""
+        for worker in self.workers.values():
+            if worker.process.poll() is None:
+                worker.process.terminate()
+        for worker in self.workers.values():
+            _end(worker.process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _start(bundle: Path, tier: str, threads: int, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+    command = [
+        *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(bundle), "--tier", tier),
+        *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
+    ]
+    return subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+    )
+
+
+def _address_of(process: "subprocess.Popen[bytes]", tier: str, errors: IO[bytes]) -> str:
+    """Read the line in which a worker says where it listens."""
+    deadline = time.monotonic() + _START_S
+    said = b""
+    if process.stdout is None:
+        raise PeerError(f"the worker for tier {tier} has no output")
+    while b"\n" not in said:
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(process.stdout.fileno(), 65536) if ready else b""
+        if not chunk:
+            _end(process)
+            errors.seek(0)
+            why = errors.read(4096).decode(errors="replace").strip()
+            raise PeerError(f"the worker for tier {tier} did not start: {why or f'no word within {_START_S:g} s'}")
+        said += chunk
+    return str(json.loads(said.split(b"\n")[0])["address"])
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()

@@ -1,0 +1,289 @@
+"""From a model file to a bundle: the one place where graph, planner, targets and bundle are wired together.
+
+    read → canonicalize → plan → compile each tier's segments → write
+
+Weights stream from file to file; nothing appears under the output's name until all of it is right.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from flagsplit import __version__, flagir
+from flagsplit.apps.deployment import Deployment, describe_deployment
+from flagsplit.errors import ConfigError, ModelError
+from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
+from flagsplit.runtime.archive import Member, write_archive
+from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
+from flagsplit.runtime.itinerary import PlannedStep
+from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
+from flagsplit.runtime.manifest import Tier as ManifestTier
+from flagsplit.splitter.pipeline import PlanningResult, plan_model
+from flagsplit.splitter.sla import SLA
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
+
+TRACE_NAME = "build-trace.json"
+_MAX_METADATA_BYTES = 1 << 20
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and how much of the build is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """Choices of a build beside the deployment and the SLA.
+
+    Attributes:
+        dims: nominal size of symbolic dimensions, by symbol.
+        shapes: nominal shape of inputs, by input; another way to say the same.
+        numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
+        catalogues: files with devices and links of the user's own.
+    """
+
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    numerics: Numerics = "exact"
+    catalogues: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made.
+
+    Attributes:
+        path: the bundle.
+        digest: of the bundle.
+        size_bytes: of the file.
+        weights_bytes: of all weights in it.
+        seconds: by step of the build.
+        planning: plans, choice, reasons.
+    """
+
+    path: Path
+    digest: str
+    size_bytes: int
+    weights_bytes: int
+    seconds: Mapping[str, float]
+    planning: PlanningResult
+
+
+def build(
+    model: Path,
+    tiers: Sequence[str],
+    output: Path,
+    *,
+    devices: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
+    sla: SLA | None = None,
+    options: BuildOptions | None = None,
+    progress: Progress = lambda _what, _share: None,
+) -> BuildResult:
+    """Build a bundle.
+
+    Args:
+        model: an ONNX file.
+        tiers: names of the tiers, from the one that asks to the farthest.
+        output: the bundle to write.
+        devices: device of each tier, by tier name; see `flagsplit devices`.
+        links: link of each tier to the one before it, by tier name, such as `100mbit/5ms`.
+        sla: the policy; the default minimizes latency.
+        options: further choices.
+        progress: told what is being done.
+
+    Raises:
+        ModelError: the model cannot be read or brought into FlagIR.
+        PolicyError: tiers, devices, links or SLA are wrong, or no plan can keep the SLA.
+        ConfigError: the output cannot be written.
+    """
+    options = options or BuildOptions()
+    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
+    _check_output(output)
+    clock = _Clock(progress)
+    with tempfile.TemporaryDirectory(prefix=".flagsplit-build-", dir=output.parent) as scratch:
+        folder = Path(scratch)
+        return _build(model, output, folder, deployment, sla or SLA(), options, clock)
+
+
+def _build(
+    path: Path, output: Path, folder: Path, deployment: Deployment, sla: SLA, options: BuildOptions, clock: "_Clock"
+) -> BuildResult:
+    clock.step("read", 0.0)
+    model = flagir.read_model(path)
+    digest = _sha256(path)
+    nodes_read = len(model.graph)
+    clock.step("canonicalize", 0.05)
+    flagir.canonicalize(model)
+    flagir.check(model)
+    clock.step("store weights", 0.3)
+    flagir.save(model, folder)
+    clock.step("plan", 0.5)
+    skeleton = Skeleton(model)
+    given = {**flagir.dims_of_shapes(skeleton, options.shapes), **options.dims}
+    dims = flagir.nominal_dims(skeleton, given)
+    graph = flagir.block_graph(model, dims, skeleton)
+    targets = [get_target(name) for name in deployment.targets]
+    supports = {
+        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
+    }
+    planning = plan_model(graph, deployment.tiers, deployment.links, sla, supports)
+    clock.step("compile", 0.7)
+    steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
+    artifacts = _compile(model, steps, targets, options.numerics)
+    for plan in planning.pool.plans:
+        flagir.write_placement(model, plan.name, plan.tiers, _by_node(graph, plan.placement))
+    clock.step("write", 0.8)
+    members: dict[str, Member] = {
+        GRAPH_NAME: flagir.to_bytes(model),
+        WEIGHTS_MEMBER: folder / "weights.bin",
+        PLANS_NAME: PlanSet(planning.pool, _planned(steps), planning.problem.nominal, planning.reasons).to_json(),
+        TRACE_NAME: _trace(nodes_read, model, graph, planning),
+    }
+    tiers = [_manifest_tier(i, deployment, artifacts[i], targets[i], members) for i in range(len(targets))]
+    weights = flagir.weights_bytes(model)
+
+    def facts_of(sizes: dict[str, int]) -> Facts:
+        return Facts(
+            format=FORMAT,
+            model=Model(name=path.stem, sha256=digest),
+            tiers=tiers,
+            inputs=[_tensor(value) for value in model.graph.inputs],
+            outputs=[_tensor(value) for value in model.graph.outputs],
+            nominal_dims=dims,
+            weights_bytes=weights,
+            sizes=sizes,
+            metadata=_metadata(model),
+            built_with=f"flagsplit {__version__}",
+        )
+
+    bundle_digest = write_archive(
+        output, members, facts_of, lambda done, total: clock.share("write", 0.8 + 0.2 * done / max(total, 1))
+    )
+    clock.step("done", 1.0)
+    return BuildResult(output, bundle_digest, output.stat().st_size, weights, clock.seconds, planning)
+
+
+class _Clock:
+    """Times the steps and passes them on as progress."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._name = ""
+        self._started = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def step(self, name: str, share: float) -> None:
+        now = time.monotonic()
+        if self._name:
+            self.seconds[self._name] = now - self._started
+        self._name, self._started = name, now
+        self._progress(name, share)
+
+    def share(self, name: str, share: float) -> None:
+        self._progress(name, share)
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise ConfigError(f"expected a file to write, {output} is a folder; give -o NAME.flagsplit")
+    if not output.parent.is_dir():
+        raise ConfigError(f"cannot write {output}: the folder {output.parent} does not exist; make it first")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verdicts(model: ir.Model, graph: BlockGraph, target: Target) -> list[str | None]:
+    """For each block, why the target cannot take it, or None."""
+    reasons: dict[str, str] = {}
+    for node in model.graph:
+        verdict = target.supports(node)
+        if not verdict.supported:
+            reasons[node.name or ""] = verdict.reason
+    return [_first_reason(block, reasons) for block in graph.blocks]
+
+
+def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
+    return next((reasons[node] for node in block.nodes if node in reasons), None)
+
+
+def _by_node(graph: BlockGraph, placement: Sequence[int]) -> dict[str, int]:
+    return {node: placement[block.index] for block in graph.blocks for node in block.nodes}
+
+
+def _steps(model: ir.Model, graph: BlockGraph, placement: Sequence[int], deployment: Deployment) -> tuple[Step, ...]:
+    return flagir.cut_into_steps(model, _by_node(graph, placement), len(deployment.tiers))
+
+
+def _planned(steps: Mapping[str, tuple[Step, ...]]) -> dict[str, tuple[PlannedStep, ...]]:
+    return {
+        plan: tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in each)
+        for plan, each in steps.items()
+    }
+
+
+def _compile(
+    model: ir.Model, steps: Mapping[str, tuple[Step, ...]], targets: Sequence[Target], numerics: Numerics
+) -> list[Artifact]:
+    """Each tier's segments of all plans at once."""
+    artifacts = []
+    for tier, target in enumerate(targets):
+        distinct = {step.segment.id: step.segment for each in steps.values() for step in each if step.tier == tier}
+        artifacts.append(target.compile(model, list(distinct.values()), CompileOptions(numerics)))
+    return artifacts
+
+
+def _manifest_tier(
+    index: int, deployment: Deployment, artifact: Artifact, target: Target, members: dict[str, Member]
+) -> ManifestTier:
+    """Describe a tier, and add its files to the bundle's members."""
+    tier, description = deployment.tiers[index], target.describe()
+    folder = f"tiers/{tier.name}/{description.name}"
+    members.update({f"{folder}/{name}": data for name, data in artifact.files.items()})
+    entry = TierArtifact(
+        target=description.name,
+        version=description.version,
+        folder=folder,
+        entries=dict(artifact.entries),
+        options=dict(artifact.options),
+    )
+    return ManifestTier(name=tier.name, device=tier.device.name, artifacts=[entry])
+
+
+def _tensor(value: ir.Value) -> Tensor:
+    if value.dtype is None or value.shape is None or value.name is None:
+        raise ModelError(f"{value.name!r} has no tensor type; only tensors can enter and leave a bundle")
+    dtype = "string" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
+    return Tensor(
+        name=value.name, dtype=dtype, shape=[dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+    )
+
+
+def _metadata(model: ir.Model) -> dict[str, str]:
+    """The model's own notes, such as the characters that a recognizer knows; those over a megabyte are left out."""
+    return {key: text for key, text in sorted(model.metadata_props.items()) if len(text) <= _MAX_METADATA_BYTES}
+
+
+def _trace(nodes_read: int, model: ir.Model, graph: BlockGraph, planning: PlanningResult) -> bytes:
+    """What the build did, in Chrome's trace format. Times are ordinals: the same input must give the same bytes."""
+    steps: list[tuple[str, dict[str, Any]]] = [
+        ("read", {"nodes": nodes_read}),
+        ("canonicalize", {"nodes": len(model.graph), "initializers": len(model.graph.initializers)}),
+        ("blocks", {"blocks": len(graph.blocks), "values": len(graph.values), "dims": dict(graph.dims)}),
+        ("plan", {"solver": planning.solution.solver, "plans": [plan.name for plan in planning.pool.plans]}),
+        ("choose", {"plan": planning.chosen.plan.name, "reasons": list(planning.reasons)}),
+    ]
+    events = [
+        {"name": name, "ph": "X", "ts": at, "dur": 1, "pid": 1, "tid": 1, "args": args}
+        for at, (name, args) in enumerate(steps)
+    ]
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1, sort_keys=True).encode() + b"\n"

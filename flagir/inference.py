@@ -1,0 +1,112 @@
+"""ONNX's shape inference, on a proto that holds no large weights, with what the library lacks or gets wrong made good.
+
+It has no rule for `GroupNormalization`, and propagates the values of a constant `Range` however long it is.
+"""
+
+from collections.abc import Iterator
+
+import onnx
+import onnx_ir as ir
+
+from flagsplit.flagir.types import dims_of
+
+_INLINE_BYTES = 1024
+_MAX_RANGE = 1 << 20
+
+
+def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
+    """The model with large initializers as inputs and without placement.
+
+    Args:
+        model: stays as it is.
+        declared: keep the shapes of intermediate values and outputs where they are whole, else drop them all. A
+            dimension that is declared as unknown would hide what inference finds out about it.
+    """
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(
+        onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()
+    )
+    graph = proto.graph
+    graph.name = model.graph.name or "model"
+    graph.input.extend(ir.serde.serialize_value(value) for value in model.graph.inputs)
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes <= _INLINE_BYTES:
+            graph.initializer.append(_inline(tensor, value.name or ""))
+        elif tensor is not None:
+            graph.input.append(onnx.helper.make_tensor_value_info(value.name or "", int(tensor.dtype), dims_of(tensor)))
+    for node in model.graph:
+        graph.node.append(ir.serde.serialize_node(node))
+        del graph.node[-1].device_configurations[:]
+        graph.value_info.extend(
+            ir.serde.serialize_value(value)
+            for value in node.outputs
+            if value.name and value.type is not None and not value.is_graph_output()
+        )
+    graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
+    for each in _graphs(graph):
+        _forget(each, partial_only=declared)
+    return proto
+
+
+def infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
+    """Shape inference with data propagation.
+
+    Args:
+        proto: from `weightless_proto`; changed.
+        strict: raise where operators contradict each other, else leave those values open.
+
+    Raises:
+        Exception: whatever the library raises.
+    """
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            if node.op_type == "GroupNormalization" and not node.domain:
+                node.op_type = "InstanceNormalization"  # of the same shape, and there is a rule for it
+                del node.attribute[:]
+    return onnx.shape_inference.infer_shapes(
+        proto, check_type=strict, strict_mode=strict, data_prop=not _has_long_range(proto.graph)
+    )
+
+
+def _inline(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.Tensor(tensor.numpy(), tensor.dtype)
+    proto = ir.serde.serialize_tensor(tensor)
+    proto.name = name
+    return proto
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                yield from _graphs(inner)
+
+
+def _forget(graph: onnx.GraphProto, *, partial_only: bool) -> None:
+    for info in (*graph.value_info, *graph.output):
+        kind = info.type.tensor_type
+        if partial_only and all(dim.WhichOneof("value") for dim in kind.shape.dim):
+            continue
+        if info.type.HasField("tensor_type"):
+            kind.ClearField("shape")
+        else:
+            info.ClearField("type")
+    if not partial_only:
+        del graph.value_info[:]
+
+
+def _has_long_range(graph: onnx.GraphProto) -> bool:
+    scalars = {
+        tensor.name: float(onnx.numpy_helper.to_array(tensor).reshape(-1)[0])
+        for tensor in graph.initializer
+        if tensor.data_type != onnx.TensorProto.STRING and list(tensor.dims) in ([], [1])
+    }
+    for each in _graphs(graph):
+        for node in each.node:
+            start, limit, step = (scalars.get(name, 0.0) for name in [*node.input, "", "", ""][:3])
+            if node.op_type == "Range" and abs(limit - start) > _MAX_RANGE * abs(step):
+                return True
+    return False

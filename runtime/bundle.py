@@ -1,0 +1,206 @@
+"""An opened bundle: its facts, its pool of plans, and the segments that each plan runs.
+
+Members are unpacked once into the cache (`flagsplit.runtime.archive`); nothing is loaded until it is asked for. How a
+bundle is made is in `flagsplit.apps.pipeline`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flagsplit.errors import BundleError, PolicyError
+from flagsplit.runtime.archive import Progress, unpack
+from flagsplit.runtime.itinerary import PlannedStep
+from flagsplit.runtime.manifest import Facts, Tensor
+from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.pool import Pool
+from flagsplit.splitter.state import State
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import Executable, LoadOptions
+
+PLANS_NAME = "plans.json"
+GRAPH_NAME = "flagir/model.onnx"
+WEIGHTS_MEMBER = "flagir/weights.bin"
+
+_MAX_PLANS_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class PlanSet:
+    """What `plans.json` holds.
+
+    Attributes:
+        pool: the plans with their features.
+        steps: for each plan, its segments in execution order.
+        nominal: the state of tiers and links that the plans were predicted for.
+        reasons: why the first plan was chosen, one sentence each.
+    """
+
+    pool: Pool
+    steps: Mapping[str, tuple[PlannedStep, ...]]
+    nominal: State
+    reasons: tuple[str, ...]
+
+    def to_json(self) -> bytes:
+        """The bytes of `plans.json`."""
+        data = {
+            "pool": json.loads(self.pool.to_json()),
+            "steps": {
+                name: [
+                    {"tier": s.tier, "segment": s.segment, "inputs": list(s.inputs), "outputs": list(s.outputs)}
+                    for s in steps
+                ]
+                for name, steps in self.steps.items()
+            },
+            "nominal": {name: list(getattr(self.nominal, name)) for name in State.__dataclass_fields__},
+            "reasons": list(self.reasons),
+        }
+        return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "PlanSet":
+        """Read what `to_json` wrote.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            pool = Pool.from_json(json.dumps(data["pool"]))
+            steps = {
+                str(name): tuple(
+                    PlannedStep(int(step["tier"]), str(step["segment"]), tuple(step["inputs"]), tuple(step["outputs"]))
+                    for step in entries
+                )
+                for name, entries in data["steps"].items()
+            }
+            nominal = State(**{name: tuple(data["nominal"][name]) for name in State.__dataclass_fields__})
+            plans = cls(pool, steps, nominal, tuple(map(str, data.get("reasons", []))))
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, PolicyError) as error:
+            raise BundleError(f"the bundle's {PLANS_NAME} is damaged ({error}); build the bundle again") from None
+        plans._check()
+        return plans
+
+    def _check(self) -> None:
+        for plan in self.pool.plans:
+            steps = self.steps.get(plan.name)
+            if not steps or any(not 0 <= step.tier < len(plan.tiers) for step in steps):
+                raise BundleError(f"the bundle's {PLANS_NAME} has no steps for plan {plan.name!r}; build it again")
+
+
+class Bundle:
+    """A bundle that was unpacked and verified. Make it with `open_bundle`.
+
+    Attributes:
+        path: the bundle file.
+        folder: where its members are.
+        digest: SHA-256 of its manifest; peers compare it.
+        facts: model, tiers, inputs, outputs, sizes.
+        plans: the pool, its steps and its nominal state.
+    """
+
+    def __init__(self, path: Path, folder: Path, digest: str, facts: Facts) -> None:
+        self.path = path
+        self.folder = folder
+        self.digest = digest
+        self.facts = facts
+        plans = folder / PLANS_NAME
+        if not plans.is_file() or plans.stat().st_size > _MAX_PLANS_BYTES:
+            raise BundleError(f"{path} has no usable {PLANS_NAME}; build the bundle again")
+        self.plans = PlanSet.from_json(plans.read_bytes())
+        if self.plans.pool.tiers != self.tiers:
+            raise BundleError(f"{path}: its plans are for {self.plans.pool.tiers}, its tiers are {self.tiers}; damaged")
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers, in the order of the line."""
+        return tuple(tier.name for tier in self.facts.tiers)
+
+    @property
+    def inputs(self) -> Sequence[Tensor]:
+        """What a request takes."""
+        return self.facts.inputs
+
+    @property
+    def outputs(self) -> Sequence[Tensor]:
+        """What a request gives."""
+        return self.facts.outputs
+
+    def plan(self, name: str) -> Plan:
+        """The plan of that name.
+
+        Raises:
+            PolicyError: the pool has none of that name; the message lists them.
+        """
+        return self.plans.pool.plan(name)
+
+    def tier_index(self, name: str) -> int:
+        """The position of a tier.
+
+        Raises:
+            PolicyError: the bundle has no such tier.
+        """
+        if name not in self.tiers:
+            raise PolicyError(f"expected a tier of this bundle ({', '.join(self.tiers)}), came {name!r}")
+        return self.tiers.index(name)
+
+    def segments_of(self, tier: int) -> dict[str, PlannedStep]:
+        """All segments that a tier runs under any plan, by id; those of the first plans come first."""
+        return {
+            step.segment: step
+            for plan in self.plans.pool.plans
+            for step in self.plans.steps[plan.name]
+            if step.tier == tier
+        }
+
+    def load(self, tier: int, segment: str, options: LoadOptions) -> Executable:
+        """Load a segment for this host.
+
+        Args:
+            tier: position of the tier.
+            segment: id of one of its segments.
+            options: choices of this host.
+
+        Raises:
+            BundleError: the artifact is missing or cannot be loaded.
+        """
+        artifact = self.facts.tiers[tier].artifacts[0]
+        entry = artifact.entries.get(segment)
+        if entry is None:
+            raise BundleError(
+                f"tier {self.tiers[tier]} has no artifact for segment {segment!r}; build the bundle again"
+            )
+        file = (self.folder / artifact.folder / entry).resolve()
+        if not file.is_relative_to(self.folder.resolve()):
+            raise BundleError(f"segment {segment!r} lies at {entry!r}, outside the bundle; refused")
+        return get_target(artifact.target).load(file, self.folder / WEIGHTS_MEMBER, artifact.options, options)
+
+    def load_whole(self, options: LoadOptions) -> Executable:
+        """Load the unsplit model: the reference that every split run must match."""
+        numerics = self.facts.tiers[0].artifacts[0].options
+        return get_target("ort").load(self.folder / GRAPH_NAME, self.folder / WEIGHTS_MEMBER, numerics, options)
+
+
+def default_cache() -> Path:
+    """Where unpacked bundles and pulled models are kept: `$FLAGSPLIT_CACHE`, else `~/.cache/flagsplit`."""
+    given = os.environ.get("FLAGSPLIT_CACHE")
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "flagsplit"
+
+
+def open_bundle(path: Path, cache: Path | None = None, progress: Progress | None = None) -> Bundle:
+    """Open a bundle, unpacking it into the cache if it is not there yet.
+
+    Args:
+        path: a `.flagsplit` file.
+        cache: where to unpack; `default_cache()` by default.
+        progress: called with bytes done and bytes in all while unpacking.
+
+    Raises:
+        BundleError: the file is missing, damaged, or of another major version.
+        ConfigError: the cache cannot be written.
+    """
+    unpacked = unpack(path, (cache or default_cache()) / "bundles", progress)
+    return Bundle(path, unpacked.folder, unpacked.digest, unpacked.manifest.predicate)

@@ -1,0 +1,155 @@
+"""What goes into a state machine and what comes out of it.
+
+The session and the worker are pure: they take events and the time, and answer with instructions. Sockets, threads and
+clocks are in `flagsplit.runtime.shell`, which also turns channel events into calls; fakes are in
+`flagsplit.runtime.testing`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.report import Report
+from flagsplit.targets.interface import Array
+from flagsplit.transport.channel import Down, Received, Up, Violated
+from flagsplit.transport.messages import Message
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A segment ran, or failed to.
+
+    Attributes:
+        token: of the `Run` that asked for it.
+        outputs: its results, or None.
+        error: why it failed, "" if it did not.
+        wait_us: microseconds between the asking and the start.
+        run_us: microseconds of the run itself.
+    """
+
+    token: int
+    outputs: Mapping[str, Array] | None
+    error: str = ""
+    wait_us: int = 0
+    run_us: int = 0
+
+
+@dataclass(frozen=True)
+class Submit:
+    """The application asks for an answer.
+
+    Attributes:
+        rid: its number, never used before in this session.
+        inputs: one array per graph input; nobody changes them any more.
+        deadline: time by which it must be answered.
+        plan: name of the plan wanted, or "" for the best.
+    """
+
+    rid: int
+    inputs: Mapping[str, Array]
+    deadline: float
+    plan: str = ""
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """The application does not want the answer any more."""
+
+    rid: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """Say goodbye to everybody; nothing follows."""
+
+
+Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Tick | Leave
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send a message, or drop it if the peer is gone."""
+
+    peer: str
+    message: Message
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run a segment; a `Ran` with the same token follows.
+
+    Attributes:
+        token: names this run.
+        segment: id of the segment.
+        inputs: its inputs.
+    """
+
+    token: int
+    segment: str
+    inputs: Mapping[str, Array] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Connect:
+    """Connect to a peer and keep at it."""
+
+    peer: str
+    address: str
+    server_key: str
+
+
+@dataclass(frozen=True)
+class Disconnect:
+    """Forget a peer."""
+
+    peer: str
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """Drop what is queued for a peer on behalf of a request."""
+
+    peer: str
+    sid: str
+    rid: int
+
+
+@dataclass(frozen=True)
+class Deliver:
+    """Give the application its answer."""
+
+    rid: int
+    outputs: Mapping[str, Array] = field(repr=False)
+    report: Report
+
+
+@dataclass(frozen=True)
+class Fail:
+    """Tell the application that there will be no answer."""
+
+    rid: int
+    error: FlagsplitError
+
+
+@dataclass(frozen=True)
+class TierChanged:
+    """A tier came, went or refused us; `state` is "up", "down" or "refused"."""
+
+    tier: str
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something worth a line in the log."""
+
+    text: str
+
+
+Instruction = Send | Run | Connect | Disconnect | Withdraw | Deliver | Fail | TierChanged | Note

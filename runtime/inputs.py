@@ -1,0 +1,78 @@
+"""Checking what an application asks with, before anything is sent; and making inputs where it gave none."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flagsplit.errors import InputError
+from flagsplit.runtime.manifest import Tensor
+from flagsplit.targets.interface import Array
+
+
+def check_inputs(declared: Sequence[Tensor], given: Mapping[str, object]) -> dict[str, Array]:
+    """The inputs as contiguous arrays of their own, in the declared order.
+
+    Args:
+        declared: the graph inputs.
+        given: one array-like per input.
+
+    Raises:
+        InputError: a name is missing or unknown, or a dtype or shape differs; the message says which and what is
+            expected.
+    """
+    names = [tensor.name for tensor in declared]
+    missing = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names]
+    if missing or unknown:
+        came = ", ".join(map(repr, given)) or "none"
+        raise InputError(f"expected inputs {', '.join(map(repr, names))}, came {came}; rename or add them")
+    symbols: dict[str, tuple[int, str]] = {}
+    return {tensor.name: _checked(tensor, given[tensor.name], symbols) for tensor in declared}
+
+
+def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]]) -> Array:
+    array = np.asarray(value)
+    if array.dtype.name != tensor.dtype:
+        raise InputError(
+            f"input {tensor.name!r}: expected dtype {tensor.dtype}, came {array.dtype.name}; "
+            f"convert it with .astype({tensor.dtype!r})"
+        )
+    text = "[" + ", ".join(map(str, tensor.shape)) + "]"
+    if array.ndim != len(tensor.shape):
+        raise InputError(f"input {tensor.name!r}: expected shape {text}, came {list(array.shape)}")
+    for want, size in zip(tensor.shape, array.shape, strict=True):
+        known, where = (want, "") if isinstance(want, int) else symbols.setdefault(want, (size, tensor.name))
+        if known != size:
+            also = f" ({want} is {known} in input {where!r})" if where else ""
+            raise InputError(f"input {tensor.name!r}: expected shape {text}, came {list(array.shape)}{also}")
+    return np.array(array, order="C", copy=True)
+
+
+def random_inputs(declared: Sequence[Tensor], dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
+    """Seeded inputs of the declared shapes.
+
+    Args:
+        declared: the graph inputs.
+        dims: a size for every symbol.
+        seed: same seed, same inputs.
+
+    Returns:
+        Standard normal values for floats, 0 or 1 for integers and booleans: integers are mostly indices and masks, and
+        those two are in range for every vocabulary.
+
+    Raises:
+        InputError: an input is neither a number nor a boolean, so nothing sensible can be made up.
+    """
+    made: dict[str, Array] = {}
+    for tensor in declared:
+        generator = np.random.default_rng([seed, zlib.crc32(tensor.name.encode())])
+        shape = [size if isinstance(size, int) else dims.get(size, 1) for size in tensor.shape]
+        kind = np.dtype(tensor.dtype) if tensor.dtype in np.sctypeDict else None
+        if kind is None or kind.kind not in "fiub":
+            raise InputError(f"input {tensor.name!r} is {tensor.dtype}: give it with --input, it cannot be made up")
+        if kind.kind == "f":
+            made[tensor.name] = generator.standard_normal(shape).astype(kind)
+        else:
+            made[tensor.name] = generator.integers(0, 2, shape).astype(kind)
+    return made

@@ -1,0 +1,106 @@
+"""The way of one request: which tiers it passes, what runs there, and which tensors each hop carries on.
+
+Made by the session for one plan and the tiers that are alive; workers follow it without knowing the plan. Every tensor
+goes over a link at most once per direction, because a tier keeps what it made, received or passed on until the request
+is done.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One segment of a plan, in execution order.
+
+    Attributes:
+        tier: position of the tier that runs it.
+        segment: id of the segment.
+        inputs: values that it reads.
+        outputs: values that it makes.
+    """
+
+    tier: int
+    segment: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlannedHop:
+    """A stop of the request.
+
+    Attributes:
+        tier: position of the tier.
+        segment: id of the segment to run, or "" to pass on.
+        carry: values to send to the next stop.
+    """
+
+    tier: int
+    segment: str
+    carry: tuple[str, ...]
+
+
+def itinerary(
+    steps: Sequence[PlannedStep],
+    inputs: Collection[str],
+    outputs: Sequence[str],
+    alive: Collection[int],
+) -> tuple[PlannedHop, ...]:
+    """The stops of a request, from tier 0 and back to it.
+
+    Args:
+        steps: the plan's steps in execution order.
+        inputs: graph inputs, present at tier 0.
+        outputs: graph outputs, wanted at tier 0.
+        alive: positions of the tiers that can relay; a dead tier between two stops is passed by directly.
+    """
+    stops = _stops(steps, alive)
+    carry: list[dict[str, None]] = [{} for _ in stops]
+    holders: dict[str, dict[int, int]] = {name: {0: 0} for name in inputs}
+    for index, (tier, step) in enumerate(stops):
+        wanted = step.inputs if step is not None else ()
+        if index == len(stops) - 1:
+            wanted = (*wanted, *(name for name in outputs if step is None or name not in step.outputs))
+        for name in wanted:
+            _bring(name, index, stops, holders, carry)
+        for name in step.outputs if step is not None else ():
+            holders.setdefault(name, {}).setdefault(tier, index)
+    return tuple(
+        PlannedHop(tier, step.segment if step is not None else "", tuple(names))
+        for (tier, step), names in zip(stops, carry, strict=True)
+    )
+
+
+_Stop = tuple[int, PlannedStep | None]
+
+
+def _stops(steps: Sequence[PlannedStep], alive: Collection[int]) -> list[_Stop]:
+    stops: list[_Stop] = []
+    if not steps or steps[0].tier != 0:
+        stops.append((0, None))
+    for step in steps:
+        if stops:
+            stops.extend((tier, None) for tier in _between(stops[-1][0], step.tier) if tier in alive)
+        stops.append((step.tier, step))
+    if stops[-1][0] != 0:
+        stops.extend((tier, None) for tier in _between(stops[-1][0], 0) if tier in alive)
+        stops.append((0, None))
+    return stops
+
+
+def _between(start: int, end: int) -> range:
+    return range(start + 1, end) if start < end else range(start - 1, end, -1)
+
+
+def _bring(
+    name: str, index: int, stops: Sequence[_Stop], holders: dict[str, dict[int, int]], carry: list[dict[str, None]]
+) -> None:
+    """Carry a value to a stop from the latest stop whose tier holds it."""
+    held = holders.setdefault(name, {})
+    if held.get(stops[index][0], index) < index:
+        return
+    source = max(i for i in range(index) if held.get(stops[i][0], index) <= i)
+    for hop in range(source, index):
+        carry[hop][name] = None
+        held.setdefault(stops[hop + 1][0], hop + 1)

@@ -1,0 +1,222 @@
+"""What the session and the workers have in common: taking tensors in, running a segment, passing tensors on.
+
+A request visits the hops of its route. At each, the tensors of the message before are put together, the segment runs
+unless its results are there already, and what the hop carries goes on. Values stay until the request is done, so a
+later attempt starts from what is still here; that is what makes a fallback cheap.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
+
+from flagsplit.errors import InternalError, ProtocolError
+from flagsplit.runtime.events import Instruction, Ran, Run, Send
+from flagsplit.runtime.itinerary import PlannedStep
+from flagsplit.targets.interface import Array
+from flagsplit.transport.messages import Chunk, Hop, HopTiming, Open, TensorHeader
+
+FlightKey = tuple[str, int]
+
+
+@dataclass
+class Flight:
+    """A request at one tier.
+
+    Attributes:
+        sid, rid: the session's id and the request's number in it.
+        attempt: the newest attempt seen; older ones are ignored.
+        plan: name of its plan.
+        route: its hops.
+        deadline: local time after which nobody waits for it.
+        values: every tensor of it that this tier made or received.
+        arrivals: tensors on their way in, by hop.
+        reached: hops that this tier already took up in this attempt.
+        neighbors: peer to which a tier of the route belongs, as messages came from it.
+        trace: timings of the hops so far.
+        bytes_in: bytes of the message that led to a hop.
+    """
+
+    sid: str
+    rid: int
+    attempt: int
+    plan: str
+    route: tuple[Hop, ...]
+    deadline: float
+    values: dict[str, Array] = field(default_factory=dict)
+    arrivals: dict[int, tuple[Open, Assembly]] = field(default_factory=dict)
+    reached: set[int] = field(default_factory=set)
+    neighbors: dict[str, str] = field(default_factory=dict)
+    trace: tuple[HopTiming, ...] = ()
+    bytes_in: int = 0
+
+    @property
+    def key(self) -> FlightKey:
+        """What names the request everywhere."""
+        return self.sid, self.rid
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all values held, and of those announced."""
+        coming = sum(header.size_bytes for opened, _ in self.arrivals.values() for header in opened.tensors)
+        return coming + sum(value.nbytes for value in self.values.values())
+
+    def restart(self, attempt: int, plan: str, route: tuple[Hop, ...]) -> None:
+        """Begin a new attempt; values stay."""
+        self.attempt, self.plan, self.route = attempt, plan, route
+        self.arrivals.clear()
+        self.reached.clear()
+        self.neighbors.clear()
+        self.trace, self.bytes_in = (), 0
+
+
+class Relay:
+    """The flights at one tier and the segments that it can run.
+
+    Args:
+        tier: the tier's name.
+        segments: by id, what each segment of this tier reads and makes.
+        limits: on tensors that come in.
+    """
+
+    def __init__(self, tier: str, segments: Mapping[str, PlannedStep], limits: TransferLimits) -> None:
+        self.tier = tier
+        self.segments = segments
+        self.limits = limits
+        self.now = 0.0
+        self.flights: dict[FlightKey, Flight] = {}
+        self._runs: dict[int, tuple[FlightKey, int, int]] = {}
+        self._next_token = 0
+
+    @property
+    def waiting_runs(self) -> int:
+        """Segments asked for that have not come back."""
+        return len(self._runs)
+
+    def accept_open(self, flight: Flight, opened: Open, peer: str) -> bool:
+        """Take up the announcement of a hop's tensors.
+
+        Returns:
+            Whether they are all there already, because none of them has any bytes.
+
+        Raises:
+            ProtocolError: the route or the tensors break a rule or a limit.
+        """
+        hop = opened.hop
+        if hop in flight.reached or hop in flight.arrivals:
+            return False
+        if hop == 0 or opened.route[hop].tier != self.tier:
+            raise ProtocolError(f"expected a hop of tier {self.tier}, came hop {hop} of {opened.route[hop].tier!r}")
+        if opened.route[hop].segment and opened.route[hop].segment not in self.segments:
+            raise ProtocolError(f"tier {self.tier} has no segment {opened.route[hop].segment!r}")
+        flight.neighbors[opened.route[hop - 1].tier] = peer
+        assembly = Assembly(opened, self.limits)
+        flight.arrivals[hop] = (opened, assembly)
+        return assembly.complete
+
+    def accept_chunk(self, chunk: Chunk) -> Flight | None:
+        """Put a chunk in its place.
+
+        Returns:
+            The flight, if its hop has all its tensors now; None if there is more to come or nobody waits for it.
+
+        Raises:
+            ProtocolError: the chunk contradicts its announcement or its checksum.
+        """
+        flight = self.flights.get((chunk.sid, chunk.rid))
+        if flight is None or chunk.attempt != flight.attempt or chunk.hop not in flight.arrivals:
+            return None
+        return flight if flight.arrivals[chunk.hop][1].accept(chunk) else None
+
+    def arrive(self, flight: Flight, hop: int) -> Iterator[Instruction]:
+        """All tensors of a hop are here: run its segment, or pass on what it carries."""
+        opened, assembly = flight.arrivals.pop(hop)
+        for header, buffer in zip(opened.tensors, assembly.buffers(), strict=True):
+            flight.values[header.name] = _array(header, buffer)
+        flight.trace = opened.trace
+        flight.bytes_in = sum(header.size_bytes for header in opened.tensors)
+        yield from self.take_up(flight, hop)
+
+    def take_up(self, flight: Flight, hop: int) -> Iterator[Instruction]:
+        """Run the segment of a hop, unless its results are here from an earlier attempt."""
+        flight.reached.add(hop)
+        segment = flight.route[hop].segment
+        if not segment or all(name in flight.values for name in self.segments[segment].outputs):
+            yield from self.pass_on(flight, hop, HopTiming(self.tier, "", 0, 0, flight.bytes_in, 0))
+            return
+        missing = [name for name in self.segments[segment].inputs if name not in flight.values]
+        if missing:
+            raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
+        self._next_token += 1
+        self._runs[self._next_token] = (flight.key, flight.attempt, hop)
+        inputs = {name: flight.values[name] for name in self.segments[segment].inputs}
+        yield Run(self._next_token, segment, inputs)
+
+    def finish_run(self, event: Ran) -> tuple[Flight, int] | None:
+        """Keep a run's results.
+
+        Returns:
+            The flight and the hop that waited for them, or None if nobody does any more.
+        """
+        run = self._runs.pop(event.token, None)
+        if run is None:
+            raise InternalError(f"a run with token {event.token} came back that nobody asked for")
+        key, attempt, hop = run
+        flight = self.flights.get(key)
+        if flight is None:
+            return None
+        flight.values.update(event.outputs or {})
+        return (flight, hop) if flight.attempt == attempt else None
+
+    def pass_on(self, flight: Flight, hop: int, timing: HopTiming) -> Iterator[Instruction]:
+        """Send what a hop carries to the next; the last hop ends in `landed`."""
+        carry = flight.route[hop].carry
+        absent = [name for name in carry if name not in flight.values]
+        if absent:
+            raise ProtocolError(f"hop {hop} of tier {self.tier} carries {absent[0]!r}, which is not here")
+        headers = tuple(_header(name, flight.values[name]) for name in carry)
+        sent = sum(header.size_bytes for header in headers)
+        flight.trace = (*flight.trace, replace(timing, bytes_out=sent))
+        if hop == len(flight.route) - 1:
+            yield from self.landed(flight)
+            return
+        opened = Open(
+            sid=flight.sid,
+            rid=flight.rid,
+            attempt=flight.attempt,
+            epoch=0,
+            plan=flight.plan,
+            hop=hop + 1,
+            route=flight.route,
+            tensors=headers,
+            deadline_ms=max(0, int((flight.deadline - self.now) * 1000)),
+            trace=flight.trace,
+        )
+        buffers = [_bytes(flight.values[name]) for name in carry]
+        yield from self.send_on(flight, hop + 1, (opened, *chunks_of(opened, buffers)))
+
+    def landed(self, flight: Flight) -> Iterator[Instruction]:
+        """The route ends here. Only a session is at the end of a route."""
+        raise ProtocolError(f"the route of request {flight.rid} ends at tier {self.tier}, not at its session")
+
+    def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
+        """Send to the peer of a hop."""
+        peer = flight.neighbors.get(flight.route[hop].tier)
+        if peer is None:
+            raise ProtocolError(f"tier {self.tier} has no way to {flight.route[hop].tier!r}")
+        for message in messages:
+            yield Send(peer, message)
+
+
+def _header(name: str, value: Array) -> TensorHeader:
+    return TensorHeader(name, value.dtype.name, tuple(value.shape), value.nbytes)
+
+
+def _bytes(value: Array) -> memoryview:
+    flat = np.ascontiguousarray(value).reshape(-1)
+    return flat.view(np.uint8).data if flat.size else memoryview(b"")
+
+
+def _array(header: TensorHeader, buffer: memoryview) -> Array:
+    return np.frombuffer(buffer, dtype=np.dtype(header.dtype)).reshape(header.shape)

@@ -1,0 +1,134 @@
+"""The thin shell around a state machine: one thread that owns the channel, asks the clock, and does what it is told.
+
+Events come from the channel, from the engine and from other threads; instructions go to the channel and the engine, or
+to the callbacks of whoever owns the shell.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from flagsplit.errors import InternalError
+from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.events import (
+    Connect,
+    Disconnect,
+    Event,
+    Instruction,
+    Leave,
+    Run,
+    Send,
+    Tick,
+    Withdraw,
+)
+from flagsplit.transport.channel import Channel
+
+
+class Machine(Protocol):
+    """A session or a worker."""
+
+    def handle(self, event: Event, now: float) -> list[Instruction]:
+        """Take an event, answer with instructions."""
+
+    def next_tick(self) -> float:
+        """When it wants a `Tick` at the latest."""
+
+
+class Shell:
+    """Runs a machine on a thread of its own.
+
+    Args:
+        machine: the state machine.
+        channel: its way to the peers; the shell closes it.
+        engine: where its segments run; the shell stops it.
+        tell: gets every instruction that is neither for the channel nor for the engine; called on the shell's thread.
+        failed: called once if the machine breaks, with the error.
+        name: of the thread.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        channel: Channel,
+        engine: Engine,
+        tell: Callable[[Instruction], None],
+        failed: Callable[[Exception], None],
+        name: str,
+    ) -> None:
+        self._machine = machine
+        self._channel = channel
+        self._engine = engine
+        self._tell = tell
+        self._failed = failed
+        self._inbox: deque[Event] = deque()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def start(self, first: list[Instruction]) -> None:
+        """Do the first instructions, then follow events."""
+        for instruction in first:
+            self._do(instruction)
+        self._thread.start()
+
+    def post(self, event: Event) -> None:
+        """Hand an event in, from any thread."""
+        self._inbox.append(event)
+        self._channel.wake()
+
+    def stop(self) -> None:
+        """Say goodbye, end the thread, free channel and engine. A second call does nothing."""
+        self._stopping = True
+        self._channel.wake()
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for the thread to end; whether it has."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+            self._handle(Leave())
+        except Exception as error:  # noqa: BLE001 - whatever breaks here must reach those who wait
+            self._failed(error)
+        finally:
+            self._channel.close()
+            self._engine.stop()
+
+    def _turn(self) -> None:
+        wait_s = 0.0 if self._inbox else max(0.0, self._machine.next_tick() - time.monotonic())
+        for event in self._channel.poll(wait_s):
+            self._handle(event)
+        while self._inbox:
+            self._handle(self._inbox.popleft())
+        if time.monotonic() >= self._machine.next_tick():
+            self._handle(Tick())
+
+    def _handle(self, event: Event) -> None:
+        for instruction in self._machine.handle(event, time.monotonic()):
+            self._do(instruction)
+
+    def _do(self, instruction: Instruction) -> None:
+        match instruction:
+            case Send(peer, message):
+                self._channel.send(peer, message)
+            case Run():
+                self._engine.submit(instruction)
+            case Connect(peer, address, server_key):
+                self._channel.connect(peer, address, server_key=server_key or None)
+            case Disconnect(peer):
+                self._channel.disconnect(peer)
+            case Withdraw(peer, sid, rid):
+                self._channel.withdraw(peer, sid, rid)
+            case _:
+                self._tell(instruction)
+
+
+def describe(error: Exception) -> InternalError:
+    """An unexpected error as one of ours, with what to report."""
+    return InternalError(f"flagsplit broke: {type(error).__name__}: {error}; please report this")

@@ -1,0 +1,110 @@
+"""A worker: one tier of a bundle behind a listening channel, for as long as it is wanted."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.events import Instruction, Note
+from flagsplit.runtime.residency import order_of, sizes_of
+from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
+from flagsplit.targets.interface import LoadOptions
+from flagsplit.transport.channel import Channel
+from flagsplit.transport.messages import PeerAddress
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Choices of the operator.
+
+    Attributes:
+        memory_budget_bytes: how much the loaded segments may hold.
+        host: threads and such of the engine.
+        machine: limits and heartbeats.
+        beyond: addresses of tiers beyond this one; they win over what sessions say.
+    """
+
+    memory_budget_bytes: float = 8e9
+    host: LoadOptions = field(default_factory=LoadOptions)
+    machine: WorkerOptions = field(default_factory=WorkerOptions)
+    beyond: Mapping[str, PeerAddress] = field(default_factory=dict)
+
+
+class Worker:
+    """Serves one tier of a bundle. It listens when the constructor returns; `stop` ends it.
+
+    Args:
+        bundle: what to serve.
+        tier: position of the tier.
+        channel: how to listen; the worker closes it.
+        address: where to listen.
+        settings: choices of the operator.
+        failed: called if the worker breaks.
+
+    Attributes:
+        address: where it really listens.
+
+    Raises:
+        ConfigError: the address is taken or malformed.
+        BundleError: a segment cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        tier: int,
+        channel: Channel,
+        address: str,
+        settings: WorkerSettings | None = None,
+        failed: Callable[[Exception], None] = lambda _: None,
+    ) -> None:
+        settings = settings or WorkerSettings()
+        self._failed = failed
+        self._ended = threading.Event()
+        machine = WorkerMachine(
+            bundle.tiers[tier],
+            bundle.tiers,
+            bundle.segments_of(tier),
+            bundle.digest,
+            channel.instance,
+            settings.beyond,
+            settings.machine,
+        )
+        engine = Engine(
+            lambda segment: bundle.load(tier, segment, settings.host),
+            order_of(bundle, tier),
+            sizes_of(bundle, tier),
+            settings.memory_budget_bytes,
+            lambda ran: self._shell.post(ran),
+        )
+        self._shell = Shell(machine, channel, engine, self._tell, self._broke, f"flagsplit-{bundle.tiers[tier]}")
+        try:
+            self.address = channel.listen(address)
+            best = bundle.plans.pool.plans[0].name
+            engine.start([step.segment for step in bundle.plans.steps[best] if step.tier == tier])
+        except BaseException:
+            channel.close()
+            raise
+        self._shell.start([])
+
+    def stop(self) -> None:
+        """Say goodbye to all peers and free everything. A second call does nothing."""
+        self._shell.stop()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the worker ended; whether it has."""
+        return self._shell.join(timeout_s)
+
+    @staticmethod
+    def _tell(instruction: Instruction) -> None:
+        if isinstance(instruction, Note):
+            _log.info("%s", instruction.text)
+
+    def _broke(self, error: Exception) -> None:
+        _log.error("the worker broke: %s: %s", type(error).__name__, error)
+        self._failed(error)

@@ -1,0 +1,227 @@
+"""The catalogue of devices and links: figures as data, each with its source, date and confidence.
+
+The shipped figures are in `data/*.json`; user files in the same form override single figures or add devices
+(`docs/devices.md`). What the figures mean in seconds and joules is in `flagsplit.splitter.costs`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flagsplit.errors import PolicyError
+from flagsplit.flagir.blockgraph import OP_CLASSES
+from flagsplit.splitter.links import Link
+from flagsplit.splitter.sla import first_problem
+
+FORMAT_VERSION = 1
+_DATA = Path(__file__).parent / "data"
+_NO_FIGURE_FILE_IS_LARGER = 4_000_000
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Figure(_Frozen):
+    """One number with where it comes from."""
+
+    value: float = Field(ge=0)
+    unit: str
+    source: str = "unstated"
+    date: str = ""
+    confidence: Literal["high", "medium", "low"] = "low"
+
+
+class Radio(_Frozen):
+    """Marginal energy of a phone's radio, sending (`up`) and receiving (`down`)."""
+
+    up: Figure
+    down: Figure
+
+
+class Device(_Frozen):
+    """What one device can do.
+
+    Attributes:
+        name: catalogue name.
+        title, vendor: for people.
+        kind: where such a device usually stands.
+        target: name of the compiler back end used unless the user picks another.
+        precision: which entry of `peak_flops` its target computes in.
+        peak_flops: by precision, FLOP/s.
+        efficiency: by class of work, the reachable share of the peak, above 0 and at most 1.
+        memory_bandwidth: B/s.
+        memory: B; the cap on resident bytes unless the SLA sets one.
+        dispatch: s for each block.
+        invocation: s for each message that the device has to act on: start a segment, relay, or deliver the answer.
+        active_power, idle_power: W; the energy of a request is counted above idle.
+        price: USD/h of busy time.
+        radio: by medium, nJ/bit; empty for wired devices.
+    """
+
+    name: str
+    title: str
+    vendor: str
+    kind: Literal["phone", "edge", "cloud"]
+    target: str = "ort"
+    precision: str = "fp32"
+    peak_flops: dict[str, Figure]
+    efficiency: dict[str, Figure]
+    memory_bandwidth: Figure
+    memory: Figure
+    dispatch: Figure
+    invocation: Figure
+    active_power: Figure
+    idle_power: Figure
+    price: Figure
+    radio: dict[str, Radio] = {}
+
+    @model_validator(mode="after")
+    def _figures_make_sense(self) -> Self:
+        for where, figure, unit, positive in self._figures():
+            if figure.unit != unit:
+                raise ValueError(f"{where}: expected the unit {unit!r}, got {figure.unit!r}")
+            if positive and figure.value == 0:
+                raise ValueError(f"{where}: must be above 0, got 0")
+        if set(self.efficiency) != set(OP_CLASSES):
+            odd = ", ".join(sorted(set(self.efficiency) ^ set(OP_CLASSES)))
+            raise ValueError(f"efficiency: expected exactly {', '.join(OP_CLASSES)}; missing or unknown: {odd}")
+        for name, figure in self.efficiency.items():
+            if figure.value > 1:
+                raise ValueError(f"efficiency.{name}: a share of the peak is at most 1, got {figure.value}")
+        if self.precision not in self.peak_flops:
+            raise ValueError(f"precision: {self.precision!r} is not among peak_flops ({', '.join(self.peak_flops)})")
+        if self.active_power.value < self.idle_power.value:
+            raise ValueError(f"active_power: {self.active_power.value} W is below idle_power")
+        return self
+
+    def _figures(self) -> Iterator[tuple[str, Figure, str, bool]]:
+        yield from ((f"peak_flops.{key}", figure, "FLOP/s", True) for key, figure in self.peak_flops.items())
+        yield from ((f"efficiency.{key}", figure, "1", True) for key, figure in self.efficiency.items())
+        yield "memory_bandwidth", self.memory_bandwidth, "B/s", True
+        yield "memory", self.memory, "B", True
+        yield "dispatch", self.dispatch, "s", False
+        yield "invocation", self.invocation, "s", False
+        yield "active_power", self.active_power, "W", False
+        yield "idle_power", self.idle_power, "W", False
+        yield "price", self.price, "USD/h", False
+        for medium, radio in self.radio.items():
+            yield f"radio.{medium}.up", radio.up, "nJ/bit", False
+            yield f"radio.{medium}.down", radio.down, "nJ/bit", False
+
+
+class _LinkEntry(_Frozen):
+    title: str
+    up: Figure
+    down: Figure
+    rtt: Figure
+    medium: str = "wired"
+
+    @model_validator(mode="after")
+    def _figures_make_sense(self) -> Self:
+        for where, figure, unit in (("up", self.up, "bit/s"), ("down", self.down, "bit/s"), ("rtt", self.rtt, "s")):
+            if figure.unit != unit:
+                raise ValueError(f"{where}: expected the unit {unit!r}, got {figure.unit!r}")
+            if unit == "bit/s" and figure.value == 0:
+                raise ValueError(f"{where}: bandwidth must be above 0, got 0")
+        return self
+
+    def link(self, name: str) -> Link:
+        up, down = self.up.value / 8, self.down.value / 8
+        return Link(name, up, down, self.rtt.value, self.medium, self.up.source)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Devices and links by name."""
+
+    devices: Mapping[str, Device]
+    links: Mapping[str, Link]
+
+    def device(self, name: str) -> Device:
+        """The device of that name; raises PolicyError with the names there are."""
+        if name not in self.devices:
+            raise PolicyError(f"device {name!r} is not in the catalogue: choose from {', '.join(sorted(self.devices))}")
+        return self.devices[name]
+
+
+def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
+    """The shipped catalogue, overridden and extended by the user's files in order.
+
+    Raises:
+        PolicyError: a file cannot be read, or a figure is wrong; one line that names file, device and field.
+    """
+    raw_devices, raw_links = _shipped()
+    owner = dict.fromkeys(raw_devices, "devices.json") | {f"link {name}": "links.json" for name in raw_links}
+    devices, links = dict(raw_devices), dict(raw_links)
+    for path in extra:
+        document = _read(path)
+        for name, entry in document.get("devices", {}).items():
+            devices[name] = _override(devices, name, entry, path)
+            owner[name] = str(path)
+        for name, entry in document.get("links", {}).items():
+            links[name] = _override(links, name, entry, path)
+            owner[f"link {name}"] = str(path)
+    return Catalogue(
+        {name: _device(name, entry, owner[name]) for name, entry in devices.items()},
+        {name: _link(name, entry, owner[f"link {name}"]) for name, entry in links.items()},
+    )
+
+
+@cache
+def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
+    return _read(_DATA / "devices.json")["devices"], _read(_DATA / "links.json")["links"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _NO_FIGURE_FILE_IS_LARGER:
+            raise PolicyError(f"{path}: expected a catalogue, but the file is over {_NO_FIGURE_FILE_IS_LARGER} bytes")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PolicyError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{path}: expected JSON: {error}") from None
+    if not isinstance(document, dict) or document.get("version") != FORMAT_VERSION:
+        raise PolicyError(f'{path}: expected an object with "version": {FORMAT_VERSION}')
+    for key, value in document.items():
+        if key not in {"version", "devices", "links"}:
+            raise PolicyError(f"{path}: unknown key {key!r}: expected version, devices and links")
+        if key != "version" and not (isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())):
+            raise PolicyError(f"{path}: {key}: expected an object of objects by name")
+    return document
+
+
+def _override(known: Mapping[str, Any], name: str, entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`entry` laid over the device it extends, or over the one of the same name; a figure is replaced whole."""
+    base_name = entry.get("extends", name)
+    if "extends" in entry and base_name not in known:
+        raise PolicyError(f"{path}: device {name!r}: extends: {base_name!r} is not in the catalogue")
+    merged = dict(known.get(base_name, {}))
+    for key, value in entry.items():
+        below = merged.get(key)
+        both_tables = (
+            isinstance(value, dict) and isinstance(below, dict) and key in {"peak_flops", "efficiency", "radio"}
+        )
+        merged[key] = {**below, **value} if both_tables and isinstance(below, dict) else value
+    merged.pop("extends", None)
+    return merged
+
+
+def _device(name: str, entry: Mapping[str, Any], origin: str) -> Device:
+    try:
+        return Device.model_validate({**entry, "name": name})
+    except ValidationError as error:
+        raise PolicyError(f"{origin}: device {name!r}: {first_problem(error)}") from None
+
+
+def _link(name: str, entry: Mapping[str, Any], origin: str) -> Link:
+    try:
+        return _LinkEntry.model_validate(entry).link(name)
+    except ValidationError as error:
+        raise PolicyError(f"{origin}: link {name!r}: {first_problem(error)}") from None

@@ -1,0 +1,268 @@
+"""Placement for any linear measure: a multi-label minimum cut, solved as one maximum flow.
+
+Block v has K-1 binary nodes y[v,k] = [tier(v) >= k], on the source side when 1. Round trips are allowed: a value that
+moves away from the first tier pays on links between its producer and its farthest consumer (helper z = max of the
+consumers), one that moves back pays likewise (helper q = min of the consumers). The request is pinned to tier 0 as the
+producer of the inputs and the consumer of the outputs.
+
+How often a request goes round over a link is not submodular, so a flow can only charge less: once for each link in use
+(a node Z per link), or the turns along one chain of dependent blocks. Where the charge is what the placement really
+does the cut is exact; that is always so with one round trip per link. Otherwise the result's bound stays below its
+objective, and `flagsplit.splitter.milp` can close the gap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagsplit.errors import InternalError
+from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.problem import Problem
+from flagsplit.splitter.rates import Rates
+
+_SOURCE, _SINK = 0, 1
+_SCALED_TOTAL = 1 << 52
+_INFINITE = 1 << 53
+_TIGHT = 1e-9
+
+_Arc = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """A placement of small measure.
+
+    Attributes:
+        placement: tier index of each block.
+        objective: its measure.
+        bound: no placement has a measure below this.
+    """
+
+    placement: tuple[int, ...]
+    objective: float
+    bound: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether no other placement is better, up to rounding."""
+        return self.objective - self.bound <= _TIGHT * self.objective
+
+
+class CutNetwork:
+    """The flow network of a problem for a table of allowed tiers; solve it for as many measures as needed.
+
+    Args:
+        problem: where values, blocks and links come from.
+        allowed: shape (n, K), at least one true in each row.
+    """
+
+    def __init__(self, problem: Problem, allowed: NDArray[np.bool_]) -> None:
+        self.problem = problem
+        self.allowed = allowed
+        self._nodes = 2
+        self._unary: list[_Arc] = []
+        self._ups: list[_Arc] = []
+        self._downs: list[_Arc] = []
+        self._infinite: list[_Arc] = []
+        self._y = self._place_nodes()
+        self._add_unary()
+        self._add_values()
+        once: list[_Arc] = []
+        for k in range(1, allowed.shape[1]):
+            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]})), _SINK, 0, k - 1)
+        self._once = once
+
+    def _new_node(self) -> int:
+        self._nodes += 1
+        return self._nodes - 1
+
+    def _place_nodes(self) -> NDArray[np.int64]:
+        """y[v,k] for k = 0..K; what the allowed tiers already decide is the source or the sink itself.
+
+        So no infinite arc leaves the source, and the flow stays within 64 bits for any number of pins.
+        """
+        n, tiers = self.allowed.shape
+        y = np.full((n + 1, tiers + 1), _SINK, dtype=np.int64)
+        y[:, 0] = _SOURCE
+        for v in range(n):
+            options = np.flatnonzero(self.allowed[v])
+            y[v, : options[0] + 1] = _SOURCE
+            for k in range(int(options[0]) + 1, int(options[-1]) + 1):
+                y[v, k] = self._new_node()
+        return y
+
+    def _arc(self, arcs: list[_Arc], tail: int, head: int, first: int = 0, second: int = 0) -> None:
+        """An arc counts when its tail is on the source side and its head is not."""
+        if tail not in (head, _SINK) and head != _SOURCE:
+            arcs.append((tail, head, first, second))
+
+    def _add_unary(self) -> None:
+        for v, row in enumerate(self.allowed):
+            for k, allowed in enumerate(row):
+                tail, head = int(self._y[v, k]), int(self._y[v, k + 1])
+                self._arc(self._unary if allowed else self._infinite, tail, head, v, k)
+                self._arc(self._infinite, head, tail)
+
+    def _add_values(self) -> None:
+        values = self.problem.values
+        ends = np.split(values.endpoints, values.starts[1:])
+        for t, (producer, *consumers) in enumerate(ends):
+            if not consumers or values.size_bytes[t] == 0:
+                continue
+            for k in range(1, self.allowed.shape[1]):
+                made = int(self._y[producer, k])
+                readers = sorted({int(self._y[c, k]) for c in consumers})
+                self._arc(self._ups, self._any_of(readers), made, t, k - 1)
+                self._arc(self._downs, made, self._all_of(readers), t, k - 1)
+
+    def _any_of(self, nodes: Sequence[int]) -> int:
+        """A node that is on the source side as soon as one of `nodes` is."""
+        inner = [node for node in nodes if node != _SINK]
+        if _SOURCE in inner:
+            return _SOURCE
+        if len(inner) < 2:
+            return inner[0] if inner else _SINK
+        helper = self._new_node()
+        for node in inner:
+            self._arc(self._infinite, node, helper)
+        return helper
+
+    def _all_of(self, nodes: Sequence[int]) -> int:
+        """A node that is on the source side only if all of `nodes` are."""
+        inner = [node for node in nodes if node != _SOURCE]
+        if _SINK in inner:
+            return _SINK
+        if len(inner) < 2:
+            return inner[0] if inner else _SOURCE
+        helper = self._new_node()
+        for node in inner:
+            self._arc(self._infinite, helper, node)
+        return helper
+
+    def _turns(self, chain: Sequence[int]) -> list[_Arc]:
+        """A round trip over a link each time that control goes beyond it along a chain of blocks."""
+        arcs: list[_Arc] = []
+        for before, after in pairwise([self.allowed.shape[0], *chain]):
+            for k in range(1, self.allowed.shape[1]):
+                self._arc(arcs, int(self._y[after, k]), int(self._y[before, k]), 0, k - 1)
+        return arcs
+
+    def least(self, rates: Rates) -> CutResult:
+        """The best placement that cuts alone can find, with the best bound that they prove."""
+        result = self.solve(rates)
+        if result.exact:
+            return result
+        chain = worst_chain(self.problem, result.placement)
+        other = self.solve(rates, chain)
+        # Block order is no chain of dependent blocks, so it proves nothing, but its plans seldom turn back.
+        third = replace(self.solve(rates, range(len(self.allowed))), bound=0.0)
+        best = min((result, other, third), key=lambda r: (r.objective, r.placement))
+        return replace(best, bound=min(max(result.bound, other.bound), best.objective))
+
+    def solve(self, rates: Rates, chain: Sequence[int] | None = None) -> CutResult:
+        """The placement of least measure if round trips are charged once per link, or by the turns along a chain.
+
+        `rates` must not be negative anywhere. The bound holds for the real measure if the chain is one of dependence.
+        """
+        trips = self._once if chain is None else self._turns(chain)
+        finite = np.array([*self._unary, *self._ups, *self._downs, *trips], dtype=np.int64).reshape(-1, 4)
+        sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
+        capacities = self._capacities(rates, np.split(finite, sections))
+        # Twice a reachable measure is as good as infinite, and keeps one hopeless tier from using up the precision.
+        capacities = np.minimum(capacities, 2 * self._ceiling(rates, chain))
+        total = float(capacities.sum())
+        if self._nodes == 2 or total == 0:
+            return self._result(self.allowed.argmax(axis=1), rates, chain, 0.0)
+        scale = _SCALED_TOTAL / total
+        infinite = np.array(self._infinite, dtype=np.int64).reshape(-1, 4)
+        side = self._source_side(
+            np.concatenate([finite, infinite]),
+            np.concatenate([np.rint(capacities * scale).astype(np.int64), np.full(len(infinite), _INFINITE)]),
+        )
+        placement: NDArray[np.int64] = side[self._y[:-1, 1:-1]].sum(axis=1)
+        # Rounding moves any cut by at most half a unit for each finite arc, so two cuts swap by at most one unit each.
+        return self._result(placement, rates, chain, len(finite) / scale)
+
+    def _capacities(self, rates: Rates, sections: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+        unary, ups, downs, trips = sections
+        least = np.where(self.allowed, rates.unary, np.inf).min(axis=1)
+        size_bytes = self.problem.values.size_bytes
+        return np.concatenate(
+            [
+                rates.unary[unary[:, 2], unary[:, 3]] - least[unary[:, 2]],
+                size_bytes[ups[:, 2]] * rates.up_byte[ups[:, 3]],
+                size_bytes[downs[:, 2]] * rates.down_byte[downs[:, 3]],
+                (rates.up_message + rates.down_message)[trips[:, 3]],
+            ]
+        )
+
+    def _ceiling(self, rates: Rates, chain: Sequence[int] | None) -> float:
+        """The charged measure of the best of a few obvious placements."""
+        guesses = [np.where(self.allowed, rates.unary, np.inf).argmin(axis=1)]
+        guesses += [np.full(len(self.allowed), k) for k in np.flatnonzero(self.allowed.all(axis=0))]
+        usage = Usage(self.problem, np.array(guesses))
+        return float(usage.measure(rates, charged_trips(usage, chain)).min())
+
+    def _source_side(self, arcs: NDArray[np.int64], capacities: NDArray[np.int64]) -> NDArray[np.bool_]:
+        from ortools.graph.python import max_flow
+
+        flow = max_flow.SimpleMaxFlow()
+        tails, heads = arcs[:, 0].astype(np.int32), arcs[:, 1].astype(np.int32)
+        flow.add_arcs_with_capacity(tails, heads, capacities)  # type: ignore[arg-type]
+        status = flow.solve(_SOURCE, _SINK)  # type: ignore[no-untyped-call]
+        if status != flow.OPTIMAL or flow.optimal_flow() >= _INFINITE:
+            raise InternalError(f"the flow of {self.problem.graph.name!r} ended as {status}; please report the model")
+        side = np.zeros(self._nodes, dtype=bool)
+        side[flow.get_source_side_min_cut()] = True
+        side[_SOURCE] = True
+        return side
+
+    def _result(
+        self, placement: NDArray[np.int64], rates: Rates, chain: Sequence[int] | None, error: float
+    ) -> CutResult:
+        usage = Usage(self.problem, placement[np.newaxis])
+        charged = float(usage.measure(rates, charged_trips(usage, chain))[0])
+        return CutResult(tuple(int(k) for k in placement), float(usage.measure(rates)[0]), charged - error)
+
+
+def charged_trips(usage: Usage, chain: Sequence[int] | None) -> NDArray[np.float64]:
+    """What a cut charges for round trips, (m, K-1): once for each link in use, or the turns along a chain."""
+    if chain is None:
+        return usage.used_links
+    after = usage.placements[:, list(chain), np.newaxis]
+    before = np.concatenate([np.zeros_like(after[:, :1]), after[:, :-1]], axis=1)
+    links = np.arange(1, len(usage.problem.tiers))
+    return ((before < links) & (after >= links)).sum(axis=1).astype(np.float64)
+
+
+def worst_chain(problem: Problem, placement: Sequence[int]) -> tuple[int, ...]:
+    """The chain of dependent blocks along which a placement turns back most often, over the link where that is worst."""
+    best: tuple[int, tuple[int, ...]] = (0, ())
+    for k in range(1, len(problem.tiers)):
+        turns: list[int] = []
+        via: list[int] = []
+        for v, needs in enumerate(problem.predecessors):
+            beyond = placement[v] >= k
+            through = max(needs, key=lambda p: turns[p] + (beyond and placement[p] < k), default=-1)
+            via.append(through)
+            turns.append(int(beyond) if through < 0 else turns[through] + (beyond and placement[through] < k))
+        end = max(range(len(turns)), key=turns.__getitem__)
+        if turns[end] > best[0]:
+            best = turns[end], _walk_back(via, end)
+    return best[1]
+
+
+def _walk_back(via: Sequence[int], end: int) -> tuple[int, ...]:
+    chain = []
+    while end >= 0:
+        chain.append(end)
+        end = via[end]
+    return tuple(reversed(chain))
+
+
+def min_cut(problem: Problem, rates: Rates) -> CutResult:
+    """The best placement that cuts find among those that the constraints allow, caps and bounds aside."""
+    return CutNetwork(problem, problem.constraints.allowed).least(rates)

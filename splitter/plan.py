@@ -1,0 +1,199 @@
+"""A plan: which tier runs each block, what crosses the links, and what that costs as features phi.
+
+Serial semantics, the same everywhere in the splitter and in the runtime: a request visits the tiers in the order of
+`flagsplit.flagir.visits`, from tier 0 and back to it, one segment at a time. Each pass over a link is one message, which
+carries what was produced so far and is needed beyond; a tensor crosses a link at most once per direction.
+NumPy only: the runtime loads this. How features are computed from a placement is in `flagsplit.splitter.evaluate`.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagsplit.errors import BundleError
+from flagsplit.splitter import reading
+from flagsplit.splitter.state import State
+
+_MOST_BLOCKS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A value that leaves the tier of its producer in one direction.
+
+    Attributes:
+        value: the value's name.
+        size_bytes: its size at the nominal dimensions, before any codec.
+        from_tier: index of the tier that produces it.
+        to_tier: index of the farthest tier in this direction that needs it; those between relay it.
+        receivers: indices of all tiers in this direction that need it, ascending.
+        codec: the activation codec; "none" sends it as it is.
+    """
+
+    value: str
+    size_bytes: int
+    from_tier: int
+    to_tier: int
+    receivers: tuple[int, ...]
+    codec: str = "none"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Phi of a plan over K tiers and K-1 links.
+
+    Attributes:
+        tier_seconds: busy seconds of each tier at nominal speed, invocations included.
+        up_bytes, down_bytes: by link, away from and towards the first tier.
+        up_messages, down_messages: by link.
+        tier_joules: energy of each tier above its idle power, radio included, at nominal speed.
+        price_usd: price of one request over all tiers, at nominal speed.
+        resident_bytes: by tier, weights plus peak of live activations.
+    """
+
+    tier_seconds: tuple[float, ...]
+    up_bytes: tuple[float, ...]
+    down_bytes: tuple[float, ...]
+    up_messages: tuple[float, ...]
+    down_messages: tuple[float, ...]
+    tier_joules: tuple[float, ...]
+    price_usd: float
+    resident_bytes: tuple[float, ...]
+
+    def latency_vector(self) -> NDArray[np.float64]:
+        """The features that latency is linear in, in the order of `State.vector`, shape (5K - 4,)."""
+        return np.array(
+            self.tier_seconds + self.up_bytes + self.down_bytes + self.up_messages + self.down_messages,
+            dtype=np.float64,
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A plan's figures at the nominal state.
+
+    Attributes:
+        latency_s: serial latency of one request.
+        first_tier_energy_j: what it costs the first tier, radio included.
+        total_energy_j: what it costs all tiers.
+        price_per_1k_usd: price of 1000 requests.
+        basis: where the figures come from: "modelled", "emulated" or "measured".
+    """
+
+    latency_s: float
+    first_tier_energy_j: float
+    total_energy_j: float
+    price_per_1k_usd: float
+    basis: str = "modelled"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to split a graph.
+
+    Attributes:
+        name: unique in its pool, such as "all-phone" or "phone+cloud-1".
+        tiers: names of all tiers of the line, used or not.
+        placement: tier index of each block.
+        cuts: what crosses links, by producer, upward before downward.
+        features: phi.
+        predicted: figures at the nominal state.
+    """
+
+    name: str
+    tiers: tuple[str, ...]
+    placement: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+    features: Features
+    predicted: Predicted
+
+    @property
+    def used_tiers(self) -> tuple[int, ...]:
+        """Indices of the tiers that run at least one block."""
+        return tuple(sorted(set(self.placement)))
+
+    def latency_s(self, state: State) -> float:
+        """Serial latency in that state, phi . theta."""
+        return float(self.features.latency_vector() @ state.vector())
+
+    def to_data(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Deterministic JSON text."""
+        return reading.dump(self.to_data())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Plan":
+        """Read what `to_json` wrote; raises BundleError for anything else."""
+        return cls.from_data(reading.parse_object(text, "plan"))
+
+    @classmethod
+    def from_data(cls, data: object, where: str = "plan") -> "Plan":
+        """Read what `to_data` made; raises BundleError for anything else."""
+        record = reading.as_object(data, where)
+        reading.only_keys(record, _PLAN_KEYS, where)
+        tiers = reading.texts(record, "tiers", where)
+        count = len(tiers)
+        placement = reading.integers(record, "placement", where, count)
+        if not placement or len(placement) > _MOST_BLOCKS:
+            raise BundleError(f"{where}.placement: expected 1 to {_MOST_BLOCKS} blocks, got {len(placement)}")
+        cuts = reading.array(record, "cuts", where)
+        return cls(
+            name=reading.text(record, "name", where),
+            tiers=tiers,
+            placement=placement,
+            cuts=tuple(_read_cut(cut, count, f"{where}.cuts[{i}]") for i, cut in enumerate(cuts)),
+            features=_read_features(record["features"], count, f"{where}.features"),
+            predicted=_read_predicted(record["predicted"], f"{where}.predicted"),
+        )
+
+
+_PLAN_KEYS = frozenset(Plan.__dataclass_fields__)
+
+
+def _read_cut(data: object, tiers: int, where: str) -> Cut:
+    record = reading.as_object(data, where)
+    reading.only_keys(record, frozenset(Cut.__dataclass_fields__), where)
+    return Cut(
+        value=reading.text(record, "value", where),
+        size_bytes=reading.integer(record["size_bytes"], f"{where}.size_bytes", 1 << 62),
+        from_tier=reading.integer(record["from_tier"], f"{where}.from_tier", tiers),
+        to_tier=reading.integer(record["to_tier"], f"{where}.to_tier", tiers),
+        receivers=reading.integers(record, "receivers", where, tiers),
+        codec=reading.text(record, "codec", where),
+    )
+
+
+def _read_features(data: object, tiers: int, where: str) -> Features:
+    record = reading.as_object(data, where)
+    reading.only_keys(record, frozenset(Features.__dataclass_fields__), where)
+    links = tiers - 1
+    return Features(
+        tier_seconds=reading.numbers(record, "tier_seconds", where, tiers),
+        up_bytes=reading.numbers(record, "up_bytes", where, links),
+        down_bytes=reading.numbers(record, "down_bytes", where, links),
+        up_messages=reading.numbers(record, "up_messages", where, links),
+        down_messages=reading.numbers(record, "down_messages", where, links),
+        tier_joules=reading.numbers(record, "tier_joules", where, tiers),
+        price_usd=reading.number(record["price_usd"], f"{where}.price_usd"),
+        resident_bytes=reading.numbers(record, "resident_bytes", where, tiers),
+    )
+
+
+def _read_predicted(data: object, where: str) -> Predicted:
+    record = reading.as_object(data, where)
+    reading.only_keys(record, frozenset(Predicted.__dataclass_fields__), where)
+    basis = reading.text(record, "basis", where)
+    if basis not in {"modelled", "emulated", "measured"}:
+        raise BundleError(f"{where}.basis: expected modelled, emulated or measured, got {basis!r:.40}")
+    return Predicted(
+        latency_s=reading.number(record["latency_s"], f"{where}.latency_s"),
+        first_tier_energy_j=reading.number(record["first_tier_energy_j"], f"{where}.first_tier_energy_j"),
+        total_energy_j=reading.number(record["total_energy_j"], f"{where}.total_energy_j"),
+        price_per_1k_usd=reading.number(record["price_per_1k_usd"], f"{where}.price_per_1k_usd"),
+        basis=basis,
+    )

@@ -1,0 +1,222 @@
+"""The pool: all plans a bundle ships, and the choice among them, one matrix-vector product.
+
+NumPy only, so that the runtime can load it without a solver; pools are made in `flagsplit.splitter.pool_builder`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagsplit.errors import BundleError, PolicyError, UnavailableError
+from flagsplit.splitter import reading
+from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.state import State
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PoolCertificate:
+    """How good the pool is known to be over the box of states that it was built for.
+
+    The optimal cost is concave in the state, so a plan that is optimal at all corners of a grid cell is optimal inside
+    it, and the best plan's worst excess over the corners bounds its excess anywhere inside.
+
+    Attributes:
+        exact: whether every corner was solved to proven optimality under the same constraints as the pool's plans;
+            nothing is certified otherwise, for instance where a memory cap binds.
+        cells: grid cells over bandwidth, round-trip time and sets of tiers that compute.
+        certified_cells: cells in which one plan is optimal throughout.
+        regret_bound: bound on the relative excess over the optimum in all cells; None unless exact.
+        bandwidth_factors, rtt_factors: ends of the box, as factors on the nominal links.
+    """
+
+    exact: bool
+    cells: int
+    certified_cells: int
+    regret_bound: float | None
+    bandwidth_factors: tuple[float, float]
+    rtt_factors: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to run now.
+
+    Attributes:
+        plan: the best plan whose tiers are all alive.
+        latency_s: its serial latency in the state asked about.
+        meets_latency: whether that keeps the SLA's latency bound (true without one).
+        runner_up: the next best plan, or None.
+        runner_up_latency_s: its latency, or None.
+    """
+
+    plan: Plan
+    latency_s: float
+    meets_latency: bool
+    runner_up: Plan | None
+    runner_up_latency_s: float | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Plans over the same graph and tiers, each optimal somewhere or kept as a way to go on.
+
+    Attributes:
+        plans: the nominal optimum first.
+        latency_weight: weight of a second in the score.
+        bias: by plan, the weighted price and energy, added to the weighted latency.
+        latency_bound_s: the SLA's bound; plans that keep it come first.
+        absent: single-tier plans that are not in the pool, "all-TIER" to the reason.
+        certificate: what is known about the pool's quality.
+    """
+
+    plans: tuple[Plan, ...]
+    latency_weight: float
+    bias: tuple[float, ...]
+    latency_bound_s: float | None
+    absent: Mapping[str, str]
+    certificate: PoolCertificate
+    _phi: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _uses: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
+    _bias: NDArray[np.float64] = field(init=False, repr=False, compare=False)
+    _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.plans or len({(plan.tiers, len(plan.placement)) for plan in self.plans}) != 1:
+            raise PolicyError("pool: expected at least one plan, all over the same tiers and blocks")
+        if len({plan.name for plan in self.plans}) != len(self.plans) or len(self.bias) != len(self.plans):
+            raise PolicyError("pool: expected unique plan names and one bias for each plan")
+        object.__setattr__(self, "_phi", np.array([plan.features.latency_vector() for plan in self.plans]))
+        uses = [[k in plan.placement for k in range(len(plan.tiers))] for plan in self.plans]
+        object.__setattr__(self, "_uses", np.array(uses))
+        object.__setattr__(self, "_bias", np.array(self.bias))
+        object.__setattr__(self, "_index", {plan.name: i for i, plan in enumerate(self.plans)})
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """Names of the tiers of the line."""
+        return self.plans[0].tiers
+
+    def plan(self, name: str) -> Plan:
+        """The plan of that name."""
+        if name not in self._index:
+            raise PolicyError(f"plan {name!r} is not in the pool: choose from {', '.join(self._index)}")
+        return self.plans[self._index[name]]
+
+    def latencies_s(self, state: State) -> NDArray[np.float64]:
+        """Latency of every plan in that state, whether its tiers are alive or not."""
+        if len(state.alive) != len(self.tiers):
+            raise PolicyError(f"state: expected {len(self.tiers)} tiers, got {len(state.alive)}")
+        latencies: NDArray[np.float64] = self._phi @ state.vector()
+        return latencies
+
+    def choose(self, state: State, current: str | None = None, switch_margin: float = 0.0) -> Choice:
+        """The best plan for a state.
+
+        Args:
+            state: theta now; a plan is out if a tier that it runs on is dead.
+            current: name of the plan in use, if any.
+            switch_margin: keep `current` unless another plan's score is better by more than this fraction.
+
+        Raises:
+            UnavailableError: no plan of the pool can do with the tiers that are alive.
+        """
+        latencies = self.latencies_s(state)
+        usable = ~(self._uses & ~np.array(state.alive)).any(axis=1)
+        if not usable.any():
+            raise UnavailableError(self._nothing_left(state))
+        score = np.where(usable, self.latency_weight * latencies + self._bias, np.inf)
+        if self.latency_bound_s is not None:
+            score = self._prefer_bound(score, latencies, usable, self.latency_bound_s)
+        order = np.argsort(score, kind="stable")
+        best = int(order[0])
+        if current is not None and switch_margin > 0:
+            kept = self._index.get(current, best)
+            best = kept if score[kept] <= score[best] * (1 + switch_margin) else best
+        return self._choice(best, [int(i) for i in order if i != best and usable[i]], latencies)
+
+    def _prefer_bound(
+        self, score: NDArray[np.float64], latencies: NDArray[np.float64], usable: NDArray[np.bool_], bound_s: float
+    ) -> NDArray[np.float64]:
+        """Rule out what breaks the bound; where everything does, the fastest is the least bad."""
+        keeps = usable & (latencies <= bound_s)
+        return np.where(keeps, score, np.inf) if keeps.any() else np.where(usable, latencies, np.inf)
+
+    def _choice(self, best: int, others: list[int], latencies: NDArray[np.float64]) -> Choice:
+        runner_up = others[0] if others else None
+        latency_s = float(latencies[best])
+        return Choice(
+            plan=self.plans[best],
+            latency_s=latency_s,
+            meets_latency=self.latency_bound_s is None or latency_s <= self.latency_bound_s,
+            runner_up=None if runner_up is None else self.plans[runner_up],
+            runner_up_latency_s=None if runner_up is None else float(latencies[runner_up]),
+        )
+
+    def _nothing_left(self, state: State) -> str:
+        names = [name for name, alive in zip(self.tiers, state.alive, strict=True) if not alive]
+        first = f"all-{self.tiers[0]}"
+        why = f"; {first} is not in the pool: {self.absent[first]}" if first in self.absent else ""
+        return f"no plan runs without {', '.join(names)}{why}"
+
+    def to_json(self) -> str:
+        """Deterministic JSON text, `plans.json` of a bundle."""
+        return reading.dump(
+            {
+                "version": FORMAT_VERSION,
+                "plans": [plan.to_data() for plan in self.plans],
+                "latency_weight": self.latency_weight,
+                "bias": list(self.bias),
+                "latency_bound_s": self.latency_bound_s,
+                "absent": dict(self.absent),
+                "certificate": asdict(self.certificate),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Pool":
+        """Read what `to_json` wrote; raises BundleError for anything else."""
+        data = reading.parse_object(text, "pool")
+        if data.pop("version", None) != FORMAT_VERSION:
+            raise BundleError(f"pool.version: expected {FORMAT_VERSION}; make the bundle again with this flagsplit")
+        reading.only_keys(data, _POOL_KEYS, "pool")
+        plans = reading.array(data, "plans", "pool")
+        bound = data["latency_bound_s"]
+        absent = reading.as_object(data["absent"], "pool.absent")
+        try:
+            return cls(
+                plans=tuple(Plan.from_data(plan, f"pool.plans[{i}]") for i, plan in enumerate(plans)),
+                latency_weight=reading.number(data["latency_weight"], "pool.latency_weight"),
+                bias=reading.numbers(data, "bias", "pool", len(plans)),
+                latency_bound_s=None if bound is None else reading.number(bound, "pool.latency_bound_s"),
+                absent={name: reading.text(absent, name, "pool.absent") for name in absent},
+                certificate=_read_certificate(data["certificate"]),
+            )
+        except PolicyError as error:
+            raise BundleError(str(error)) from None
+
+
+_POOL_KEYS = frozenset(name for name in Pool.__dataclass_fields__ if not name.startswith("_"))
+
+
+def _read_certificate(data: Any) -> PoolCertificate:
+    where = "pool.certificate"
+    record = reading.as_object(data, where)
+    reading.only_keys(record, frozenset(PoolCertificate.__dataclass_fields__), where)
+    if not isinstance(record["exact"], bool):
+        raise BundleError(f"{where}.exact: expected true or false")
+    regret = record["regret_bound"]
+    low_bandwidth, high_bandwidth = reading.numbers(record, "bandwidth_factors", where, 2)
+    low_rtt, high_rtt = reading.numbers(record, "rtt_factors", where, 2)
+    return PoolCertificate(
+        exact=record["exact"],
+        cells=reading.integer(record["cells"], f"{where}.cells", 1 << 40),
+        certified_cells=reading.integer(record["certified_cells"], f"{where}.certified_cells", 1 << 40),
+        regret_bound=None if regret is None else reading.number(regret, f"{where}.regret_bound"),
+        bandwidth_factors=(low_bandwidth, high_bandwidth),
+        rtt_factors=(low_rtt, high_rtt),
+    )

@@ -1,0 +1,67 @@
+"""Both channels pass the exported conformance suite, the ZeroMQ one with and without CURVE, over TCP and ipc."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from flagsplit.transport.channel import Channel
+from flagsplit.transport.memory import MemoryChannel, MemoryNetwork
+from flagsplit.transport.messages import Lane
+from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
+from flagsplit.transport.testing import CHANNEL_CHECKS, ChannelFactory, check_channel
+from flagsplit.transport.zeromq import ZmqChannel
+
+
+class MemoryFactory:
+    def __init__(self) -> None:
+        self.network = MemoryNetwork()
+
+    def open(self) -> Channel:
+        return MemoryChannel(self.network)
+
+    def listen_address(self) -> str:
+        return "mem://*"
+
+    def send_garbage(self, channel: Channel, peer: str) -> None:
+        assert isinstance(channel, MemoryChannel)
+        channel.send_frames(peer, Lane.CONTROL, [b"garbage"])
+
+
+class ZmqFactory:
+    def __init__(self, security: Security | NoSecurity, address: str) -> None:
+        self.security = security
+        self.address = address
+        self._numbers = itertools.count()
+
+    def open(self) -> Channel:
+        return ZmqChannel(security=self.security)
+
+    def listen_address(self) -> str:
+        return self.address.format(next(self._numbers))
+
+    def send_garbage(self, channel: Channel, peer: str) -> None:
+        assert isinstance(channel, ZmqChannel)
+        channel._outbound[peer]._lanes[Lane.CONTROL].socket.send(b"garbage", zmq.NOBLOCK)
+
+
+@pytest.fixture(params=["memory", "tcp", "tcp+curve", "ipc"])
+def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChannelFactory]:
+    if request.param == "memory":
+        yield MemoryFactory()
+    elif request.param == "ipc":
+        yield ZmqFactory(NO_SECURITY, f"ipc://{tmp_path}/{{}}")
+    else:
+        security = KeyStore(tmp_path / "keys").security() if "curve" in request.param else NO_SECURITY
+        yield ZmqFactory(security, "tcp://127.0.0.1:0")
+
+
+@pytest.mark.parametrize("check", CHANNEL_CHECKS, ids=lambda check: check.__name__)
+def test_conformance(factory: ChannelFactory, check: Callable[[ChannelFactory], None]) -> None:
+    check(factory)
+
+
+def test_check_channel_runs_the_whole_suite() -> None:
+    check_channel(MemoryFactory())

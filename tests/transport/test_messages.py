@@ -1,0 +1,284 @@
+"""Encoding: golden bytes of version 1, limits in both directions, evolution, and fuzzers."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import msgpack
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flagsplit.errors import InternalError, ProtocolError
+from flagsplit.transport.messages import (
+    ITEM_SIZE_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    MESSAGE_TYPES,
+    Attach,
+    Bye,
+    Cancel,
+    Chunk,
+    Done,
+    Drain,
+    Failed,
+    Frame,
+    Hello,
+    Hop,
+    HopTiming,
+    Message,
+    Open,
+    PeerAddress,
+    Ping,
+    Pong,
+    Reject,
+    TensorHeader,
+    Welcome,
+    decode,
+    encode,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+INSTANCE = "00112233445566778899aabbccddeeff"
+DIGEST = "sha256:" + "ab" * 32
+KEY = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
+
+SAMPLES: dict[str, Message] = {
+    "hello": Hello(
+        version_min=(1, 0),
+        version_max=(1, 2),
+        instance=INSTANCE,
+        role="session",
+        bundle=DIGEST,
+        heartbeat_ms=500,
+        peers={"edge": PeerAddress("tcp://10.0.0.2:7000", KEY), "cloud": PeerAddress("tcp://cloud.example:7000")},
+        features=("zstd",),
+    ),
+    "welcome": Welcome((1, 0), INSTANCE, 7, DIGEST, "edge", 268435456, 262144, ("zstd",)),
+    "reject": Reject("bundle", "this worker serves another bundle"),
+    "failed": Failed("s-1", 42, 1, "edge", "engine", "out of memory", retryable=True),
+    "cancel": Cancel("s-1", 42, 1),
+    "done": Done("s-1", 42),
+    "ping": Ping(3, 1_700_000_000_000_000),
+    "pong": Pong(3, 1_700_000_000_000_000, queue=2, epoch=7),
+    "drain": Drain("new bundle"),
+    "bye": Bye("shutting down"),
+    "attach": Attach(INSTANCE),
+    "open": Open(
+        sid="s-1",
+        rid=42,
+        attempt=1,
+        epoch=7,
+        plan="plan-3",
+        hop=1,
+        route=(Hop("phone", "p0", ("a",)), Hop("edge", "", ("a", "b")), Hop("cloud", "p2")),
+        tensors=(TensorHeader("a", "float16", (1, 3, 2), 12), TensorHeader("b", "uint8", (0, 4), 0)),
+        deadline_ms=250,
+        trace=(HopTiming("phone", "p0", 10, 2000, 0, 12),),
+        outputs=("y",),
+    ),
+    "chunk": Chunk("s-1", 42, 1, 1, tensor=0, offset=0, crc32=0x1DB55E4A, payload=b"twelve bytes"),
+}
+
+
+def header_of(name: str) -> dict[str, object]:
+    header: dict[str, object] = msgpack.unpackb(encode(SAMPLES[name])[0])  # type: ignore[attr-defined,no-untyped-call]
+    return header
+
+
+def frames_of(name: str, **changes: object) -> list[Frame]:
+    header = {key: value for key, value in (header_of(name) | changes).items() if value is not Ellipsis}
+    packed: bytes = msgpack.packb(header)  # type: ignore[no-untyped-call]
+    return [packed, *encode(SAMPLES[name])[1:]]
+
+
+def test_every_type_has_a_sample() -> None:
+    assert {type(message) for message in SAMPLES.values()} == set(MESSAGE_TYPES.values())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_golden_bytes_of_version_1(name: str) -> None:
+    golden = [bytes.fromhex(line) for line in (GOLDEN / f"{name}.v1.hex").read_text().split()]
+    assert [bytes(frame) for frame in encode(SAMPLES[name])] == golden
+    assert decode(golden) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_unknown_keys_are_ignored_and_defaults_fill_in(name: str) -> None:
+    assert decode(frames_of(name, future={"any": ["thing", 1]})) == SAMPLES[name]
+    message = SAMPLES[name]
+    for field in dataclasses.fields(message):
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.name == "payload":
+            continue
+        if has_default:
+            loaded = decode(frames_of(name, **{field.name: ...}))
+            assert getattr(loaded, field.name) == ({} if field.name == "peers" else field.default)
+        else:
+            with pytest.raises(ProtocolError, match=field.name):
+                decode(frames_of(name, **{field.name: ...}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ping", {"seq": -1}),
+        ("ping", {"seq": True}),
+        ("ping", {"seq": 2**53}),
+        ("ping", {"seq": 1.0}),
+        ("ping", {"seq": None}),
+        ("ping", {"type": "XX"}),
+        ("ping", {"type": 7}),
+        ("ping", {"type": ...}),
+        ("cancel", {"sid": "x" * 65}),
+        ("cancel", {"sid": "ü" * 33}),
+        ("cancel", {"sid": b"bytes"}),
+        ("failed", {"reason": "x" * 1025}),
+        ("failed", {"retryable": 1}),
+        ("hello", {"instance": "short"}),
+        ("hello", {"instance": "G" * 32}),
+        ("hello", {"role": "admin"}),
+        ("hello", {"version_min": [1]}),
+        ("hello", {"version_min": [1, 2, 3]}),
+        ("hello", {"version_min": 1}),
+        ("hello", {"heartbeat_ms": 0}),
+        ("hello", {"peers": []}),
+        ("hello", {"peers": {"edge": "tcp://x:1"}}),
+        ("hello", {"peers": {"edge": {"address": "tcp://x:1", "server_key": "short"}}}),
+        ("hello", {"peers": {f"t{i}": {"address": ""} for i in range(17)}}),
+        ("hello", {"features": ["x"] * 65}),
+        ("hello", {"features": "zstd"}),
+        ("open", {"hop": 3}),
+        ("open", {"hop": 16}),
+        ("open", {"route": []}),
+        ("open", {"tensors": [{"name": "a", "dtype": "float32", "shape": [2], "size_bytes": 9}]}),
+        ("open", {"tensors": [{"name": "a", "dtype": "object", "shape": [1], "size_bytes": 8}]}),
+        ("open", {"tensors": [{"name": "a", "dtype": "uint8", "shape": [1] * 9, "size_bytes": 1}]}),
+        ("open", {"tensors": [{"name": "a", "dtype": "uint8", "shape": [2**53 - 1] * 8, "size_bytes": 0}]}),
+        ("open", {"tensors": [{"name": "a", "dtype": "uint8", "shape": [-1], "size_bytes": -1}]}),
+        ("open", {"outputs": ["x" * 257]}),
+        ("chunk", {"crc32": 2**32}),
+        ("chunk", {"tensor": 256}),
+    ],
+)
+def test_fields_out_of_bounds_are_refused(name: str, changes: dict[str, object]) -> None:
+    with pytest.raises(ProtocolError):
+        decode(frames_of(name, **changes))
+
+
+def test_frames_are_counted_and_measured() -> None:
+    ping, chunk = encode(SAMPLES["ping"]), encode(SAMPLES["chunk"])
+    for frames in (
+        [],
+        [b""],
+        [*ping, b""],
+        [*ping, b"x"],
+        [chunk[0]],
+        [chunk[0], b""],
+        [*chunk, b""],
+        [chunk[0], bytes(MAX_PAYLOAD_BYTES + 1)],
+        [bytes(MAX_HEADER_BYTES + 1)],
+        [bytes(ping[0]) + b"\0"],
+        [b"\xc1"],
+        [b"\x93\x01\x02\x03"],
+        [b"\x81\x01\x02"],
+        [b"\xdf\xff\xff\xff\xff"],
+        [b"\x91" * 5000],
+    ):
+        with pytest.raises(ProtocolError):
+            decode(frames)
+
+
+def test_text_for_people_is_cut_and_cleaned() -> None:
+    sent = Failed("s", 1, 0, "edge", "engine", "é" * 2000 + "\n")
+    received = decode(encode(sent))
+    assert isinstance(received, Failed)
+    assert received.reason == "é" * 512
+    hostile = decode(frames_of("failed", reason="a\x1b[2Jb\nc"))
+    assert isinstance(hostile, Failed)
+    assert hostile.reason == "a [2Jb c"
+
+
+def test_what_breaks_the_limits_is_not_sent() -> None:
+    chunk, opened = SAMPLES["chunk"], SAMPLES["open"]
+    assert isinstance(chunk, Chunk)
+    assert isinstance(opened, Open)
+    many = tuple(TensorHeader("x" * 250 + str(i), "uint8", (1,), 1) for i in range(256))
+    beyond: list[Message] = [
+        Cancel("x" * 65, 1, 0),
+        Ping(-1, 0),
+        Hello((1, 0), (1, 0), "no hex", "session", "", 1),
+        dataclasses.replace(chunk, payload=b""),
+        dataclasses.replace(chunk, payload=bytes(MAX_PAYLOAD_BYTES + 1)),
+        dataclasses.replace(opened, tensors=(TensorHeader("a", "float32", (2,), 4),)),
+        dataclasses.replace(opened, tensors=many),
+    ]
+    for message in beyond:
+        with pytest.raises(InternalError):
+            encode(message)
+
+
+def test_payload_is_passed_on_and_not_copied() -> None:
+    payload = memoryview(bytearray(100_000))
+    frames = encode(Chunk("s", 1, 0, 0, 0, 0, zlib.crc32(payload), payload=payload))
+    assert frames[1] is payload
+
+
+def test_item_sizes_agree_with_numpy() -> None:
+    import ml_dtypes  # noqa: F401 - registers bfloat16 and the float8 names
+    import numpy as np
+
+    assert {name: np.dtype(name).itemsize for name in ITEM_SIZE_BYTES} == ITEM_SIZE_BYTES
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4))
+def test_random_bytes_are_refused_or_a_message(frames: list[bytes]) -> None:
+    decode_is_safe(list(frames))
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_mutated_messages_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
+    frames = [bytearray(frame) for frame in encode(SAMPLES[name])]
+    for _ in range(data.draw(st.integers(1, 4))):
+        header = frames[0]
+        at = data.draw(st.integers(0, len(header) - 1))
+        kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if kind == "flip":
+            header[at] = data.draw(st.integers(0, 255))
+        elif kind == "cut" and len(header) > 2:
+            del header[at]
+        else:
+            header.insert(at, data.draw(st.integers(0, 255)))
+    decode_is_safe([bytes(frame) for frame in frames])
+
+
+_anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_fields_of_any_type_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted(header_of(name))))
+    decode_is_safe(frames_of(name, **{key: data.draw(_anything)}))
+
+
+def decode_is_safe(frames: list[Frame]) -> None:
+    try:
+        message = decode(frames)
+    except ProtocolError:
+        return
+    assert decode(encode(message)) == message
+
+
+def test_pong_of_an_older_peer_has_defaults() -> None:
+    assert decode(frames_of("pong", queue=..., epoch=...)) == Pong(3, 1_700_000_000_000_000)

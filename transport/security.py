@@ -1,0 +1,199 @@
+"""Keys: who we are, which clients may use our workers, and which server key belongs to which address.
+
+CURVE is on unless `NO_SECURITY` is written out. `KeyStore` is a folder of small text files with Z85 keys, safe to edit
+by hand; changes count from the next handshake on. `Security` is what a channel gets. `zap.py` has the handshake's side.
+
+    identity.secret      our secret key, readable by us only; made on first use
+    identity.public      our public key, to hand to others
+    authorized/*.public  client keys that may connect to us; our own always may
+    known_servers        lines "ADDRESS KEY": the key to expect at an address; anywhere else we expect our own
+"""
+
+import fcntl
+import logging
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from flagsplit.errors import ConfigError
+from flagsplit.transport.address import parse_address
+
+_KEY_CHARS: Final = 40
+_FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NoSecurity:
+    """Plain connections that anybody may open: for benchmarks and tests on one machine."""
+
+
+NO_SECURITY: Final = NoSecurity()
+
+
+@dataclass(frozen=True, slots=True)
+class Security:
+    """What a channel needs to encrypt and to tell friend from stranger. Keys are Z85 text of 40 characters."""
+
+    public_key: str
+    secret_key: str = field(repr=False)
+    is_authorized: Callable[[str], bool]
+    server_key_for: Callable[[str], str]
+
+
+def check_key(key: str, what: str) -> str:
+    """The key, if it is 40 characters of Z85. Raises ConfigError that says `what` it is."""
+    try:
+        valid = len(key) == _KEY_CHARS and len(z85.decode(key.encode("ascii"))) == 32
+    except (ValueError, KeyError, UnicodeEncodeError):
+        valid = False
+    if not valid:
+        raise ConfigError(f"{what}: expected a key of {_KEY_CHARS} Z85 characters, got {len(key)} characters")
+    return key
+
+
+def default_key_directory() -> Path:
+    home = os.environ.get("FLAGSPLIT_HOME")
+    return (Path(home) if home else Path.home() / ".config" / "flagsplit") / "keys"
+
+
+class KeyStore:
+    """The key folder, made with a new identity on first use. Raises ConfigError when others could read or change it."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self.directory = directory or default_key_directory()
+        try:
+            for folder in (self.directory, self._authorized):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _refuse_writable_by_others(folder)
+            self._secret_key = self._load_or_make_secret()
+            self.public_key = zmq.curve_public(self._secret_key.encode()).decode()
+            public_file = self.directory / "identity.public"
+            if not public_file.exists() or public_file.read_text().strip() != self.public_key:
+                _write_atomically(public_file, self.public_key + "\n", mode=0o644)
+        except OSError as exc:
+            raise ConfigError(f"key folder {self.directory}: {exc.strerror}; FLAGSPLIT_HOME chooses another") from exc
+        self.authorized()
+
+    @property
+    def _authorized(self) -> Path:
+        return self.directory / "authorized"
+
+    @property
+    def _known_servers(self) -> Path:
+        return self.directory / "known_servers"
+
+    def security(self) -> Security:
+        return Security(self.public_key, self._secret_key, self.is_authorized, self.server_key_for)
+
+    def authorize(self, name: str, public_key: str) -> None:
+        """Let the owner of `public_key` use our workers. `name` is for people."""
+        check_key(public_key, f"client {name}")
+        _write_atomically(self._authorized_file(name), public_key + "\n", mode=0o644)
+
+    def revoke(self, name: str) -> None:
+        """Refuse a client from its next connection on. Raises ConfigError when there is none of that name."""
+        try:
+            self._authorized_file(name).unlink()
+        except FileNotFoundError:
+            names = ", ".join(self.authorized()) or "none"
+            raise ConfigError(f"no authorized client is called {name!r}; there are: {names}") from None
+
+    def authorized(self) -> dict[str, str]:
+        """Keys of the clients that may connect, by name, without our own. Raises ConfigError on a damaged file."""
+        files = sorted(self._authorized.glob("*.public"))
+        return {file.name.removesuffix(".public"): check_key(file.read_text().strip(), str(file)) for file in files}
+
+    def is_authorized(self, public_key: str) -> bool:
+        """Asked at each handshake, from another thread: reads the folder anew, so that a change needs no restart."""
+        if public_key == self.public_key:
+            return True
+        for file in self._authorized.glob("*.public"):
+            try:
+                if file.read_text().strip() == public_key:
+                    return True
+            except (OSError, ValueError):
+                _log.warning("cannot read the client key %s; it is not authorized", file)
+        return False
+
+    def trust(self, address: str, server_key: str) -> None:
+        """Expect `server_key` at `address` from now on."""
+        check_key(server_key, f"server key of {address}")
+        with self._locked():
+            known = self.known_servers() | {str(parse_address(address)): server_key}
+            text = "".join(f"{known_address} {key}\n" for known_address, key in sorted(known.items()))
+            _write_atomically(self._known_servers, text, mode=0o644)
+
+    def known_servers(self) -> dict[str, str]:
+        """Server keys by address. Raises ConfigError on a damaged line."""
+        try:
+            lines = self._known_servers.read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        known = {}
+        for number, line in enumerate(lines, start=1):
+            address, _, key = line.strip().rpartition(" ")
+            if address:
+                known[address.strip()] = check_key(key, f"{self._known_servers}, line {number}")
+        return known
+
+    def server_key_for(self, address: str) -> str:
+        """The key to expect at an address: our own, unless `trust` said otherwise."""
+        return self.known_servers().get(str(parse_address(address)), self.public_key)
+
+    def _authorized_file(self, name: str) -> Path:
+        if not _FILE_NAME.fullmatch(name):
+            raise ConfigError(f"client name {name!r}: expected up to 64 letters, digits and . _ @ -")
+        return self._authorized / f"{name}.public"
+
+    def _load_or_make_secret(self) -> str:
+        file = self.directory / "identity.secret"
+        if not file.exists():
+            _, secret = zmq.curve_keypair()
+            # Linked into place only if there is none: two first starts at the same moment end up with one identity.
+            _write_atomically(file, secret.decode() + "\n", mode=0o600, replace=False)
+        facts = file.stat()
+        if stat.S_IMODE(facts.st_mode) & 0o077:
+            mode = stat.S_IMODE(facts.st_mode)
+            raise ConfigError(f"{file} can be read by others (mode {mode:04o}): run chmod 600 {file}")
+        return check_key(file.read_text().strip(), str(file))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.directory / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _refuse_writable_by_others(folder: Path) -> None:
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022:
+        raise ConfigError(f"{folder} can be changed by others (mode {mode:04o}): run chmod go-w {folder}")
+
+
+def _write_atomically(file: Path, text: str, *, mode: int, replace: bool = True) -> None:
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".new-")
+    try:
+        with os.fdopen(handle, "w") as stream:
+            os.fchmod(stream.fileno(), mode)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if replace:
+            Path(temporary).replace(file)
+        else:
+            try:
+                file.hardlink_to(temporary)
+            except FileExistsError:
+                return
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,217 @@
+"""The channel over ZeroMQ: one object, one context, one thread that calls it.
+
+Outbound peers are in `zeromq_outbound.py`, inbound ones in `zeromq_inbound.py`; this file is the loop around them and
+what they share. Security must be given: `KeyStore().security()`, or `NO_SECURITY` in so many words.
+"""
+
+import itertools
+import math
+import random
+import socket as sockets
+import threading
+import time
+from contextlib import suppress
+
+import zmq
+
+from flagsplit.errors import ConfigError, InternalError
+from flagsplit.transport.address import parse_address
+from flagsplit.transport.channel import ChannelEvent, ChannelOptions, SendQueue, new_instance
+from flagsplit.transport.messages import Bye, Done, Lane, Message, encode
+from flagsplit.transport.security import NoSecurity, Security, check_key
+from flagsplit.transport.zap import ZapHandler
+from flagsplit.transport.zeromq_inbound import Listener
+from flagsplit.transport.zeromq_outbound import OutboundPeer
+
+# A ROUTER cannot tell which peer became writable, so a queue for an inbound peer is tried again this often.
+_INBOUND_RETRY_S = 0.002
+
+
+class ZmqChannel:
+    """A `Channel` over tcp:// and ipc://. Raises ConfigError for bad addresses and keys, nothing for what peers do."""
+
+    def __init__(
+        self,
+        *,
+        security: Security | NoSecurity,
+        instance: str | None = None,
+        options: ChannelOptions | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._instance = instance or new_instance()
+        self._security = security
+        self._options = options or ChannelOptions()
+        self._rng = rng or random.Random()  # noqa: S311 - spreads reconnects, guards nothing
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._wake_here, self._wake_there = sockets.socketpair()
+        self._wake_here.setblocking(False)
+        self._wake_there.setblocking(False)
+        self._outbound: dict[str, OutboundPeer] = {}
+        self._listener: Listener | None = None
+        self._zap: ZapHandler | None = None
+        self._events: list[ChannelEvent] = []
+        self._serials = itertools.count(1)
+        self._owner: int | None = None
+        self._farewell = False
+        self._closed = False
+
+    @property
+    def instance(self) -> str:
+        return self._instance
+
+    def connect(self, peer: str, address: str, *, server_key: str | None = None) -> None:
+        self._check_usable()
+        if peer in self._outbound or peer.startswith("in:"):
+            raise ConfigError(f"peer {peer!r}: expected a name that is free and does not start with 'in:'")
+        parsed = parse_address(address)
+        for other in self._outbound.values():
+            if other.address == parsed:
+                raise ConfigError(f"peer {peer!r}: {address} is connected already, as {other.name!r}")
+        key = ""
+        if not isinstance(self._security, NoSecurity):
+            key = check_key(server_key or self._security.server_key_for(address), f"server key of {address}")
+        self._outbound[peer] = OutboundPeer(
+            peer,
+            parsed,
+            context=self._context,
+            security=self._security,
+            server_key=key,
+            instance=self._instance,
+            options=self._options,
+            next_serial=lambda: next(self._serials),
+            wake=self.wake,
+            emit=self._events.append,
+            rng=self._rng,
+        )
+
+    def disconnect(self, peer: str) -> None:
+        self._check_usable()
+        outbound = self._outbound.pop(peer, None)
+        if outbound is not None:
+            outbound.close(self._farewell_s)
+        elif self._listener is not None:
+            self._listener.disconnect(peer)
+
+    def listen(self, address: str) -> str:
+        self._check_usable()
+        parse_address(address, listening=True)
+        if self._zap is None and not isinstance(self._security, NoSecurity):
+            self._zap = ZapHandler(self._context, self._security.is_authorized)
+        if self._listener is None:
+            self._listener = Listener(self._context, self._security, self._options, self._events.append)
+        return self._listener.bind(address)
+
+    def send(self, peer: str, message: Message) -> bool:
+        self._check_usable()
+        frames = encode(message)
+        outbound = self._outbound.get(peer)
+        if outbound is not None:
+            sent = outbound.send(message, frames)
+        else:
+            sent = self._listener is not None and self._listener.send(peer, message, frames)
+        self._farewell = self._farewell or (sent and isinstance(message, Bye | Done))
+        return sent
+
+    def poll(self, timeout_s: float | None) -> list[ChannelEvent]:
+        self._check_usable()
+        self._owner = threading.get_ident()
+        deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            self._advance()
+            woken = self._wait(0.0 if self._events else deadline_s - time.monotonic())
+            self._receive()
+            if self._events or woken or time.monotonic() >= deadline_s:
+                events = self._events.copy()
+                self._events.clear()  # in place: peers hold its append
+                return events
+
+    def backlog_bytes(self, peer: str, lane: Lane = Lane.DATA) -> int:
+        queue = self._queue(peer, lane)
+        return queue.size_bytes if queue else 0
+
+    def withdraw(self, peer: str, sid: str, rid: int) -> int:
+        queue = self._queue(peer, Lane.DATA)
+        return queue.withdraw(sid, rid) if queue else 0
+
+    def wake(self) -> None:
+        # Full means that a wake-up is pending already; closed means that nobody is left to wake.
+        with suppress(OSError):
+            self._wake_there.send(b"\0")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._farewell:
+            self._flush()
+        for outbound in self._outbound.values():
+            outbound.close(self._farewell_s)
+        if self._listener is not None:
+            self._listener.close(self._farewell_s)
+        if self._zap is not None:
+            self._zap.stop()
+        # Waits for the sockets' linger at most: no socket of the context has an unlimited one.
+        self._context.term()
+        self._wake_here.close()
+        self._wake_there.close()
+
+    @property
+    def _farewell_s(self) -> float:
+        return self._options.farewell_s if self._farewell else 0.0
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise InternalError("the channel is closed; make a new one")
+        if self._owner is not None and self._owner != threading.get_ident():
+            raise InternalError("a channel belongs to the thread that polls it; other threads may only call wake()")
+
+    def _queue(self, peer: str, lane: Lane) -> SendQueue | None:
+        outbound = self._outbound.get(peer)
+        if outbound is not None:
+            return outbound.queue(lane)
+        return self._listener.queue(peer, lane) if self._listener else None
+
+    def _advance(self) -> None:
+        now_s = time.monotonic()
+        for outbound in self._outbound.values():
+            outbound.advance(now_s)
+        if self._listener is not None:
+            self._listener.advance(now_s)
+        self._flush()
+
+    def _flush(self) -> None:
+        for outbound in self._outbound.values():
+            outbound.flush()
+        if self._listener is not None:
+            self._listener.flush()
+
+    def _wait(self, timeout_s: float) -> bool:
+        """Sleep until something happens or a timer is due; True after a wake-up."""
+        now_s = time.monotonic()
+        due = [outbound.deadline_s() for outbound in self._outbound.values()]
+        poller = zmq.Poller()
+        poller.register(self._wake_here, zmq.POLLIN)
+        for outbound in self._outbound.values():
+            for socket, flags in outbound.polled():
+                poller.register(socket, flags)
+        if self._listener is not None:
+            due.append(self._listener.deadline_s())
+            due.append(now_s + _INBOUND_RETRY_S if self._listener.has_backlog() else None)
+            for socket, flags in self._listener.polled():
+                poller.register(socket, flags)
+        timeout_s = max(0.0, min(timeout_s, *(d - now_s for d in due if d is not None), math.inf))
+        ready = dict(poller.poll(None if timeout_s == math.inf else math.ceil(timeout_s * 1000)))
+        return self._wake_here.fileno() in ready and self._drain_wake()
+
+    def _drain_wake(self) -> bool:
+        with suppress(BlockingIOError):
+            while self._wake_here.recv(4096):
+                pass
+        return True
+
+    def _receive(self) -> None:
+        now_s = time.monotonic()
+        for outbound in self._outbound.values():
+            outbound.receive(now_s, self._options.max_events_per_poll)
+        if self._listener is not None:
+            self._listener.receive(self._options.max_events_per_poll)

@@ -1,0 +1,316 @@
+"""The listening end: one ROUTER for all inbound peers, with a record of every connection behind it.
+
+A ROUTER alone is silent about peers that leave. Here each accepted connection is known by its file descriptor, each
+message tells the descriptor it came by, and the socket's monitor tells which descriptors ended; together that says
+which peer is gone. The descriptor also lets us cut a connection, which ZeroMQ has no call for. The other end is in
+`zeromq_outbound.py`.
+"""
+
+import errno
+import os
+import re
+import socket as sockets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import zmq
+
+from flagsplit.errors import ConfigError, ProtocolError
+from flagsplit.transport.address import parse_address
+from flagsplit.transport.channel import (
+    ChannelEvent,
+    ChannelOptions,
+    Down,
+    Received,
+    SendQueue,
+    Up,
+    Violated,
+    inbound_name,
+)
+from flagsplit.transport.floodguard import FloodGuard, Meter, cut_connection
+from flagsplit.transport.messages import Attach, Frame, Hello, Lane, Message, decode
+from flagsplit.transport.security import NoSecurity, Security
+from flagsplit.transport.zeromq_sockets import Context, Monitor, RouteLost, make_socket, receive, secure_server, write
+
+UNNAMED_PEER = inbound_name("?")
+_ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
+_LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One accepted connection. `inode` tells it from a later one that got the same descriptor number."""
+
+    fd: int
+    inode: int
+    route: bytes = b""
+    peer: "InboundPeer | None" = None
+    lane: Lane = Lane.CONTROL
+    introduced: bool = False
+    ignored: bool = False
+    meter: Meter = field(default_factory=Meter)
+
+
+@dataclass(slots=True, eq=False)
+class InboundPeer:
+    """The two connections of one attempt of one process. `serial` grows with each of its attempts."""
+
+    name: str
+    instance: str
+    serial: int
+    user_id: str
+    queues: dict[Lane, SendQueue]
+    lines: dict[Lane, Connection]
+    up: bool = False
+
+
+class Listener:
+    """Accepts peers on one or more addresses; events go to `emit`."""
+
+    def __init__(
+        self,
+        context: Context,
+        security: Security | NoSecurity,
+        options: ChannelOptions,
+        emit: Callable[[ChannelEvent], None],
+    ) -> None:
+        self._options, self._emit = options, emit
+        self._router = make_socket(context, zmq.ROUTER, options)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.BACKLOG, 1024)
+        # ROUTER_HANDOVER stays off: a routing id serves one connection only, so who claims it again is a stranger.
+        secure_server(self._router, security)
+        self._monitor = Monitor(context, self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._accepted: dict[int, Connection] = {}
+        self._routes: dict[bytes, Connection] = {}
+        self._peers: dict[str, InboundPeer] = {}
+        self._guard = FloodGuard(options.max_unfinished_bytes)
+
+    def bind(self, address: str) -> str:
+        wanted = parse_address(address, listening=True)
+        if wanted.scheme == "ipc":
+            _refuse_taken_path(Path(wanted.host_or_path), address)
+        try:
+            self._router.bind(wanted.endpoint)
+        except zmq.ZMQError as exc:
+            raise ConfigError(f"cannot listen on {address}: {_bind_advice(exc)}") from exc
+        if wanted.scheme == "ipc":
+            Path(wanted.host_or_path).chmod(0o600)
+        return cast("bytes", self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+
+    def polled(self) -> Iterator[tuple[zmq.Socket[bytes], int]]:
+        yield self._router, zmq.POLLIN
+        yield self._monitor.socket, zmq.POLLIN
+
+    def deadline_s(self) -> float | None:
+        return self._guard.next_check_s if self._accepted else None
+
+    def has_backlog(self) -> bool:
+        return any(len(queue) for peer in self._peers.values() for queue in peer.queues.values() if peer.up)
+
+    def receive(self, budget: int) -> None:
+        """Read at most `budget` messages and learn who left.
+
+        The monitor is read after the messages and its endings are acted on last: the first so that a reused descriptor
+        number is never taken for its last owner, the second so that last words come before a Down.
+        """
+        batch: list[list[zmq.Frame]] = []
+        while len(batch) < budget and (frames := receive(self._router)) is not None:
+            batch.append(frames)
+        ended = self._follow_monitor()
+        for frames in batch:
+            self._take(frames)
+        for connection in ended:
+            self._end(connection, "the connection was lost")
+
+    def advance(self, now_s: float) -> None:
+        """Cut connections that send more than can be part of a message of ours."""
+        for connection in self._guard.check(now_s, self._accepted):
+            self._violate(connection, "a message without an end: more bytes came than any message has")
+
+    def send(self, name: str, message: Message, frames: list[Frame]) -> bool:
+        peer = self._peers.get(name)
+        if peer is None or not peer.up:
+            return False
+        queue = peer.queues[message.LANE]
+        try:
+            if not queue and self._write(peer, message.LANE, frames):
+                return True
+        except RouteLost:
+            self._drop(peer, "the connection was lost")
+            return False
+        return queue.push(message, frames)
+
+    def flush(self) -> None:
+        for peer in list(self._peers.values()):
+            try:
+                for lane, queue in peer.queues.items():
+                    queue.flush(partial(self._write, peer, lane))
+            except RouteLost:
+                self._drop(peer, "the connection was lost")
+
+    def queue(self, name: str, lane: Lane) -> SendQueue | None:
+        peer = self._peers.get(name)
+        return peer.queues[lane] if peer else None
+
+    def disconnect(self, name: str) -> None:
+        peer = self._peers.get(name)
+        if peer is not None:
+            peer.up = False
+            self._drop(peer, "")
+
+    def close(self, farewell_s: float = 0.0) -> None:
+        self._monitor.close()
+        self._router.close(linger=round(farewell_s * 1000))
+
+    def _write(self, peer: InboundPeer, lane: Lane, frames: list[Frame]) -> bool:
+        connection = peer.lines.get(lane)
+        return connection is not None and write(self._router, [connection.route, *frames])
+
+    def _follow_monitor(self) -> list[Connection]:
+        ended = []
+        for event, fd in self._monitor.read():
+            gone = self._accepted.pop(fd, None)
+            if gone is not None:
+                ended.append(gone)
+            if event == zmq.EVENT_ACCEPTED:
+                with suppress(OSError):  # over already; its DISCONNECTED follows
+                    self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino)
+        return ended
+
+    def _take(self, frames: list[zmq.Frame]) -> None:
+        route = frames[0].bytes
+        connection = self._routes.get(route) or self._introduce(route, frames[1])
+        if connection is None or connection.ignored:
+            return
+        self._guard.delivered(connection, frames)
+        try:
+            message = decode([frame.buffer for frame in frames[1:]])
+            self._deliver(connection, message)
+        except ProtocolError as exc:
+            self._violate(connection, str(exc))
+
+    def _introduce(self, route: bytes, frame: zmq.Frame) -> Connection | None:
+        """Tie a routing id that was not seen before to its connection and its peer."""
+        fd = int(frame.get(zmq.SRCFD))
+        connection = self._accepted.get(fd)
+        if connection is None:
+            return None  # it ended before we read its first message
+        if connection.route:
+            # The number was given to a new connection before a message of the last one was read: that one is gone.
+            self._end(connection, "the connection was lost")
+            connection = self._accepted[fd] = Connection(fd, connection.inode)
+        connection.route = route
+        self._routes[route] = connection
+        match = _ROUTE.fullmatch(route)
+        if match is None:
+            self._violate(connection, "the routing id is not <instance>:<lane>:<serial>")
+            return None
+        connection.lane = _LANE_OF[match[2]]
+        return self._join(connection, match[1].decode(), int(match[3]), _user_id(frame))
+
+    def _join(self, connection: Connection, instance: str, serial: int, user_id: str) -> Connection | None:
+        name = inbound_name(instance)
+        peer = self._peers.get(name)
+        if peer is not None and peer.user_id != user_id:
+            self._violate(connection, f"{name} is connected with another key")
+            return None
+        if peer is not None and serial < peer.serial:
+            self._cut(connection)
+            return None
+        if peer is not None and serial > peer.serial:
+            self._drop(peer, "it connected anew")
+            peer = None
+        if peer is None:
+            queues = {lane: SendQueue(self._options.backlog_limit_bytes(lane)) for lane in Lane}
+            peer = self._peers[name] = InboundPeer(name, instance, serial, user_id, queues, {})
+        connection.peer = peer
+        peer.lines[connection.lane] = connection
+        return connection
+
+    def _deliver(self, connection: Connection, message: Message) -> None:
+        peer = connection.peer
+        assert peer is not None
+        if message.LANE is not connection.lane:
+            raise ProtocolError(f"{type(message).__name__} came on the {connection.lane.value} lane")
+        if connection.introduced:
+            if isinstance(message, Attach):
+                raise ProtocolError("Attach came twice")
+            if not peer.up:
+                raise ProtocolError(f"{type(message).__name__} came before Hello")
+            self._emit(Received(peer.name, message))
+            return
+        if not isinstance(message, Hello | Attach):
+            raise ProtocolError(f"the first message must be Hello or Attach, not {type(message).__name__}")
+        if message.instance != peer.instance:
+            raise ProtocolError("the instance is not the one of the routing id")
+        connection.introduced = True
+        if isinstance(message, Hello):
+            peer.up = True
+            self._emit(Up(peer.name))
+            self._emit(Received(peer.name, message))
+
+    def _violate(self, connection: Connection, reason: str) -> None:
+        peer = connection.peer
+        self._emit(Violated(peer.name if peer else UNNAMED_PEER, reason))
+        self._cut(connection)
+        if peer is not None:
+            self._drop(peer, "the connection was cut because the peer broke the protocol")
+
+    def _drop(self, peer: InboundPeer, reason: str) -> None:
+        """Forget a peer and cut what is left of its connections."""
+        if self._peers.get(peer.name) is peer:
+            del self._peers[peer.name]
+        for connection in peer.lines.values():
+            self._cut(connection)
+        peer.lines.clear()
+        if peer.up:
+            peer.up = False
+            self._emit(Down(peer.name, reason))
+
+    def _cut(self, connection: Connection) -> None:
+        if not connection.ignored:
+            connection.ignored = True
+            cut_connection(connection.fd, connection.inode)
+
+    def _end(self, connection: Connection, reason: str) -> None:
+        connection.ignored = True
+        self._routes.pop(connection.route, None)
+        if connection.peer is not None:
+            self._drop(connection.peer, reason)
+
+
+def _user_id(frame: zmq.Frame) -> str:
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
+
+
+def _bind_advice(exc: zmq.ZMQError) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return "the port is taken by another process; stop it, or choose another port (0 takes a free one)"
+    if exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return "this host has no such address; name one of its own, or * for all"
+    if exc.errno == errno.EACCES:
+        return "permission denied; choose a port above 1023, or a folder that you may write to"
+    return str(exc.strerror)
+
+
+def _refuse_taken_path(path: Path, address: str) -> None:
+    # libzmq would delete whatever is there, a live socket of another process too.
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"cannot listen on {address}: {path} exists and is not a socket; choose another path")
+    with sockets.socket(sockets.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        if probe.connect_ex(str(path)) == 0:
+            raise ConfigError(f"cannot listen on {address}: another process listens there; choose another path")
