@@ -55,17 +55,17 @@ class LocalWorkers:
         starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         try:
             for tier in tiers:
-                errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
+                errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
                 starting[tier] = _start(bundle, tier, threads, errors), errors
-            for tier, (process, errors) in starting.items():
-                self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, errors)), process)
+            for tier, (process, log) in starting.items():
+                self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
             for process, _ in starting.values():
                 _end(process)
             raise
         finally:
-            for _, errors in starting.values():
-                errors.close()
+            for _, log in starting.values():
+                log.close()
 
     @property
     def addresses(self) -> dict[str, PeerAddress]:

@@ -81,7 +81,8 @@ def _tensors(model: ir.Model) -> Iterator[object]:
     functions = list(model.functions.values())
     for graph in (*model.graphs(), *(graph for function in functions for graph in function.subgraphs())):
         yield from (value.const_value for value in graph.initializers.values())
-    for scope in (model.graph, *functions):
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *functions]
+    for scope in scopes:
         for node in ir.traversal.RecursiveGraphIterator(scope):
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR:

@@ -98,7 +98,7 @@ def _bring(
 ) -> None:
     """Carry a value to a stop from the latest stop whose tier holds it."""
     held = holders.setdefault(name, {})
-    if held.get(stops[index][0], index) < index:
+    if held.get(stops[index][0], index + 1) <= index:
         return
     source = max(i for i in range(index) if held.get(stops[i][0], index) <= i)
     for hop in range(source, index):

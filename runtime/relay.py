@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
 
 from flagsplit.errors import InternalError, ProtocolError
-from flagsplit.runtime.events import Instruction, Ran, Run, Send
+from flagsplit.runtime.events import Instruction, Ran, Run
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
 from flagsplit.transport.messages import Chunk, Hop, HopTiming, Open, TensorHeader
+from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
 
 FlightKey = tuple[str, int]
 
@@ -202,11 +202,7 @@ class Relay:
 
     def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
         """Send to the peer of a hop."""
-        peer = flight.neighbors.get(flight.route[hop].tier)
-        if peer is None:
-            raise ProtocolError(f"tier {self.tier} has no way to {flight.route[hop].tier!r}")
-        for message in messages:
-            yield Send(peer, message)
+        raise NotImplementedError
 
 
 def _header(name: str, value: Array) -> TensorHeader:

@@ -6,10 +6,8 @@ The first answer of any attempt counts; later ones are dropped, so every request
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-from flagsplit.transport.tensors import TransferLimits
 
 from flagsplit.errors import FlagsplitError, InputError, InternalError, PeerError, ProtocolError, UnavailableError
 from flagsplit.runtime.events import (
@@ -54,6 +52,7 @@ from flagsplit.transport.messages import (
     Reject,
     Welcome,
 )
+from flagsplit.transport.tensors import TransferLimits
 
 
 @dataclass(frozen=True)
@@ -328,6 +327,11 @@ class SessionMachine(Relay):
             return
         yield Note(f"request {message.rid}, attempt {message.attempt}: {request.last_reason}")
         yield from self._attempt(request)
+
+    def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
+        """To the worker of a tier: peers are called by their tiers here."""
+        for message in messages:
+            yield Send(flight.route[hop].tier, message)
 
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The answer is here."""

@@ -105,7 +105,8 @@ def _name_unknown(value: ir.Value, fresh: Iterator[str], names: dict[str, str]) 
         elif not _is_open(dim):
             dims.append(str(dim.value))
         else:
-            dims.append(names.get(dim.value or "") or next(fresh))
-            names.setdefault(dim.value or dims[-1], dims[-1])
+            name = names.get(dim.value or "") or next(fresh)
+            names.setdefault(dim.value or name, name)
+            dims.append(name)
     if value.shape is not None:
         value.shape = ir.Shape(dims)

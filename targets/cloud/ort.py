@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit.errors import BundleError, InputError
-from flagsplit.flagir import Segment, extract
+from flagsplit.flagir import Segment, extract, to_bytes
 from flagsplit.targets.interface import (
     Array,
     Artifact,
@@ -144,9 +144,8 @@ class _OrtExecutable:
 
 
 def _segment_bytes(model: ir.Model, segment: Segment) -> bytes:
-    proto = ir.to_proto(extract(model, segment))
-    del proto.graph.value_info[:]
-    return bytes(proto.SerializeToString(deterministic=True))
+    """Value shapes stay in: the optimizer fuses more where it knows them, and must fuse as in the whole graph."""
+    return to_bytes(extract(model, segment))
 
 
 def _spec(value: Any) -> TensorSpec:
