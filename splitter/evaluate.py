@@ -60,19 +60,16 @@ class Usage:
         once = self.used_links
         made, _, _ = self._ends
         lowest_block = np.minimum.reduceat(self._block_readers, self.problem.values.starts, axis=1)
-        comes_back = (lowest_block < made).any(axis=1)
+        comes_back: NDArray[np.bool_] = np.any(lowest_block < made, axis=1)
         # Without a way back between blocks one sweep does it all, and that is the common case.
-        return np.array(
-            [
-                self._walked(row) if back else few
-                for row, back, few in zip(self.placements, comes_back, once, strict=True)
-            ]
-        )
+        rows = zip(self.placements, comes_back.tolist(), once, strict=True)
+        return np.array([self._walked(row) if back else few for row, back, few in rows])
 
     @property
     def used_links(self) -> NDArray[np.float64]:
         """1 for each link that has blocks beyond it, (m, K-1): the least that `round_trips` can be."""
-        return (self.placements.max(axis=1, keepdims=True) >= self._links).astype(np.float64)
+        used: NDArray[np.float64] = (self.placements.max(axis=1, keepdims=True) >= self._links).astype(np.float64)
+        return used
 
     @cached_property
     def _block_readers(self) -> NDArray[np.int64]:
@@ -86,7 +83,8 @@ class Usage:
         before = np.array([0, *(stop.tier for stop in stops)])
         after = np.append(before[1:], 0)
         passes = (before[:, np.newaxis] < self._links) & (after[:, np.newaxis] >= self._links)
-        return passes.sum(axis=0).astype(np.float64)
+        trips: NDArray[np.float64] = passes.sum(axis=0).astype(np.float64)
+        return trips
 
     @property
     def up_messages(self) -> NDArray[np.float64]:

@@ -1,28 +1,31 @@
 """Placement under memory caps and SLA bounds, as a mixed-integer program in the encoding of the minimum cut.
 
-y[v,k] = [tier(v) >= k] as there; transfers and hops are differences of y; every measure (`rates.Rates`) is a linear
-expression of them, so it can be the objective or a bound. Memory is exact: if block n runs on tier k, the weights on k
-plus the values resident on k and live at n stay below the cap. Solved by HiGHS through OR-Tools' MathOpt, imported
-when first used. Which program to solve when, and what an infeasible one means, is in `flagsplit.splitter.solvers`.
+y[v,k] = [tier(v) >= k] as there; transfers are differences of y; every measure (`rates.Rates`) is a linear expression
+of them, so it can be the objective or a bound. Memory is exact: if block n runs on tier k, the weights on k plus the
+values resident on k and live at n stay below the cap. Round trips start at one for each link in use; where a solution
+makes more, the turns along its worst chain of dependent blocks become a row, and the program is solved again. Solved by
+HiGHS through OR-Tools' MathOpt, imported when first used. Which program to solve when, and what an infeasible one
+means, is in `flagsplit.splitter.solvers`.
 """
 
 import datetime as dt
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from flagsplit.splitter.evaluate import Usage, memory_limit
+from flagsplit.splitter.mincut import worst_chain
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 from flagsplit.splitter.sla import BYTES_PER_MB
 
-_MOST_RETRIES = 20
+_MOST_ROUNDS = 30
+_SAME = 1e-6  # relative, or one byte of a peak: what HiGHS' tolerances can leave
 _OBJECTIVE_SIZE = 1e4  # HiGHS stops at an absolute gap of 1e-6, which must mean nothing
 
 
@@ -73,17 +76,24 @@ def minimize(
         program.add_measure_limit(rates, limit)
     for tier, cap_mb in limits.memory_mb.items():
         program.add_memory_limit(problem.tier_names.index(tier), cap_mb)
-    bound = -math.inf
-    for _ in range(_MOST_RETRIES):
-        found, proven = program.solve(max(deadline - time.monotonic(), 0.01), hint)
-        bound = max(bound, proven)
-        if found is None:
-            return MilpResult(None, math.inf, bound)
+    best = MilpResult(None, math.inf, -math.inf)
+    for _ in range(_MOST_ROUNDS):
+        found, proven = program.solve(max(deadline - time.monotonic(), 0.01), best.placement or hint)
+        # Placements are only ever ruled out after they were looked at, so what is left bounds the rest.
+        best = replace(best, bound=min(max(best.bound, proven), best.value))
+        if found is None or best.bound == best.value:
+            return best
         if keeps(problem, found, limits):
-            return MilpResult(found, _value(problem, goal, found), bound)
-        # A big-M row lets the solver's integrality tolerance through; the placement it found is not one.
-        program.exclude(found)
-    return MilpResult(None, math.inf, bound)
+            value = _value(problem, goal, found)
+            if value < best.value:
+                best = MilpResult(found, value, min(best.bound, value))
+            if value <= proven + _SAME * max(abs(proven), isinstance(goal, str)):
+                return replace(best, bound=min(proven, best.value))
+        if not program.add_turns(found):
+            program.exclude(found)
+        if time.monotonic() >= deadline:
+            break
+    return best
 
 
 def keeps(problem: Problem, placement: Sequence[int], limits: Limits) -> bool:
@@ -115,6 +125,7 @@ class _Program:
         self._y = [self._tier_variables(v) for v in range(self._n)]
         self._y.append([1.0, *[0.0] * self._tiers])
         self._goal_scale = 1.0
+        self._chains: set[tuple[int, ...]] = set()
         self._add_transfers()
 
     def _tier_variables(self, block: int) -> list[Any]:
@@ -147,9 +158,10 @@ class _Program:
     def _add_transfers(self) -> None:
         values, y, links = self.problem.values, self._y, range(1, self._tiers)
         self._ends = [[int(i) for i in ends] for ends in np.split(values.endpoints, values.starts[1:])]
-        order = [self._n, *range(self._n), self._n]
-        self._up_hops = {k: [self._at_least(y[b][k] - y[a][k]) for a, b in pairwise(order)] for k in links}
-        self._down_hops = {k: [self._at_least(y[a][k] - y[b][k]) for a, b in pairwise(order)] for k in links}
+        self._trips = {k: self.model.add_variable(lb=0.0) for k in links}
+        for k in links:
+            for v in range(self._n):
+                self.model.add_linear_constraint(self._trips[k] >= y[v][k])
         self._ups: dict[int, list[tuple[float, Any]]] = {k: [] for k in links}
         self._downs: dict[int, list[tuple[float, Any]]] = {k: [] for k in links}
         for size, (made, *readers) in zip(values.size_bytes, self._ends, strict=True):
@@ -166,8 +178,7 @@ class _Program:
         for k in range(1, self._tiers):
             for items, per_byte in ((self._ups[k], rates.up_byte), (self._downs[k], rates.down_byte)):
                 terms += [size * float(per_byte[k - 1]) * scale * moved for size, moved in items]
-            for hops, per_message in ((self._up_hops[k], rates.up_message), (self._down_hops[k], rates.down_message)):
-                terms += [float(per_message[k - 1]) * scale * hop for hop in hops]
+            terms.append(float(rates.up_message[k - 1] + rates.down_message[k - 1]) * scale * self._trips[k])
         return self._opt.fast_sum(terms)
 
     def set_goal(self, goal: Rates | str) -> None:
@@ -214,6 +225,22 @@ class _Program:
             live = self._opt.fast_sum(float(values.size_bytes[t]) * unit * resident[t] for t in now)
             void = slack_mb * BYTES_PER_MB * unit
             self.model.add_linear_constraint(weights + live + void * on <= top + void)
+
+    def add_turns(self, placement: Sequence[int]) -> bool:
+        """Charge the turns along a placement's worst chain; false if the program does so already."""
+        chain = worst_chain(self.problem, placement)
+        if chain in self._chains:
+            return False
+        self._chains.add(chain)
+        added = False
+        for k in range(1, self._tiers):
+            beyond = [placement[v] >= k for v in chain]
+            starts = [i for i, now in enumerate(beyond) if now and (i == 0 or not beyond[i - 1])]
+            if len(starts) > 1:
+                turns = [self._y[chain[i]][k] - (self._y[chain[i - 1]][k] if i else 0.0) for i in starts]
+                self.model.add_linear_constraint(self._trips[k] >= self._opt.fast_sum(turns))
+                added = True
+        return added
 
     def exclude(self, placement: Sequence[int]) -> None:
         """Rule out one placement."""

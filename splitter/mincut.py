@@ -26,7 +26,7 @@ from flagsplit.splitter.rates import Rates
 _SOURCE, _SINK = 0, 1
 _SCALED_TOTAL = 1 << 52
 _INFINITE = 1 << 53
-_TIGHT = 1e-9
+_TIGHT = 1e-7
 
 _Arc = tuple[int, int, int, int]
 
@@ -74,6 +74,9 @@ class CutNetwork:
         for k in range(1, allowed.shape[1]):
             self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]})), _SINK, 0, k - 1)
         self._once = once
+        self._sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
+        self._fixed_arcs = _table([*self._unary, *self._ups, *self._downs])
+        self._infinite_arcs = _table(self._infinite)
 
     def _new_node(self) -> int:
         self._nodes += 1
@@ -168,19 +171,18 @@ class CutNetwork:
         `rates` must not be negative anywhere. The bound holds for the real measure if the chain is one of dependence.
         """
         trips = self._once if chain is None else self._turns(chain)
-        finite = np.array([*self._unary, *self._ups, *self._downs, *trips], dtype=np.int64).reshape(-1, 4)
-        sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
-        capacities = self._capacities(rates, np.split(finite, sections))
+        finite = np.concatenate([self._fixed_arcs, _table(trips)])
+        capacities = self._capacities(rates, np.split(finite, self._sections))
         # Twice a reachable measure is as good as infinite, and keeps one hopeless tier from using up the precision.
         capacities = np.minimum(capacities, 2 * self._ceiling(rates, chain))
         total = float(capacities.sum())
         if self._nodes == 2 or total == 0:
             return self._result(self.allowed.argmax(axis=1), rates, chain, 0.0)
         scale = _SCALED_TOTAL / total
-        infinite = np.array(self._infinite, dtype=np.int64).reshape(-1, 4)
+        infinite = np.full(len(self._infinite_arcs), _INFINITE)
         side = self._source_side(
-            np.concatenate([finite, infinite]),
-            np.concatenate([np.rint(capacities * scale).astype(np.int64), np.full(len(infinite), _INFINITE)]),
+            np.concatenate([finite, self._infinite_arcs]),
+            np.concatenate([np.rint(capacities * scale).astype(np.int64), infinite]),
         )
         placement: NDArray[np.int64] = side[self._y[:-1, 1:-1]].sum(axis=1)
         # Rounding moves any cut by at most half a unit for each finite arc, so two cuts swap by at most one unit each.
@@ -228,6 +230,10 @@ class CutNetwork:
         return CutResult(tuple(int(k) for k in placement), float(usage.measure(rates)[0]), charged - error)
 
 
+def _table(arcs: Sequence[_Arc]) -> NDArray[np.int64]:
+    return np.array(arcs, dtype=np.int64).reshape(-1, 4)
+
+
 def charged_trips(usage: Usage, chain: Sequence[int] | None) -> NDArray[np.float64]:
     """What a cut charges for round trips, (m, K-1): once for each link in use, or the turns along a chain."""
     if chain is None:
@@ -235,11 +241,12 @@ def charged_trips(usage: Usage, chain: Sequence[int] | None) -> NDArray[np.float
     after = usage.placements[:, list(chain), np.newaxis]
     before = np.concatenate([np.zeros_like(after[:, :1]), after[:, :-1]], axis=1)
     links = np.arange(1, len(usage.problem.tiers))
-    return ((before < links) & (after >= links)).sum(axis=1).astype(np.float64)
+    trips: NDArray[np.float64] = ((before < links) & (after >= links)).sum(axis=1).astype(np.float64)
+    return trips
 
 
 def worst_chain(problem: Problem, placement: Sequence[int]) -> tuple[int, ...]:
-    """The chain of dependent blocks along which a placement turns back most often, over the link where that is worst."""
+    """The chain of dependent blocks along which a placement turns back most often, over whichever link that is."""
     best: tuple[int, tuple[int, ...]] = (0, ())
     for k in range(1, len(problem.tiers)):
         turns: list[int] = []

@@ -1,7 +1,7 @@
 """A plan: which tier runs each block, what crosses the links, and what that costs as features phi.
 
 Serial semantics, the same everywhere in the splitter and in the runtime: a request visits the tiers in the order of
-`flagsplit.flagir.visits`, from tier 0 and back to it, one segment at a time. Each pass over a link is one message, which
+`flagsplit.flagir.visits`, from tier 0 and back to it, one segment at a time. Each pass over a link is one message; it
 carries what was produced so far and is needed beyond; a tensor crosses a link at most once per direction.
 NumPy only: the runtime loads this. How features are computed from a placement is in `flagsplit.splitter.evaluate`.
 """

@@ -118,7 +118,8 @@ class Pool:
         """The best plan for a state.
 
         Args:
-            state: theta now; a plan is out if a tier that it runs on is dead.
+            state: theta now; a plan is out if a tier that it runs on is dead, and all are
+                if tier 0 is, where requests start and end.
             current: name of the plan in use, if any.
             switch_margin: keep `current` unless another plan's score is better by more than this fraction.
 
@@ -126,7 +127,7 @@ class Pool:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
         """
         latencies = self.latencies_s(state)
-        usable = ~(self._uses & ~np.array(state.alive)).any(axis=1)
+        usable = ~(self._uses & ~np.array(state.alive)).any(axis=1) & state.alive[0]
         if not usable.any():
             raise UnavailableError(self._nothing_left(state))
         score = np.where(usable, self.latency_weight * latencies + self._bias, np.inf)

@@ -1,7 +1,7 @@
 """Builds the pool: solves over a grid of states and sets of tiers, keeps what is needed, says how good that is.
 
 Three kinds of plan are always in: the nominal optimum, every single-tier plan that keeps the SLA, and the best plan for
-each stretch of the line that can be left when a tier dies. The others enter while they lower the worst regret over the
+each set of tiers that can be left when others die. The others enter while they lower the worst regret over the
 grid. Choosing from the pool at run time is in `flagsplit.splitter.pool`, which needs no solver.
 """
 
@@ -61,7 +61,7 @@ class _Search:
     """What the grid search found.
 
     Attributes:
-        optima: by set of tiers, the optimal cost of every state, caps and bounds aside.
+        optima: by set of tiers, a lower bound on the cost in every state: the optimum, save where round trips repeat.
         placements: optimal somewhere and within the SLA.
         unmet: problems on a set of tiers whose optimum broke the SLA somewhere; these need a program.
     """
@@ -136,9 +136,9 @@ def _search(problem: Problem, states: Sequence[State], milp_seconds: float) -> _
 
 def _search_part(part: Problem, tiers: tuple[int, ...], states: Sequence[State], search: _Search) -> None:
     network = CutNetwork(part, part.constraints.allowed)
-    cuts = [network.solve(objective_rates(part, state)) for state in states]
+    cuts = [network.least(objective_rates(part, state)) for state in states]
     keeps = {placement: not violations(part, placement) for placement in {cut.placement for cut in cuts}}
-    search.optima[tiers] = np.array([cut.objective for cut in cuts])
+    search.optima[tiers] = np.array([cut.bound for cut in cuts])
     search.placements |= {placement for placement, kept in keeps.items() if kept}
     if not all(keeps.values()):
         search.unmet.append(part)
@@ -180,8 +180,8 @@ class _Candidates:
         """Indices of the plans to ship, the nominal optimum first."""
         chosen = dict.fromkeys([self.placements.index(nominal)])
         chosen |= dict.fromkeys(i for i, used in enumerate(self._used) if len(used) == 1)
-        for reach in range(1, self.tier_count + 1):
-            usable = self.usable(range(reach))
+        for tiers in search.optima:
+            usable = self.usable(tiers)
             if usable.any():
                 chosen[int(np.where(usable, self.costs[:, 0], np.inf).argmin())] = None
         regret = self._regret(search)

@@ -70,8 +70,8 @@ def solve(
     started = time.perf_counter()
     rates = objective_rates(problem, state or problem.nominal)
     network = CutNetwork(problem, problem.constraints.allowed)
-    cut = network.solve(rates)
-    if not violations(problem, cut.placement):
+    cut = network.least(rates)
+    if cut.exact and not violations(problem, cut.placement):
         return Solution(cut.placement, cut.objective, cut.bound, "min-cut", time.perf_counter() - started)
     solution = _solve_limited(problem, rates, network, cut, milp_seconds, diagnose)
     return replace(solution, seconds=time.perf_counter() - started)
@@ -104,17 +104,18 @@ def limits_of(problem: Problem) -> milp.Limits:
 
 def _dual_prices(problem: Problem, rates: Rates, network: CutNetwork, limits: milp.Limits) -> CutResult | None:
     """The best plan that keeps the limits, among cuts under rising prices on what they limit, and single tiers."""
-    reference = max(network.solve(rates).objective, 1e-12)
+    reference = max(network.least(rates).objective, 1e-12)
     pressures = [
         _weights_on(problem, k, 1 / max(cap, 1.0)) for k, cap in enumerate(problem.memory_bytes) if np.isfinite(cap)
     ]
     pressures += [measure.times(1 / limit) for measure, limit in limits.measures.values()]
-    tried = {network.solve(rates + p.times(reference * 4.0**i)).placement for p in pressures for i in _powers()}
+    tried = {network.least(rates + p.times(reference * 4.0**i)).placement for p in pressures for i in _powers()}
     every = pressures[0]
     for pressure in pressures[1:]:
         every += pressure
-    tried |= {network.solve(rates + every.times(reference * 4.0**i)).placement for i in _powers()}
+    tried |= {network.least(rates + every.times(reference * 4.0**i)).placement for i in _powers()}
     allowed = network.allowed.all(axis=0)
+    tried.add(network.least(rates).placement)
     tried |= {(int(k),) * len(network.allowed) for k in np.flatnonzero(allowed)}
     kept = [_measured(problem, rates, p) for p in sorted(tried) if not violations(problem, p)]
     return min(kept, key=lambda result: result.objective, default=None)

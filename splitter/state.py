@@ -22,7 +22,7 @@ class State:
         slowdown: by tier, factor on its nominal seconds (1 is nominal, 2 is half as fast).
         up_s_per_byte, down_s_per_byte: by link, away from and towards the first tier.
         up_s_per_message, down_s_per_message: by link, half a round trip each unless measured.
-        alive: by tier; a dead tier runs nothing, and as a relay it is passed by, at the same cost for want of a better one.
+        alive: by tier; a dead tier runs nothing. As a relay it is passed by, at the same cost for want of a better one.
     """
 
     slowdown: tuple[float, ...]

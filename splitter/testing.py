@@ -1,7 +1,7 @@
 """Graphs, lines of tiers and a reference for tests, ours and others'.
 
 The shapes stand for families of real networks with round figures. `simulate` walks a request through a placement step
-by step, from the definition in `flagsplit.splitter.plan` and independent of the vectorized code; `placements` is the
+by step, like a lift that runs what is ready where it stops, and independent of the vectorized code; `placements` is the
 exhaustive search that goes with it.
 """
 
@@ -171,22 +171,34 @@ def simulate(problem: Problem, placement: Sequence[int], state: State) -> Walk:
     resident = _residents(problem, placement)
     walk = Walk(0.0, [0.0] * tiers, up_bytes, down_bytes, up_messages, down_messages, resident)
     held = {v.name: {0} if v.producer == GRAPH_INPUT else set[int]() for v in problem.graph.values}
-    here = 0
-    for block, tier in zip(problem.graph.blocks, placement, strict=True):
-        if block.index == 0 and tier == 0:
-            _work(walk, state, 0, float(problem.costs.invocation_s[0]))
-        _travel(problem, placement, state, walk, held, here, tier)
-        here = tier
-        _work(walk, state, tier, float(problem.costs.seconds[block.index, tier]))
-        for value in problem.graph.values:
-            if block.index in value.consumers and tier not in held[value.name]:
-                raise InternalError(f"{block.name} lacks {value.name} on tier {tier}")
-            if value.producer == block.index:
-                held[value.name].add(tier)
+    here, cabin, direction, todo = 0, 0, 1, {block.index for block in problem.graph.blocks}
+    _work(walk, state, 0, float(problem.costs.invocation_s[0]))
+    while todo:
+        while ready := [b for b in sorted(todo) if placement[b] == cabin and _ready(problem, todo, b)]:
+            _travel(problem, placement, state, walk, held, here, cabin)
+            here = cabin
+            _run(problem, walk, state, held, ready[0], cabin)
+            todo.remove(ready[0])
+        if not any((placement[b] - cabin) * direction > 0 for b in todo):
+            direction = -direction
+        cabin += direction if todo else 0
     _travel(problem, placement, state, walk, held, here, 0)
     if missing := [v.name for v in problem.graph.outputs if 0 not in held[v.name]]:
         raise InternalError(f"the answer lacks {missing}")
     return walk
+
+
+def _ready(problem: Problem, todo: set[int], block: int) -> bool:
+    return not any(block in v.consumers and v.producer in todo for v in problem.graph.values)
+
+
+def _run(problem: Problem, walk: Walk, state: State, held: dict[str, set[int]], block: int, tier: int) -> None:
+    _work(walk, state, tier, float(problem.costs.seconds[block, tier]))
+    for value in problem.graph.values:
+        if block in value.consumers and tier not in held[value.name]:
+            raise InternalError(f"block {block} lacks {value.name} on tier {tier}")
+        if value.producer == block:
+            held[value.name].add(tier)
 
 
 def _work(walk: Walk, state: State, tier: int, seconds: float) -> None:

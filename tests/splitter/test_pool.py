@@ -145,10 +145,11 @@ def test_choice_follows_the_state(problem: Problem, pool: Pool) -> None:
 
 def test_dead_tiers(problem: Problem, pool: Pool) -> None:
     fast = replace(problem.nominal.scaled([100, 100], 0.01), slowdown=(100.0, 1.0, 1.0))
-    assert pool.choose(fast).plan.reach == 2
-    assert pool.choose(replace(fast, alive=(True, True, False))).plan.reach <= 1
-    # A dead tier does not relay either.
-    assert pool.choose(replace(fast, alive=(True, False, True))).plan.name == "all-phone"
+    assert 2 in pool.choose(fast).plan.used_tiers
+    assert 2 not in pool.choose(replace(fast, alive=(True, True, False))).plan.used_tiers
+    # A dead tier is passed by on the way to the next.
+    assert pool.choose(replace(fast, alive=(True, False, True))).plan.name == "all-cloud"
+    assert pool.choose(replace(fast, alive=(True, False, False))).plan.name == "all-phone"
     with pytest.raises(UnavailableError, match="without phone"):
         pool.choose(replace(fast, alive=(False, True, True)))
 
@@ -249,6 +250,8 @@ def _set(data: dict[str, Any], path: str, value: object) -> None:
         ("plans.0.name", "all-phone"),
         ("plans.0.placement", [0, 1, 3]),
         ("plans.0.placement", [True]),
+        ("plans.0.cuts.0.receivers", [3]),
+        ("plans.0.cuts.0.size_bytes", 1.5),
         ("plans.0.placement", []),
         ("plans.0.tiers", ["phone"]),
         ("plans.0.features.tier_seconds", [1, 2]),
