@@ -6,9 +6,12 @@ from pathlib import Path
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.costs import Tier
-from flagsplit.splitter.devices import Catalogue, load_catalogue
+from flagsplit.splitter.devices import Catalogue, Device, load_catalogue
 from flagsplit.splitter.links import Link, parse_link
 from flagsplit.targets.catalogue import TARGETS
+
+THIS_HOST = "this-host"
+"""The device name that stands for this machine; its figures are measured when it is asked for."""
 
 _DEVICE_OF = {"phone": "generic-phone-cpu", "edge": "generic-edge-cpu", "cloud": "t4"}
 _FIRST_LINK = "wifi"
@@ -32,7 +35,7 @@ def describe_deployment(
 
     Args:
         names: the tiers, from the one that asks to the farthest.
-        devices: device names by tier; phone, edge and cloud have defaults.
+        devices: device names by tier; phone, edge and cloud have defaults, `this-host` is measured here and now.
         links: links by tier, each to the tier before it; the first is Wi-Fi by default, the others a WAN.
         catalogues: the user's own files.
 
@@ -44,7 +47,7 @@ def describe_deployment(
         raise PolicyError("expected at least one tier, such as --tiers phone,edge,cloud")
     _check_known("--devices", devices, names)
     _check_known("--link", links, names[1:])
-    tiers = tuple(Tier(name, catalogue.device(_device_of(name, devices, catalogue))) for name in names)
+    tiers = tuple(Tier(name, _device(_device_of(name, devices, catalogue), catalogue)) for name in names)
     joined = tuple(
         parse_link(links.get(name, _FIRST_LINK if at == 0 else _NEXT_LINK), catalogue.links)
         for at, name in enumerate(names[1:])
@@ -57,6 +60,14 @@ def _check_known(option: str, given: Mapping[str, str], names: Sequence[str]) ->
     for name in given:
         if name not in names:
             raise PolicyError(f"{option} names tier {name!r}, expected one of {', '.join(names) or '(none)'}")
+
+
+def _device(name: str, catalogue: Catalogue) -> Device:
+    if name == THIS_HOST and name not in catalogue.devices:
+        from flagsplit.apps.host_profile import measure_host
+
+        return measure_host()
+    return catalogue.device(name)
 
 
 def _device_of(name: str, devices: Mapping[str, str], catalogue: Catalogue) -> str:

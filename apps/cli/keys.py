@@ -8,7 +8,7 @@ import typer
 from flagsplit.apps.cli.output import console, print_json, table
 from flagsplit.transport.security import KeyStore
 
-app = typer.Typer(help="CURVE keys: your own, the clients allowed in, the servers trusted.", no_args_is_help=True)
+app = typer.Typer(help="CURVE keys: your own, the clients allowed in, the servers trusted.")
 
 _Folder = Annotated[Path | None, typer.Option("--keys", help="The key folder; by default under ~/.config/flagsplit.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

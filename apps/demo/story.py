@@ -1,0 +1,203 @@
+"""The demo as one story: fetch, build, connect, read a page, lose the cloud, read on."""
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from flagsplit.apps import api, compare
+from flagsplit.apps.cli.output import console, size_text, table
+from flagsplit.apps.demo.scenario import DEVICES, LINKS, NOMINAL_WIDTH, SLA_FILE, TIERS
+from flagsplit.apps.local import LocalWorkers
+from flagsplit.apps.ocr import characters_of, first_page, read_page, second_page
+from flagsplit.apps.pipeline import BuildResult
+from flagsplit.apps.prediction import HostPrediction
+from flagsplit.apps.zoo import pull
+from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.session import Answer, Session
+from flagsplit.splitter.explain import plan_without_limits
+from flagsplit.targets.interface import Array, Executable, LoadOptions
+
+Gray = NDArray[np.uint8]
+
+_LEGIBLE = 0.6
+_KILL_AT_LINE = 3
+
+
+@dataclass
+class _Figures:
+    """What was measured and predicted over all lines of a page."""
+
+    answers: list[Answer] = field(default_factory=list)
+    predicted_ms: float = 0.0
+    predicted_tier_ms: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+
+    @property
+    def latency_ms(self) -> float:
+        return sum(answer.report.latency_ms for answer in self.answers)
+
+
+def tell() -> None:
+    """Run the demo; it ends with an error if a line is lost or wrong."""
+    out = console()
+    started = time.monotonic()
+    _step(out, "Fetching the PP-OCRv4 recognizer and a scanned page out of their packages")
+    model = pull("ppocr-rec", progress=lambda what: _say(out, what))
+    pages = first_page(), second_page()
+    with tempfile.TemporaryDirectory(prefix="flagsplit-demo-") as folder:
+        _step(out, "Building a bundle for phone, edge and cloud")
+        built = _build(model, Path(folder) / "page.flagsplit")
+        _show_plan(out, built)
+        bundle = api.open(built.path, cache=Path(folder) / "cache")
+        _step(out, "Starting an edge worker and a cloud worker, processes of their own on loopback, CURVE on")
+        with LocalWorkers(bundle.path, TIERS[1:]) as workers, api.connect(bundle, workers.addresses) as session:
+            for tier, worker in workers.workers.items():
+                _say(out, f"{tier}: process {worker.process.pid} at {worker.address.address}")
+            _read(out, bundle, session, characters_of(model), pages, workers)
+    _say(out, f"\nDone in {time.monotonic() - started:.1f} s; all processes ended.")
+
+
+def _build(model: Path, output: Path) -> BuildResult:
+    return api.build(
+        model,
+        TIERS,
+        output,
+        devices=DEVICES,
+        links=LINKS,
+        sla=SLA_FILE,
+        shapes={"x": (1, 3, 48, NOMINAL_WIDTH)},
+    )
+
+
+def _show_plan(out: Console, built: BuildResult) -> None:
+    problem = built.planning.problem
+    for tier, link in zip(problem.tiers, (None, *problem.links), strict=True):
+        _say(out, f"{tier.name} is a {tier.device.title}{'' if link is None else f', reached by {link.name}'}")
+    _say(out, "SLA: raw pixels stay on the phone; at most 4 MB of the phone's memory")
+    for sentence in built.planning.reasons:
+        _say(out, sentence)
+    free = plan_without_limits(problem)
+    split = "no split" if len(free.used_tiers) == 1 else "a split"
+    _say(
+        out,
+        f"Without the SLA's limits the choice would be {free.name} ({split}), "
+        f"{free.predicted.latency_s * 1e3:.1f} ms predicted. (All of this is modelled for those devices.)",
+    )
+
+
+def _read(
+    out: Console,
+    bundle: Bundle,
+    session: Session,
+    characters: tuple[str, ...],
+    pages: tuple[Gray, Gray],
+    workers: LocalWorkers,
+) -> None:
+    whole = bundle.load_whole(LoadOptions(threads=1))
+    prediction = HostPrediction(bundle)
+    _warm_up(session, pages[0], characters)
+    _step(out, "Reading the first page")
+    first = _read_page(out, session, pages[0], characters, whole, prediction)
+    _show_figures(out, bundle, first)
+    _step(out, f"Reading a second page; the cloud worker is killed (SIGKILL) at line {_KILL_AT_LINE}")
+    victim = workers.workers["cloud"].process.pid
+    second = _read_page(out, session, pages[1], characters, whole, prediction, victim)
+    whole.close()
+    plans = [answer.report.plan for answer in second.answers]
+    counts = ", ".join(f"{plans.count(name)} by {name}" for name in dict.fromkeys(plans))
+    slowest = max(second.answers, key=lambda answer: answer.report.latency_ms).report
+    _say(out, f"{len(plans)} of {len(plans)} lines read: {counts}; none lost, none twice")
+    _say(out, f"the line under way when the cloud died took {slowest.attempts} attempts, {slowest.latency_ms:.0f} ms")
+    _say(out, f"largest difference from the unsplit model on this page: {second.max_abs:.3g}")
+    if max(first.max_rel, second.max_rel) > 1e-4 or session.tiers["cloud"] == "up":
+        sys.exit("flagsplit demo: the split run differs from the unsplit model, or the cloud did not die")
+
+
+def _warm_up(session: Session, page: Gray, characters: tuple[str, ...]) -> None:
+    """One line through all tiers, so that what is timed is a running system."""
+    next(iter(read_page(page, lambda inputs: session.run(inputs), characters)))
+
+
+def _read_page(
+    out: Console,
+    session: Session,
+    page: Gray,
+    characters: tuple[str, ...],
+    whole: Executable,
+    prediction: HostPrediction,
+    kill_pid: int | None = None,
+) -> _Figures:
+    figures = _Figures()
+
+    def ask(inputs: Mapping[str, Array]) -> Answer:
+        future = session.submit(inputs)
+        if kill_pid is not None and len(figures.answers) == _KILL_AT_LINE - 1:
+            time.sleep(0.01)
+            os.kill(kill_pid, signal.SIGKILL)
+        answer = future.result()
+        figures.answers.append(answer)
+        _compare(figures, whole.run(inputs), answer)
+        predicted = prediction.predict(answer.report.plan, inputs)
+        figures.predicted_ms += predicted.latency_ms
+        for tier, run_ms in predicted.run_ms.items():
+            figures.predicted_tier_ms[tier] += run_ms
+        return answer
+
+    for _, reading in read_page(page, ask, characters):
+        if reading.confidence >= _LEGIBLE:
+            out.print(f"  │ {reading.text}", markup=False, highlight=False)
+        else:
+            out.print(f"  │ [dim]({reading.confidence:.2f}: a line that the page's edge cuts off)[/dim]")
+    return figures
+
+
+def _compare(figures: _Figures, expected: Mapping[str, Array], answer: Answer) -> None:
+    for difference in compare.compare(expected, answer).values():
+        figures.max_abs = max(figures.max_abs, difference.max_abs)
+        figures.max_rel = max(figures.max_rel, difference.max_rel)
+
+
+def _show_figures(out: Console, bundle: Bundle, figures: _Figures) -> None:
+    lines = len(figures.answers)
+    measured: dict[str, float] = defaultdict(float)
+    links: dict[str, int] = defaultdict(int)
+    for answer in figures.answers:
+        for tier in answer.report.tiers:
+            measured[tier.tier] += tier.run_ms
+        for link in answer.report.links:
+            links[f"{link.source} → {link.target}"] += link.bytes
+    blocks = bundle.plan(figures.answers[0].report.plan).placement
+    rows = [
+        (tier, blocks.count(index), f"{measured[tier] / lines:.2f}", f"{figures.predicted_tier_ms[tier] / lines:.2f}")
+        for index, tier in enumerate(bundle.tiers)
+    ]
+    out.print()
+    out.print(table(f"Per line, mean of {lines}", ("tier", "blocks", "measured here, ms", "modelled here, ms"), rows))
+    out.print()
+    out.print(table("", ("link", "bytes"), [(name, size_text(total / lines)) for name, total in links.items()]))
+    out.print()
+    mean_ms, predicted_ms = figures.latency_ms / lines, figures.predicted_ms / lines
+    on_devices_ms = bundle.plans.pool.plans[0].predicted.latency_s * 1e3
+    _say(out, f"latency  {mean_ms:7.1f} ms  measured: three processes on this host")
+    _say(out, f"         {predicted_ms:7.1f} ms  predicted for this host (modelled from its measured profile)")
+    _say(out, f"         {on_devices_ms:7.1f} ms  predicted for the devices named above (modelled)")
+    _say(out, f"largest difference from the unsplit model: {figures.max_abs:.3g}")
+
+
+def _step(out: Console, text: str) -> None:
+    out.print(f"\n[bold]{text}[/bold]")
+
+
+def _say(out: Console, text: str) -> None:
+    out.print(f"  {text}", markup=False, highlight=False)
