@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
+from flagsplit.flagir.types import dims_of
 
 _MAX_PROTO_BYTES = (1 << 31) - 1
 
@@ -92,6 +93,8 @@ def _tensors(model: ir.Model) -> Iterator[object]:
 
 
 def _check_one_external(tensor: ir.ExternalTensor, folder: Path) -> None:
+    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING) or any(dim < 0 for dim in dims_of(tensor)):
+        raise ModelError(f"tensor {tensor.name!r} has no dtype or shape that can lie outside the model; damaged")
     location = str(tensor.location)
     parts = PurePosixPath(location)
     if parts.is_absolute() or ".." in parts.parts or not location:

@@ -21,8 +21,10 @@ def write_placement(model: ir.Model, plan: str, tiers: Sequence[str], placement:
         placement: for each node of the main graph, its tier's position.
 
     Raises:
-        ModelError: a node has no tier, or one that does not exist.
+        ModelError: the model has the plan already, or a node has no tier or one that does not exist.
     """
+    if plan in plans_on(model):
+        raise ModelError(f"expected a new plan, the model has {plan!r} already")
     for node in model.graph:
         tier = placement.get(node.name or "")
         if tier is None or not 0 <= tier < len(tiers):

@@ -6,6 +6,7 @@ skeleton of it that holds no weights. Strict inference also says whether a bindi
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 import onnx
@@ -17,6 +18,8 @@ from flagsplit.flagir.types import ValueType
 
 _IMAGE_SIZES = ((224, 224), (640, 640), (48, 320), (320, 320), (256, 256), (32, 320), (512, 512), (299, 299), (64, 64))
 _IMAGE_SIZES_LATE = ((48, 192), (32, 100), (64, 256), (416, 416), (384, 384), (128, 128), (32, 32), (28, 28), (16, 16))
+_SIDES = tuple(dict.fromkeys(height for height, _ in (*_IMAGE_SIZES, *_IMAGE_SIZES_LATE)))
+"""For an image of which one side is given."""
 _LENGTHS = (128, 64, 16, 1, 256, 512, 32, 8, 2, 224, 16000, 80, 3000)
 _MAX_TRIES = 200
 
@@ -61,13 +64,14 @@ class Skeleton:
             for dim in info.type.tensor_type.shape.dim:
                 if dim.dim_param in dims:
                     dim.dim_value = dims[dim.dim_param]
+        where = ", ".join(f"{name}={size}" for name, size in dims.items()) or "the declared sizes"
         try:
             inferred = infer(proto, strict=True)
         except Exception as error:
-            where = ", ".join(f"{name}={size}" for name, size in dims.items()) or "the declared sizes"
             raise ModelError(
                 f"the graph contradicts itself at {where}: {' '.join(str(error).split())[:240]}"
             ) from error
+        _check_reshapes(inferred.graph, where)
         found = {}
         for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
             kind = info.type.tensor_type
@@ -79,6 +83,23 @@ class Skeleton:
                 shape = tuple(dim if isinstance(dim, int) else dims.get(str(dim.value), 1) for dim in value.shape or ())
                 found[name] = ValueType(value.dtype, shape)
         return found
+
+
+def _check_reshapes(graph: onnx.GraphProto, where: str) -> None:
+    """A Reshape to fixed sizes fits one input size only; inference does not look."""
+    elements = {
+        info.name: math.prod(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+        for info in (*graph.input, *graph.value_info, *graph.output)
+        if info.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in info.type.tensor_type.shape.dim)
+    }
+    for node in graph.node:
+        if node.op_type == "Reshape" and not node.domain:
+            came, wanted = elements.get(node.input[0]), elements.get(node.output[0])
+            if came is not None and wanted is not None and came != wanted:
+                raise ModelError(
+                    f"the graph contradicts itself at {where}: Reshape {node.name!r} makes {wanted} elements of {came}"
+                )
 
 
 def nominal_dims(skeleton: Skeleton, given: Mapping[str, int]) -> dict[str, int]:
@@ -93,12 +114,15 @@ def nominal_dims(skeleton: Skeleton, given: Mapping[str, int]) -> dict[str, int]
         inputs of rank 4, sequence lengths elsewhere.
 
     Raises:
-        ModelError: `given` names no symbol of the graph, or no combination fits; the message says what to give.
+        ModelError: `given` names no symbol of the graph or a size below 1, or no combination fits; the message says what to give.
     """
     unknown = sorted(set(given) - set(skeleton.symbols))
     if unknown:
         have = ", ".join(skeleton.symbols) or "none"
         raise ModelError(f"expected a symbolic dimension of the inputs ({have}), came {unknown[0]!r}")
+    for name, size in given.items():
+        if size < 1:
+            raise ModelError(f"expected a size of at least 1 for dimension {name!r}, came {size}")
     reason = ""
     for dims in itertools.islice(_candidates(skeleton, given), _MAX_TRIES):
         try:
@@ -138,6 +162,7 @@ def _text(declared: tuple[int | ir.SymbolicDim, ...]) -> str:
 def _candidates(skeleton: Skeleton, given: Mapping[str, int]) -> Iterator[dict[str, int]]:
     """Bindings in order of how usual they are; each symbol belongs to the first input that shows it."""
     images: list[tuple[str, str]] = []
+    sides: list[str] = []
     lengths: list[str] = []
     fixed = dict(given)
     for dims in skeleton.inputs.values():
@@ -150,9 +175,13 @@ def _candidates(skeleton: Skeleton, given: Mapping[str, int]) -> Iterator[dict[s
             images.append((str(rest[-2]), str(rest[-1])))
             rest = rest[:-2]
             fixed.update(dict.fromkeys(images[-1], 0))
+        elif len(names) == 4 and rest and rest[-1] in names[-2:]:
+            sides.append(str(rest.pop()))
+            fixed[sides[-1]] = 0
         lengths.extend(str(name) for name in rest)
     choices = [
         *(([dict(zip(pair, size, strict=True)) for size in (*_IMAGE_SIZES, *_IMAGE_SIZES_LATE)]) for pair in images),
+        *(([{name: size} for size in _SIDES]) for name in sides),
         *(([{name: size} for size in _LENGTHS]) for name in lengths),
     ]
     for combination in itertools.product(*choices):

@@ -157,9 +157,13 @@ def _solved(problem: Problem) -> Plan | None:
 
 
 def _costs(plan: Plan, other: Plan) -> str:
-    price = other.predicted.price_per_1k_usd - plan.predicted.price_per_1k_usd
-    energy = other.predicted.first_tier_energy_j - plan.predicted.first_tier_energy_j
-    return f", {price:+.3g} USD per 1000 and {energy:+.3g} J on {plan.tiers[0]}" if price or energy else ""
+    """What else would change, where it is more than a hundredth."""
+    now, then = plan.predicted, other.predicted
+    changes = [
+        (then.price_per_1k_usd - now.price_per_1k_usd, now.price_per_1k_usd, "USD per 1000"),
+        (then.first_tier_energy_j - now.first_tier_energy_j, now.first_tier_energy_j, f"J on {plan.tiers[0]}"),
+    ]
+    return "".join(f", {change:+.2g} {unit}" for change, base, unit in changes if abs(change) > 0.01 * base)
 
 
 def baseline_table(items: Sequence[Baseline]) -> str:
