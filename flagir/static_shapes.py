@@ -114,7 +114,8 @@ def nominal_dims(skeleton: Skeleton, given: Mapping[str, int]) -> dict[str, int]
         inputs of rank 4, sequence lengths elsewhere.
 
     Raises:
-        ModelError: `given` names no symbol of the graph or a size below 1, or no combination fits; the message says what to give.
+        ModelError: `given` names no symbol of the graph or a size below 1, or no combination fits; the message says
+            what to give.
     """
     unknown = sorted(set(given) - set(skeleton.symbols))
     if unknown:

@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036 - whoever has an older one shall learn it from us
     version = ".".join(map(str, sys.version_info[:3]))
     sys.exit(f"flagsplit needs Python 3.11 or newer, {sys.executable} is {version}: run make PYTHON=python3.11")
 try:

@@ -135,11 +135,11 @@ class MapOf:
 
     def dump(self, value: Any, where: str) -> object:
         pairs = self._sized(value, where).items()
-        return {self.key.load(k, f"{where} key"): self.item.dump(v, f"{where}.{k}") for k, v in pairs}
+        return {self.key.load(k, f"{where} key"): self.item.dump(v, f"{where}[{k!r}]") for k, v in pairs}
 
     def load(self, raw: object, where: str) -> Any:
         pairs = self._sized(raw, where).items()
-        return {self.key.load(k, f"{where} key"): self.item.load(v, f"{where}.{k}") for k, v in pairs}
+        return {self.key.load(k, f"{where} key"): self.item.load(v, f"{where}[{k!r}]") for k, v in pairs}
 
 
 class StructOf:

@@ -23,6 +23,8 @@ class ZapHandler:
     """Lets in the clients whose CURVE key `is_authorized`; their key becomes the User-Id of every message."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], is_authorized: Callable[[str], bool]) -> None:
+        self._context = context
+        self._orphaned = False
         self._is_authorized = is_authorized
         # Bound here and not in the thread: no connection can come in before there is somebody to ask.
         self._requests = context.socket(zmq.REP)
@@ -39,13 +41,19 @@ class ZapHandler:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
-    def stop(self) -> None:
-        """End the thread; from then on every connection is refused."""
-        if self._stop_here.closed:
-            return
-        self._stop_here.send(b"", zmq.NOBLOCK)
-        self._thread.join(timeout=5)
-        self._stop_here.close()
+    def stop(self) -> bool:
+        """End the thread; from then on every connection is refused.
+
+        False: a key look-up hangs and the thread with it; it will terminate the context when it gets that far.
+        """
+        if not self._stop_here.closed:
+            self._stop_here.send(b"", zmq.NOBLOCK)
+            self._thread.join(timeout=1)
+            self._stop_here.close()
+        if self.alive:
+            self._orphaned = True
+            _log.warning("the look-up of a client key hangs; its thread is left behind")
+        return not self.alive
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -59,6 +67,8 @@ class ZapHandler:
         finally:
             self._requests.close()
             self._stop_there.close()
+            if self._orphaned:
+                self._context.term()
 
     def _answer(self, request: list[bytes]) -> list[bytes]:
         padded = request + [b""] * (6 - len(request))

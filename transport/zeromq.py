@@ -43,6 +43,7 @@ class ZmqChannel:
         self._options = options or ChannelOptions()
         self._rng = rng or random.Random()  # noqa: S311 - spreads reconnects, guards nothing
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._wake_lock = threading.RLock()  # reentrant, because a signal handler may wake as well
         self._wake_here, self._wake_there = sockets.socketpair()
         self._wake_here.setblocking(False)
         self._wake_there.setblocking(False)
@@ -134,8 +135,9 @@ class ZmqChannel:
         return queue.withdraw(sid, rid) if queue else 0
 
     def wake(self) -> None:
-        # Full means that a wake-up is pending already; closed means that nobody is left to wake.
-        with suppress(OSError):
+        # Full means that a wake-up is pending already; closed means that nobody is left to wake. The lock keeps `close`
+        # from giving our descriptor's number to somebody else in between.
+        with self._wake_lock, suppress(OSError):
             self._wake_there.send(b"\0")
 
     def close(self) -> None:
@@ -148,12 +150,12 @@ class ZmqChannel:
             outbound.close(self._farewell_s)
         if self._listener is not None:
             self._listener.close(self._farewell_s)
-        if self._zap is not None:
-            self._zap.stop()
-        # Waits for the sockets' linger at most: no socket of the context has an unlimited one.
-        self._context.term()
-        self._wake_here.close()
-        self._wake_there.close()
+        if self._zap is None or self._zap.stop():
+            # Waits for the sockets' linger at most: no socket of the context has an unlimited one.
+            self._context.term()
+        with self._wake_lock:
+            self._wake_here.close()
+            self._wake_there.close()
 
     @property
     def _farewell_s(self) -> float:
@@ -214,4 +216,4 @@ class ZmqChannel:
         for outbound in self._outbound.values():
             outbound.receive(now_s, self._options.max_events_per_poll)
         if self._listener is not None:
-            self._listener.receive(self._options.max_events_per_poll)
+            self._listener.receive(now_s, self._options.max_events_per_poll)

@@ -11,6 +11,7 @@ import os
 import re
 import socket as sockets
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ from flagsplit.transport.security import NoSecurity, Security
 from flagsplit.transport.zeromq_sockets import Context, Monitor, RouteLost, make_socket, receive, secure_server, write
 
 UNNAMED_PEER = inbound_name("?")
+# A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
+_LAST_WORDS_S = 0.05
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
 
@@ -89,6 +92,7 @@ class Listener:
         self._accepted: dict[int, Connection] = {}
         self._routes: dict[bytes, Connection] = {}
         self._peers: dict[str, InboundPeer] = {}
+        self._fading: deque[tuple[float, Connection]] = deque()
         self._guard = FloodGuard(options.max_unfinished_bytes)
 
     def bind(self, address: str) -> str:
@@ -108,12 +112,14 @@ class Listener:
         yield self._monitor.socket, zmq.POLLIN
 
     def deadline_s(self) -> float | None:
+        if self._fading:
+            return min(self._fading[0][0], self._guard.next_check_s)
         return self._guard.next_check_s if self._accepted else None
 
     def has_backlog(self) -> bool:
         return any(len(queue) for peer in self._peers.values() for queue in peer.queues.values() if peer.up)
 
-    def receive(self, budget: int) -> None:
+    def receive(self, now_s: float, budget: int) -> None:
         """Read at most `budget` messages and learn who left.
 
         The monitor is read after the messages and its endings are acted on last: the first so that a reused descriptor
@@ -126,10 +132,15 @@ class Listener:
         for frames in batch:
             self._take(frames)
         for connection in ended:
-            self._end(connection, "the connection was lost")
+            if self._may_still_speak(connection):
+                self._fading.append((now_s + _LAST_WORDS_S, connection))
+            else:
+                self._end(connection, "the connection was lost")
 
     def advance(self, now_s: float) -> None:
-        """Cut connections that send more than can be part of a message of ours."""
+        """Cut connections that send more than can be part of a message of ours, and end those whose time is over."""
+        while self._fading and self._fading[0][0] <= now_s:
+            self._end(self._fading.popleft()[1], "the connection was lost")
         for connection in self._guard.check(now_s, self._accepted):
             self._violate(connection, "a message without an end: more bytes came than any message has")
 
@@ -182,6 +193,10 @@ class Listener:
                 with suppress(OSError):  # over already; its DISCONNECTED follows
                     self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino)
         return ended
+
+    def _may_still_speak(self, ended: Connection) -> bool:
+        control = ended.peer.lines.get(Lane.CONTROL) if ended.peer is not None else None
+        return control is not None and control is not ended and self._accepted.get(control.fd) is control
 
     def _take(self, frames: list[zmq.Frame]) -> None:
         route = frames[0].bytes
@@ -256,6 +271,8 @@ class Listener:
             self._emit(Received(peer.name, message))
 
     def _violate(self, connection: Connection, reason: str) -> None:
+        if connection.ignored:
+            return
         peer = connection.peer
         self._emit(Violated(peer.name if peer else UNNAMED_PEER, reason))
         self._cut(connection)

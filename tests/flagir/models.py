@@ -1,7 +1,8 @@
-"""Models for the tests of `flagir`, and how to run them: hand-written text, the onnx package's light models, random DAGs."""
+"""Models for the tests of `flagir`: hand-written text, the onnx package's light models, random DAGs; running them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import onnxruntime as ort
 
 from flagsplit.flagir import canonicalize, violations
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 LIGHT_FOLDER = Path(onnx.__file__).parent / "backend/test/data/light"
 LIGHT_SMALL = ("squeezenet", "inception_v1", "shufflenet", "resnet50")
@@ -117,7 +118,7 @@ class _Builder:
         self.weights.append(onnx.numpy_helper.from_array(array, self.name()))
         return self.weights[-1].name
 
-    def add(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: object) -> list[str]:
+    def add(self, op: str, inputs: Sequence[str], outputs: int = 1, **attributes: Any) -> list[str]:
         names = [self.name() for _ in range(outputs)]
         self.nodes.append(onnx.helper.make_node(op, inputs, names, name=f"n{len(self.nodes)}", **attributes))
         return names
@@ -132,7 +133,21 @@ class _Builder:
 
     def step(self) -> None:
         kind = self.rng.choice(
-            ["conv", "conv", "depthwise", "matmul", "unary", "unary", "binary", "concat", "split", "reshape", "if", "topk", "pool"]
+            [
+                "conv",
+                "conv",
+                "depthwise",
+                "matmul",
+                "unary",
+                "unary",
+                "binary",
+                "concat",
+                "split",
+                "reshape",
+                "if",
+                "topk",
+                "pool",
+            ]
         )
         source = self.pick()
         channels = self.channels[source]
@@ -215,3 +230,12 @@ def random_model(seed: int) -> onnx.ModelProto:
     while len(builder.nodes) < size:
         builder.step()
     return builder.model()
+
+
+def with_weights(proto: onnx.ModelProto, **shapes: Sequence[int]) -> onnx.ModelProto:
+    """Add an initializer of small random numbers for each name."""
+    rng = np.random.default_rng(1)
+    for name, shape in shapes.items():
+        array = np.asarray(rng.standard_normal(shape)).astype(np.float32) / 4
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return proto

@@ -1,20 +1,22 @@
 """Cutting: the steps of any placement, run one after another, are the model."""
 
 import functools
+import itertools
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.flagir.models import Array, assert_close, canonical, inputs_for, light_path, parse, random_model, run
 
 from flagsplit.flagir import Step, cut_into_steps, extract, read_model, to_bytes
 from flagsplit.flagir.canonical import canonicalize
-from tests.flagir.models import Array, assert_close, canonical, inputs_for, light_path, parse, random_model, run
 
 IF = """g (bool c, float[2] x) => (float[2] y, float[2] z) <float[2] k = {1.0, 2.0}> {
   a = Neg(x)
   b = Exp(x)
-  y = If (c) <then_branch = t () => (float[2] o) { o = Add(a, k) }, else_branch = e () => (float[2] o) { o = Mul(b, a) }>
+  y = If (c) <then_branch = t () => (float[2] o) { o = Add(a, k) },
+      else_branch = e () => (float[2] o) { o = Mul(b, a) }>
   z = Tanh(y)
 }"""
 LOOP = """g (int64 n, float[2] x) => (float[2] y, float[m, 2] z) <float[2] k = {0.5, 2.0}> {
@@ -69,15 +71,15 @@ def check_steps(model: ir.Model, steps: tuple[Step, ...], placement: dict[str, i
     assert len(set(ran)) == len(ran)
     for step in steps:
         assert {placement[name] for name in step.segment.nodes} == {step.tier}
-    assert all(one.tier != other.tier for one, other in zip(steps, steps[1:], strict=False))
+    assert all(one.tier != other.tier for one, other in itertools.pairwise(steps))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_steps_in_a_row_are_the_model(name: str) -> None:
-    """Bit for bit without ORT's graph optimizations. With them to 1e-6: Conv absorbs a BatchNormalization or Add
+    """Bit for bit without ORT's graph optimizations; with them to 1e-6, for a fusion needs its nodes in one segment.
 
-    only where no cut lies between the two, and MatMul and Add become one Gemm.
+    ORT folds a BatchNormalization or a Mul into the Conv before it, and makes one Gemm of MatMul and Add.
     """
     model = canonical(MODELS[name]())
     proto = ir.to_proto(model)
@@ -124,7 +126,9 @@ def test_a_monotone_placement_visits_each_tier_once(name: str) -> None:
 
 
 def test_the_first_visit_is_to_tier_0_and_the_lift_turns_only_at_the_end() -> None:
-    model = canonical(parse("g (float[2] x) => (float[2] e) { a = Neg(x) b = Exp(a) c = Abs(b) d = Tanh(c) e = Relu(d) }"))
+    model = canonical(
+        parse("g (float[2] x) => (float[2] e) { a = Neg(x) b = Exp(a) c = Abs(b) d = Tanh(c) e = Relu(d) }")
+    )
     nodes = [node.name or "" for node in model.graph]
     steps = cut_into_steps(model, dict(zip(nodes, (2, 0, 1, 0, 2), strict=True)), 3)
     assert [step.tier for step in steps] == [2, 0, 1, 0, 2]
@@ -142,7 +146,12 @@ def test_equal_parts_of_different_plans_have_equal_ids() -> None:
 
 
 def test_extract_takes_the_weights_that_are_needed_and_shares_them() -> None:
-    model = canonical(parse("g (float[2] x) => (float[2] y) <float[2] k = {1.0, 2.0}, float[2] l = {3.0, 4.0}> { a = Add(x, k) y = Mul(a, l) }"))
+    model = canonical(
+        parse(
+            """g (float[2] x) => (float[2] y) <float[2] k = {1.0, 2.0}, float[2] l = {3.0, 4.0}> {
+                a = Add(x, k) y = Mul(a, l) }"""
+        )
+    )
     first, second = cut_into_steps(model, {node.name or "": i for i, node in enumerate(model.graph)}, 2)
     left, right = extract(model, first.segment), extract(model, second.segment)
     assert set(left.graph.initializers) == {"k"}

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.flagir.models import Array, assert_same_answers, canonical, parse
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir import canonicalize
 from flagsplit.flagir.opset import IR_VERSION, OPSET
-from tests.flagir.models import Array, assert_same_answers, canonical, parse
 
 IMAGE = (2, 4, 6, 6)
 
@@ -52,7 +52,13 @@ CASES: list[tuple[str, int, tuple[int, ...], dict[str, Any], list[Array]]] = [
     ("GridSample", 16, (1, 1, 4, 4), {"mode": "bilinear"}, [np.full((1, 3, 3, 2), 0.3, np.float32)]),
     ("DFT", 17, (1, 8, 1), {"axis": 1}, []),
     ("Scatter", 9, (3, 3), {}, [ints(1, 0, 2).reshape(1, 3), floats(1, 2, 3).reshape(1, 3)]),
-    ("LSTM", 7, (3, 2, 4), {"hidden_size": 5}, [np.full((1, 20, 4), 0.1, np.float32), np.full((1, 20, 5), 0.1, np.float32)]),
+    (
+        "LSTM",
+        7,
+        (3, 2, 4),
+        {"hidden_size": 5},
+        [np.full((1, 20, 4), 0.1, np.float32), np.full((1, 20, 5), 0.1, np.float32)],
+    ),
     ("Einsum", 12, (2, 3, 4), {"equation": "bij,bjk->bik"}, [np.ones((2, 4, 5), np.float32)]),
 ]
 

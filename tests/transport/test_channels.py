@@ -58,10 +58,17 @@ def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChannelF
         yield ZmqFactory(security, "tcp://127.0.0.1:0")
 
 
-@pytest.mark.parametrize("check", CHANNEL_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param(check, id=check.__name__, marks=[pytest.mark.slow] * ("large" in check.__name__))
+        for check in CHANNEL_CHECKS
+    ],
+)
 def test_conformance(factory: ChannelFactory, check: Callable[[ChannelFactory], None]) -> None:
     check(factory)
 
 
+@pytest.mark.slow
 def test_check_channel_runs_the_whole_suite() -> None:
     check_channel(MemoryFactory())

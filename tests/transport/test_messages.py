@@ -231,12 +231,14 @@ def test_item_sizes_agree_with_numpy() -> None:
     assert {name: np.dtype(name).itemsize for name in ITEM_SIZE_BYTES} == ITEM_SIZE_BYTES
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=4))
 def test_random_bytes_are_refused_or_a_message(frames: list[bytes]) -> None:
     decode_is_safe(list(frames))
 
 
-@settings(max_examples=300)
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_mutated_messages_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
     frames = [bytearray(frame) for frame in encode(SAMPLES[name])]
@@ -265,7 +267,8 @@ _anything = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
 def test_fields_of_any_type_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(header_of(name))))

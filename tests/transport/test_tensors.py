@@ -8,7 +8,7 @@ import zlib
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagsplit.errors import InternalError, ProtocolError
@@ -19,6 +19,7 @@ from flagsplit.transport.testing import sample_open
 SMALL = TransferLimits(min_chunk_bytes=1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=4), st.integers(1, 25), st.randoms(use_true_random=False))
 def test_chunks_in_any_order_and_twice_give_the_tensors(
     tensors: list[bytes], chunk_bytes: int, rng: random.Random
@@ -33,6 +34,7 @@ def test_chunks_in_any_order_and_twice_give_the_tensors(
     assert [bytes(buffer) for buffer in assembly.buffers()] == tensors
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 70), st.integers(0, 40)), max_size=12))
 def test_arbitrary_chunks_never_corrupt_or_escape(places: list[tuple[int, int]]) -> None:
     data = bytes(range(64))

@@ -1,0 +1,120 @@
+"""The key store: made safely, refused when others could tamper with it, read anew at each handshake."""
+
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import zmq
+
+from flagsplit.errors import ConfigError
+from flagsplit.transport.security import KeyStore, default_key_directory
+
+
+def new_key() -> str:
+    return zmq.curve_keypair()[0].decode()
+
+
+def test_a_new_store_is_private_and_keeps_its_identity(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "a" / "keys")
+    assert stat.S_IMODE(store.directory.stat().st_mode) == 0o700
+    assert stat.S_IMODE((store.directory / "identity.secret").stat().st_mode) == 0o600
+    assert (store.directory / "identity.public").read_text().strip() == store.public_key
+    again = KeyStore(store.directory)
+    assert again.public_key == store.public_key
+    assert store.security().secret_key not in repr(store.security())
+    assert sorted(path.name for path in store.directory.iterdir()) == [
+        "authorized",
+        "identity.public",
+        "identity.secret",
+    ]
+
+
+def test_first_starts_at_the_same_moment_agree(tmp_path: Path) -> None:
+    together = threading.Barrier(4)
+
+    def start() -> str:
+        together.wait()
+        return KeyStore(tmp_path / "keys").public_key
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len({future.result() for future in [pool.submit(start) for _ in range(4)]}) == 1
+
+
+def test_the_default_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAGSPLIT_HOME", str(tmp_path))
+    assert default_key_directory() == tmp_path / "keys"
+    monkeypatch.delenv("FLAGSPLIT_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_key_directory() == tmp_path / ".config" / "flagsplit" / "keys"
+
+
+def test_a_store_that_others_can_read_or_change_is_refused(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    (tmp_path / "identity.secret").chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        KeyStore(tmp_path)
+    (tmp_path / "identity.secret").chmod(0o600)
+    (tmp_path / "authorized").chmod(0o777)
+    with pytest.raises(ConfigError, match="chmod go-w"):
+        KeyStore(tmp_path)
+    (tmp_path / "authorized").chmod(0o700)
+    assert KeyStore(tmp_path).public_key == store.public_key
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path)
+    (tmp_path / "authorized" / "phone.public").write_text("not a key")
+    with pytest.raises(ConfigError, match=r"phone\.public.*40 Z85 characters"):
+        KeyStore(tmp_path)
+    assert not store.is_authorized("not a key ")
+    store.revoke("phone")
+    (tmp_path / "known_servers").write_text("tcp://edge:1 nonsense\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        store.server_key_for("tcp://edge:1")
+    (tmp_path / "identity.secret").write_text("nonsense")
+    with pytest.raises(ConfigError, match=r"identity\.secret"):
+        KeyStore(tmp_path)
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(ConfigError, match="FLAGSPLIT_HOME"):
+        KeyStore(blocked / "keys")
+
+
+def test_authorize_and_revoke_count_at_once(tmp_path: Path) -> None:
+    store, phone = KeyStore(tmp_path), new_key()
+    assert store.is_authorized(store.public_key)
+    assert not store.is_authorized(phone)
+    store.authorize("phone", phone)
+    assert store.is_authorized(phone)
+    assert store.authorized() == {"phone": phone}
+    store.revoke("phone")
+    assert not store.is_authorized(phone)
+    with pytest.raises(ConfigError, match="there are: none"):
+        store.revoke("phone")
+    for name in ("", "../phone", ".hidden", "a/b", "x" * 65):
+        with pytest.raises(ConfigError, match="client name"):
+            store.authorize(name, phone)
+    with pytest.raises(ConfigError, match="40 Z85"):
+        store.authorize("phone", "ü" * 40)
+
+
+def test_servers_are_known_by_address_and_else_have_our_key(tmp_path: Path) -> None:
+    store, key = KeyStore(tmp_path), new_key()
+    assert store.server_key_for("tcp://edge:7000") == store.public_key
+    store.trust("tcp://Edge:7000", key)
+    store.trust("ipc:///run/with space.sock", key)
+    assert store.server_key_for("tcp://edge:7000") == key
+    assert store.server_key_for("tcp://edge:7001") == store.public_key
+    assert KeyStore(tmp_path).server_key_for("ipc:///run/with space.sock") == key
+    with pytest.raises(ConfigError, match="address"):
+        store.trust("edge", key)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_folder_without_permission_is_explained(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ConfigError, match="FLAGSPLIT_HOME"):
+        KeyStore(tmp_path / "keys")
