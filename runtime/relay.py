@@ -14,10 +14,12 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import Instruction, Ran, Run
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
-from flagsplit.transport.messages import Chunk, Hop, HopTiming, Open, TensorHeader
+from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Hop, HopTiming, Open, TensorHeader
 from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
 
 FlightKey = tuple[str, int]
+
+_MAX_DEADLINE_S = 1e9
 
 
 @dataclass
@@ -71,6 +73,16 @@ class Flight:
         self.trace, self.bytes_in = (), 0
 
 
+@dataclass(frozen=True)
+class _Outstanding:
+    """A run that was asked for, and the hop that waits for it."""
+
+    key: FlightKey
+    segment: str
+    attempt: int
+    hop: int
+
+
 class Relay:
     """The flights at one tier and the segments that it can run.
 
@@ -86,7 +98,7 @@ class Relay:
         self.limits = limits
         self.now = 0.0
         self.flights: dict[FlightKey, Flight] = {}
-        self._runs: dict[int, tuple[FlightKey, int, int]] = {}
+        self._runs: dict[int, _Outstanding] = {}
         self._next_token = 0
 
     @property
@@ -94,8 +106,25 @@ class Relay:
         """Segments asked for that have not come back."""
         return len(self._runs)
 
+    def check_open(self, opened: Open) -> None:
+        """Whether an announcement makes sense at this tier, whatever is here already.
+
+        Raises:
+            ProtocolError: it does not.
+        """
+        hop = opened.hop
+        if hop == 0 or opened.route[hop].tier != self.tier:
+            raise ProtocolError(f"expected a hop of tier {self.tier}, came hop {hop} of {opened.route[hop].tier!r}")
+        if opened.route[hop].segment and opened.route[hop].segment not in self.segments:
+            raise ProtocolError(f"tier {self.tier} has no segment {opened.route[hop].segment!r}")
+        names = tuple(header.name for header in opened.tensors)
+        if names != opened.route[hop - 1].carry:
+            raise ProtocolError(f"hop {hop - 1} carries {opened.route[hop - 1].carry}, but {names} came")
+        if len(opened.trace) != hop:
+            raise ProtocolError(f"expected a timing for each of {hop} hops, came {len(opened.trace)}")
+
     def accept_open(self, flight: Flight, opened: Open, peer: str) -> bool:
-        """Take up the announcement of a hop's tensors.
+        """Take up the announcement of a hop's tensors; one that came before is ignored.
 
         Returns:
             Whether they are all there already, because none of them has any bytes.
@@ -106,10 +135,8 @@ class Relay:
         hop = opened.hop
         if hop in flight.reached or hop in flight.arrivals:
             return False
-        if hop == 0 or opened.route[hop].tier != self.tier:
-            raise ProtocolError(f"expected a hop of tier {self.tier}, came hop {hop} of {opened.route[hop].tier!r}")
-        if opened.route[hop].segment and opened.route[hop].segment not in self.segments:
-            raise ProtocolError(f"tier {self.tier} has no segment {opened.route[hop].segment!r}")
+        if opened.route != flight.route:
+            raise ProtocolError(f"request {opened.rid} changed its route within attempt {opened.attempt}")
         flight.neighbors[opened.route[hop - 1].tier] = peer
         assembly = Assembly(opened, self.limits)
         flight.arrivals[hop] = (opened, assembly)
@@ -148,8 +175,13 @@ class Relay:
         missing = [name for name in self.segments[segment].inputs if name not in flight.values]
         if missing:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
+        run = _Outstanding(flight.key, segment, flight.attempt, hop)
+        for token, other in self._runs.items():
+            if (other.key, other.segment) == (run.key, segment):
+                self._runs[token] = run  # an earlier attempt asked already, and the result will be the same
+                return
         self._next_token += 1
-        self._runs[self._next_token] = (flight.key, flight.attempt, hop)
+        self._runs[self._next_token] = run
         inputs = {name: flight.values[name] for name in self.segments[segment].inputs}
         yield Run(self._next_token, segment, inputs)
 
@@ -162,12 +194,12 @@ class Relay:
         run = self._runs.pop(event.token, None)
         if run is None:
             raise InternalError(f"a run with token {event.token} came back that nobody asked for")
-        key, attempt, hop = run
-        flight = self.flights.get(key)
+        flight = self.flights.get(run.key)
         if flight is None:
             return None
         flight.values.update(event.outputs or {})
-        return (flight, hop) if flight.attempt == attempt else None
+        wanted = flight.attempt == run.attempt and run.hop in flight.reached
+        return (flight, run.hop) if wanted else None
 
     def pass_on(self, flight: Flight, hop: int, timing: HopTiming) -> Iterator[Instruction]:
         """Send what a hop carries to the next; the last hop ends in `landed`."""
@@ -190,7 +222,7 @@ class Relay:
             hop=hop + 1,
             route=flight.route,
             tensors=headers,
-            deadline_ms=max(0, int((flight.deadline - self.now) * 1000)),
+            deadline_ms=int(min(max(0.0, flight.deadline - self.now), _MAX_DEADLINE_S) * 1000),
             trace=flight.trace,
         )
         buffers = [_bytes(flight.values[name]) for name in carry]
@@ -206,6 +238,11 @@ class Relay:
 
 
 def _header(name: str, value: Array) -> TensorHeader:
+    if value.dtype.name not in ITEM_SIZE_BYTES or value.ndim > MAX_DIMS:
+        raise ProtocolError(
+            f"{name!r} cannot be sent: it is {value.dtype.name} with {value.ndim} dimensions, "
+            f"expected a number or a boolean with at most {MAX_DIMS}"
+        )
     return TensorHeader(name, value.dtype.name, tuple(value.shape), value.nbytes)
 
 

@@ -2,14 +2,22 @@
 
 A request is retained until its answer is here. When a tier of its route goes, when a tier says that it failed, or when
 an attempt takes too long, the best plan that is left takes over in a new attempt, from whatever this tier still holds.
-The first answer of any attempt counts; later ones are dropped, so every request is answered once.
+Only the answer of the newest attempt counts, so every request is answered once.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from flagsplit.errors import FlagsplitError, InputError, InternalError, PeerError, ProtocolError, UnavailableError
+from flagsplit.errors import (
+    FlagsplitError,
+    InputError,
+    InternalError,
+    PeerError,
+    PolicyError,
+    ProtocolError,
+    UnavailableError,
+)
 from flagsplit.runtime.events import (
     Abandon,
     Connect,
@@ -51,6 +59,7 @@ from flagsplit.transport.messages import (
     Ping,
     Reject,
     Welcome,
+    encode,
 )
 from flagsplit.transport.tensors import TransferLimits
 
@@ -113,6 +122,7 @@ class _Request:
     avoid: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     last_reason: str = ""
+    compute_error: str = ""
 
     @property
     def waits_for_tier(self) -> bool:
@@ -147,6 +157,7 @@ class SessionMachine(Relay):
         self._liveness = Liveness(self._options.liveness)
         self._requests: dict[int, _Request] = {}
         self._queue: deque[Submit] = deque()
+        self._routes: dict[tuple[str, tuple[int, ...]], tuple[Hop, ...]] = {}
 
     def start(self) -> list[Instruction]:
         """Connect to all workers."""
@@ -196,6 +207,8 @@ class SessionMachine(Relay):
         match message:
             case Welcome():
                 yield from self._welcomed(tier, message)
+            case Reject(code="draining"):
+                yield from self._lose(tier, message.reason)
             case Reject():
                 yield Disconnect(tier)
                 yield from self._lose(tier, message.reason, "refused")
@@ -209,10 +222,12 @@ class SessionMachine(Relay):
                 pass
 
     def _welcomed(self, tier: str, message: Welcome) -> Iterator[Instruction]:
-        if message.tier != tier:
+        if (message.tier, message.bundle) != (tier, self._facts.bundle):
             yield Disconnect(tier)
             address = self._peers[tier].address.address
-            yield from self._lose(tier, f"the worker at {address} serves tier {message.tier}, not {tier}", "refused")
+            serves = f"tier {message.tier} of bundle {message.bundle[:12]}"
+            wanted = f"tier {tier} of {self._facts.bundle[:12]}"
+            yield from self._lose(tier, f"the worker at {address} serves {serves}, not {wanted}", "refused")
             return
         self._peers[tier].up = True
         self._liveness.watch(tier, self.now)
@@ -251,21 +266,56 @@ class SessionMachine(Relay):
             reason = f"{flight.attempt} attempts failed, the last because of {request.last_reason or 'a time-out'}"
             yield from self._give_up(request, UnavailableError(reason))
             return
+        yield from self._withdraw(request)
         try:
             plan = self._choose(request)
+            route = self._route(plan, request)
         except UnavailableError as error:
+            if request.compute_error:
+                yield from self._give_up(request, InputError(request.compute_error))
+                return
             request.last_reason = request.last_reason or str(error)
             flight.restart(flight.attempt, "", ())
             request.avoid.clear()
             request.expires = self.now + self._options.liveness.heartbeat_s
             return
-        alive = [i for i, tier in enumerate(self._facts.tiers) if i == 0 or self._usable(tier, request)]
-        hops = itinerary(self._facts.steps[plan], self._facts.inputs, self._facts.outputs, alive)
-        route = tuple(Hop(self._facts.tiers[hop.tier], hop.segment, hop.carry) for hop in hops)
+        except PolicyError as error:
+            yield from self._give_up(request, error)
+            return
         request.asked.update(hop.tier for hop in route[1:] if hop.tier != self.tier)
         flight.restart(flight.attempt + 1, plan, route)
-        request.expires = self.now + self._options.attempt_s * 2 ** (flight.attempt - 1)
+        request.expires = self.now + self._patience_s(flight)
         yield from self._guarded(request, self.take_up(flight, 0))
+
+    def _patience_s(self, flight: Flight) -> float:
+        """How long to wait for an attempt: each longer than the last, but never all the time that is left."""
+        growing = self._options.attempt_s * 2 ** (flight.attempt - 1)
+        return min(growing, max((flight.deadline - self.now) / 2, self._options.liveness.heartbeat_s))
+
+    def _route(self, plan: str, request: _Request) -> tuple[Hop, ...]:
+        """The hops of a plan past the tiers that are not there.
+
+        Raises:
+            PolicyError: it is beyond the limits of the protocol.
+        """
+        alive = tuple(i for i, tier in enumerate(self._facts.tiers) if i == 0 or self._usable(tier, request))
+        known = self._routes.get((plan, alive))
+        if known is not None:
+            return known
+        hops = itinerary(self._facts.steps[plan], self._facts.inputs, self._facts.outputs, alive)
+        route = tuple(Hop(self._facts.tiers[hop.tier], hop.segment, hop.carry) for hop in hops)
+        try:
+            encode(Open(self._instance, 0, 0, 0, plan, 0, route, (), 0))
+        except InternalError as error:
+            raise PolicyError(
+                f"plan {plan!r} cannot be sent ({error}); choose another, or build with pins that change tiers less often"
+            ) from None
+        self._routes[plan, alive] = route
+        return route
+
+    def _withdraw(self, request: _Request) -> Iterator[Instruction]:
+        """What is still queued of an earlier attempt would only hold up the next."""
+        yield from (Withdraw(tier, request.flight.sid, request.flight.rid) for tier in sorted(request.asked))
 
     def _choose(self, request: _Request) -> str:
         alive = tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(self._facts.tiers))
@@ -287,11 +337,12 @@ class SessionMachine(Relay):
             yield from self._give_up(request, InternalError(text))
 
     def _on_tensors(self, tier: str, message: Open | Chunk) -> Iterator[Instruction]:
-        request = self._requests.get(message.rid)
-        if message.sid != self._instance or request is None or message.attempt != request.flight.attempt:
+        request = self._waiting_for(message)
+        if request is None:
             return
         try:
             if isinstance(message, Open):
+                self.check_open(message)
                 ready = request.flight if self.accept_open(request.flight, message, tier) else None
             else:
                 ready = self.accept_chunk(message)
@@ -315,16 +366,21 @@ class SessionMachine(Relay):
         timing = HopTiming(self.tier, flight.route[hop].segment, event.wait_us, event.run_us, flight.bytes_in, 0)
         yield from self._guarded(request, self.pass_on(flight, hop, timing))
 
-    def _on_failed(self, message: Failed) -> Iterator[Instruction]:
+    def _waiting_for(self, message: Open | Chunk | Failed) -> _Request | None:
+        """The request whose attempt of now a message is about."""
         request = self._requests.get(message.rid)
-        if message.sid != self._instance or request is None or message.attempt != request.flight.attempt:
+        if message.sid != self._instance or request is None or request.waits_for_tier:
+            return None
+        return request if message.attempt == request.flight.attempt else None
+
+    def _on_failed(self, message: Failed) -> Iterator[Instruction]:
+        request = self._waiting_for(message)
+        if request is None:
             return
-        first = message.tier not in request.avoid
         request.avoid.add(message.tier)
         request.last_reason = f"{message.tier}: {message.reason}"
-        if message.code == "compute" and not first:
-            yield from self._give_up(request, InputError(message.reason))
-            return
+        if message.code == "compute":
+            request.compute_error = request.compute_error or request.last_reason
         yield Note(f"request {message.rid}, attempt {message.attempt}: {request.last_reason}")
         yield from self._attempt(request)
 
@@ -338,6 +394,7 @@ class SessionMachine(Relay):
         request = self._requests.pop(flight.rid)
         del self.flights[flight.key]
         report = make_report(flight.plan, flight.attempt, self.now - request.submitted, flight.route, flight.trace)
+        yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
         yield Deliver(flight.rid, {name: flight.values[name] for name in self._facts.outputs}, report)
         yield from self._fill_window()
@@ -346,9 +403,8 @@ class SessionMachine(Relay):
         flight = request.flight
         del self._requests[flight.rid]
         del self.flights[flight.key]
-        for tier in sorted(request.asked):
-            yield Withdraw(tier, flight.sid, flight.rid)
-            yield Send(tier, Cancel(flight.sid, flight.rid, flight.attempt))
+        yield from self._withdraw(request)
+        yield from (Send(tier, Cancel(flight.sid, flight.rid, flight.attempt)) for tier in sorted(request.asked))
         yield Fail(flight.rid, error)
         yield from self._fill_window()
 
@@ -371,10 +427,21 @@ class SessionMachine(Relay):
             if self.now >= request.flight.deadline:
                 yield from self._give_up(request, self._too_late(request))
             elif self.now >= request.expires:
-                request.last_reason = request.last_reason or "no answer in time"
-                yield from self._attempt(request)
-        while self._queue and self.now >= self._queue[0].deadline:
-            yield Fail(self._queue.popleft().rid, UnavailableError("the deadline passed while other requests ran"))
+                yield from self._expire(request)
+        late = [submit for submit in self._queue if self.now >= submit.deadline]
+        self._queue = deque(submit for submit in self._queue if self.now < submit.deadline)
+        for submit in late:
+            yield Fail(submit.rid, UnavailableError("the deadline passed while other requests ran"))
+
+    def _expire(self, request: _Request) -> Iterator[Instruction]:
+        """An attempt took too long. Who is slow is unknown: go on without the others, or if alone, with them again."""
+        others = {hop.tier for hop in request.flight.route if hop.tier != self.tier}
+        if others:
+            request.last_reason = f"no answer in time from {', '.join(sorted(others))}"
+            request.avoid |= others
+        else:
+            request.avoid.clear()
+        yield from self._attempt(request)
 
     def _too_late(self, request: _Request) -> UnavailableError:
         states = [f"{tier} {'up' if peer.up else f'down ({peer.reason})'}" for tier, peer in self._peers.items()]

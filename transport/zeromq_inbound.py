@@ -42,6 +42,7 @@ UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
 _LAST_WORDS_S = 0.05
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
+_MAPPED_IPV4 = re.compile(r"\[::ffff:([0-9.]+)\]")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
 
 
@@ -105,7 +106,8 @@ class Listener:
             raise ConfigError(f"cannot listen on {address}: {_bind_advice(exc)}") from exc
         if wanted.scheme == "ipc":
             Path(wanted.host_or_path).chmod(0o600)
-        return cast("bytes", self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        bound = cast("bytes", self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        return _MAPPED_IPV4.sub(r"\1", bound)
 
     def polled(self) -> Iterator[tuple[zmq.Socket[bytes], int]]:
         yield self._router, zmq.POLLIN

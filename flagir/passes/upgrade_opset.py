@@ -11,6 +11,8 @@ from flagsplit.flagir.opset import IR_VERSION, OLDEST_OPSET, OPSET
 
 _RESIZE_MODES_SINCE = 11
 _HARDMAX_AXIS_SINCE = 13
+_REWORDED = frozenset(("Attention",))
+"""Operators whose definition, not only whose types, was reworked after the pin."""
 
 
 class UpgradeOpset(ir.passes.InPlacePass):
@@ -53,16 +55,12 @@ class UpgradeOpset(ir.passes.InPlacePass):
 
 
 def _relabel(model: ir.Model, came: int) -> None:
-    changed = set()
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain:
-            continue
-        try:
-            since = onnx.defs.get_schema(node.op_type, came).since_version
-        except onnx.defs.SchemaError:
-            since = came
-        if since > OPSET:
-            changed.add(f"{node.op_type} (changed in {since})")
+    """Later opsets mostly admit more types: a node that the pinned operator takes too means the same there."""
+    changed = {
+        f"{node.op_type} ({reason})"
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if not node.domain and (reason := _why_not_pinned(node, came))
+    }
     if changed:
         raise ModelError(
             f"expected opset {OPSET} or older, came {came}, and these operators differ since {OPSET}: "
@@ -71,6 +69,48 @@ def _relabel(model: ir.Model, came: int) -> None:
     model.opset_imports[""] = OPSET
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         node.version = None
+
+
+def _why_not_pinned(node: ir.Node, came: int) -> str:
+    """Why a node of a newer opset is not one of the pinned opset; "" if it is."""
+    try:
+        new = onnx.defs.get_schema(node.op_type, came)
+        old = onnx.defs.get_schema(node.op_type, OPSET)
+    except onnx.defs.SchemaError:
+        return f"new since {OPSET}"
+    if new.since_version <= OPSET:
+        return ""
+    odd = set(node.attributes) - set(old.attributes)
+    odd |= {name for name in set(new.attributes) - set(old.attributes) if new.attributes[name].required}
+    odd |= _foreign_types(node, old)
+    if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
+        odd.add("number of inputs or outputs")
+    if node.op_type in _REWORDED:
+        odd.add("its definition")
+    return f"changed in {new.since_version}: {', '.join(sorted(odd))}" if odd else ""
+
+
+_TO_DTYPE = ("to", "dtype", "output_dtype")
+
+
+def _foreign_types(node: ir.Node, schema: onnx.defs.OpSchema) -> set[str]:
+    """Element types that a node uses and the schema does not admit; types that are not known yet are trusted."""
+    found: set[str] = set()
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for index, value in enumerate(values):
+            formal = formals[min(index, len(formals) - 1)] if formals else None
+            if value is not None and value.dtype is not None and formal is not None:
+                found.update({_type_text(value.dtype)} - set(formal.types))
+    every = {text for formal in schema.outputs for text in formal.types}
+    for name in _TO_DTYPE:
+        attribute = node.attributes.get(name)
+        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int():
+            found.update({_type_text(ir.DataType(attribute.as_int()))} - every)
+    return found
+
+
+def _type_text(dtype: ir.DataType) -> str:
+    return f"tensor({dtype.name.lower()})"
 
 
 def _refuse_flattening(model: ir.Model, came: int) -> None:
