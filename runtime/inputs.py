@@ -32,7 +32,10 @@ def check_inputs(declared: Sequence[Tensor], given: Mapping[str, object]) -> dic
 
 
 def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]]) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"input {tensor.name!r}: expected an array of {tensor.dtype}, came {error}") from None
     if array.dtype.name != tensor.dtype:
         raise InputError(
             f"input {tensor.name!r}: expected dtype {tensor.dtype}, came {array.dtype.name}; "
@@ -46,7 +49,7 @@ def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]])
         if known != size:
             also = f" ({want} is {known} in input {where!r})" if where else ""
             raise InputError(f"input {tensor.name!r}: expected shape {text}, came {list(array.shape)}{also}")
-    return np.array(array, order="C", copy=True)
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
 
 
 def random_inputs(declared: Sequence[Tensor], dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:

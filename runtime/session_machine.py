@@ -441,6 +441,9 @@ class SessionMachine(Relay):
             request.avoid |= others
         else:
             request.avoid.clear()
+            if not request.waits_for_tier and self._choose(request) == request.flight.plan:
+                request.expires = self.now + self._patience_s(request.flight)
+                return
         yield from self._attempt(request)
 
     def _too_late(self, request: _Request) -> UnavailableError:

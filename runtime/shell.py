@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from flagsplit.errors import InternalError
+from flagsplit.errors import ConfigError, InternalError
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import (
     Connect,
@@ -23,7 +23,7 @@ from flagsplit.runtime.events import (
     Tick,
     Withdraw,
 )
-from flagsplit.transport.channel import Channel
+from flagsplit.transport.channel import Channel, Down
 
 
 class Machine(Protocol):
@@ -67,9 +67,18 @@ class Shell:
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self, first: list[Instruction]) -> None:
-        """Do the first instructions, then follow events."""
-        for instruction in first:
-            self._do(instruction)
+        """Do the first instructions, then follow events.
+
+        Raises:
+            ConfigError: an address to connect to is wrong; channel and engine are freed then.
+        """
+        try:
+            for instruction in first:
+                self._do(instruction)
+        except BaseException:
+            self._channel.close()
+            self._engine.stop()
+            raise
         self._thread.start()
 
     def post(self, event: Event) -> None:
@@ -111,7 +120,12 @@ class Shell:
 
     def _handle(self, event: Event) -> None:
         for instruction in self._machine.handle(event, time.monotonic()):
-            self._do(instruction)
+            try:
+                self._do(instruction)
+            except ConfigError as error:
+                if not isinstance(instruction, Connect):
+                    raise
+                self._inbox.append(Down(instruction.peer, str(error)))  # a peer named an address that is none
 
     def _do(self, instruction: Instruction) -> None:
         match instruction:

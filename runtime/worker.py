@@ -1,7 +1,6 @@
 """A worker: one tier of a bundle behind a listening channel, for as long as it is wanted."""
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -65,7 +64,6 @@ class Worker:
     ) -> None:
         settings = settings or WorkerSettings()
         self._failed = failed
-        self._ended = threading.Event()
         machine = WorkerMachine(
             bundle.tiers[tier],
             bundle.tiers,

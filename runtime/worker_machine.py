@@ -5,10 +5,8 @@ that sessions name or the operator fixed. A worker never decides: it follows the
 failed. Shared work is in `flagsplit.runtime.relay`.
 """
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from flagsplit.transport.tensors import TransferLimits
 
 from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import (
@@ -45,6 +43,7 @@ from flagsplit.transport.messages import (
     Reject,
     Welcome,
 )
+from flagsplit.transport.tensors import TransferLimits
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,12 @@ class _Beyond:
     tier: str
     address: PeerAddress
     welcomed: bool = False
-    waiting: list[Message] = field(default_factory=list)
+    waiting: list[Open | Chunk] = field(default_factory=list)
     waiting_since: float = 0.0
+
+    def withdraw(self, flight: Flight) -> None:
+        """Drop what waits on behalf of a request."""
+        self.waiting = [message for message in self.waiting if (message.sid, message.rid) != flight.key]
 
 
 @dataclass
@@ -162,11 +165,35 @@ class WorkerMachine(Relay):
         self._liveness.forget(peer)
         if peer in self._beyond:
             yield from self._lose_beyond(peer, reason)
-        elif self._inbound.pop(peer, None) is not None:
+        elif peer in self._inbound:
             yield Note(f"{peer} left: {reason}")
-            yield Disconnect(peer)
-            for flight in [f for f in self.flights.values() if inbound_name(f.sid) == peer]:
-                del self.flights[flight.key]
+            yield from self._forget_inbound(peer)
+
+    def _forget_inbound(self, peer: str) -> Iterator[Instruction]:
+        """A session or a worker before this one is gone, and with it whatever only it wanted."""
+        inbound = self._inbound.pop(peer)
+        for flight in list(self.flights.values()):
+            session = inbound_name(flight.sid)
+            orphaned = session not in self._inbound and self._inbound.keys().isdisjoint(flight.neighbors.values())
+            if session == peer or orphaned:
+                yield from self._drop(flight)
+        yield from self._leave_unused(inbound.beyond.values())
+
+    def _leave_unused(self, names: Iterable[str]) -> Iterator[Instruction]:
+        """Disconnect from tiers beyond that no session names any more."""
+        named = {name for inbound in self._inbound.values() for name in inbound.beyond.values()}
+        for name in set(names) - named:
+            self._liveness.forget(name)
+            del self._beyond[name]
+            yield Disconnect(name)
+
+    def _drop(self, flight: Flight) -> Iterator[Instruction]:
+        """Forget a request and what is queued for it."""
+        del self.flights[flight.key]
+        for peer in set(flight.neighbors.values()):
+            yield Withdraw(peer, flight.sid, flight.rid)
+            if peer in self._beyond:
+                self._beyond[peer].withdraw(flight)
 
     def _lose_beyond(self, peer: str, reason: str) -> Iterator[Instruction]:
         """Tell the sessions of all requests that went on to a peer that it is gone."""
@@ -218,7 +245,7 @@ class WorkerMachine(Relay):
             case Hello():
                 yield from self._on_hello(peer, message)
             case Welcome():
-                yield from self._on_welcome(peer)
+                yield from self._on_welcome(peer, message)
             case Reject():
                 yield from self._on_down(peer, message.reason)
                 yield Note(f"{peer} refused us: {message.reason}")
@@ -256,11 +283,13 @@ class WorkerMachine(Relay):
                     VERSION, self._instance, 0, self._bundle, self.tier, limits.max_tensor_bytes, limits.max_chunk_bytes
                 ),
             )
+            before, inbound.beyond = inbound.beyond, {}
             for tier, address in hello.peers.items():
                 if tier in self._tiers and self._tiers.index(tier) > self._tiers.index(self.tier):
                     address = self._fixed.get(tier, address)
                     inbound.beyond[tier] = _peer_name(tier, address)
                     yield from self._reach(tier, address)
+            yield from self._leave_unused(before.values())
 
     def _reach(self, tier: str, address: PeerAddress) -> Iterator[Instruction]:
         name = _peer_name(tier, address)
@@ -268,9 +297,11 @@ class WorkerMachine(Relay):
             self._beyond[name] = _Beyond(tier, address)
             yield Connect(name, address.address, address.server_key)
 
-    def _on_welcome(self, peer: str) -> Iterator[Instruction]:
+    def _on_welcome(self, peer: str, message: Welcome) -> Iterator[Instruction]:
         beyond = self._beyond.get(peer)
-        if beyond is not None:
+        if beyond is not None and message.tier != beyond.tier:
+            yield from self._on_down(peer, f"{beyond.address.address} serves tier {message.tier}")
+        elif beyond is not None:
             beyond.welcomed = True
             self._liveness.watch(peer, self.now)
             waiting, beyond.waiting = beyond.waiting, []
@@ -286,18 +317,15 @@ class WorkerMachine(Relay):
         flight = self.flights.get((message.sid, message.rid))
         if flight is None or (isinstance(message, Cancel) and message.attempt < flight.attempt):
             return
-        del self.flights[flight.key]
-        for peer in set(flight.neighbors.values()):
-            yield Withdraw(peer, flight.sid, flight.rid)
+        yield from self._drop(flight)
 
     def _on_tensors(self, peer: str, message: Open | Chunk) -> Iterator[Instruction]:
-        flight = None
         try:
             if isinstance(message, Open):
+                self.check_open(message)
                 flight = yield from self._flight_for(peer, message)
                 ready = flight if flight is not None and self.accept_open(flight, message, peer) else None
             else:
-                flight = self.flights.get((message.sid, message.rid))
                 ready = self.accept_chunk(message)
             if ready is not None:
                 yield from self.arrive(ready, message.hop)
@@ -311,24 +339,25 @@ class WorkerMachine(Relay):
         deadline = self.now + opened.deadline_ms / 1000
         if flight is not None and opened.attempt < flight.attempt:
             return None
+        if flight is not None and opened.attempt > flight.attempt:
+            flight.restart(opened.attempt, opened.plan, opened.route)
+        if flight is not None and (opened.hop in flight.reached or opened.hop in flight.arrivals):
+            return None
+        if self._is_full(opened, is_new=flight is None):
+            reason = f"tier {self.tier} holds {len(self.flights)} requests, its limit on requests or bytes"
+            yield Send(peer, Failed(opened.sid, opened.rid, opened.attempt, self.tier, "busy", reason, retryable=True))
+            return None
         if flight is None:
-            if self._is_full(opened):
-                reason = f"tier {self.tier} holds {len(self.flights)} requests, its limit on requests or bytes"
-                yield Send(
-                    peer, Failed(opened.sid, opened.rid, opened.attempt, self.tier, "busy", reason, retryable=True)
-                )
-                return None
             flight = Flight(opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline)
             self.flights[flight.key] = flight
-        elif opened.attempt > flight.attempt:
-            flight.restart(opened.attempt, opened.plan, opened.route)
         flight.deadline = deadline
         return flight
 
-    def _is_full(self, opened: Open) -> bool:
+    def _is_full(self, opened: Open, *, is_new: bool) -> bool:
         coming = sum(header.size_bytes for header in opened.tensors)
         held = sum(flight.held_bytes for flight in self.flights.values())
-        return len(self.flights) >= self._options.max_flights or held + coming > self._options.max_held_bytes
+        too_many = is_new and len(self.flights) >= self._options.max_flights
+        return too_many or held + coming > self._options.max_held_bytes
 
     def _on_ran(self, event: Ran) -> Iterator[Instruction]:
         found = self.finish_run(event)
@@ -357,6 +386,7 @@ class WorkerMachine(Relay):
         for peer, inbound in list(self._inbound.items()):
             if self.now - inbound.last_heard > inbound.silence_s:
                 yield from self._on_down(peer, "it went silent")
+                yield Disconnect(peer)
         for flight in list(self.flights.values()):
             if self.now > flight.deadline + self._options.orphan_s:
                 del self.flights[flight.key]

@@ -2,7 +2,7 @@
 
 A segment is an `.onnx` file whose large weights lie in the bundle's shared weights file, so it also opens in any ONNX
 tool. With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut:
-a split run then equals the unsplit one bit for bit, at 20 to 35 % more time on convolutions (measured on x86-64).
+a split run then equals the unsplit one bit for bit. `bench/numerics.py` measures what that costs.
 """
 
 from collections.abc import Mapping, Sequence
