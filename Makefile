@@ -1,6 +1,7 @@
 # make demo    read a scanned page through three tiers, then lose one of them
 # make test    linting, types, import layers and all tests
 # make lint    the first three of those
+# make test-torch   the tests that need PyTorch, which is not part of the environment above
 # make bench   the figures that the README states
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench lock clean
+.PHONY: demo test test-torch lint bench lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -33,6 +34,10 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-torch: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
+	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py
 
 bench: $(READY)
 	for program in bench/*.py; do $(BIN)/python $$program --json || exit 1; done

