@@ -62,7 +62,7 @@ def build(
     """
     return build_bundle(
         Path(model),
-        tiers.split(",") if isinstance(tiers, str) else tiers,
+        [name.strip() for name in tiers.split(",")] if isinstance(tiers, str) else tiers,
         Path(output),
         devices=devices,
         links=links,

@@ -40,11 +40,14 @@ def describe_deployment(
         catalogues: the user's own files.
 
     Raises:
-        PolicyError: a tier, device or link is unknown.
+        PolicyError: a tier, device or link is unknown, or a tier stands twice.
     """
     catalogue = load_catalogue(catalogues)
     if not names:
         raise PolicyError("expected at least one tier, such as --tiers phone,edge,cloud")
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise PolicyError(f"tier {twice!r} stands twice among {', '.join(names)}; give each tier a name of its own")
     _check_known("--devices", devices, names)
     _check_known("--link", links, names[1:])
     tiers = tuple(Tier(name, _device(_device_of(name, devices, catalogue), catalogue)) for name in names)

@@ -9,7 +9,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import onnx_ir as ir
 
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
+from flagsplit.apps.outputs import check_output
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.runtime.archive import Member, write_archive
@@ -101,15 +103,27 @@ def build(
     Raises:
         ModelError: the model cannot be read or brought into FlagIR.
         PolicyError: tiers, devices, links or SLA are wrong, or no plan can keep the SLA.
-        ConfigError: the output cannot be written.
+        ConfigError: the output cannot be written, or two options contradict each other.
     """
     options = options or BuildOptions()
     deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
-    _check_output(output)
+    check_output(output)
+    if output.exists() and model.exists() and output.samefile(model):
+        raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = _Clock(progress)
-    with tempfile.TemporaryDirectory(prefix=".flagsplit-build-", dir=output.parent) as scratch:
-        folder = Path(scratch)
+    with _scratch_beside(output) as folder:
         return _build(model, output, folder, deployment, sla or SLA(), options, clock)
+
+
+@contextmanager
+def _scratch_beside(output: Path) -> Iterator[Path]:
+    """A folder for unfinished files, on the file system of the output."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix=".flagsplit-build-", dir=output.parent)
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}; choose another place with -o") from None
+    with made as scratch:
+        yield Path(scratch)
 
 
 def _build(
@@ -126,8 +140,7 @@ def _build(
     flagir.save(model, folder)
     clock.step("plan", 0.5)
     skeleton = Skeleton(model)
-    given = {**flagir.dims_of_shapes(skeleton, options.shapes), **options.dims}
-    dims = flagir.nominal_dims(skeleton, given)
+    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
     graph = flagir.block_graph(model, dims, skeleton)
     targets = [get_target(name) for name in deployment.targets]
     supports = {
@@ -190,11 +203,13 @@ class _Clock:
         self._progress(name, share)
 
 
-def _check_output(output: Path) -> None:
-    if output.is_dir():
-        raise ConfigError(f"expected a file to write, {output} is a folder; give -o NAME.flagsplit")
-    if not output.parent.is_dir():
-        raise ConfigError(f"cannot write {output}: the folder {output.parent} does not exist; make it first")
+def _given_dims(skeleton: Skeleton, options: BuildOptions) -> dict[str, int]:
+    """The sizes that the user named, one way or the other."""
+    dims = flagir.dims_of_shapes(skeleton, options.shapes)
+    for name, size in options.dims.items():
+        if dims.setdefault(name, size) != size:
+            raise ConfigError(f"dimension {name!r} is {size} by name and {dims[name]} by the shapes; give one of them")
+    return dims
 
 
 def _sha256(path: Path) -> str:

@@ -4,32 +4,60 @@ Exit codes: 0 done, 1 failed, 2 misused. An error is one line on standard error;
 """
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 
-from flagsplit.apps.cli import build, devices, inspect, keys, run, serve, zoo
 from flagsplit.errors import FlagsplitError, UsageError
-
-app = typer.Typer(
-    name="flagsplit",
-    help="Split one neural network across phone, edge and cloud, and keep it answering when a tier fails.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("build")(build.command)
-app.command("inspect")(inspect.command)
-app.command("run")(run.command)
-app.command("serve")(serve.command)
-app.command("devices")(devices.command)
-app.add_typer(zoo.app, name="zoo")
-app.add_typer(keys.app, name="keys")
 
 # What typer raises for a wrong command line. It shows the subclass only, and has moved the class from click to itself.
 _Misuse: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
+
+
+def make_app() -> typer.Typer:
+    """All commands. Imported here and not above: that takes a second, in which Ctrl-C is one line too."""
+    with _interrupts_held_back():
+        from flagsplit.apps.cli import build, devices, inspect, keys, reference, run, serve, zoo
+
+    app = typer.Typer(
+        name="flagsplit",
+        help="Split one neural network across phone, edge and cloud, and keep it answering when a tier fails.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.command("build")(build.command)
+    app.command("inspect")(inspect.command)
+    app.command("run")(run.command)
+    app.command("serve")(serve.command)
+    app.command("devices")(devices.command)
+    app.command("reference")(reference.command)
+    app.add_typer(zoo.app, name="zoo")
+    app.add_typer(keys.app, name="keys")
+    return app
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Native modules may crash when Ctrl-C meets them half-way through their import, so it waits until they are in."""
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def main() -> None:
@@ -39,7 +67,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = app(prog_name="flagsplit", standalone_mode=False)
+        code = make_app()(prog_name="flagsplit", standalone_mode=False)
     except _Misuse as error:
         return _say(_misuse_text(error), 2)
     except (typer.Abort, KeyboardInterrupt):
@@ -51,6 +79,8 @@ def _run() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except MemoryError as error:
+        return _say(f"out of memory: {error or 'nothing left'}; smaller inputs or models need less", 1)
     except Exception as error:
         if _debugging():
             raise
@@ -60,7 +90,7 @@ def _run() -> int:
 
 
 def _misuse_text(error: Any) -> str:
-    text = error.format_message().strip().rstrip(".")
+    text = error.format_message().strip().rstrip(".?")
     text = text[:1].lower() + text[1:]
     if error.ctx is None:
         return f"{text}; flagsplit --help shows what there is"

@@ -2,6 +2,8 @@
 
 import statistics
 import sys
+import zipfile
+import zlib
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -14,7 +16,8 @@ import typer
 from flagsplit.apps import api, compare
 from flagsplit.apps.cli.options import pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
-from flagsplit.errors import InputError, UnavailableError
+from flagsplit.apps.outputs import check_output
+from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.inputs import check_inputs, random_inputs
 from flagsplit.runtime.session import Answer, Session, SessionSettings
@@ -42,6 +45,8 @@ def command(
     opened = api.open(bundle)
     if plan:
         opened.plan(plan)
+    if output is not None:
+        check_output(output)
     inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
     host = LoadOptions(threads=threads)
     settings = SessionSettings(deadline_s=deadline, host=host)
@@ -66,15 +71,27 @@ def command(
 
 def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: int) -> dict[str, Array]:
     if file is None:
-        return random_inputs(bundle.inputs, {**bundle.facts.nominal_dims, **dims}, seed)
+        return random_inputs(bundle.inputs, _all_dims(bundle, dims), seed)
+    if dims:
+        raise ConfigError(f"--dim is for made-up inputs, those in {file} have their shapes; leave out one of the two")
     if not file.is_file():
         raise InputError(f"no such input file: {file}")
+    if not zipfile.is_zipfile(file):
+        raise InputError(f"expected an .npz file, {file} is none or is truncated; write it with numpy.savez")
     try:
         with np.load(file, allow_pickle=False) as archive:
             return check_inputs(bundle.inputs, {name: archive[name] for name in archive.files})
-    except (ValueError, OSError, EOFError, KeyError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None
+
+
+def _all_dims(bundle: Bundle, dims: Mapping[str, int]) -> dict[str, int]:
+    known = {size for tensor in bundle.inputs for size in tensor.shape if isinstance(size, str)}
+    unknown = sorted(set(dims) - known)
+    if unknown:
+        raise InputError(f"--dim expects an open dimension ({', '.join(sorted(known)) or 'none'}), came {unknown[0]!r}")
+    return {**bundle.facts.nominal_dims, **dims}
 
 
 def _warn_of_absent(session: Session, bundle: Bundle, plan: str) -> None:
@@ -117,8 +134,12 @@ def _reference(bundle: Bundle, inputs: Mapping[str, Array], host: LoadOptions) -
 def _write(path: Path, answer: Answer) -> None:
     temporary = path.with_name(f".{path.name}.part.npz")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **dict(answer))
+        # numpy.savez takes names as keywords, and fails on an output that is called "file".
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in answer.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    texts = array.dtype.kind == "O"
+                    np.lib.format.write_array(member, array.astype(str) if texts else array, allow_pickle=False)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from None

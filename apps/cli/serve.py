@@ -2,9 +2,11 @@
 
 import logging
 import os
+import select
 import signal
 import sys
-import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +15,10 @@ import typer
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
-from flagsplit.runtime.bundle import open_bundle
+from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.targets.interface import LoadOptions
+from flagsplit.transport.address import parse_address
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -43,34 +46,64 @@ def command(
     settings = WorkerSettings(
         memory_budget_bytes=memory_mb * 1e6,
         host=LoadOptions(threads=threads),
-        beyond={name: PeerAddress(address) for name, address in pairs("--beyond", beyond).items()},
+        beyond=_beyond(opened, index, pairs("--beyond", beyond)),
     )
-    ended = threading.Event()
     broken: list[Exception] = []
-
-    def failed(error: Exception) -> None:
-        broken.append(error)
-        ended.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     channel = ZmqChannel(security=KeyStore(keys).security())
-    worker = Worker(opened, index, channel, listen, settings, failed)
-    try:
-        if as_json:
-            print_json({"tier": tier, "address": worker.address, "bundle": opened.digest, "pid": os.getpid()})
-        else:
-            print(f"serving tier {tier} of {bundle} at {worker.address}", flush=True)
-        if until_stdin_closes:
-            threading.Thread(target=_watch_stdin, args=(ended,), daemon=True).start()
-        ended.wait()
-    finally:
-        worker.stop()
+    with _ending() as (ended, end):
+
+        def failed(error: Exception) -> None:
+            broken.append(error)
+            end()
+
+        worker = Worker(opened, index, channel, listen, settings, failed)
+        try:
+            if as_json:
+                print_json({"tier": tier, "address": worker.address, "bundle": opened.digest, "pid": os.getpid()})
+            else:
+                print(f"serving tier {tier} of {bundle} at {worker.address}", flush=True)
+            _wait(ended, watch_stdin=until_stdin_closes)
+        finally:
+            worker.stop()
     if broken:
         raise PeerError(f"the worker for tier {tier} broke: {broken[0]}")
 
 
-def _watch_stdin(ended: threading.Event) -> None:
-    while os.read(0, 4096):
-        pass
-    ended.set()
+def _beyond(bundle: Bundle, index: int, given: Mapping[str, str]) -> dict[str, PeerAddress]:
+    for name, address in given.items():
+        if bundle.tier_index(name) <= index:
+            raise ConfigError(f"--beyond {name}: expected a tier farther away than {bundle.tiers[index]}")
+        parse_address(address)
+    return {name: PeerAddress(address) for name, address in given.items()}
+
+
+@contextmanager
+def _ending() -> Iterator[tuple[int, Callable[[], None]]]:
+    """What becomes readable when SIGINT or SIGTERM comes, and a function that makes it so too.
+
+    An event would not do: a signal just before the wait for it would be noticed only when something else ends the wait.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def end() -> None:
+        os.write(writing, b"\0")
+
+    try:
+        yield reading, end
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(reading)
+        os.close(writing)
+
+
+def _wait(ended: int, *, watch_stdin: bool) -> None:
+    watched = [ended, 0] if watch_stdin else [ended]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if ended in ready or not os.read(0, 4096):
+            return

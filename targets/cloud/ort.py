@@ -63,26 +63,32 @@ class OrtTarget:
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        """Whether the CPU provider has a kernel, or the standard defines the operator by others."""
+        """Whether the CPU provider has a kernel for its types, or the standard defines the operator by others."""
         version = node.version or (node.graph.opset_imports.get(node.domain, 1) if node.graph is not None else 1)
-        if any(low <= version <= high for low, high in self._kernels.get((node.domain, node.op_type), ())):
-            return SupportVerdict(supported=True)
-        if onnx.defs.has(node.op_type, domain=node.domain):
+        kernels = self._kernels.get((node.domain, node.op_type), ())
+        fitting = [types for low, high, types in kernels if low <= version <= high]
+        given: dict[str, str] = {}
+        if onnx.defs.has(node.op_type, version, node.domain):
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             if any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function")):
                 return SupportVerdict(supported=True)
+            given = _types_of(node, schema)
+        if any(_takes(types, given) for types in fitting):
+            return SupportVerdict(supported=True)
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        return SupportVerdict(supported=False, reason=f"ONNX Runtime has no CPU kernel for {name} of opset {version}")
+        types = ", ".join(_DTYPES.get(each, each[len("tensor(") : -1]) for each in dict.fromkeys(given.values()))
+        text = f"{name} of opset {version}" + (f" on {types}" if fitting else "")
+        return SupportVerdict(supported=False, reason=f"ONNX Runtime has no CPU kernel for {text}")
 
     @cached_property
-    def _kernels(self) -> dict[tuple[str, str], list[tuple[int, int]]]:
+    def _kernels(self) -> dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]]:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-        found: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        found: dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]] = {}
         for kernel in state.get_all_opkernel_def():
             if kernel.provider == "CPUExecutionProvider":
                 low, high = kernel.version_range
-                found.setdefault((kernel.domain, kernel.op_name), []).append((low, high))
+                found.setdefault((kernel.domain, kernel.op_name), []).append((low, high, dict(kernel.type_constraints)))
         return found
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
@@ -141,6 +147,25 @@ class _OrtExecutable:
 
     def close(self) -> None:
         self._session = None
+
+
+def _types_of(node: ir.Node, schema: onnx.defs.OpSchema) -> dict[str, str]:
+    """What the schema's type variables stand for at this node, in ONNX's words, as far as its values are typed."""
+    found: dict[str, str] = {}
+    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
+        for index, value in enumerate(values):
+            formal = formals[min(index, len(formals) - 1)] if formals else None
+            if formal is not None and value is not None and isinstance(value.type, ir.TensorType):
+                found[formal.type_str] = f"tensor({value.type.dtype.name.lower()})"
+    return found
+
+
+def _takes(kernel: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> bool:
+    """Whether a kernel is for these types; ONNX Runtime casts float16 to float and back where it has none."""
+    return all(
+        name not in kernel or kind in kernel[name] or (kind == "tensor(float16)" and "tensor(float)" in kernel[name])
+        for name, kind in given.items()
+    )
 
 
 def _segment_bytes(model: ir.Model, segment: Segment) -> bytes:

@@ -1,0 +1,77 @@
+"""What the tests of the wired-together parts share: folders, a small model, bundles, workers on threads."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from tests.apps import models
+
+import flagsplit
+from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.worker import Worker
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
+
+Serve = Callable[[Bundle], dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the keys and the cache that all tests of a process share."""
+    return tmp_path_factory.mktemp("flagsplit")
+
+
+@pytest.fixture
+def own_folders(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAGSPLIT_HOME", str(folders / "home"))
+    monkeypatch.setenv("FLAGSPLIT_CACHE", str(folders / "cache"))
+
+
+@pytest.fixture(scope="session")
+def small_model(folders: Path) -> Path:
+    return models.save(models.small(), folders / "small.onnx")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(folders: Path, small_model: Path) -> Path:
+    """Three tiers and three plans, each of one tier."""
+    return flagsplit.build(small_model, "phone,edge,cloud", folders / "small.flagsplit").path
+
+
+@pytest.fixture(scope="session")
+def split_bundle(folders: Path, small_model: Path) -> Path:
+    """Three tiers and plans that all cut the model."""
+    return flagsplit.build(small_model, "phone,edge,cloud", folders / "split.flagsplit", sla=models.SPLIT_SLA).path
+
+
+@pytest.fixture(scope="session")
+def other_bundle(folders: Path) -> Path:
+    """Of the same model with other weights."""
+    model = models.save(models.small(seed=1), folders / "other.onnx")
+    return flagsplit.build(model, "phone,edge,cloud", folders / "other.flagsplit").path
+
+
+@pytest.fixture(scope="session")
+def split_sla(folders: Path) -> Path:
+    path = folders / "split.json"
+    path.write_text(json.dumps(models.SPLIT_SLA))
+    return path
+
+
+@pytest.fixture
+def serve(own_folders: None) -> Iterator[Serve]:
+    """Workers for all tiers beyond the first, on threads of this process; gives their addresses."""
+    with ExitStack() as stack:
+
+        def start(bundle: Bundle) -> dict[str, str]:
+            addresses = {}
+            for index, tier in enumerate(bundle.tiers[1:], start=1):
+                channel = ZmqChannel(security=KeyStore().security())
+                worker = Worker(bundle, index, channel, "tcp://127.0.0.1:0")
+                stack.callback(worker.stop)
+                addresses[tier] = worker.address
+            return addresses
+
+        yield start

@@ -1,0 +1,241 @@
+"""ONNX Runtime as a target: what it says of itself, what it takes, what it writes, and how it fails."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from tests.apps import models
+
+from flagsplit import flagir
+from flagsplit.errors import BundleError, InputError, PolicyError
+from flagsplit.flagir import Segment
+from flagsplit.targets.catalogue import TARGETS, get_target
+from flagsplit.targets.interface import Artifact, CompileOptions, Executable, LoadOptions, Target
+
+LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
+HERE = LoadOptions(threads=1)
+
+
+@pytest.fixture
+def ort() -> Target:
+    return get_target("ort")
+
+
+def canonical(path: Path, folder: Path) -> ir.Model:
+    """The model in `folder`, its weights mapped from the shared file there."""
+    model = flagir.read_model(path)
+    flagir.canonicalize(model)
+    flagir.save(model, folder)
+    return model
+
+
+def halves(model: ir.Model) -> tuple[Segment, ...]:
+    """The segments of two tiers: the first half of the nodes, and the rest."""
+    names = [node.name or "" for node in model.graph]
+    tiers = {name: int(index >= len(names) // 2) for index, name in enumerate(names)}
+    return tuple(step.segment for step in flagir.cut_into_steps(model, tiers, 2))
+
+
+@pytest.fixture
+def compiled(ort: Target, tmp_path: Path) -> tuple[tuple[Segment, ...], Artifact]:
+    """A small network of 260 kB in two segments, written as the bundle would."""
+    model = canonical(models.save(models.wide(layers=4, width=128), tmp_path / "m.onnx"), tmp_path)
+    segments = halves(model)
+    artifact = ort.compile(model, segments, CompileOptions())
+    for name, data in artifact.files.items():
+        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(data)
+    return segments, artifact
+
+
+def load(ort: Target, artifact: Artifact, segment: Segment, folder: Path) -> Executable:
+    return ort.load(folder / "out" / artifact.entries[segment.id], folder / "weights.bin", artifact.options, HERE)
+
+
+def test_catalogue() -> None:
+    assert set(TARGETS) == {"ort"}
+    with pytest.raises(PolicyError, match=r"expected a target \(ort\), came 'tpu'"):
+        get_target("tpu")
+
+
+def test_describe(ort: Target) -> None:
+    described = ort.describe()
+    assert (described.name, described.version) == ("ort", onnxruntime.__version__)
+    assert {"float32", "int64", "bool"} <= set(described.dtypes)
+    assert described.runs_here == "yes"
+    assert not described.static_shapes
+    assert described.source
+    assert described.confidence == "high"
+
+
+def test_supports_all_of_a_real_network(ort: Target, tmp_path: Path) -> None:
+    model = canonical(LIGHT / "light_squeezenet.onnx", tmp_path)
+    assert len(model.graph) > 60
+    for node in model.graph:
+        verdict = ort.supports(node)
+        assert verdict.supported, verdict.reason
+        assert verdict.reason == ""
+
+
+def node(op: str, version: int | None, dtype: ir.DataType | None = None, domain: str = "") -> ir.Node:
+    kind = None if dtype is None else ir.TensorType(dtype)
+    values = [ir.Value(name=name, type=kind) for name in "xyz"]
+    return ir.Node(domain, op, values[:2], outputs=values[2:], version=version)
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (node("Foo", 1, domain="com.acme"), "ONNX Runtime has no CPU kernel for com.acme.Foo of opset 1"),
+        (node("NoSuch", 23), "ONNX Runtime has no CPU kernel for NoSuch of opset 23"),
+        (node("ImageDecoder", 23), "ONNX Runtime has no CPU kernel for ImageDecoder of opset 23"),
+        (node("BitShift", 1), "ONNX Runtime has no CPU kernel for BitShift of opset 1"),
+        (node("Add", 23, ir.DataType.BFLOAT16), "no CPU kernel for Add of opset 23 on bfloat16"),
+        (node("Conv", 23, ir.DataType.DOUBLE), "no CPU kernel for Conv of opset 23 on float64"),
+    ],
+)
+def test_a_no_has_its_reason(ort: Target, asked: ir.Node, reason: str) -> None:
+    verdict = ort.supports(asked)
+    assert not verdict.supported
+    assert reason in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        node("Add", 23),
+        node("Add", 23, ir.DataType.INT16),
+        node("Conv", 23, ir.DataType.FLOAT),
+        node("Conv", 23, ir.DataType.FLOAT16),
+        node("Gelu", 23, ir.DataType.FLOAT),
+    ],
+)
+def test_a_yes(ort: Target, asked: ir.Node) -> None:
+    assert ort.supports(asked).supported
+
+
+def test_compile_and_run(ort: Target, compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path) -> None:
+    segments, artifact = compiled
+    assert artifact.entries == {segment.id: f"{segment.id}.onnx" for segment in segments}
+    assert set(artifact.files) == set(artifact.entries.values())
+    assert artifact.options == {"numerics": "exact"}
+    assert all(len(data) < 10_000 for data in artifact.files.values())
+    x = np.asarray(np.random.default_rng(0).standard_normal((3, 128))).astype(np.float32)
+    held: dict[str, models.Array] = {"y0": x}
+    for segment in segments:
+        with_weights = load(ort, artifact, segment, tmp_path)
+        assert [spec.name for spec in with_weights.inputs] == list(segment.inputs)
+        assert [spec.name for spec in with_weights.outputs] == list(segment.outputs)
+        assert {spec.dtype for spec in with_weights.inputs + with_weights.outputs} == {"float32"}
+        assert with_weights.inputs[0].shape[1] == 128
+        held = with_weights.run({name: held[name] for name in segment.inputs})
+        with_weights.close()
+    expected = models.answers_of(tmp_path / "m.onnx", {"y0": x})
+    np.testing.assert_array_equal(held["y4"], expected["y4"])
+
+
+def test_files_are_plain_onnx(compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path) -> None:
+    """Any tool opens a segment when the weights file lies beside it."""
+    for name, data in compiled[1].files.items():
+        (tmp_path / name).write_bytes(data)
+        onnx.checker.check_model(str(tmp_path / name))
+        loaded = onnx.load(str(tmp_path / name))
+        assert sum(onnx.numpy_helper.to_array(each).nbytes for each in loaded.graph.initializer) == 2 * 4 * 128**2
+        onnxruntime.InferenceSession(tmp_path / name, providers=["CPUExecutionProvider"])
+
+
+def test_same_model_same_bytes(ort: Target, tmp_path: Path) -> None:
+    made = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        model = canonical(LIGHT / "light_squeezenet.onnx", folder)
+        made.append(ort.compile(model, halves(model), CompileOptions("fast")))
+    assert made[0] == made[1]
+    assert made[0].options == {"numerics": "fast"}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_damaged_files(
+    ort: Target, compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path, keep: float
+) -> None:
+    segments, artifact = compiled
+    file = tmp_path / "out" / artifact.entries[segments[0].id]
+    data = file.read_bytes()
+    file.write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
+    with pytest.raises(BundleError, match=r"ONNX Runtime cannot load .*; build the bundle again") as raised:
+        load(ort, artifact, segments[0], tmp_path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 500
+
+
+def _no_file(folder: Path, file: Path) -> None:
+    file.unlink()
+
+
+def _no_weights(folder: Path, file: Path) -> None:
+    (folder / "weights.bin").unlink()
+
+
+def _few_weights(folder: Path, file: Path) -> None:
+    (folder / "weights.bin").write_bytes(b"few")
+
+
+@pytest.mark.parametrize("damage", [_no_file, _no_weights, _few_weights])
+def test_missing_files(
+    ort: Target,
+    compiled: tuple[tuple[Segment, ...], Artifact],
+    tmp_path: Path,
+    damage: Callable[[Path, Path], None],
+) -> None:
+    segments, artifact = compiled
+    damage(tmp_path, tmp_path / "out" / artifact.entries[segments[0].id])
+    with pytest.raises(BundleError, match="cannot load"):
+        load(ort, artifact, segments[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {},
+        {"y0": np.zeros((3, 127), np.float32)},
+        {"y0": np.zeros((3, 128))},
+        {"y0": np.zeros(128, np.float32)},
+        {"other": np.zeros((3, 128), np.float32)},
+    ],
+)
+def test_wrong_tensors(
+    ort: Target,
+    compiled: tuple[tuple[Segment, ...], Artifact],
+    tmp_path: Path,
+    tensors: Mapping[str, models.Array],
+) -> None:
+    segments, artifact = compiled
+    executable = load(ort, artifact, segments[0], tmp_path)
+    with pytest.raises(InputError, match="ONNX Runtime could not run the model on these inputs") as raised:
+        executable.run(tensors)
+    assert "\n" not in str(raised.value)
+    assert executable.run({"y0": np.zeros((1, 128), np.float32)})
+    executable.close()
+
+
+def test_close_twice(ort: Target, compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path) -> None:
+    segments, artifact = compiled
+    executable = load(ort, artifact, segments[0], tmp_path)
+    executable.close()
+    executable.close()
+    assert executable.inputs
+
+
+def test_inputs_are_not_changed(ort: Target, compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path) -> None:
+    segments, artifact = compiled
+    executable = load(ort, artifact, segments[0], tmp_path)
+    x = np.ones((2, 128), np.float32)
+    x.setflags(write=False)
+    first = executable.run({"y0": x})
+    second = executable.run({"y0": x})
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    executable.close()
