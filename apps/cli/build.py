@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flagsplit.apps.cli.options import names, pairs, shapes, sizes, sla_file
-from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
+from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
 
@@ -17,14 +17,24 @@ def command(
     model: Annotated[Path, typer.Argument(help="The model, an ONNX file.")],
     tiers: Annotated[str, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
-    devices: Annotated[list[str] | None, typer.Option(help="TIER=DEVICE, with commas; see flagsplit devices.")] = None,
-    link: Annotated[
-        list[str] | None, typer.Option(help="TIER=BANDWIDTH/RTT, the link to the tier before: edge=100mbit/5ms.")
+    devices: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=DEVICE", help="Devices, with commas between; see flagsplit devices."),
     ] = None,
-    sla: Annotated[Path | None, typer.Option(help="The policy, a JSON file; docs/sla.md.")] = None,
-    dim: Annotated[list[str] | None, typer.Option(help="SYMBOL=SIZE, nominal size of an open dimension.")] = None,
-    shape: Annotated[list[str] | None, typer.Option(help="INPUT=1,3,640,640, nominal shape of an input.")] = None,
-    catalogue: Annotated[list[Path] | None, typer.Option(help="A file with devices and links of your own.")] = None,
+    link: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=BW/RTT", help="The link to the tier before, such as edge=100mbit/5ms."),
+    ] = None,
+    sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of an open dimension."),
+    ] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=1,3,640,640", help="Nominal shape of an input."),
+    ] = None,
+    catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
     numerics: Annotated[
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
@@ -73,12 +83,13 @@ def _show(result: BuildResult) -> None:
     pool = result.planning.pool
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(pool.plans), left=2))
     for name, why in pool.absent.items():
-        out.print(f"{name} is not among them: {why}")
+        say(out, f"{name} is not among them: {why}")
     out.print()
     for sentence in result.planning.reasons:
-        out.print(sentence)
+        say(out, sentence)
     out.print()
-    out.print(
+    say(
+        out,
         f"{result.path}: {size_text(result.size_bytes)}, weights {size_text(result.weights_bytes)}, "
-        f"{len(pool.plans)} plans, built in {sum(result.seconds.values()):.1f} s"
+        f"{len(pool.plans)} plans, built in {sum(result.seconds.values()):.1f} s",
     )

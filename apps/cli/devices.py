@@ -10,7 +10,7 @@ from flagsplit.splitter.devices import Device, load_catalogue
 
 
 def command(
-    catalogue: Annotated[list[Path] | None, typer.Option(help="A file with devices and links of your own.")] = None,
+    catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the devices and links that plans can be made for. Every figure has its source in --json."""

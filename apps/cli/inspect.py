@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
-from flagsplit.apps.cli.output import console, print_json, size_text, table
+from flagsplit.apps.cli.output import console, print_json, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_rows
 from flagsplit.runtime.bundle import Bundle, open_bundle
 
@@ -53,15 +53,14 @@ def _data(bundle: Bundle) -> dict[str, Any]:
 
 def _show(bundle: Bundle) -> None:
     out, facts = console(), bundle.facts
-    out.print(
-        f"[bold]{bundle.path.name}[/bold]  {size_text(bundle.path.stat().st_size)}, weights "
-        f"{size_text(facts.weights_bytes)}, model {facts.model.name}, {facts.built_with}, digest {bundle.digest[:12]}\n"
-    )
-    tensors = [("input", t.name, t.dtype, t.shape) for t in facts.inputs]
-    tensors += [("output", t.name, t.dtype, t.shape) for t in facts.outputs]
+    sizes = f"{size_text(bundle.path.stat().st_size)}, weights {size_text(facts.weights_bytes)}"
+    say(out, f"{bundle.path.name}: {sizes}, model {facts.model.name}, {facts.built_with}, digest {bundle.digest[:12]}")
+    say(out)
+    tensors = [("input", t.name, t.dtype, shape_text(t.shape)) for t in facts.inputs]
+    tensors += [("output", t.name, t.dtype, shape_text(t.shape)) for t in facts.outputs]
     out.print(table("Tensors", ("", "name", "dtype", "shape"), tensors, left=4))
     if facts.nominal_dims:
-        out.print("planned for " + ", ".join(f"{name}={size}" for name, size in facts.nominal_dims.items()))
+        say(out, "planned for " + ", ".join(f"{name}={size}" for name, size in facts.nominal_dims.items()))
     out.print()
     rows = [
         (tier.name, tier.device, ", ".join(a.target for a in tier.artifacts), len(bundle.segments_of(index)))
@@ -72,4 +71,4 @@ def _show(bundle: Bundle) -> None:
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(bundle.plans.pool.plans), left=2))
     out.print()
     for sentence in bundle.plans.reasons:
-        out.print(sentence)
+        say(out, sentence)

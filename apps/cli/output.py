@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def print_json(data: dict[str, Any]) -> None:
@@ -33,14 +34,24 @@ def console() -> Console:
     return found if found.is_terminal else Console(highlight=False, width=120)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> Table:
-    """A table; the first `left` columns are text, the others figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1) -> RenderableType:
+    """A table under its title; the first `left` columns are text, the others figures."""
+    made = Table(header_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        made.add_row(*map(str, row))
-    return made
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return Group(Text(title, style="bold"), made) if title else made
+
+
+def say(out: Console, text: str = "") -> None:
+    """A line of text, as it is: no markup, and no line breaks but the terminal's."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
+def shape_text(shape: Sequence[int | str]) -> str:
+    """A shape as people write it."""
+    return "[" + ", ".join(map(str, shape)) + "]"
 
 
 @contextmanager

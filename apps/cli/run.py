@@ -15,7 +15,7 @@ import typer
 
 from flagsplit.apps import api, compare
 from flagsplit.apps.cli.options import pairs, sizes
-from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
+from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.outputs import check_output
 from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
@@ -26,16 +26,20 @@ from flagsplit.targets.interface import Array, LoadOptions
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="The bundle.")],
-    input_file: Annotated[Path | None, typer.Option("--input", help="Inputs by name, an .npz file.")] = None,
+    input_file: Annotated[Path | None, typer.Option("--input", metavar="FILE", help="Inputs by name, .npz.")] = None,
     tier: Annotated[
-        list[str] | None, typer.Option(help="TIER=tcp://HOST:PORT of a worker; none starts them here.")
+        list[str] | None,
+        typer.Option(metavar="TIER=tcp://HOST:PORT", help="Where a worker listens; without any they start here."),
     ] = None,
     plan: Annotated[str, typer.Option(help="A plan of the pool; the best one by default.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Run the unsplit model too and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="How many requests; figures are medians.")] = 1,
-    dim: Annotated[list[str] | None, typer.Option(help="SYMBOL=SIZE for made-up inputs.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="For made-up inputs.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of made-up inputs.")] = 0,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the outputs to an .npz file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Write the outputs, .npz."),
+    ] = None,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
@@ -180,17 +184,13 @@ def _show(bundle: Bundle, data: dict[str, Any]) -> None:
     links = [(f"{x['from']} → {x['to']}", size_text(x["bytes"]), x["messages"]) for x in data["links"]]
     if links:
         out.print(table("", ("link", "bytes", "messages"), links))
-    predicted = data["predicted"]
-    out.print(
-        f"\nlatency {data['latency_ms']:.2f} ms measured on this host ({data['requests']} requests), "
-        f"{predicted['latency_ms']:.2f} ms {predicted['basis']} for "
-        + ", ".join(f"{tier.name}={tier.device}" for tier in bundle.facts.tiers)
-    )
+    devices = ", ".join(f"{tier.name}={tier.device}" for tier in bundle.facts.tiers)
+    say(out)
+    say(out, f"latency {data['latency_ms']:.2f} ms measured on this host, requests: {data['requests']}")
+    say(out, f"        {data['predicted']['latency_ms']:.2f} ms {data['predicted']['basis']} for {devices}")
     if "check" in data:
         check = data["check"]
-        out.print(
-            f"against the unsplit model: largest difference {check['max_abs']:.3g}, "
-            f"{check['max_rel']:.3g} of the output's range"
-        )
+        relative = f"{check['max_rel']:.3g} of the output's range"
+        say(out, f"against the unsplit model: largest difference {check['max_abs']:.3g}, {relative}")
     for name, tensor in data["outputs"].items():
-        out.print(f"output {name}: {tensor['dtype']} {tensor['shape']}", markup=False)
+        say(out, f"output {name}: {tensor['dtype']} {shape_text(tensor['shape'])}")

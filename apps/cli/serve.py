@@ -29,7 +29,8 @@ def command(
     tier: Annotated[str, typer.Option(help="The tier to serve.")],
     listen: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT; port 0 takes a free one.")],
     beyond: Annotated[
-        list[str] | None, typer.Option(help="TIER=ADDRESS of a tier beyond, if sessions name it differently.")
+        list[str] | None,
+        typer.Option(metavar="TIER=tcp://HOST:PORT", help="A tier beyond, if sessions name it differently."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
