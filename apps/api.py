@@ -14,6 +14,7 @@ from flagsplit.apps.local import LocalWorkers
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
 from flagsplit.errors import PolicyError
+from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.session import AsyncSession, Session, SessionSettings
 from flagsplit.splitter.sla import SLA, parse_sla
@@ -26,7 +27,7 @@ AnyPath = str | PathLike[str]
 
 
 def build(
-    model: AnyPath,
+    model: Any,
     tiers: str | Sequence[str],
     output: AnyPath,
     *,
@@ -37,12 +38,16 @@ def build(
     shapes: Mapping[str, Sequence[int]] | None = None,
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    trusted: bool = False,
     progress: Progress = lambda _what, _share: None,
 ) -> BuildResult:
-    """Build a bundle from an ONNX model.
+    """Build a bundle from a model.
 
     Args:
-        model: path of the model.
+        model: path of an `.onnx`, `.ort` or `.pt2` file, an `onnx_ir.Model`, a `torch.export.ExportedProgram`, or a
+            `torch.nn.Module`.
         tiers: names from the tier that asks to the farthest, or one string with commas: `"phone,edge,cloud"`.
         output: path of the bundle to write.
         devices: device of each tier by name, from `flagsplit devices`.
@@ -52,6 +57,9 @@ def build(
         shapes: nominal shape of inputs, elements.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
+        example_inputs: positional inputs to trace a `torch.nn.Module` with.
+        dynamic_shapes: of a module, as for `torch.export.export`.
+        trusted: whether you know who wrote a `.pt2` file; reading one can run code that is in it.
         progress: called with what is being done and the share done, 0 to 1.
 
     Returns:
@@ -61,7 +69,7 @@ def build(
         ModelError, PolicyError, ConfigError: what was asked cannot be built; the message says why.
     """
     return build_bundle(
-        Path(model),
+        Source(Path(model) if isinstance(model, str | PathLike) else model, example_inputs, dynamic_shapes, trusted),
         [name.strip() for name in tiers.split(",")] if isinstance(tiers, str) else tiers,
         Path(output),
         devices=devices,
@@ -155,7 +163,7 @@ async def connect_async(
         await asyncio.to_thread(manager.__exit__, None, None, None)
 
 
-async def build_async(model: AnyPath, tiers: str | Sequence[str], output: AnyPath, **choices: Any) -> BuildResult:
+async def build_async(model: Any, tiers: str | Sequence[str], output: AnyPath, **choices: Any) -> BuildResult:
     """The asyncio twin of `build`: the same arguments, on a thread of its own."""
     return await asyncio.to_thread(build, model, tiers, output, **choices)
 

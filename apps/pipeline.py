@@ -22,6 +22,7 @@ from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.outputs import check_output
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
+from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep
@@ -78,7 +79,7 @@ class BuildResult:
 
 
 def build(
-    model: Path,
+    model: Path | Source,
     tiers: Sequence[str],
     output: Path,
     *,
@@ -108,11 +109,12 @@ def build(
     options = options or BuildOptions()
     deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
     check_output(output)
-    if output.exists() and model.exists() and output.samefile(model):
+    source = model if isinstance(model, Source) else Source(model)
+    if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = _Clock(progress)
     with _scratch_beside(output) as folder:
-        return _build(model, output, folder, deployment, sla or SLA(), options, clock)
+        return _build(source, output, folder, deployment, sla or SLA(), options, clock)
 
 
 @contextmanager
@@ -127,17 +129,17 @@ def _scratch_beside(output: Path) -> Iterator[Path]:
 
 
 def _build(
-    path: Path, output: Path, folder: Path, deployment: Deployment, sla: SLA, options: BuildOptions, clock: "_Clock"
+    source: Source, output: Path, folder: Path, deployment: Deployment, sla: SLA, options: BuildOptions, clock: "_Clock"
 ) -> BuildResult:
     clock.step("read", 0.0)
-    model = flagir.read_model(path)
-    digest = _sha256(path)
+    model = source.read()
     nodes_read = len(model.graph)
     clock.step("canonicalize", 0.05)
     flagir.canonicalize(model)
     flagir.check(model)
     clock.step("store weights", 0.3)
     flagir.save(model, folder)
+    digest = _sha256(source.path or folder / flagir.MODEL_NAME)
     clock.step("plan", 0.5)
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
@@ -155,7 +157,7 @@ def _build(
     clock.step("write", 0.8)
     members: dict[str, Member] = {
         GRAPH_NAME: flagir.to_bytes(model),
-        WEIGHTS_MEMBER: folder / "weights.bin",
+        WEIGHTS_MEMBER: folder / flagir.WEIGHTS_NAME,
         PLANS_NAME: PlanSet(planning.pool, _planned(steps), planning.problem.nominal, planning.reasons).to_json(),
         TRACE_NAME: _trace(nodes_read, model, graph, planning),
     }
@@ -165,7 +167,7 @@ def _build(
     def facts_of(sizes: dict[str, int]) -> Facts:
         return Facts(
             format=FORMAT,
-            model=Model(name=path.stem, sha256=digest),
+            model=Model(name=source.name, sha256=digest),
             tiers=tiers,
             inputs=[_tensor(value) for value in model.graph.inputs],
             outputs=[_tensor(value) for value in model.graph.outputs],

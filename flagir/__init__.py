@@ -12,14 +12,16 @@ from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.placement import plans_on, read_placement, write_placement
 from flagsplit.flagir.segments import Segment, Step, cut_into_steps, extract
 from flagsplit.flagir.static_shapes import Skeleton, dims_of_shapes, nominal_dims
-from flagsplit.flagir.store import load, save, to_bytes, weights_bytes
+from flagsplit.flagir.store import MODEL_NAME, WEIGHTS_NAME, load, save, to_bytes, weights_bytes
 from flagsplit.flagir.types import ValueType
 from flagsplit.flagir.verify import Violation, check, violations
 from flagsplit.flagir.visits import Visit, visits
 
 __all__ = [
     "GRAPH_INPUT",
+    "MODEL_NAME",
     "OP_CLASSES",
+    "WEIGHTS_NAME",
     "Block",
     "BlockGraph",
     "BlockValue",

@@ -9,12 +9,13 @@ from flagsplit.apps.cli.options import names, pairs, shapes, sizes, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
+from flagsplit.flagir.frontends.any_model import Source
 
 PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "down")
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model, an ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="The model: .onnx, .ort or .pt2.")],
     tiers: Annotated[str, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
     devices: Annotated[
@@ -39,6 +40,7 @@ def command(
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
     ] = "exact",
+    trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a bundle: plans for every state of the network, and what each tier needs to run them."""
@@ -47,7 +49,7 @@ def command(
     )
     with progress_bar(quiet=as_json) as progress:
         result = build(
-            model,
+            Source(model, trusted=trusted),
             names("--tiers", tiers),
             output,
             devices=pairs("--devices", devices, commas=True),

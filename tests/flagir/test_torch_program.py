@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+import flagsplit
 from flagsplit.apps.zoo import pull
 from flagsplit.errors import ConfigError, ModelError, PeerError
 from flagsplit.flagir import Skeleton, block_graph, canonicalize, nominal_dims, violations
@@ -165,3 +166,20 @@ def test_minilm_from_its_package() -> None:
         expected = module(some, every).detach().numpy()
         cosine = (came * expected).sum(1) / np.linalg.norm(came, axis=1) / np.linalg.norm(expected, axis=1)
         assert cosine.min() >= 0.99999
+
+
+def test_a_module_becomes_a_bundle_that_answers_like_it(tmp_path: Path) -> None:
+    module = Head().eval()
+    dims = {"x": {0: torch.export.Dim.DYNAMIC}, "scale": None}
+    path = tmp_path / "head.flagsplit"
+    built = flagsplit.build(module, "phone,cloud", path, example_inputs=inputs(2), dynamic_shapes=dims)
+    assert built.planning.pool.plans
+    x, scale = inputs(3)
+    with flagsplit.connect(flagsplit.open(path, cache=tmp_path / "cache"), {}, keys=tmp_path / "keys") as session:
+        answer = session.run({"x": x.numpy(), "scale": scale.numpy()}, plan="all-phone")
+    for expected, came in zip(module(x, scale), answer.values(), strict=True):
+        np.testing.assert_allclose(came, expected.detach().numpy(), atol=1e-5)
+    with pytest.raises(ConfigError, match="example_inputs"):
+        flagsplit.build(module, "phone,cloud", tmp_path / "none.flagsplit")
+    with pytest.raises(ConfigError, match="came int"):
+        flagsplit.build(7, "phone,cloud", tmp_path / "none.flagsplit")
