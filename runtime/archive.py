@@ -4,13 +4,15 @@ Small text and graph members are deflated. Writing is atomic and gives the same 
 checks names, sizes and digests before a byte of a member is used, and unpacks once into a cache keyed by digest.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -26,6 +28,7 @@ _STORED_BYTES = 1 << 20
 _CHUNK_BYTES = 4 << 20
 _MAX_MANIFEST_BYTES = 64 << 20
 _MAX_DEFLATED_BYTES = 256 << 20
+_ENCRYPTED_FLAG = 1
 _PAD_ID = 0xD935
 
 Member = bytes | Path
@@ -75,7 +78,8 @@ def write_archive(
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror or error}; choose another place with -o") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return hashlib.sha256(manifest).hexdigest()
 
 
@@ -145,7 +149,7 @@ def unpack(path: Path, cache: Path, progress: Progress | None = None) -> Unpacke
         try:
             temporary.mkdir(parents=True, mode=0o700)
             _extract(archive, manifest, temporary, path, progress)
-            _move_into_place(temporary, folder, manifest)
+            _move_into_place(temporary, folder, manifest, cache / ".lock")
         except OSError as error:
             raise ConfigError(
                 f"cannot unpack {path} into {cache}: {error.strerror or error}; set FLAGSPLIT_CACHE to another folder"
@@ -168,14 +172,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     with archive:
         try:
             yield archive
-        except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, _zlib_error()) as error:
-            raise BundleError(f"{path} is damaged: {error}; build or copy it again") from None
-
-
-def _zlib_error() -> type[Exception]:
-    import zlib
-
-    return zlib.error
+        except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, zlib.error) as error:
+            text = " ".join(str(error).split())
+            raise BundleError(f"{path} is damaged: {text}; build or copy it again") from None
 
 
 def _manifest_of(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, str]:
@@ -183,6 +182,7 @@ def _manifest_of(archive: zipfile.ZipFile, path: Path) -> tuple[Manifest, str]:
         info = archive.getinfo(MANIFEST_NAME)
     except KeyError:
         raise BundleError(f"{path} is a zip without {MANIFEST_NAME}, so not a flagsplit bundle") from None
+    _check_way_of_storing(info, path)
     if info.file_size > _MAX_MANIFEST_BYTES:
         raise BundleError(
             f"{path} claims a manifest of {info.file_size} bytes, over the limit of {_MAX_MANIFEST_BYTES}"
@@ -196,20 +196,30 @@ def _check_members(archive: zipfile.ZipFile, manifest: Manifest, path: Path) -> 
     infos = {info.filename: info for info in archive.infolist()}
     named = {subject.name for subject in manifest.subject}
     sizes = manifest.predicate.sizes
-    if len(infos) != len(archive.infolist()) or set(infos) != named | {MANIFEST_NAME}:
-        odd = sorted(set(infos) ^ (named | {MANIFEST_NAME}))
-        raise BundleError(f"{path} and its manifest disagree about {odd[0] if odd else 'a member that stands twice'!r}")
-    for name in named:
+    odd = sorted((set(infos) ^ (named | {MANIFEST_NAME})) | (set(sizes) ^ named))
+    if odd:
+        raise BundleError(f"{path} and its manifest disagree about {odd[0]!r}; build or copy it again")
+    if len(infos) != len(archive.infolist()) or len(named) != len(manifest.subject):
+        raise BundleError(f"{path} has a member that stands twice; refused")
+    for name in sorted(named):
         info = infos[name]
         if not _is_safe(name):
             raise BundleError(f"{path} has a member named {name!r}, which leaves its folder; refused")
-        if sizes.get(name) != info.file_size:
-            raise BundleError(f"{path}: {name} has {info.file_size} bytes, its manifest says {sizes.get(name)}")
-        deflated = info.compress_type != zipfile.ZIP_STORED
-        if deflated and info.file_size > _MAX_DEFLATED_BYTES:
-            raise BundleError(f"{path}: {name} claims {info.file_size} bytes compressed; over the limit, refused")
-        if not deflated and info.compress_size != info.file_size:
-            raise BundleError(f"{path}: {name} is stored but its sizes differ; damaged")
+        if sizes[name] != info.file_size:
+            raise BundleError(f"{path}: {name} has {info.file_size} bytes, its manifest says {sizes[name]}")
+        _check_way_of_storing(info, path)
+    deflated = sum(info.file_size for info in infos.values() if info.compress_type != zipfile.ZIP_STORED)
+    if deflated > _MAX_DEFLATED_BYTES:
+        raise BundleError(f"{path} claims {deflated} bytes of compressed members; over the limit, refused")
+    if sum(info.compress_size for info in infos.values()) > path.stat().st_size:
+        raise BundleError(f"{path} claims more bytes than it has; refused")
+
+
+def _check_way_of_storing(info: zipfile.ZipInfo, path: Path) -> None:
+    if info.flag_bits & _ENCRYPTED_FLAG or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise BundleError(f"{path}: {info.filename!r} is encrypted or compressed in an unknown way; refused")
+    if info.compress_type == zipfile.ZIP_STORED and info.compress_size != info.file_size:
+        raise BundleError(f"{path}: {info.filename!r} is stored but its sizes differ; damaged")
 
 
 def _is_safe(name: str) -> bool:
@@ -218,7 +228,7 @@ def _is_safe(name: str) -> bool:
         bool(parts)
         and not name.startswith("/")
         and "\\" not in name
-        and "\0" not in name
+        and name.isprintable()
         and all(part not in ("..", ".") for part in parts)
         and ":" not in parts[0]
         and str(PurePosixPath(name)) == name
@@ -251,11 +261,10 @@ def _extract(archive: zipfile.ZipFile, manifest: Manifest, folder: Path, path: P
             raise BundleError(f"{path}: {subject.name} is damaged, its digest differs; build or copy the bundle again")
 
 
-def _move_into_place(temporary: Path, folder: Path, manifest: Manifest) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if _is_whole(folder, manifest):
-            return
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+def _move_into_place(temporary: Path, folder: Path, manifest: Manifest, lock: Path) -> None:
+    """Of several processes that unpack the same bundle, or repair its folder, one moves at a time."""
+    with lock.open("w") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        if not _is_whole(folder, manifest):
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)

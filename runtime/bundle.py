@@ -6,7 +6,7 @@ bundle is made is in `flagsplit.apps.pipeline`.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from flagsplit.errors import BundleError, PolicyError
 from flagsplit.runtime.archive import Progress, unpack
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.manifest import Facts, Tensor
+from flagsplit.splitter import reading
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
@@ -68,27 +69,57 @@ class PlanSet:
             BundleError: it is damaged.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = reading.parse_object(text, PLANS_NAME)
             pool = Pool.from_json(json.dumps(data["pool"]))
+            ways = reading.as_object(data["steps"], "steps")
             steps = {
-                str(name): tuple(
-                    PlannedStep(int(step["tier"]), str(step["segment"]), tuple(step["inputs"]), tuple(step["outputs"]))
-                    for step in entries
+                plan.name: tuple(
+                    _read_step(step, len(pool.tiers), f"steps.{plan.name}[{at}]")
+                    for at, step in enumerate(reading.array(ways, plan.name, "steps"))
                 )
-                for name, entries in data["steps"].items()
+                for plan in pool.plans
             }
-            nominal = State(**{name: tuple(data["nominal"][name]) for name in State.__dataclass_fields__})
-            plans = cls(pool, steps, nominal, tuple(map(str, data.get("reasons", []))))
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, PolicyError) as error:
+            nominal = _read_state(reading.as_object(data["nominal"], "nominal"), len(pool.tiers))
+            reasons = reading.texts({"reasons": [], **data}, "reasons", PLANS_NAME)
+        except (KeyError, TypeError, ValueError, RecursionError, PolicyError) as error:
             raise BundleError(f"the bundle's {PLANS_NAME} is damaged ({error}); build the bundle again") from None
-        plans._check()
-        return plans
+        return cls(pool, steps, nominal, reasons)
 
-    def _check(self) -> None:
-        for plan in self.pool.plans:
-            steps = self.steps.get(plan.name)
-            if not steps or any(not 0 <= step.tier < len(plan.tiers) for step in steps):
-                raise BundleError(f"the bundle's {PLANS_NAME} has no steps for plan {plan.name!r}; build it again")
+    def check_values(self, inputs: Collection[str], outputs: Collection[str]) -> None:
+        """Whether each plan makes every value before it is read, and all graph outputs.
+
+        Raises:
+            BundleError: one does not.
+        """
+        for name, steps in self.steps.items():
+            made = set(inputs)
+            for step in steps:
+                lacking = [value for value in step.inputs if value not in made]
+                if lacking:
+                    raise BundleError(f"{PLANS_NAME}: plan {name!r} reads {lacking[0]!r} before it is made; damaged")
+                made.update(step.outputs)
+            if not steps or not made.issuperset(outputs):
+                raise BundleError(f"{PLANS_NAME}: plan {name!r} does not make all outputs; build the bundle again")
+
+
+def _read_step(data: object, tiers: int, where: str) -> PlannedStep:
+    record = reading.as_object(data, where)
+    return PlannedStep(
+        reading.integer(record["tier"], f"{where}.tier", tiers),
+        reading.text(record, "segment", where),
+        reading.texts(record, "inputs", where),
+        reading.texts(record, "outputs", where),
+    )
+
+
+def _read_state(record: Mapping[str, Any], tiers: int) -> State:
+    alive = reading.array(record, "alive", "nominal", tiers)
+    figures = {
+        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else tiers - 1)
+        for name in State.__dataclass_fields__
+        if name != "alive"
+    }
+    return State(**figures, alive=tuple(map(bool, alive)))
 
 
 class Bundle:
@@ -113,6 +144,7 @@ class Bundle:
         self.plans = PlanSet.from_json(plans.read_bytes())
         if self.plans.pool.tiers != self.tiers:
             raise BundleError(f"{path}: its plans are for {self.plans.pool.tiers}, its tiers are {self.tiers}; damaged")
+        self.plans.check_values({tensor.name for tensor in self.inputs}, {tensor.name for tensor in self.outputs})
 
     @property
     def tiers(self) -> tuple[str, ...]:

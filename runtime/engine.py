@@ -29,7 +29,7 @@ class Engine:
         order: ids of all segments, the most likely first.
         size_bytes: for each segment, an estimate of what it holds when loaded.
         budget_bytes: how much the loaded segments may hold together; one is always allowed.
-        done: called on the compute thread with the result of each run.
+        done: called with the result of each run, on the compute thread or the one that skips.
     """
 
     def __init__(
@@ -66,6 +66,14 @@ class Engine:
         with self._changed:
             self._jobs.append((run, time.monotonic()))
             self._changed.notify()
+
+    def skip(self, token: int) -> None:
+        """Do not run what did not begin yet; `done` is told all the same."""
+        with self._changed:
+            left = [job for job in self._jobs if job[0].token == token]
+            self._jobs = deque(job for job in self._jobs if job[0].token != token)
+        for run, _ in left:
+            self._done(Ran(run.token, None, "skipped"))
 
     def stop(self) -> None:
         """Finish the run under way, drop the others, close the segments."""

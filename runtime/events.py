@@ -95,6 +95,13 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """Nobody waits for a run any more; its `Ran` still follows, at once if it did not begin yet."""
+
+    token: int
+
+
+@dataclass(frozen=True)
 class Connect:
     """Connect to a peer and keep at it."""
 
@@ -152,4 +159,4 @@ class Note:
     text: str
 
 
-Instruction = Send | Run | Connect | Disconnect | Withdraw | Deliver | Fail | TierChanged | Note
+Instruction = Send | Run | Skip | Connect | Disconnect | Withdraw | Deliver | Fail | TierChanged | Note

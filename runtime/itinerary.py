@@ -96,11 +96,12 @@ def _between(start: int, end: int) -> range:
 def _bring(
     name: str, index: int, stops: Sequence[_Stop], holders: dict[str, dict[int, int]], carry: list[dict[str, None]]
 ) -> None:
-    """Carry a value to a stop from the latest stop whose tier holds it."""
+    """Carry a value to a stop, each time from the latest stop before it whose tier holds the value by then.
+
+    Step by step, because the way may turn back: a tier that got the value on the way out need not get it again.
+    """
     held = holders.setdefault(name, {})
-    if held.get(stops[index][0], index + 1) <= index:
-        return
-    source = max(i for i in range(index) if held.get(stops[i][0], index) <= i)
-    for hop in range(source, index):
-        carry[hop][name] = None
-        held.setdefault(stops[hop + 1][0], hop + 1)
+    while held.get(stops[index][0], index + 1) > index:
+        source = max(i for i in range(index) if held.get(stops[i][0], index) <= i)
+        carry[source][name] = None
+        held.setdefault(stops[source + 1][0], source + 1)

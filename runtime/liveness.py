@@ -32,6 +32,7 @@ class Liveness:
     def __init__(self, options: LivenessOptions) -> None:
         self._options = options
         self._peers: dict[str, _Watched] = {}
+        self._ticked = 0.0
 
     def watch(self, peer: str, now: float) -> None:
         """Start to ping a peer."""
@@ -52,6 +53,7 @@ class Liveness:
         Returns:
             Peers to ping now, and peers that have been silent for too long.
         """
+        self._ticked = now
         patience_s = self._options.heartbeat_s * self._options.missed
         silent = [peer for peer, seen in self._peers.items() if now - seen.last_heard > patience_s]
         due = [peer for peer, seen in self._peers.items() if peer not in silent and seen.next_ping <= now]
@@ -59,6 +61,6 @@ class Liveness:
             self._peers[peer].next_ping = now + self._options.heartbeat_s
         return due, silent
 
-    def next_tick(self, now: float) -> float:
-        """When the next ping is due; a heartbeat from now if nobody is watched."""
-        return min((seen.next_ping for seen in self._peers.values()), default=now + self._options.heartbeat_s)
+    def next_tick(self) -> float:
+        """When the next ping is due; at the latest a heartbeat after the last tick, however much happens meanwhile."""
+        return min((seen.next_ping for seen in self._peers.values()), default=self._ticked + self._options.heartbeat_s)

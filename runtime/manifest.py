@@ -70,7 +70,7 @@ class Tier(_Frozen):
 
     name: _Name
     device: _Name
-    artifacts: Annotated[list[TierArtifact], Field(max_length=16)]
+    artifacts: Annotated[list[TierArtifact], Field(min_length=1, max_length=16)]
 
 
 class Model(_Frozen):
@@ -140,10 +140,8 @@ def read_manifest(data: bytes) -> Manifest:
         manifest = Manifest.model_validate(loaded)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise BundleError(
-            f"the bundle's manifest is damaged at {where}: {first['msg']}; get the bundle again"
-        ) from None
+        text = " ".join(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".split())
+        raise BundleError(f"the bundle's manifest is damaged at {text[:300]}; get the bundle again") from None
     if manifest.statement_type != STATEMENT_TYPE or manifest.predicate_type != PREDICATE_TYPE:
         raise BundleError(f"expected a flagsplit bundle, came a statement of {manifest.predicate_type!r}")
     return manifest

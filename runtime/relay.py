@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from flagsplit.errors import InternalError, ProtocolError
-from flagsplit.runtime.events import Instruction, Ran, Run
+from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
 from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Hop, HopTiming, Open, TensorHeader
@@ -75,12 +75,13 @@ class Flight:
 
 @dataclass(frozen=True)
 class _Outstanding:
-    """A run that was asked for, and the hop that waits for it."""
+    """A run that was asked for, and the hop that waits for it unless it was skipped."""
 
     key: FlightKey
     segment: str
     attempt: int
     hop: int
+    skipped: bool = False
 
 
 class Relay:
@@ -177,7 +178,7 @@ class Relay:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
         run = _Outstanding(flight.key, segment, flight.attempt, hop)
         for token, other in self._runs.items():
-            if (other.key, other.segment) == (run.key, segment):
+            if (other.key, other.segment, other.skipped) == (run.key, segment, False):
                 self._runs[token] = run  # an earlier attempt asked already, and the result will be the same
                 return
         self._next_token += 1
@@ -198,8 +199,15 @@ class Relay:
         if flight is None:
             return None
         flight.values.update(event.outputs or {})
-        wanted = flight.attempt == run.attempt and run.hop in flight.reached
+        wanted = flight.attempt == run.attempt and run.hop in flight.reached and not run.skipped
         return (flight, run.hop) if wanted else None
+
+    def skip_runs(self, flight: Flight) -> Iterator[Instruction]:
+        """A request is forgotten: what it still waits for need not run."""
+        for token, run in self._runs.items():
+            if run.key == flight.key and not run.skipped:
+                self._runs[token] = replace(run, skipped=True)
+                yield Skip(token)
 
     def pass_on(self, flight: Flight, hop: int, timing: HopTiming) -> Iterator[Instruction]:
         """Send what a hop carries to the next; the last hop ends in `landed`."""

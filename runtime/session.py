@@ -6,6 +6,7 @@ their own (`flagsplit.runtime.shell`). `AsyncSession` is its asyncio twin.
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from flagsplit.errors import ConfigError, FlagsplitError, PeerError, RefusedError
+from flagsplit.errors import ConfigError, FlagsplitError, InputError, PeerError, RefusedError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import Abandon, Deliver, Fail, Instruction, Note, Submit, TierChanged
@@ -164,11 +165,14 @@ class Session:
             A future of the answer. Cancelling it before the answer comes abandons the request.
 
         Raises:
-            InputError: an input has the wrong name, dtype or shape.
+            InputError: an input has the wrong name, dtype or shape, or the deadline is no number.
             PolicyError: the pool has no such plan.
             PeerError: the session is closed.
         """
         arrays = check_inputs(self.bundle.inputs, inputs)
+        deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
+        if math.isnan(deadline_s):
+            raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")
         if plan:
             self.bundle.plan(plan)
         future: Future[Answer] = Future()
@@ -180,8 +184,7 @@ class Session:
                 raise PeerError("the session is closed; open another")
             self._futures[rid] = future
         future.add_done_callback(lambda done: self._on_done(rid, done))
-        deadline = time.monotonic() + (self._settings.deadline_s if deadline_s is None else deadline_s)
-        self._shell.post(Submit(rid, arrays, deadline, plan))
+        self._shell.post(Submit(rid, arrays, time.monotonic() + deadline_s, plan))
         return future
 
     def run(self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None) -> Answer:

@@ -43,6 +43,7 @@ from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
 from flagsplit.transport.channel import Down, Received, Up, Violated
 from flagsplit.transport.messages import (
+    MAX_HOPS,
     VERSION,
     Bye,
     Cancel,
@@ -123,6 +124,7 @@ class _Request:
     asked: set[str] = field(default_factory=set)
     last_reason: str = ""
     compute_error: str = ""
+    waits: int = 0
 
     @property
     def waits_for_tier(self) -> bool:
@@ -170,7 +172,7 @@ class SessionMachine(Relay):
 
     def next_tick(self) -> float:
         """When the machine wants a `Tick` at the latest."""
-        times = [self._liveness.next_tick(self.now)]
+        times = [self._liveness.next_tick()]
         times += [min(request.expires, request.flight.deadline) for request in self._requests.values()]
         times += [submit.deadline for submit in self._queue]
         return min(times)
@@ -275,22 +277,24 @@ class SessionMachine(Relay):
                 yield from self._give_up(request, InputError(request.compute_error))
                 return
             request.last_reason = request.last_reason or str(error)
+            yield from self._cancel(request)
             flight.restart(flight.attempt, "", ())
             request.avoid.clear()
-            request.expires = self.now + self._options.liveness.heartbeat_s
+            request.expires = self.now + self._patience_s(flight, self._options.liveness.heartbeat_s, request.waits)
+            request.waits += 1
             return
         except PolicyError as error:
             yield from self._give_up(request, error)
             return
         request.asked.update(hop.tier for hop in route[1:] if hop.tier != self.tier)
         flight.restart(flight.attempt + 1, plan, route)
-        request.expires = self.now + self._patience_s(flight)
+        request.expires = self.now + self._patience_s(flight, self._options.attempt_s, flight.attempt - 1)
         yield from self._guarded(request, self.take_up(flight, 0))
 
-    def _patience_s(self, flight: Flight) -> float:
-        """How long to wait for an attempt: each longer than the last, but never all the time that is left."""
-        growing = self._options.attempt_s * 2 ** (flight.attempt - 1)
-        return min(growing, max((flight.deadline - self.now) / 2, self._options.liveness.heartbeat_s))
+    def _patience_s(self, flight: Flight, first_s: float, times: int) -> float:
+        """How long to wait: twice as long each time, but never all the time that is left."""
+        left_s = max((flight.deadline - self.now) / 2, self._options.liveness.heartbeat_s)
+        return min(first_s * 2.0 ** min(times, 32), left_s)
 
     def _route(self, plan: str, request: _Request) -> tuple[Hop, ...]:
         """The hops of a plan past the tiers that are not there.
@@ -304,12 +308,15 @@ class SessionMachine(Relay):
             return known
         hops = itinerary(self._facts.steps[plan], self._facts.inputs, self._facts.outputs, alive)
         route = tuple(Hop(self._facts.tiers[hop.tier], hop.segment, hop.carry) for hop in hops)
+        if len(route) > MAX_HOPS:
+            raise PolicyError(
+                f"plan {plan!r} goes from tier to tier {len(route) - 1} times, at most {MAX_HOPS - 1} can be sent; "
+                "choose another, or build with fewer changes of the tier"
+            )
         try:
             encode(Open(self._instance, 0, 0, 0, plan, 0, route, (), 0))
         except InternalError as error:
-            raise PolicyError(
-                f"plan {plan!r} cannot be sent ({error}); choose another, or build with pins that change tiers less often"
-            ) from None
+            raise PolicyError(f"plan {plan!r} cannot be sent: {error}; choose another") from None
         self._routes[plan, alive] = route
         return route
 
@@ -327,6 +334,11 @@ class SessionMachine(Relay):
 
     def _usable(self, tier: str, request: _Request) -> bool:
         return tier in self._peers and self._peers[tier].up and tier not in request.avoid
+
+    def _cancel(self, request: _Request) -> Iterator[Instruction]:
+        """Let the workers forget a request: who waits must not hold what others wait for."""
+        cancel = Cancel(request.flight.sid, request.flight.rid, request.flight.attempt)
+        yield from (Send(tier, cancel) for tier in sorted(request.asked))
 
     def _guarded(self, request: _Request, instructions: Iterator[Instruction]) -> Iterator[Instruction]:
         """Our own plan must never break the protocol; if it does, the request fails and the session lives."""
@@ -394,6 +406,7 @@ class SessionMachine(Relay):
         request = self._requests.pop(flight.rid)
         del self.flights[flight.key]
         report = make_report(flight.plan, flight.attempt, self.now - request.submitted, flight.route, flight.trace)
+        yield from self.skip_runs(flight)
         yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
         yield Deliver(flight.rid, {name: flight.values[name] for name in self._facts.outputs}, report)
@@ -403,8 +416,9 @@ class SessionMachine(Relay):
         flight = request.flight
         del self._requests[flight.rid]
         del self.flights[flight.key]
+        yield from self.skip_runs(flight)
         yield from self._withdraw(request)
-        yield from (Send(tier, Cancel(flight.sid, flight.rid, flight.attempt)) for tier in sorted(request.asked))
+        yield from self._cancel(request)
         yield Fail(flight.rid, error)
         yield from self._fill_window()
 
@@ -442,7 +456,7 @@ class SessionMachine(Relay):
         else:
             request.avoid.clear()
             if not request.waits_for_tier and self._choose(request) == request.flight.plan:
-                request.expires = self.now + self._patience_s(request.flight)
+                request.expires = self.now + self._options.attempt_s
                 return
         yield from self._attempt(request)
 

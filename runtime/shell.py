@@ -20,6 +20,7 @@ from flagsplit.runtime.events import (
     Leave,
     Run,
     Send,
+    Skip,
     Tick,
     Withdraw,
 )
@@ -133,6 +134,8 @@ class Shell:
                 self._channel.send(peer, message)
             case Run():
                 self._engine.submit(instruction)
+            case Skip(token):
+                self._engine.skip(token)
             case Connect(peer, address, server_key):
                 self._channel.connect(peer, address, server_key=server_key or None)
             case Disconnect(peer):

@@ -5,6 +5,7 @@ that sessions name or the operator fixed. A worker never decides: it follows the
 failed. Shared work is in `flagsplit.runtime.relay`.
 """
 
+import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from flagsplit.runtime.events import (
 )
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.liveness import Liveness, LivenessOptions
-from flagsplit.runtime.relay import Flight, Relay
+from flagsplit.runtime.relay import Flight, FlightKey, Relay
 from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
     VERSION,
@@ -44,6 +45,8 @@ from flagsplit.transport.messages import (
     Welcome,
 )
 from flagsplit.transport.tensors import TransferLimits
+
+_REMEMBERED_ENDS = 4096
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class WorkerMachine(Relay):
         self._inbound: dict[str, _Inbound] = {}
         self._beyond: dict[str, _Beyond] = {}
         self._liveness = Liveness(self._options.liveness)
+        self._ended: dict[FlightKey, float] = {}
         self._draining = False
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
@@ -130,7 +134,7 @@ class WorkerMachine(Relay):
 
     def next_tick(self) -> float:
         """When the machine wants a `Tick` at the latest."""
-        return self._liveness.next_tick(self.now)
+        return self._liveness.next_tick()
 
     def is_idle(self) -> bool:
         """Whether no request is here."""
@@ -190,6 +194,7 @@ class WorkerMachine(Relay):
     def _drop(self, flight: Flight) -> Iterator[Instruction]:
         """Forget a request and what is queued for it."""
         del self.flights[flight.key]
+        yield from self.skip_runs(flight)
         for peer in set(flight.neighbors.values()):
             yield Withdraw(peer, flight.sid, flight.rid)
             if peer in self._beyond:
@@ -314,10 +319,16 @@ class WorkerMachine(Relay):
             yield from self._tell_session(flight, message)
 
     def _forget(self, message: Cancel | Done) -> Iterator[Instruction]:
-        flight = self.flights.get((message.sid, message.rid))
-        if flight is None or (isinstance(message, Cancel) and message.attempt < flight.attempt):
+        """A request is over, or an attempt is. Its data may still be on the way, because control overtakes it."""
+        key = (message.sid, message.rid)
+        flight = self.flights.get(key)
+        if flight is not None and isinstance(message, Cancel) and message.attempt < flight.attempt:
             return
-        yield from self._drop(flight)
+        self._ended[key] = message.attempt if isinstance(message, Cancel) else math.inf
+        if len(self._ended) > _REMEMBERED_ENDS:
+            del self._ended[next(iter(self._ended))]
+        if flight is not None:
+            yield from self._drop(flight)
 
     def _on_tensors(self, peer: str, message: Open | Chunk) -> Iterator[Instruction]:
         try:
@@ -337,6 +348,8 @@ class WorkerMachine(Relay):
     def _flight_for(self, peer: str, opened: Open) -> Generator[Instruction, None, Flight | None]:
         flight = self.flights.get((opened.sid, opened.rid))
         deadline = self.now + opened.deadline_ms / 1000
+        if flight is None and opened.attempt <= self._ended.get((opened.sid, opened.rid), -1):
+            return None
         if flight is not None and opened.attempt < flight.attempt:
             return None
         if flight is not None and opened.attempt > flight.attempt:
@@ -389,7 +402,7 @@ class WorkerMachine(Relay):
                 yield Disconnect(peer)
         for flight in list(self.flights.values()):
             if self.now > flight.deadline + self._options.orphan_s:
-                del self.flights[flight.key]
+                yield from self._drop(flight)
 
     def _reconnect(self, peer: str) -> Iterator[Instruction]:
         beyond = self._beyond.get(peer)

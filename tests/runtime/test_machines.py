@@ -1,0 +1,931 @@
+"""Single events in the life of a session and its workers, each on purpose."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.runtime.worlds import Graph, Numbers, make_facts, same
+
+from flagsplit.errors import InputError, InternalError, PeerError, PolicyError, UnavailableError
+from flagsplit.runtime.events import (
+    Abandon,
+    Connect,
+    Deliver,
+    Disconnect,
+    Fail,
+    Instruction,
+    Leave,
+    Ran,
+    Run,
+    Send,
+    Skip,
+    Submit,
+    Tick,
+    TierChanged,
+    Withdraw,
+)
+from flagsplit.runtime.liveness import LivenessOptions
+from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
+from flagsplit.runtime.testing import Cluster
+from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
+from flagsplit.targets.interface import Array
+from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
+from flagsplit.transport.messages import (
+    VERSION,
+    Bye,
+    Cancel,
+    Chunk,
+    Done,
+    Drain,
+    Failed,
+    Hello,
+    Hop,
+    HopTiming,
+    Message,
+    Open,
+    PeerAddress,
+    Ping,
+    Pong,
+    Reject,
+    TensorHeader,
+    Welcome,
+)
+from flagsplit.transport.tensors import chunks_of
+
+TIERS = ("phone", "edge", "cloud")
+# x → v0 on the phone → v1 on the edge → v2 in the cloud → v3 on the phone, which reads v0 again.
+GRAPH = Graph((("x",), ("v0",), ("v1",), ("v2", "v0")), ("v3",))
+TRIP, BY_CLOUD, ALONE = (0, 1, 2, 0), (0, 2, 2, 0), (0, 0, 0, 0)
+X: dict[str, Array] = {"x": np.arange(5)}
+S = "5" * 32
+SESSION = f"in:{S}"
+
+
+def facts(**placements: tuple[int, ...]) -> SessionFacts:
+    return make_facts(GRAPH, TIERS, placements or {"trip": TRIP, "by-cloud": BY_CLOUD, "alone": ALONE})
+
+
+def cluster(seed: int = 0, **placements: tuple[int, ...]) -> Cluster:
+    found = Cluster(facts(**placements), Numbers(GRAPH), seed=seed, session=SessionOptions(attempt_s=4.0))
+    found.run(2.0)
+    assert {tier: change.state for tier, change in found.tiers.items()} == {"edge": "up", "cloud": "up"}
+    return found
+
+
+def answered(found: Cluster, rid: int, plan: str = "") -> Deliver:
+    answer = found.answers[rid]
+    assert isinstance(answer, Deliver), "\n".join(found.story)
+    assert same(answer.outputs, GRAPH.answer(X["x"]))
+    assert plan in ("", answer.report.plan)
+    return answer
+
+
+def failed(found: Cluster, rid: int) -> Fail:
+    answer = found.answers[rid]
+    assert isinstance(answer, Fail)
+    return answer
+
+
+# --- the whole line
+
+
+def test_the_report_tells_the_trip() -> None:
+    found = cluster()
+    rid = found.submit(X)
+    found.run(5.0)
+    report = answered(found, rid, "trip").report
+    assert report.attempts == 1
+    assert [(tier.tier, tier.segments) for tier in report.tiers] == [
+        ("phone", ("0", "3")),
+        ("edge", ("1",)),
+        ("cloud", ("2",)),
+    ]
+    size = X["x"].nbytes
+    assert [(link.source, link.target, link.bytes, link.messages) for link in report.links] == [
+        ("phone", "edge", size, 1),
+        ("edge", "cloud", size, 1),
+        ("cloud", "edge", size, 1),
+        ("edge", "phone", size, 1),
+    ]
+
+
+KINDS = ("Hello", "Welcome", "Open", "Chunk", "Done", "Ping", "Pong")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("victim", ["edge", "cloud"])
+def test_a_worker_may_die_at_any_message(kind: str, victim: str) -> None:
+    for nth in range(5):
+        found = Cluster(facts(), Numbers(GRAPH), seed=nth)
+        seen = 0
+
+        def watch(source: str, target: str, message: Message, found: Cluster = found, nth: int = nth) -> None:
+            nonlocal seen
+            if type(message).__name__ == kind and victim in (source, target):
+                seen += 1
+                if seen == nth + 1:
+                    found.kill(victim)
+
+        found.watch = watch
+        found.run(1.5)
+        rids = [found.submit(X) for _ in range(3)]
+        found.run(30.0)
+        for rid in rids:
+            answered(found, rid)
+        assert seen > nth or (nth > 0 and kind in ("Hello", "Welcome", "Done"))
+
+
+def test_a_tier_that_returns_is_used_again() -> None:
+    found = cluster()
+    found.kill("edge")
+    found.run(2.0)
+    one = found.submit(X)
+    found.run(5.0)
+    answered(found, one, "by-cloud")
+    found.start("edge")
+    found.run(5.0)
+    two = found.submit(X)
+    found.run(5.0)
+    assert answered(found, two, "trip").report.attempts == 1
+
+
+def test_a_wanted_plan_is_taken_while_its_tiers_are_there() -> None:
+    found = cluster()
+    one = found.submit(X, plan="by-cloud")
+    found.run(5.0)
+    answered(found, one, "by-cloud")
+    found.kill("cloud")
+    found.run(2.0)
+    two = found.submit(X, plan="by-cloud")
+    found.run(5.0)
+    answered(found, two, "alone")
+
+
+def test_a_computation_that_fails_is_tried_elsewhere() -> None:
+    numbers = Numbers(GRAPH)
+    found = Cluster(facts(), numbers)
+    numbers.broken = {"edge"}
+    found.run(2.0)
+    rid = found.submit(X)
+    found.run(5.0)
+    answered(found, rid, "by-cloud")
+
+
+@pytest.mark.parametrize("broken", [{"edge", "cloud"}, {"phone"}, {"phone", "edge", "cloud"}])
+def test_one_that_fails_everywhere_is_the_inputs_fault(broken: set[str]) -> None:
+    numbers = Numbers(GRAPH)
+    found = Cluster(facts(trip=TRIP, by_cloud=BY_CLOUD), numbers)
+    numbers.broken = broken
+    found.run(2.0)
+    rid = found.submit(X)
+    found.run(10.0)
+    error = failed(found, rid).error
+    assert isinstance(error, InputError)
+    assert "divide by zero" in str(error)
+    assert found.worker("edge").is_idle()
+    assert found.worker("cloud").is_idle()
+
+
+def test_a_worker_that_cannot_reach_the_next_says_so() -> None:
+    found = cluster()
+    found.partition("edge", "cloud")
+    rid = found.submit(X)
+    found.run(12.0)
+    assert answered(found, rid).report.attempts > 1
+    found.heal("edge", "cloud")
+    found.run(5.0)
+    rid = found.submit(X)
+    found.run(5.0)
+    answered(found, rid, "trip")
+
+
+def test_a_stuck_engine_is_passed_by_before_the_deadline() -> None:
+    found = cluster()
+    found.slow("cloud", 1e6)
+    rid = found.submit(X, deadline_s=3.0)
+    found.run(4.0)
+    answered(found, rid, "alone")
+
+
+def test_a_slow_first_tier_runs_a_segment_once() -> None:
+    numbers = Numbers(GRAPH)
+    found = Cluster(facts(alone=ALONE), numbers, session=SessionOptions(attempt_s=0.1, max_attempts=3))
+    found.slow("phone", 1000.0)
+    rid = found.submit(X)
+    found.run(60.0)
+    answered(found, rid, "alone")
+    assert numbers.runs == [("phone", "0.1.2.3")]
+
+
+def test_a_worker_asked_again_does_not_run_twice() -> None:
+    numbers = Numbers(GRAPH)
+    found = Cluster(facts(trip=TRIP), numbers, session=SessionOptions(attempt_s=0.5, max_attempts=1000))
+    found.run(2.0)
+    found.slow("edge", 300.0)
+    rid = found.submit(X, 1000.0)
+    found.run(900.0)
+    assert answered(found, rid).report.attempts > 1
+    assert numbers.runs.count(("phone", "0")) == 1
+
+
+def test_no_worker_is_bothered_about_a_request_that_was_given_up() -> None:
+    found = cluster()
+    found.slow("edge", 1000.0)
+    rids = [found.submit(X) for _ in range(12)]
+    found.run(0.2)
+    for rid in rids:
+        found.abandon(rid)
+    found.run(1.0)
+    assert found.worker("edge").is_idle()
+    assert found.worker("edge").waiting_runs <= 1
+    assert not found.session.machine.flights
+    assert all(isinstance(failed(found, rid).error, PeerError) for rid in found.answers)
+
+
+def test_requests_wait_for_a_tier_until_their_deadline() -> None:
+    found = cluster(trip=TRIP)
+    found.kill("edge")
+    found.run(2.0)
+    short, long = found.submit(X, 5.0), found.submit(X, 50.0)
+    found.run(6.0)
+    error = failed(found, short).error
+    assert isinstance(error, UnavailableError)
+    assert "edge" in str(error)
+    assert long not in found.answers
+    found.start("edge")
+    found.run(5.0)
+    answered(found, long, "trip")
+
+
+def test_a_run_that_ends_while_its_request_waits_for_a_tier_is_kept() -> None:
+    numbers = Numbers(GRAPH)
+    found = Cluster(facts(trip=TRIP), numbers)
+    found.run(2.0)
+    found.slow("phone", 100.0)
+    rid = found.submit(X)
+    found.run(0.01)
+    found.kill("edge")
+    found.run(20.0)
+    assert rid not in found.answers
+    found.start("edge")
+    found.slow("phone", 1.0)
+    found.run(10.0)
+    answered(found, rid, "trip")
+    assert numbers.runs.count(("phone", "0")) == 1
+
+
+# --- a session by itself
+
+
+class Lone:
+    """A session machine and what it said."""
+
+    def __init__(self, options: SessionOptions | None = None, **placements: tuple[int, ...]) -> None:
+        addresses = {tier: PeerAddress(f"tcp://{tier}:1") for tier in TIERS[1:]}
+        self.facts = facts(**placements)
+        self.machine = SessionMachine(self.facts, addresses, S, options)
+        self.now = 100.0
+        self.said: list[Instruction] = self.machine.start()
+
+    def tell(self, event: object, after_s: float = 0.0) -> list[Instruction]:
+        self.now += after_s
+        said = self.machine.handle(event, self.now)  # type: ignore[arg-type]
+        self.said += said
+        return said
+
+    def up(self, tier: str) -> None:
+        self.tell(Up(tier))
+        self.tell(Received(tier, self.welcome(tier)))
+
+    def welcome(self, tier: str) -> Welcome:
+        return Welcome(VERSION, "0" * 32, 0, self.facts.bundle, tier, 1 << 20, 1 << 20)
+
+    def submit(self, rid: int = 1, deadline_s: float = 60.0, plan: str = "") -> list[Instruction]:
+        return self.tell(Submit(rid, X, self.now + deadline_s, plan))
+
+    def sent(self, kind: type) -> list[object]:
+        return [said.message for said in self.said if isinstance(said, Send) and isinstance(said.message, kind)]
+
+    def run(self) -> Run:
+        return next(said for said in reversed(self.said) if isinstance(said, Run))
+
+    def ran(self) -> list[Instruction]:
+        run = self.run()
+        return self.tell(Ran(run.token, GRAPH.run(run.segment, run.inputs)))
+
+    def to_edge(self, rid: int = 1) -> Open:
+        """Submit, run the first segment; gives what went to the edge."""
+        self.submit(rid)
+        opened = [said.message for said in self.ran() if isinstance(said, Send) and isinstance(said.message, Open)]
+        return opened[0]
+
+
+def test_start_connects_to_all_and_greets_with_the_addresses_of_the_others() -> None:
+    lone = Lone()
+    assert lone.said == [Connect("edge", "tcp://edge:1", ""), Connect("cloud", "tcp://cloud:1", "")]
+    (said,) = lone.tell(Up("edge"))
+    assert isinstance(said, Send)
+    assert isinstance(said.message, Hello)
+    assert said.message.peers == {"cloud": PeerAddress("tcp://cloud:1")}
+
+
+@pytest.mark.parametrize("change", [{"tier": "cloud"}, {"bundle": "e" * 64}])
+def test_a_worker_of_another_tier_or_bundle_is_refused(change: dict[str, str]) -> None:
+    lone = Lone()
+    lone.tell(Up("edge"))
+    said = lone.tell(Received("edge", replace(lone.welcome("edge"), **change)))  # type: ignore[arg-type]
+    assert said[0] == Disconnect("edge")
+    assert isinstance(said[1], TierChanged)
+    assert said[1].state == "refused"
+
+
+def test_a_reject_is_final_unless_the_worker_is_only_leaving() -> None:
+    lone = Lone()
+    lone.tell(Up("edge"))
+    said = lone.tell(Received("edge", Reject("bundle", "use the same file")))
+    assert Disconnect("edge") in said
+    assert TierChanged("edge", "refused", "use the same file") in said
+    lone.tell(Up("cloud"))
+    assert Disconnect("cloud") not in lone.tell(Received("cloud", Reject("draining", "shutting down")))
+
+
+@pytest.mark.parametrize("word", [Bye("maintenance"), Drain("maintenance")])
+def test_a_worker_that_says_goodbye_is_not_asked(word: Message) -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    lone.to_edge()
+    assert TierChanged("edge", "down", "maintenance") in lone.tell(Received("edge", word))
+    assert lone.sent(Open)[-1].plan == "by-cloud"  # type: ignore[attr-defined]
+
+
+def test_the_window_is_respected_and_refilled() -> None:
+    lone = Lone(SessionOptions(window=2), alone=ALONE)
+    for rid in (1, 2, 3):
+        lone.submit(rid)
+    assert sum(isinstance(said, Run) for said in lone.said) == 2
+    first = next(said for said in lone.said if isinstance(said, Run))
+    said = lone.tell(Ran(first.token, GRAPH.run(first.segment, first.inputs)))
+    assert [type(one).__name__ for one in said] == ["Deliver", "Run"]
+
+
+def test_a_deadline_passes_in_the_queue_whatever_its_place() -> None:
+    lone = Lone(SessionOptions(window=1), alone=ALONE)
+    lone.submit(1)
+    lone.submit(2, deadline_s=50.0)
+    lone.submit(3, deadline_s=2.0)
+    assert lone.machine.next_tick() <= lone.now + 2.0
+    said = lone.tell(Tick(), after_s=2.0)
+    assert [one.rid for one in said if isinstance(one, Fail)] == [3]
+    assert lone.machine.next_tick() > lone.now
+    lone.tell(Abandon(2))
+    assert [type(one).__name__ for one in lone.ran()] == ["Deliver"]
+
+
+def test_a_request_that_comes_too_late_fails_at_once() -> None:
+    lone = Lone(alone=ALONE)
+    assert [type(said).__name__ for said in lone.submit(deadline_s=0.0)] == ["Fail"]
+
+
+def test_answers_of_older_attempts_and_other_sessions_are_ignored() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    opened = lone.to_edge()
+    answer = replace(opened, hop=4, tensors=(TensorHeader("v2", "int64", (5,), 40),), trace=(_timing(),) * 4)
+    strange: list[Message] = [
+        replace(answer, attempt=0),
+        replace(answer, attempt=9),
+        replace(answer, sid="6" * 32),
+        replace(answer, rid=77),
+        Failed("6" * 32, 1, 1, "edge", "busy"),
+        Failed(S, 1, 0, "edge", "busy"),
+        Failed(S, 99, 1, "edge", "busy"),
+        Chunk(S, 1, 1, 4, 0, 0, 0, b"12345678"),
+        Pong(0, 0),
+        Ping(0, 0),
+        Done(S, 1),
+    ]
+    for message in strange:
+        assert lone.tell(Received("edge", message)) == []
+
+
+def _timing() -> HopTiming:
+    return HopTiming("edge", "1", 1, 1, 1, 1)
+
+
+def _answer(opened: Open) -> Open:
+    """What the edge would send to the phone at the end."""
+    header = TensorHeader("v2", "int64", (5,), 40)
+    return replace(opened, hop=4, tensors=(header,), trace=(_timing(),) * 4)
+
+
+Change = Callable[[Open], Open]
+LIES: Mapping[str, Change] = {
+    "another route": lambda o: replace(o, route=(*o.route[:3], Hop("edge", "", o.route[3].carry), Hop("phone", "0"))),
+    "a longer route": lambda o: replace(o, route=(*o.route, *o.route[1:]), hop=8, trace=(_timing(),) * 8),
+    "no tensors": lambda o: replace(o, tensors=()),
+    "another tensor": lambda o: replace(o, tensors=(TensorHeader("x", "int64", (5,), 40),)),
+    "not our hop": lambda o: replace(
+        o, hop=3, tensors=(TensorHeader("v2", "int64", (5,), 40),), trace=(_timing(),) * 3
+    ),
+    "hop 0": lambda o: replace(o, hop=0, trace=()),
+    "a segment that is not ours": lambda o: replace(o, route=(*o.route[:4], Hop("phone", "9"))),
+    "too many timings": lambda o: replace(o, trace=(_timing(),) * 16),
+    "a tensor over the limit": lambda o: replace(o, tensors=(TensorHeader("v2", "int64", (1 << 40,), 1 << 43),)),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_worker_that_lies_is_avoided(lie: str) -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    message = LIES[lie](_answer(lone.to_edge()))
+    lone.tell(Received("edge", message))
+    assert lone.sent(Open)[-1].plan == "by-cloud"  # type: ignore[attr-defined]
+    assert not any(isinstance(said, Fail) for said in lone.said)
+
+
+def test_a_chunk_with_a_bad_checksum_is_a_lie() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    answer = _answer(lone.to_edge())
+    assert lone.tell(Received("edge", answer)) == []
+    (chunk,) = chunks_of(answer, [np.arange(5)])
+    lone.tell(Received("edge", replace(chunk, crc32=chunk.crc32 ^ 1)))
+    assert lone.sent(Open)[-1].plan == "by-cloud"  # type: ignore[attr-defined]
+
+
+def test_duplicates_of_the_answer_change_nothing() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    answer = _answer(lone.to_edge())
+    (chunk,) = chunks_of(answer, [np.arange(5)])
+    assert lone.tell(Received("edge", answer)) == []
+    assert lone.tell(Received("edge", answer)) == []
+    assert [type(said).__name__ for said in lone.tell(Received("edge", chunk))] == ["Run"]
+    assert lone.tell(Received("edge", answer)) == []
+    assert lone.tell(Received("edge", chunk)) == []
+    said = lone.ran()
+    assert sum(isinstance(one, Deliver) for one in said) == 1
+    assert {one.peer for one in said if isinstance(one, Send) and isinstance(one.message, Done)} == {"edge", "cloud"}
+    assert lone.tell(Received("edge", answer)) == []
+
+
+def test_attempts_end_at_their_limit() -> None:
+    patient = LivenessOptions(missed=1000)
+    lone = Lone(SessionOptions(max_attempts=3, attempt_s=1000.0, liveness=patient), trip=TRIP)
+    lone.up("edge")
+    lone.up("cloud")
+    lone.to_edge()
+    for attempt in range(1, 4):
+        lone.tell(Received("edge", Failed(S, 1, attempt, "edge", "busy", "full")))
+        lone.tell(Tick(), after_s=5.0)
+    (fail,) = [said for said in lone.said if isinstance(said, Fail)]
+    assert isinstance(fail.error, UnavailableError)
+    assert "3 attempts failed" in str(fail.error)
+    assert "full" in str(fail.error)
+    assert not lone.machine.flights
+
+
+def test_a_new_attempt_withdraws_the_last() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    lone.to_edge()
+    said = lone.tell(Received("edge", Failed(S, 1, 1, "edge", "busy")))
+    assert {one for one in said if isinstance(one, Withdraw)} == {Withdraw("edge", S, 1), Withdraw("cloud", S, 1)}
+
+
+def test_a_silent_worker_is_dialed_anew() -> None:
+    lone = Lone(SessionOptions(liveness=LivenessOptions(heartbeat_s=1.0, missed=3)))
+    lone.up("edge")
+    pings = [lone.tell(Tick(), after_s=1.0) for _ in range(4)]
+    assert all(isinstance(said[0], Send) and isinstance(said[0].message, Ping) for said in pings[:3])
+    assert pings[3] == [
+        TierChanged("edge", "down", "it went silent"),
+        Disconnect("edge"),
+        Connect("edge", "tcp://edge:1", ""),
+    ]
+
+
+def test_a_broken_connection_and_a_broken_rule_count_alike() -> None:
+    for event in (Down("edge", "reset"), Violated("edge", "garbage")):
+        lone = Lone()
+        lone.up("edge")
+        assert [type(said).__name__ for said in lone.tell(event)] == ["TierChanged"]
+
+
+def test_leaving_says_goodbye_to_who_is_up() -> None:
+    lone = Lone()
+    lone.up("edge")
+    assert [said.peer for said in lone.tell(Leave()) if isinstance(said, Send)] == ["edge"]
+
+
+def test_a_route_that_no_message_can_hold_fails_its_request_only() -> None:
+    ops = tuple((f"v{i - 1}",) if i else ("x",) for i in range(20))
+    graph = Graph(ops, ("v19",))
+    zigzag = make_facts(graph, TIERS[:2], {"zigzag": [i % 2 for i in range(20)], "alone": [0] * 20})
+    machine = SessionMachine(zigzag, {"edge": PeerAddress("tcp://edge:1")}, S)
+    machine.handle(Up("edge"), 1.0)
+    machine.handle(Received("edge", Welcome(VERSION, "0" * 32, 0, zigzag.bundle, "edge", 1, 1)), 1.0)
+    (fail,) = machine.handle(Submit(1, X, 9.0), 1.0)
+    assert isinstance(fail, Fail)
+    assert isinstance(fail.error, PolicyError)
+    assert isinstance(machine.handle(Submit(2, X, 9.0, "alone"), 1.0)[0], Run)
+
+
+def test_a_value_that_cannot_travel_fails_its_request_only() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    lone.submit()
+    text = np.array(["a", "b"], dtype=object)
+    said = lone.tell(Ran(lone.run().token, {"v0": text}))
+    assert isinstance(said[-1], Fail)
+    assert isinstance(said[-1].error, InternalError)
+    assert lone.submit(2)
+
+
+def test_an_endless_deadline_can_be_sent() -> None:
+    lone = Lone()
+    lone.up("edge")
+    lone.up("cloud")
+    lone.submit(deadline_s=float("inf"))
+    lone.ran()
+    assert lone.sent(Open)[-1].deadline_ms > 10**9  # type: ignore[attr-defined]
+
+
+def test_a_machine_refuses_events_that_are_none() -> None:
+    for machine in (Lone().machine, Hired().machine):
+        with pytest.raises(InternalError, match="cannot handle"):
+            machine.handle("news", 1.0)  # type: ignore[arg-type]
+        with pytest.raises(InternalError, match="nobody asked for"):
+            machine.handle(Ran(17, {}), 1.0)
+
+
+# --- a worker by itself
+
+
+class Hired:
+    """The edge's machine, and a session that is welcome there."""
+
+    def __init__(self, options: WorkerOptions | None = None, **known: PeerAddress) -> None:
+        self.facts = facts()
+        own = {step.segment: step for steps in self.facts.steps.values() for step in steps if step.tier == 1}
+        self.machine = WorkerMachine("edge", TIERS, own, self.facts.bundle, "1" * 32, known, options)
+        self.now = 100.0
+        self.said: list[Instruction] = []
+
+    def tell(self, event: object, after_s: float = 0.0) -> list[Instruction]:
+        self.now += after_s
+        said = self.machine.handle(event, self.now)  # type: ignore[arg-type]
+        self.said += said
+        return said
+
+    def hello(self, sid: str = S, cloud: str = "tcp://cloud:1", **change: Any) -> list[Instruction]:
+        peers = {"cloud": PeerAddress(cloud)} if cloud else {}
+        hello = Hello(VERSION, VERSION, sid, "session", self.facts.bundle, 1000, peers)
+        self.tell(Up(inbound_name(sid)))
+        return self.tell(Received(inbound_name(sid), replace(hello, **change)))
+
+    def reach_cloud(self, name: str = "cloud@tcp://cloud:1") -> None:
+        self.tell(Up(name))
+        self.tell(Received(name, Welcome(VERSION, "2" * 32, 0, self.facts.bundle, "cloud", 1, 1)))
+
+    def opened(self, rid: int = 1, attempt: int = 1, sid: str = S, deadline_ms: int = 60_000) -> Open:
+        route = (
+            Hop("phone", "0", ("v0",)),
+            Hop("edge", "1", ("v1",)),
+            Hop("cloud", "2", ("v2",)),
+            Hop("edge", "", ("v2",)),
+            Hop("phone", "3"),
+        )
+        header = TensorHeader("v0", "int64", (5,), 40)
+        trace = (HopTiming("phone", "0", 1, 1, 0, 40),)
+        return Open(sid, rid, attempt, 0, "trip", 1, route, (header,), deadline_ms, trace)
+
+    def ask(self, opened: Open, sid: str = S) -> list[Instruction]:
+        said = self.tell(Received(inbound_name(sid), opened))
+        for chunk in chunks_of(opened, [np.arange(5)]):
+            said += self.tell(Received(inbound_name(sid), chunk))
+        return said
+
+    def finish(self) -> list[Instruction]:
+        run = next(said for said in reversed(self.said) if isinstance(said, Run))
+        return self.tell(Ran(run.token, GRAPH.run(run.segment, run.inputs)))
+
+
+def _failures(said: list[Instruction]) -> list[tuple[str, str, str]]:
+    """Peer, tier and code of each Failed."""
+    return [
+        (s.peer, s.message.tier, s.message.code) for s in said if isinstance(s, Send) and isinstance(s.message, Failed)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"bundle": "e" * 64}, "bundle"),
+        ({"version_min": (2, 0), "version_max": (3, 0)}, "version"),
+        ({"version_min": (0, 1), "version_max": (0, 9)}, "version"),
+    ],
+)
+def test_a_stranger_is_rejected_and_not_heard(change: dict[str, Any], code: str) -> None:
+    hired = Hired()
+    (said,) = hired.hello(**change)
+    assert isinstance(said, Send)
+    assert isinstance(said.message, Reject)
+    assert said.message.code == code
+    assert hired.ask(hired.opened()) == []
+
+
+def test_who_comes_while_the_worker_leaves_is_sent_away() -> None:
+    hired = Hired()
+    hired.hello()
+    assert [said.peer for said in hired.tell(Leave()) if isinstance(said, Send)] == [SESSION]
+    (said,) = hired.hello("6" * 32)
+    assert isinstance(said, Send)
+    assert isinstance(said.message, Reject)
+    assert said.message.code == "draining"
+
+
+def test_a_worker_dials_only_tiers_beyond_it_and_the_operator_knows_better() -> None:
+    hired = Hired(cloud=PeerAddress("tcp://fixed:9"))
+    addresses = {"phone": PeerAddress("tcp://phone:1"), "cloud": PeerAddress("tcp://cloud:1"), "moon": PeerAddress("m")}
+    said = hired.hello(peers=addresses)
+    assert [one for one in said if isinstance(one, Connect)] == [Connect("cloud@tcp://fixed:9", "tcp://fixed:9", "")]
+
+
+def test_addresses_that_nobody_names_any_more_are_left() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.hello("6" * 32)
+    assert not any(isinstance(said, Disconnect) for said in hired.tell(Down(SESSION, "gone")))
+    said = hired.hello("6" * 32, cloud="tcp://elsewhere:1")
+    assert Disconnect("cloud@tcp://cloud:1") in said
+    assert Disconnect("cloud@tcp://elsewhere:1") in hired.tell(Down(inbound_name("6" * 32), "gone"))
+    hired.hello()
+    assert Connect("cloud@tcp://cloud:1", "tcp://cloud:1", "") in hired.said
+
+
+def test_a_worker_runs_and_passes_on() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    assert isinstance(hired.ask(hired.opened())[-1], Run)
+    said = hired.finish()
+    assert [type(one.message).__name__ for one in said if isinstance(one, Send)] == ["Open", "Chunk"]
+    assert {one.peer for one in said if isinstance(one, Send)} == {"cloud@tcp://cloud:1"}
+
+
+def test_what_comes_twice_runs_once() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    hired.ask(hired.opened())
+    assert hired.ask(hired.opened()) == []
+    hired.finish()
+    assert hired.ask(hired.opened()) == []
+    assert hired.ask(hired.opened(attempt=0)) == []
+
+
+def test_a_later_attempt_takes_what_is_there() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    hired.ask(hired.opened())
+    assert hired.ask(hired.opened(attempt=2)) == []
+    said = hired.finish()
+    (opened,) = [one.message for one in said if isinstance(one, Send) and isinstance(one.message, Open)]
+    assert opened.attempt == 2
+    said = hired.ask(hired.opened(attempt=3))
+    assert [type(one.message).__name__ for one in said if isinstance(one, Send)] == ["Open", "Chunk"]
+
+
+def test_a_session_that_left_leaves_nothing() -> None:
+    for event in (Down(SESSION, "reset"), Received(SESSION, Bye("the session ends"))):
+        hired = Hired()
+        hired.hello()
+        hired.ask(hired.opened())
+        said = hired.tell(event)
+        assert any(isinstance(one, Skip) for one in said)
+        assert hired.machine.is_idle()
+        assert hired.finish() == []
+
+
+def test_a_lost_connection_is_not_cut_again() -> None:
+    """The session may be back under the same name already."""
+    hired = Hired()
+    hired.hello()
+    assert Disconnect(SESSION) not in hired.tell(Down(SESSION, "it connected anew"))
+
+
+def test_done_and_cancel_forget_also_what_is_still_on_its_way() -> None:
+    for word in (Done(S, 1), Cancel(S, 1, 1)):
+        hired = Hired()
+        hired.hello()
+        hired.ask(hired.opened())
+        hired.tell(Received(SESSION, word))
+        assert hired.machine.is_idle()
+        assert hired.ask(hired.opened()) == []
+        assert hired.machine.is_idle()
+    assert hired.ask(hired.opened(attempt=2))
+
+
+def test_a_cancel_of_an_older_attempt_is_ignored() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.ask(hired.opened(attempt=2))
+    hired.tell(Received(SESSION, Cancel(S, 1, 1)))
+    assert not hired.machine.is_idle()
+
+
+def test_a_busy_worker_says_so() -> None:
+    hired = Hired(WorkerOptions(max_flights=1))
+    hired.hello()
+    hired.ask(hired.opened(1))
+    assert _failures(hired.ask(hired.opened(2))) == [(SESSION, "edge", "busy")]
+    hired.tell(Received(SESSION, Done(S, 1)))
+    assert isinstance(hired.ask(hired.opened(2))[-1], Run)
+
+
+def test_bytes_count_for_a_later_attempt_too() -> None:
+    hired = Hired(WorkerOptions(max_held_bytes=100))
+    hired.hello()
+    hired.ask(hired.opened(1))
+    big = replace(hired.opened(1, attempt=2), tensors=(TensorHeader("v0", "int64", (50,), 400),))
+    assert _failures(hired.tell(Received(SESSION, big))) == [(SESSION, "edge", "busy")]
+
+
+def test_a_failed_run_is_told_to_the_session() -> None:
+    hired = Hired()
+    hired.hello()
+    run = hired.ask(hired.opened())[-1]
+    assert isinstance(run, Run)
+    assert _failures(hired.tell(Ran(run.token, None, "no memory"))) == [(SESSION, "edge", "compute")]
+
+
+def test_what_cannot_go_on_waits_a_while_and_fails() -> None:
+    hired = Hired(WorkerOptions(reach_s=3.0))
+    hired.hello()
+    hired.ask(hired.opened())
+    assert hired.finish() == []
+    assert _failures(hired.tell(Tick(), after_s=2.0)) == []
+    assert _failures(hired.tell(Tick(), after_s=2.0)) == [(SESSION, "cloud", "unreachable")]
+    hired.ask(hired.opened(2))
+    hired.finish()
+    said = hired.tell(Down("cloud@tcp://cloud:1", "reset"))
+    assert (SESSION, "cloud", "unreachable") in _failures(said)
+
+
+def test_what_waited_goes_out_with_the_welcome_unless_it_was_withdrawn() -> None:
+    hired = Hired()
+    hired.hello()
+    for rid in (1, 2):
+        hired.ask(hired.opened(rid))
+        hired.finish()
+    hired.tell(Received(SESSION, Done(S, 1)))
+    hired.said.clear()
+    hired.reach_cloud()
+    out = [said.message for said in hired.said if isinstance(said, Send)]
+    assert {message.rid for message in out if isinstance(message, Open | Chunk)} == {2}
+
+
+def test_a_tier_beyond_that_is_another_is_not_used() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.ask(hired.opened())
+    hired.finish()
+    hired.tell(Up("cloud@tcp://cloud:1"))
+    wrong = Welcome(VERSION, "2" * 32, 0, hired.facts.bundle, "far", 1, 1)
+    assert _failures(hired.tell(Received("cloud@tcp://cloud:1", wrong))) == [(SESSION, "cloud", "unreachable")]
+
+
+def test_failures_from_beyond_go_on_to_the_session() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    hired.ask(hired.opened())
+    hired.finish()
+    word = Failed(S, 1, 1, "cloud", "busy", "full")
+    assert _failures(hired.tell(Received("cloud@tcp://cloud:1", word))) == [(SESSION, "cloud", "busy")]
+    assert _failures(hired.tell(Received("cloud@tcp://cloud:1", replace(word, attempt=0)))) == []
+
+
+def test_a_tier_beyond_that_nobody_named_fails_the_attempt() -> None:
+    hired = Hired()
+    hired.hello(cloud="")
+    hired.ask(hired.opened())
+    assert _failures(hired.finish()) == [(SESSION, "edge", "protocol")]
+
+
+_ZERO = TensorHeader("v0", "int64", (0,), 0)
+OPEN_LIES: Mapping[str, Change] = {
+    "another tier's hop": lambda o: replace(
+        o, hop=2, tensors=(TensorHeader("v1", "int64", (5,), 40),), trace=o.trace * 2
+    ),
+    "hop 0": lambda o: replace(o, hop=0, trace=()),
+    "an unknown segment": lambda o: replace(o, route=(o.route[0], Hop("edge", "7", ("v1",)), *o.route[2:])),
+    "no tensors": lambda o: replace(o, tensors=()),
+    "a tensor that is not carried": lambda o: replace(o, tensors=(TensorHeader("v9", "int64", (5,), 40),)),
+    "a trace of other length": lambda o: replace(o, trace=o.trace * 16),
+    "too large": lambda o: replace(o, tensors=(TensorHeader("v0", "int64", (1 << 28,), 1 << 31),)),
+    "a segment without its inputs": lambda o: replace(
+        o, route=(Hop("phone", "", ("x",)), *o.route[1:]), tensors=(TensorHeader("x", "int64", (0,), 0),)
+    ),
+    "a route that ends here": lambda o: replace(o, route=(o.route[0], Hop("edge", "", ())), tensors=(_ZERO,)),
+    "a carry that is not there": lambda o: replace(
+        o, route=(o.route[0], Hop("edge", "", ("v7",)), *o.route[2:]), tensors=(_ZERO,)
+    ),
+    "a hop to itself": lambda o: replace(o, route=(o.route[0], Hop("edge", "", ()), *o.route[1:]), tensors=(_ZERO,)),
+}
+
+
+@pytest.mark.parametrize("lie", OPEN_LIES)
+def test_a_malformed_route_is_answered_and_harmless(lie: str) -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    said = hired.tell(Received(SESSION, OPEN_LIES[lie](hired.opened())))
+    assert _failures(said) in ([(SESSION, "edge", "protocol")], [(SESSION, "edge", "busy")])
+    assert isinstance(hired.ask(hired.opened(2))[-1], Run)
+
+
+def test_a_route_cannot_change_within_an_attempt() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    opened = hired.opened()
+    hired.ask(opened)
+    longer = (*opened.route, *opened.route[1:])
+    second = replace(opened, hop=5, route=longer, tensors=(), trace=opened.trace * 5)
+    assert _failures(hired.tell(Received(SESSION, second))) == [(SESSION, "edge", "protocol")]
+
+
+@pytest.mark.parametrize("change", [{"crc32": 0}, {"offset": 8}, {"tensor": 3}])
+def test_a_wrong_chunk_fails_the_attempt(change: dict[str, int]) -> None:
+    hired = Hired()
+    hired.hello()
+    opened = hired.opened()
+    hired.tell(Received(SESSION, opened))
+    (chunk,) = chunks_of(opened, [np.arange(5)])
+    assert _failures(hired.tell(Received(SESSION, replace(chunk, **change)))) == [(SESSION, "edge", "protocol")]  # type: ignore[arg-type]
+
+
+def test_requests_of_nobody_are_forgotten_with_the_last_peer_that_brought_them() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.ask(hired.opened(sid="9" * 32, deadline_ms=2**53 - 1))
+    assert not hired.machine.is_idle()
+    hired.tell(Down(SESSION, "gone"))
+    assert hired.machine.is_idle()
+
+
+def test_requests_outlive_their_deadline_a_little() -> None:
+    hired = Hired(WorkerOptions(orphan_s=10.0, liveness=LivenessOptions(missed=1000)))
+    hired.hello()
+    hired.ask(hired.opened(deadline_ms=1000))
+    hired.tell(Tick(), after_s=10.9)
+    assert not hired.machine.is_idle()
+    hired.tell(Tick(), after_s=0.2)
+    assert hired.machine.is_idle()
+
+
+def test_a_silent_session_is_let_go_however_much_others_say() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.hello("6" * 32)
+    for _ in range(100):
+        assert hired.machine.next_tick() <= hired.now + 1.0
+        hired.tell(Received(inbound_name("6" * 32), Ping(0, 0)), after_s=0.1)
+        if hired.now >= hired.machine.next_tick():
+            hired.tell(Tick())
+    assert Disconnect(SESSION) in hired.said
+    assert Disconnect(inbound_name("6" * 32)) not in hired.said
+
+
+def test_a_silent_tier_beyond_is_dialed_anew() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    hired.ask(hired.opened())
+    hired.finish()
+    said: list[Instruction] = []
+    for _ in range(6):
+        hired.tell(Received(SESSION, Ping(0, 0)), after_s=1.0)
+        said += hired.tell(Tick())
+    assert (SESSION, "cloud", "unreachable") in _failures(said)
+    assert Connect("cloud@tcp://cloud:1", "tcp://cloud:1", "") in said
+
+
+def test_a_ping_is_echoed_with_the_length_of_the_queue() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.ask(hired.opened())
+    assert hired.tell(Received(SESSION, Ping(3, 7))) == [Send(SESSION, Pong(3, 7, 1))]
