@@ -1,8 +1,9 @@
 """Which nodes belong together: the blocks that no cut may divide.
 
 An engine fuses a contraction with the cheap operators around it, and a cut between them would both undo that and ship
-a tensor that the engine never writes. So nodes are merged along edges where that cannot create a cycle: a group all of
-whose results go to one other group joins it. A block holds at most one contraction.
+a tensor that the engine never writes. So fused groups (`flagsplit.flagir.groups`) and the nodes outside of them are
+units, and units are merged along edges where that cannot create a cycle: a set of units all of whose results go to one
+other set joins it. A block holds at most one unit that contracts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,14 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
 from flagsplit.flagir.static_shapes import Skeleton
 from flagsplit.flagir.work import NodeWork, Types, work_of
 
 Readers = Mapping[ir.Value, Sequence[ir.Node]]
+Unit = tuple[ir.Node, ...]
+"""A fused group or a node alone."""
 
 _ANCHORS = frozenset(("conv", "depthwise", "matmul", "recurrent", "control"))
 _GROWTH = 1.25
@@ -37,11 +41,11 @@ def block_graph(model: ir.Model, dims: dict[str, int], skeleton: Skeleton | None
     """
     types = (skeleton or Skeleton(model)).types(dims)
     nodes = list(model.graph)
-    works = [work_of(node, types) for node in nodes]
+    work = {node: work_of(node, types) for node in nodes}
     readers = readers_of(model.graph)
-    groups = _ordered(_Grouping(nodes, works, types, readers).groups(), nodes)
+    units = _units(nodes, find_groups(model.graph))
+    groups = _ordered(_Grouping(units, work, types, readers).groups(), units, nodes)
     owner = {node: index for index, group in enumerate(groups) for node in group}
-    work = dict(zip(nodes, works, strict=True))
     counted: set[ir.Value] = set()
     blocks = tuple(
         _block(index, group, _Sight(work, types, owner, readers), counted) for index, group in enumerate(groups)
@@ -49,39 +53,65 @@ def block_graph(model: ir.Model, dims: dict[str, int], skeleton: Skeleton | None
     return BlockGraph(model.graph.name or "model", blocks, _values(model, owner, types, readers), dict(dims))
 
 
+def _units(nodes: Sequence[ir.Node], fused: Sequence[FusedGroup]) -> list[Unit]:
+    """Fused groups and single nodes in topological order; groups that stand in each other's way are given up."""
+    while True:
+        taken = {node: group.nodes for group in fused for node in group.nodes}
+        units = list(dict.fromkeys(taken.get(node, (node,)) for node in nodes))
+        components = _components(_edges(units))
+        tangled = {
+            node for component in components if len(component) > 1 for index in component for node in units[index]
+        }
+        if not tangled:
+            return [units[index] for (index,) in components]
+        fused = [group for group in fused if tangled.isdisjoint(group.nodes)]
+
+
+def _edges(units: Sequence[Unit]) -> list[set[int]]:
+    """For each unit, the units that read what it makes."""
+    owner = {node: index for index, unit in enumerate(units) for node in unit}
+    edges: list[set[int]] = [set() for _ in units]
+    for node, index in owner.items():
+        for value in activations_read(node):
+            maker = value.producer()
+            if maker is not None and owner[maker] != index:
+                edges[owner[maker]].add(index)
+    return edges
+
+
 class _Grouping:
-    """Union of nodes into groups; a group is known by its first node's position."""
+    """Union of units into groups; a group is known by its last unit's position."""
 
     def __init__(
-        self, nodes: Sequence[ir.Node], works: Sequence[NodeWork], types: Types, value_readers: Readers
+        self, units: Sequence[Unit], works: Mapping[ir.Node, NodeWork], types: Types, value_readers: Readers
     ) -> None:
-        self._nodes = nodes
-        position = {node: index for index, node in enumerate(nodes)}
-        self._parent = list(range(len(nodes)))
-        self._anchors = [int(work.op_class in _ANCHORS) for work in works]
-        self._successors: list[set[int]] = [set() for _ in nodes]
-        self._leaves = [False] * len(nodes)
-        self._out_bytes = [0] * len(nodes)
-        self._in_bytes = [0] * len(nodes)
-        self._uncuttable = [False] * len(nodes)
-        for index, node in enumerate(nodes):
-            self._in_bytes[index] = max((_bytes(v, types) for v in activations_read(node)), default=0)
+        self._count = len(units)
+        owner = {node: index for index, unit in enumerate(units) for node in unit}
+        self._parent = list(range(len(units)))
+        self._anchors = [int(any(works[node].op_class in _ANCHORS for node in unit)) for unit in units]
+        self._successors = _edges(units)
+        self._leaves = [False] * len(units)
+        self._out_bytes = [0] * len(units)
+        self._in_bytes = [0] * len(units)
+        self._uncuttable = [False] * len(units)
+        for index, node in ((index, node) for index, unit in enumerate(units) for node in unit):
+            entering = [v for v in activations_read(node) if (maker := v.producer()) is None or owner[maker] != index]
+            self._in_bytes[index] = max([self._in_bytes[index], *(_bytes(value, types) for value in entering)])
             for value in node.outputs:
-                readers = {position[reader] for reader in value_readers.get(value, ())}
-                self._successors[index] |= readers
+                elsewhere = any(owner[reader] != index for reader in value_readers.get(value, ()))
                 self._leaves[index] |= value.is_graph_output()
-                self._out_bytes[index] += _bytes(value, types) if readers or value.is_graph_output() else 0
-                self._uncuttable[index] |= bool(readers) and not isinstance(value.type, ir.TensorType)
+                self._out_bytes[index] += _bytes(value, types) if elsewhere or value.is_graph_output() else 0
+                self._uncuttable[index] |= elsewhere and not isinstance(value.type, ir.TensorType)
 
     def groups(self) -> list[list[int]]:
-        for index in reversed(range(len(self._nodes))):
+        for index in reversed(range(self._count)):
             self._join_reader(index, with_anchor=False)
-        for index in reversed(range(len(self._nodes))):
+        for index in reversed(range(self._count)):
             if self._root(index) == index and not self._anchors[index]:
                 self._join_reader(index, with_anchor=True)
         self._join_uncuttable()
         members: dict[int, list[int]] = {}
-        for index in range(len(self._nodes)):
+        for index in range(self._count):
             members.setdefault(self._root(index), []).append(index)
         return list(members.values())
 
@@ -92,9 +122,9 @@ class _Grouping:
         return index
 
     def _join_reader(self, index: int, *, with_anchor: bool) -> None:
-        """Let the group whose last node is `index` join the one group that reads its results.
+        """Let the group whose last unit is `index` join the one group that reads its results.
 
-        All other nodes of a group are read inside it alone, so its last node speaks for it. The first round lets
+        All other units of a group are read inside it alone, so its last unit speaks for it. The first round lets
         contractions take the cheap nodes that follow them; the second lets a cheap group that is left over join the
         contraction that it prepares, unless a cut after it would be cheaper than the cut before it.
         """
@@ -131,18 +161,14 @@ def _bytes(value: ir.Value, types: Types) -> int:
     return kind.size_bytes if kind is not None else 0
 
 
-def _ordered(groups: list[list[int]], nodes: Sequence[ir.Node]) -> list[tuple[ir.Node, ...]]:
-    """Groups in topological order; groups that would form a cycle are merged into one."""
-    owner = {nodes[index]: number for number, group in enumerate(groups) for index in group}
-    edges: list[set[int]] = [set() for _ in groups]
-    for node in nodes:
-        for value in activations_read(node):
-            producer = value.producer()
-            if producer is not None and owner[producer] != owner[node]:
-                edges[owner[producer]].add(owner[node])
-    components = _components(edges)
-    merged = [sorted(index for number in component for index in groups[number]) for component in components]
-    return [tuple(nodes[index] for index in group) for group in merged]
+def _ordered(groups: list[list[int]], units: Sequence[Unit], nodes: Sequence[ir.Node]) -> list[Unit]:
+    """Groups of units as nodes in topological order; groups that would form a cycle are merged into one."""
+    merged = [tuple(node for index in group for node in units[index]) for group in groups]
+    position = {node: index for index, node in enumerate(nodes)}
+    return [
+        tuple(sorted((node for number in component for node in merged[number]), key=position.__getitem__))
+        for component in _components(_edges(merged))
+    ]
 
 
 def _components(edges: Sequence[set[int]]) -> list[list[int]]:

@@ -13,24 +13,33 @@ from flagsplit.errors import FlagsplitError, InternalError, ModelError
 from flagsplit.flagir.passes.check_domains import CheckDomains
 from flagsplit.flagir.passes.drop_identities import DropIdentities
 from flagsplit.flagir.passes.expand_fills import ExpandFills
+from flagsplit.flagir.passes.fix_names import FixNames
 from flagsplit.flagir.passes.fold_constants import FoldConstants
 from flagsplit.flagir.passes.infer_shapes import InferShapes
+from flagsplit.flagir.passes.inline_functions import InlineFunctions
+from flagsplit.flagir.passes.lower_newer import LowerNewer
+from flagsplit.flagir.passes.microsoft.rewrite import RewriteMicrosoft
+from flagsplit.flagir.passes.microsoft.set_apart import SetApart
 from flagsplit.flagir.passes.name_dims import NameDims
 from flagsplit.flagir.passes.own_outputs import OwnOutputs
 from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.passes.upgrade_opset import UpgradeOpset
+from flagsplit.flagir.version import write_version
 
 
 def _passes() -> tuple[ir.passes.PassBase, ...]:
     return (
-        common.InlinePass(),
+        InlineFunctions(),
         common.RemoveInitializersFromInputsPass(),
+        SetApart(),
         CheckDomains(),
+        LowerNewer(),
         UpgradeOpset(),
+        RewriteMicrosoft(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
         NameDims(),
-        common.NameFixPass(),
+        FixNames(),
         ExpandFills(),
         FoldConstants(),
         DropIdentities(),
@@ -40,7 +49,7 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
-        common.NameFixPass(),
+        FixNames(),
         UniqueNames(),
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),
@@ -83,5 +92,6 @@ def canonicalize(model: ir.Model, progress: Callable[[str], None] = lambda _: No
             ) from error
         ran.append(name)
     model.metadata_props.update(kept)
+    write_version(model)
     if model.graph.name is None or not model.graph.name:
         model.graph.name = "model"

@@ -3,6 +3,7 @@
 It has no rule for `GroupNormalization`, and propagates the values of a constant `Range` however long it is.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import onnx
@@ -46,6 +47,7 @@ def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
     for each in _graphs(graph):
         _forget(each, partial_only=declared)
+    _share_constants(graph)
     return proto
 
 
@@ -83,6 +85,14 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 yield from _graphs(inner)
+
+
+def _share_constants(graph: onnx.GraphProto) -> None:
+    """Give subgraphs copies of the constants they capture: inference knows captured types, but not their values."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for each in itertools.islice(_graphs(graph), 1, None):
+        read = dict.fromkeys(name for node in each.node for name in node.input)
+        each.initializer.extend(constants[name] for name in read if name in constants)
 
 
 def _forget(graph: onnx.GraphProto, *, partial_only: bool) -> None:

@@ -5,38 +5,49 @@ as the file has it; `flagsplit.flagir.canonical` comes next.
 """
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir.types import dims_of
+from flagsplit.flagir.frontends.ort_file import is_ort_file, read_ort
+from flagsplit.flagir.limits import check_limits
+from flagsplit.flagir.tensor_data import check_tensor
+from flagsplit.flagir.version import check_version
 
 _MAX_PROTO_BYTES = (1 << 31) - 1
 
 
 def read_model(path: Path) -> ir.Model:
-    """Read an ONNX file.
+    """Read an ONNX file, or one of ONNX Runtime's own, which its first bytes tell.
 
     Args:
-        path: an `.onnx` file; its external data lies beside or below it.
+        path: an `.onnx` file, whose external data lies beside or below it, or an `.ort` file.
 
     Raises:
-        ModelError: the file is missing, not ONNX, truncated, or points outside its folder.
+        ModelError: the file is missing, neither of the two, truncated, of a newer FlagIR version, or points outside
+            its folder.
     """
+    _size_of(path)
+    return read_ort(path, _read_onnx) if is_ort_file(_head(path)) else _read_onnx(path)
+
+
+def _read_onnx(path: Path) -> ir.Model:
     size_bytes = _size_of(path)
     if size_bytes > _MAX_PROTO_BYTES:
         raise ModelError(
             f"expected a model file of at most 2 GiB, {path} has {size_bytes / 2**30:.1f} GiB; "
             f"save the model with external data"
         )
+    check_limits(path)
     try:
         model = ir.load(path)
     except Exception as error:
         raise ModelError(f"expected an ONNX model, {path} is not one: {_first_words(error)}{_hint(path)}") from error
     if not model.opset_imports and len(model.graph) == 0:
         raise ModelError(f"expected an ONNX model, {path} holds no graph{_hint(path)}")
-    _check_external(model, path)
+    check_version(model)
+    _check_tensors(model, path)
     return model
 
 
@@ -58,23 +69,24 @@ def _first_words(error: Exception) -> str:
     return " ".join(str(cause).split())[:160] or type(cause).__name__
 
 
-def _hint(path: Path) -> str:
+def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        head = file.read(64)
+        return file.read(64)
+
+
+def _hint(path: Path) -> str:
+    head = _head(path)
     if head[:2] == b"PK":
         return "; it is a zip archive: a .flagsplit bundle goes to run, inspect or serve, not to build"
-    if head[4:8] == b"ORTM":
-        return "; it is an ONNX Runtime file: save it as .onnx first"
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "; it looks like a text file"
     return "; is it complete?"
 
 
-def _check_external(model: ir.Model, path: Path) -> None:
+def _check_tensors(model: ir.Model, path: Path) -> None:
     folder = path.resolve().parent
     for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_one_external(tensor, folder)
+        check_tensor(tensor, folder)
 
 
 def _tensors(model: ir.Model) -> Iterator[object]:
@@ -90,31 +102,3 @@ def _tensors(model: ir.Model) -> Iterator[object]:
                     yield attribute.value
                 elif attribute.type == ir.AttributeType.TENSORS:
                     yield from attribute.value or ()
-
-
-def _check_one_external(tensor: ir.ExternalTensor, folder: Path) -> None:
-    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING) or any(dim < 0 for dim in dims_of(tensor)):
-        raise ModelError(f"tensor {tensor.name!r} has no dtype or shape that can lie outside the model; damaged")
-    location = str(tensor.location)
-    parts = PurePosixPath(location)
-    if parts.is_absolute() or ".." in parts.parts or not location:
-        raise ModelError(f"tensor {tensor.name!r} lies at {location!r}, outside the model's folder; refused")
-    try:
-        target = (folder / location).resolve()
-        is_there = target.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a zero byte, a name too long, links in a circle
-        raise ModelError(f"tensor {tensor.name!r} lies at {location[:80]!r}, which no file can be: {error}") from error
-    if not target.is_relative_to(folder):
-        raise ModelError(f"tensor {tensor.name!r} lies at {location!r}, a link out of the model's folder; refused")
-    if not is_there:
-        raise ModelError(f"tensor {tensor.name!r} expects its data in {location!r}, which is not there; copy it too")
-    end = (tensor.offset or 0) + (tensor.length if tensor.length is not None else tensor.nbytes)
-    if end > target.stat().st_size or (tensor.offset or 0) < 0:
-        raise ModelError(
-            f"tensor {tensor.name!r} expects {end} bytes in {location!r}, the file has {target.stat().st_size}; "
-            f"it is truncated"
-        )
-    if tensor.length is not None and tensor.length != tensor.nbytes:
-        raise ModelError(
-            f"tensor {tensor.name!r} declares {tensor.nbytes} bytes by shape and {tensor.length} by length; damaged"
-        )

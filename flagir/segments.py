@@ -5,11 +5,12 @@ back to a tier included, and every segment is convex.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from flagsplit.flagir.codecs.functions import DOMAIN
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
 from flagsplit.flagir.visits import visits
 
@@ -19,7 +20,7 @@ class Segment:
     """A convex part of the graph that one tier runs in one go.
 
     Attributes:
-        id: digest of its nodes; equal parts of different plans have equal ids.
+        id: digest of its nodes, and of what it reads decoded; equal parts of different plans have equal ids.
         nodes: names of its nodes, in execution order.
         inputs: values that it needs from elsewhere, initializers left out.
         outputs: values that others need from it, graph outputs included.
@@ -71,8 +72,15 @@ def _segment(nodes: Sequence[ir.Node], readers: Mapping[ir.Value, Sequence[ir.No
         if value.is_graph_output() or not inside.issuperset(readers.get(value, ()))
     ]
     names = tuple(node.name or "" for node in nodes)
-    digest = hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join((*names, *_decoded_elsewhere(nodes, inside))).encode()).hexdigest()[:16]
     return Segment(digest, names, tuple(inputs), tuple(outputs))
+
+
+def _decoded_elsewhere(nodes: Sequence[ir.Node], inside: Collection[ir.Node]) -> list[str]:
+    """Decoded values that an earlier step on this tier left: the same nodes read others where a plan has no codec."""
+    found = dict.fromkeys(value for node in nodes for value in activations_read(node))
+    makers = ((value, value.producer()) for value in found)
+    return [v.name or "" for v, maker in makers if maker is not None and maker.domain == DOMAIN and maker not in inside]
 
 
 def extract(model: ir.Model, segment: Segment) -> ir.Model:
@@ -83,7 +91,7 @@ def extract(model: ir.Model, segment: Segment) -> ir.Model:
         segment: from `cut_into_steps` of the same model.
 
     Returns:
-        A valid model; its initializers share their tensors with `model`.
+        A valid model; its initializers share their tensors with `model`. It has the codec functions that it calls.
     """
     wanted = set(segment.nodes)
     nodes = [node for node in model.graph if node.name in wanted]
@@ -103,4 +111,8 @@ def extract(model: ir.Model, segment: Segment) -> ir.Model:
     graph = view.clone()
     for node in graph:
         node.device_configurations = ()
-    return ir.Model(graph, ir_version=model.ir_version, producer_name="flagsplit")
+    called = {node.op_identifier() for node in graph}
+    functions = [function.clone() for name, function in model.functions.items() if name in called]
+    if not functions:
+        graph.opset_imports.pop(DOMAIN, None)
+    return ir.Model(graph, ir_version=model.ir_version, producer_name="flagsplit", functions=functions)

@@ -22,6 +22,8 @@ _SIDES = tuple(dict.fromkeys(height for height, _ in (*_IMAGE_SIZES, *_IMAGE_SIZ
 """For an image of which one side is given."""
 _LENGTHS = (128, 64, 16, 1, 256, 512, 32, 8, 2, 224, 16000, 80, 3000)
 _MAX_TRIES = 200
+_MAX_ELEMENTS = 1 << 50
+"""No machine holds a tensor of a petabyte; a product of nonsense overflows later sums."""
 
 
 class Skeleton:
@@ -82,6 +84,9 @@ class Skeleton:
             if name not in found and value.dtype is not None:
                 shape = tuple(dim if isinstance(dim, int) else dims.get(str(dim.value), 1) for dim in value.shape or ())
                 found[name] = ValueType(value.dtype, shape)
+        for name, kind in found.items():
+            if kind.elements > _MAX_ELEMENTS:
+                raise ModelError(f"value {name!r} would have over {_MAX_ELEMENTS:.0e} elements at {where}; give other sizes")
         return found
 
 

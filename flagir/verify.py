@@ -10,6 +10,12 @@ from flagsplit.errors import ModelError
 from flagsplit.flagir.opset import IR_VERSION, OPSET, STANDARD_DOMAINS
 from flagsplit.flagir.placement import name_of, plans_on
 from flagsplit.flagir.reads import reads_of
+from flagsplit.flagir.version import check_version
+
+_DATA_RANK = frozenset(
+    "If Loop Scan Squeeze Unsqueeze Reshape Expand ConstantOfShape GatherND SequenceAt OptionalGetElement".split()
+)
+"""Operators whose result has as many dimensions as the data say, or as the branch that runs."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,12 @@ class Violation:
 
 
 def violations(model: ir.Model) -> tuple[Violation, ...]:
-    """All violations of the canonical form, in graph order."""
+    """All violations of the canonical form, in graph order.
+
+    Raises:
+        ModelError: the model says that it is of a FlagIR version whose rules are others.
+    """
+    check_version(model)
     return (*_of_model(model), *_of_names(model.graph), *_of_nodes(model), *_of_order(model), *_of_plans(model))
 
 
@@ -41,7 +52,7 @@ def check(model: ir.Model) -> None:
     """Raise if the model is not canonical.
 
     Raises:
-        ModelError: lists every violation, up to twenty.
+        ModelError: lists every violation, up to twenty; or the model is of another FlagIR version.
     """
     found = violations(model)
     if found:
@@ -79,6 +90,9 @@ def _of_names(graph: ir.Graph) -> Iterator[Violation]:
 def _of_nodes(model: ir.Model) -> Iterator[Violation]:
     for value in model.graph.inputs:
         yield from _of_value(value, f"input {value.name!r}")
+    for value in model.graph.outputs:
+        if isinstance(value.type, ir.TensorType) and value.shape is None:
+            yield Violation(f"output {value.name!r}", "a rank", "none", "declare the shape")
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         where = f"node {node.name!r} ({node.op_type})"
         if node.domain not in STANDARD_DOMAINS:
@@ -86,8 +100,15 @@ def _of_nodes(model: ir.Model) -> Iterator[Violation]:
         elif not node.domain and not onnx.defs.has(node.op_type, max_inclusive_version=OPSET):
             yield Violation(where, f"an operator of opset {OPSET}", node.op_type, "rewrite it in standard operators")
         for value in node.outputs:
-            if value.name:
+            if value.name and not (value.type is not None and value.shape is None and _rank_is_data(node)):
                 yield from _of_value(value, where)
+
+
+def _rank_is_data(node: ir.Node) -> bool:
+    """Whether how many dimensions a node's result has may depend on the data, here or further up."""
+    if node.op_type in _DATA_RANK or node.op_type.startswith("Reduce"):
+        return True
+    return any(value is not None and value.shape is None for value in node.inputs)
 
 
 def _of_value(value: ir.Value, where: str) -> Iterator[Violation]:

@@ -13,6 +13,7 @@ from flagsplit.flagir.types import dims_of
 
 _MAX_FOLDED_ELEMENTS = 8 << 20
 _SMALL_BYTES = 1024
+_HIDDEN = "flagir.hidden"
 
 
 class FoldConstants(ir.passes.InPlacePass):
@@ -26,6 +27,7 @@ class FoldConstants(ir.passes.InPlacePass):
         log = logging.getLogger("onnxscript.optimizer")
         level = log.level
         log.setLevel(logging.ERROR)
+        _hide(model)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # NumPy's, for an overflow that the model's own constants contain
@@ -37,7 +39,25 @@ class FoldConstants(ir.passes.InPlacePass):
                 )
         finally:
             log.setLevel(level)
+            _show(model)
         return ir.passes.PassResult(model, bool(result.modified))
+
+
+def _hide(model: ir.Model) -> None:
+    """Keep from the folder what it gets wrong.
+
+    It makes a `CastLike` that does not saturate a `Cast` that does, and breaks on sizes that it does not know.
+    """
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        unsaturated = node.op_type == "CastLike" and not node.attributes.get_int("saturate", 1)
+        if not node.domain and (unsaturated or node.op_type == "SplitToSequence"):
+            node.domain = _HIDDEN
+
+
+def _show(model: ir.Model) -> None:
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        if node.domain == _HIDDEN:
+            node.domain = ""
 
 
 def _may_fold(node: ir.Node) -> bool | None:

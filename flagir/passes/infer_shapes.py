@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.inference import infer, weightless_proto
+from flagsplit.flagir.ranks import guess_states, is_proved, settle_ranks
 
 _MAX_ROUNDS = 16
 
@@ -24,16 +25,17 @@ class InferShapes(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Infer in place."""
         for value in model.graph.inputs:
-            if value.dtype is None or value.shape is None:
+            if value.dtype is None or (value.shape is None and isinstance(value.type, ir.TensorType)):
                 raise ModelError(
                     f"expected every graph input to declare its type and rank, input {value.name!r} does not; "
                     f"export the model again with shapes"
                 )
-        _adopt(model, _inferred(model))
+        adopt_inferred(model)
+        _try_states(model)
         for _ in range(_MAX_ROUNDS):
-            if not _settle_loops(model):
+            if not settle_ranks(model):
                 break
-            _adopt(model, _inferred(model))
+            adopt_inferred(model)
         made = [value for graph in model.graphs() for node in graph for value in node.outputs]
         used = {dim for value in (*model.graph.inputs, *made) for dim in _symbols(value)}
         fresh = (name for count in itertools.count() if (name := f"unknown_{count}") not in used)
@@ -41,6 +43,22 @@ class InferShapes(ir.passes.InPlacePass):
         for value in made:
             _name_unknown(value, fresh, names)
         return ir.passes.PassResult(model, modified=True)
+
+
+def adopt_inferred(model: ir.Model) -> None:
+    """Give values the types and shapes that ONNX's inference finds, and keep what it does not know.
+
+    Raises:
+        ModelError: the graph cannot be inferred at all.
+    """
+    for graph, found in zip(model.graphs(), _inferred(model).graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(found)
+        for node in graph:
+            for value in node.outputs:
+                better = known.get(value.name or "")
+                if better is not None and better.type is not None:
+                    value.type = better.type
+                    value.shape = _merged(value.shape, better.shape)
 
 
 def _inferred(model: ir.Model) -> ir.Model:
@@ -52,17 +70,6 @@ def _inferred(model: ir.Model) -> ir.Model:
         except Exception as error:
             raise ModelError(f"shape inference failed: {' '.join(str(error).split())[:240]}") from error
     return ir.serde.deserialize_model(proto)
-
-
-def _adopt(model: ir.Model, inferred: ir.Model) -> None:
-    for graph, found in zip(model.graphs(), inferred.graphs(), strict=True):
-        known = ir.convenience.create_value_mapping(found)
-        for node in graph:
-            for value in node.outputs:
-                better = known.get(value.name or "")
-                if better is not None and better.type is not None:
-                    value.type = better.type
-                    value.shape = _merged(value.shape, better.shape)
 
 
 def _merged(declared: ir.Shape | None, inferred: ir.Shape | None) -> ir.Shape | None:
@@ -78,19 +85,22 @@ def _is_open(dim: int | ir.SymbolicDim) -> bool:
     return not isinstance(dim, int) and (dim.value is None or dim.value.startswith("unk__"))
 
 
-def _settle_loops(model: ir.Model) -> bool:
-    """Inference leaves a loop's state without a rank; it has that of its first value and of the body's result."""
-    settled = False
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.op_type == "Loop" and not node.domain:
-            results = node.attributes["body"].as_graph().outputs[1:]
-            for first, last, value in zip(node.inputs[2:], results, node.outputs, strict=False):
-                before = None if first is None else first.shape
-                if value.shape is None and before is not None and len(before) == len(last.shape or ()):
-                    both = zip(before, last.shape or (), strict=True)
-                    value.shape = ir.Shape([one if one == other else None for one, other in both])
-                    settled = True
-    return settled
+def _try_states(model: ir.Model) -> None:
+    """Where a loop's state is open, suppose that it keeps its rank; what is not proved stays open."""
+    guesses = guess_states(model)
+    made = [value for graph in model.graphs() for node in graph for value in node.outputs]
+    while guesses:
+        before = [(value.type, value.shape) for value in made]
+        adopt_inferred(model)
+        proved = [pair for pair in guesses if is_proved(*pair)]
+        if len(proved) == len(guesses):
+            return
+        for value, (kind, shape) in zip(made, before, strict=True):
+            value.type, value.shape = kind, shape
+        for state, result in guesses:
+            if (state, result) not in proved:
+                state.shape = None
+        guesses = proved
 
 
 def _symbols(value: ir.Value) -> list[str]:

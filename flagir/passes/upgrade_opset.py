@@ -7,12 +7,12 @@ import onnx_ir as ir
 from onnxscript import version_converter
 
 from flagsplit.errors import ModelError
+from flagsplit.flagir.newer import why_not_pinned
 from flagsplit.flagir.opset import IR_VERSION, OLDEST_OPSET, OPSET
 
 _RESIZE_MODES_SINCE = 11
-_HARDMAX_AXIS_SINCE = 13
-_REWORDED = frozenset(("Attention",))
-"""Operators whose definition, not only whose types, was reworked after the pin."""
+_MEANING_SINCE = {"Hardmax": 13, "Scan": 9}
+"""Hardmax worked on all axes that follow the given one, Scan on batches."""
 
 
 class UpgradeOpset(ir.passes.InPlacePass):
@@ -26,6 +26,8 @@ class UpgradeOpset(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Convert in place."""
+        if all(node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)):
+            model.opset_imports.setdefault("", OPSET)
         came = model.opset_imports.get("")
         if came is None:
             raise ModelError("expected the model to import the standard ONNX opset, found none; the file is damaged")
@@ -41,7 +43,7 @@ class UpgradeOpset(ir.passes.InPlacePass):
         if came > OPSET:
             _relabel(model, came)
         elif came < OPSET:
-            _refuse_flattening(model, came)
+            _refuse_old_meanings(model, came)
             _convert(model, came)
             if came < _RESIZE_MODES_SINCE:
                 _keep_old_resize(model)
@@ -59,7 +61,7 @@ def _relabel(model: ir.Model, came: int) -> None:
     changed = {
         f"{node.op_type} ({reason})"
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
-        if not node.domain and (reason := _why_not_pinned(node, came))
+        if not node.domain and (reason := why_not_pinned(node, came))
     }
     if changed:
         raise ModelError(
@@ -71,57 +73,15 @@ def _relabel(model: ir.Model, came: int) -> None:
         node.version = None
 
 
-def _why_not_pinned(node: ir.Node, came: int) -> str:
-    """Why a node of a newer opset is not one of the pinned opset; "" if it is."""
-    try:
-        new = onnx.defs.get_schema(node.op_type, came)
-        old = onnx.defs.get_schema(node.op_type, OPSET)
-    except onnx.defs.SchemaError:
-        return f"new since {OPSET}"
-    if new.since_version <= OPSET:
-        return ""
-    odd = set(node.attributes) - set(old.attributes)
-    odd |= {name for name in set(new.attributes) - set(old.attributes) if new.attributes[name].required}
-    odd |= _foreign_types(node, old)
-    if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
-        odd.add("number of inputs or outputs")
-    if node.op_type in _REWORDED:
-        odd.add("its definition")
-    return f"changed in {new.since_version}: {', '.join(sorted(odd))}" if odd else ""
-
-
-_TO_DTYPE = ("to", "dtype", "output_dtype")
-
-
-def _foreign_types(node: ir.Node, schema: onnx.defs.OpSchema) -> set[str]:
-    """Element types that a node uses and the schema does not admit; types that are not known yet are trusted."""
-    found: set[str] = set()
-    for values, formals in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)):
-        for index, value in enumerate(values):
-            formal = formals[min(index, len(formals) - 1)] if formals else None
-            if value is not None and value.dtype is not None and formal is not None:
-                found.update({_type_text(value.dtype)} - set(formal.types))
-    every = {text for formal in schema.outputs for text in formal.types}
-    for name in _TO_DTYPE:
-        attribute = node.attributes.get(name)
-        if attribute is not None and attribute.type == ir.AttributeType.INT and attribute.as_int():
-            found.update({_type_text(ir.DataType(attribute.as_int()))} - every)
-    return found
-
-
-def _type_text(dtype: ir.DataType) -> str:
-    return f"tensor({dtype.name.lower()})"
-
-
-def _refuse_flattening(model: ir.Model, came: int) -> None:
-    """Hardmax works along one axis only since opset 13, before on all that follow; the converter does not see it."""
-    if came < _HARDMAX_AXIS_SINCE and any(
-        node.op_type == "Hardmax" and not node.domain for node in ir.traversal.RecursiveGraphIterator(model.graph)
-    ):
-        raise ModelError(
-            f"cannot convert Hardmax from opset {came} to {OPSET}: its meaning changed in opset {_HARDMAX_AXIS_SINCE}; "
-            f"export the model again with opset 17 or newer"
-        )
+def _refuse_old_meanings(model: ir.Model, came: int) -> None:
+    """Operators that the converter passes on although their meaning changed."""
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        since = _MEANING_SINCE.get(node.op_type, 0) if not node.domain else 0
+        if came < since:
+            raise ModelError(
+                f"cannot convert {node.op_type} from opset {came} to {OPSET}: its meaning changed in opset {since}; "
+                f"export the model again with opset 17 or newer"
+            )
 
 
 def _keep_old_resize(model: ir.Model) -> None:

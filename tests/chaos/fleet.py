@@ -21,6 +21,7 @@ class Fleet:
         self._environment = {**os.environ, **environment}
         self._ports = dict.fromkeys(tiers, 0)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._killed: set[str] = set()
         self.revive()
 
     @property
@@ -29,6 +30,7 @@ class Fleet:
 
     def kill(self, *tiers: str) -> None:
         for tier in tiers:
+            self._killed.add(tier)
             self.processes[tier].kill()
 
     def signal(self, tier: str, number: signal.Signals) -> None:
@@ -49,8 +51,9 @@ class Fleet:
         if process is None:
             return True
         process.send_signal(signal.SIGCONT)
-        if process.poll() is None:
+        if tier not in self._killed and process.poll() is None:
             return False
+        self._killed.discard(tier)
         self._bury(process)
         return True
 

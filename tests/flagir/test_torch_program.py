@@ -178,7 +178,7 @@ def test_a_module_becomes_a_bundle_that_answers_like_it(tmp_path: Path) -> None:
     with flagsplit.connect(flagsplit.open(path, cache=tmp_path / "cache"), {}, keys=tmp_path / "keys") as session:
         answer = session.run({"x": x.numpy(), "scale": scale.numpy()}, plan="all-phone")
     for expected, came in zip(module(x, scale), answer.values(), strict=True):
-        np.testing.assert_allclose(came, expected.detach().numpy(), atol=1e-5)
+        np.testing.assert_allclose(np.asarray(came, np.float32), expected.detach().numpy(), atol=1e-5)
     with pytest.raises(ConfigError, match="example_inputs"):
         flagsplit.build(module, "phone,cloud", tmp_path / "none.flagsplit")
     with pytest.raises(ConfigError, match="came int"):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tests.flagir.models import Array, assert_same_answers, canonical, parse
+from tests.flagir.models import Array, assert_same_answers, canonical, parse, run
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir import canonicalize
@@ -114,15 +114,63 @@ def test_a_newer_opset_that_only_admits_more_types_is_relabelled(opset: int) -> 
 @pytest.mark.parametrize(
     ("opset", "node", "reason"),
     [
-        (24, "Swish (x)", "new since 23"),
+        (26, "BitCast <to = 6> (x)", "new since 23"),
         (25, 'Cast <to = 10, round_mode = "up"> (x)', "round_mode"),
         (24, "Cast <to = 24> (x)", "float8e8m0"),
-        (24, "Attention (x, x, x)", "its definition"),
     ],
 )
 def test_a_newer_opset_with_a_changed_operator_is_refused(opset: int, node: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         canonical(parse(f"g (float[2, 2, 2] x) => (y) {{ y = {node} }}", opset=opset))
+
+
+@pytest.mark.parametrize(
+    ("opset", "node"),
+    [
+        (24, "Swish (x)"),
+        (24, "Swish <alpha = 0.5> (x)"),
+        (24, "Attention <q_num_heads = 1, kv_num_heads = 1> (x, x, x)"),
+        (28, "Mod <fmod = 1> (x, x)"),
+        (28, "Celu (x)"),
+    ],
+)
+def test_a_newer_operator_becomes_what_onnx_says_it_is_made_of(opset: int, node: str) -> None:
+    proto = parse(f"g (float[2, 2, 2] x) => (float[2, 2, 2] y) {{ y = {node} }}", opset=opset)
+    assert_same_answers(proto)
+
+
+@pytest.mark.parametrize(
+    ("body", "inputs", "wanted"),
+    [
+        ("(float[4] a, float[4] b) => (float[4] y) { y = Mod (a, b) }", ([5, -5, 5, -5], [3, 3, -3, -3]), [2, 1, -1, -2]),
+        (
+            '(int8[5] a, int8[5] b) => (int8[5] y) { y = BitShift <direction = "RIGHT"> (a, b) }',
+            ([-128, -1, 64, -3, 5], [3, 9, 2, -1, 127]),
+            [-16, -1, 16, -1, 0],
+        ),
+        (
+            '(int32[3] a, int32[3] b) => (int32[3] y) { y = BitShift <direction = "LEFT"> (a, b) }',
+            ([1, -3, 7], [31, 2, 32]),
+            [-(2**31), -12, 0],
+        ),
+    ],
+    ids=["mod", "shift right", "shift left"],
+)
+def test_a_newer_operator_that_only_we_spell_out(body: str, inputs: tuple[list[int], ...], wanted: list[int]) -> None:
+    proto = parse(f"g {body}", opset=28)
+    dtypes = [onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type) for info in proto.graph.input]
+    model = canonical(proto)
+    arrays = {name: np.array(data, kind) for name, data, kind in zip("ab", inputs, dtypes, strict=True)}
+    (found,) = run(ir.to_proto(model), arrays)
+    np.testing.assert_array_equal(found, np.array(wanted, dtypes[0]))
+
+
+def test_scan_of_opset_8_is_refused() -> None:
+    body = "g (float[1, 2] s, float[1, 3, 2] x) => (float[1, 2] y, float[1, 3, 2] z) {"
+    inner = "b (float[2] i, float[2] n) => (float[2] o, float[2] p) { o = Add (i, n) p = Identity (o) }"
+    text = f'{body} y, z = Scan <num_scan_inputs = 1, body = {inner}> ("", s, x) }}'
+    with pytest.raises(ModelError, match="its meaning changed in opset 9"):
+        canonicalize(ir.from_proto(parse(text, opset=8)))
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class History:
 
     def play(self, *, heals: bool) -> None:
         self.trouble(heals=heals)
-        for _ in range(self.rng.randint(5, 25)):
+        for _ in range(self.rng.randint(4, 14)):
             self.cluster.at(self.rng.uniform(0, _TROUBLE_S), self.ask)
         self.cluster.run(_TROUBLE_S + 9.0)
         for _ in range(250):  # engines that were slow may still end runs that nobody waits for

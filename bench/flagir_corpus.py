@@ -1,0 +1,403 @@
+"""Models from many hands through FlagIR and back: does ONNX Runtime still give the same answers?
+
+The corpus is every operator test of the installed onnx package, its light models, and the zoo. Each case is read, made
+canonical, checked, saved, loaded and run, in a worker that may crash. Figures:
+
+    cases            how many
+    equal_ratio      share of the operator tests that ONNX Runtime itself runs, which it answers alike afterwards
+    refused          imports that ended in an error of ours, with its reason
+    wrong            other answers than before, a model that no longer runs, or an error that is not ours
+    crashed          a worker that died or took over 10 s (a model of the zoo: 120 s)
+    cut_20k_s        reading, making canonical, checking and cutting a graph of 20,000 nodes
+    import_2500mb_*  reading, making canonical, checking and saving 2.5 GB of external weights
+
+`equal_ratio` leaves out what ONNX Runtime does not run itself; that must import or be refused too.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+from isolated import run_all, serve
+
+from flagsplit import flagir
+from flagsplit.errors import FlagsplitError, InternalError, ModelError
+
+LIMIT_S = 10.0
+MODEL_LIMIT_S = 120.0
+QUICK_STRIDE = 8
+LIGHT_QUICK = ("light_squeezenet", "light_shufflenet")
+ZOO_QUICK = ("ppocr-cls", "silero-vad")
+ZOO: dict[str, dict[str, Sequence[int]]] = {
+    "ppocr-cls": {"x": (1, 3, 48, 192)},
+    "ppocr-det": {"x": (1, 3, 320, 320)},
+    "ppocr-rec": {"x": (1, 3, 48, 320)},
+    "silero-vad": {"input": (1, 576), "state": (2, 1, 128)},
+    "moonshine-encoder": {"input_values": (1, 32000), "attention_mask": (1, 32000)},
+    "moonshine-decoder": {
+        "input_ids": (1, 4),
+        "encoder_hidden_states": (1, 82, 288),
+        "encoder_attention_mask": (1, 32000),
+        "past_key_values": (1, 8, 0, 36),
+    },
+}
+"""Models of the zoo, each with the shapes of its inputs, by the beginning of their names; the rest are scalars."""
+SCALARS = {"sr": 16000, "use_cache_branch": 0}
+TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "moonshine": 2e-2}
+"""Relative to the largest magnitude; 1e-5 elsewhere. Moonshine quantizes at run time, so that a rounding more is a step."""
+
+BIG_TENSORS, BIG_SIDE = 10, 7906
+"""Ten matrices of float32, 250 MB each."""
+CUT_NODES = 20_000
+
+Answers = list[Any]
+
+
+def write_node_cases(folder: Path, stride: int) -> dict[str, dict[str, Any]]:
+    """Every `stride`-th operator test of the onnx package as files; gives the tasks."""
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tests overflow and divide by zero on purpose
+        cases = load_model_tests(kind="node")[::stride]
+    tasks = {}
+    for case in cases:
+        path = folder / f"{case.name}.onnx"
+        path.write_bytes(case.model.SerializeToString())
+        inputs, _ = case.data_sets[0]
+        files = [_write_value(value, folder / f"{case.name}.{at}.pb") for at, value in enumerate(inputs)]
+        tasks[case.name] = {"path": str(path), "inputs": [str(file) for file in files]}
+    return tasks
+
+
+def _write_value(value: Any, path: Path) -> Path:
+    if isinstance(value, list):
+        proto: Any = onnx.numpy_helper.from_list(value)
+    elif value is None:
+        proto = onnx.OptionalProto()
+    elif isinstance(value, onnx.TensorProto):
+        proto = value
+    else:
+        proto = onnx.numpy_helper.from_array(np.asarray(value))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def model_tasks(*, quick: bool) -> dict[str, dict[str, Any]]:
+    """The light models, and those of the zoo that can be had."""
+    from flagsplit.apps.zoo import pull
+
+    folder = Path(onnx.__file__).parent / "backend/test/data/light"
+    paths = sorted(folder.glob("light_*.onnx"))
+    tasks: dict[str, dict[str, Any]] = {
+        path.stem: {"path": str(path), "shapes": {}} for path in paths if not quick or path.stem in LIGHT_QUICK
+    }
+    for name in ZOO_QUICK if quick else ZOO:
+        try:
+            tasks[name] = {"path": str(pull(name)), "shapes": ZOO[name]}
+        except FlagsplitError as error:
+            print(f"skipped {name}: {error}", file=sys.stderr)
+    return tasks
+
+
+def answer(task: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of one case: `{"state": "equal" | "wrong" | "refused" | "imported", "why": ..., ...}`."""
+    path = Path(task["path"])
+    inputs: dict[str, Any] = {}
+    before = _session(path)
+    if not isinstance(before, str):
+        inputs = _read_inputs(path, task["inputs"]) if "inputs" in task else _random_inputs(before, task["shapes"])
+    wanted = _run(before, inputs)
+    runs = not isinstance(wanted, str)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _import(path, Path(folder))
+        except ModelError as error:
+            return {"state": "refused", "why": str(error), "runs": runs}
+        except Exception as error:  # noqa: BLE001 - any error that is not about the model is a finding
+            return {"state": "wrong", "why": f"{type(error).__name__}: {error}", "runs": runs}
+        import_s = time.perf_counter() - started
+        if isinstance(wanted, str):
+            return {"state": "imported", "why": wanted, "runs": False}
+        after = _run(_session(Path(folder) / "model.onnx"), inputs)
+    if isinstance(after, str):
+        return {"state": "wrong", "why": after, "runs": True}
+    tolerance = next((size for part, size in TOLERANCES.items() if part in path.stem), 1e-5)
+    why = _difference(wanted, after, tolerance)
+    if why and _difference(wanted, _run(_session(path), inputs), 0.0):  # random: only types and shapes are fixed
+        why = _difference(wanted, after, None)
+    return {"state": "wrong" if why else "equal", "why": why, "runs": True, "import_s": import_s}
+
+
+def _import(path: Path, folder: Path) -> None:
+    model = flagir.read_model(path)
+    flagir.canonicalize(model)
+    flagir.check(model)
+    flagir.save(model, folder)
+    flagir.check(flagir.load(folder))
+
+
+def _session(path: Path) -> ort.InferenceSession | str:
+    """A session without optimizations, which would round differently; or why there is none."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _run(session: ort.InferenceSession | str, inputs: dict[str, Any]) -> Answers | str:
+    if isinstance(session, str):
+        return session
+    try:
+        found: Answers = session.run(None, {info.name: inputs[info.name] for info in session.get_inputs()})
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return found
+
+
+def _read_inputs(path: Path, files: Sequence[str]) -> dict[str, Any]:
+    graph = onnx.load(path).graph
+    return {
+        info.name: _value(info.type, Path(file).read_bytes()) for info, file in zip(graph.input, files, strict=False)
+    }
+
+
+def _value(kind: onnx.TypeProto, data: bytes) -> Any:
+    """The tests store an optional input as what is in it."""
+    if kind.HasField("optional_type"):
+        return _value(kind.optional_type.elem_type, data) if data else None
+    if kind.HasField("sequence_type"):
+        return onnx.numpy_helper.to_list(onnx.SequenceProto.FromString(data))
+    return _for_ort(onnx.numpy_helper.to_array(onnx.TensorProto.FromString(data)))
+
+
+def _for_ort(array: Any) -> Any:
+    """ONNX Runtime takes element types that NumPy lacks as raw bits and a number for the type."""
+    if array.dtype.kind in "US":
+        return array.astype(object)
+    if array.dtype.type.__module__ == "numpy":
+        return array
+    kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    bits = array.view(np.uint16 if array.dtype == ml_dtypes.bfloat16 else np.uint8)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, kind)
+
+
+def _random_inputs(session: ort.InferenceSession, shapes: dict[str, Sequence[int]]) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    found: dict[str, Any] = {}
+    for info in session.get_inputs():
+        given = next((shape for name, shape in shapes.items() if info.name.startswith(name)), None)
+        shape = given or [dim if isinstance(dim, int) else 1 for dim in info.shape]
+        if info.type == "tensor(float)":
+            found[info.name] = rng.standard_normal(shape).astype(np.float32)
+        else:
+            dtype = np.bool_ if info.type == "tensor(bool)" else np.int64
+            found[info.name] = np.full(shape, SCALARS.get(info.name, 1), dtype)
+    return found
+
+
+def _difference(wanted: Any, found: Any, tolerance: float | None) -> str:
+    """How two answers differ; without a tolerance, in types and shapes only."""
+    if isinstance(wanted, list | tuple | dict) and type(wanted) is type(found):
+        if len(wanted) != len(found):
+            return f"{len(found)} values instead of {len(wanted)}"
+        pairs = zip(wanted, found, strict=True) if isinstance(wanted, list | tuple) else (
+            (wanted[key], found.get(key)) for key in wanted
+        )
+        return next((why for one, other in pairs if (why := _difference(one, other, tolerance))), "")
+    if wanted is None or found is None:
+        return "" if wanted is found else f"{found} instead of {wanted}"
+    if isinstance(wanted, ort.OrtValue):
+        wanted, found = wanted.numpy(), found.numpy()
+    one, other = np.asarray(wanted), np.asarray(found)
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return f"{other.dtype}{other.shape} instead of {one.dtype}{one.shape}"
+    if tolerance is None:
+        return ""
+    if one.dtype.kind not in "fc":
+        return "" if np.array_equal(one, other) else "other values"
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return "other values are infinite or NaN"
+    finite = np.isfinite(one)
+    wide, wide_other = one[finite].astype(np.complex128), other[finite].astype(np.complex128)
+    scale = float(np.abs(wide).max(initial=0)) or 1.0
+    limit = max(tolerance, TOLERANCES.get(one.dtype.name, 0.0)) if tolerance else 0.0
+    worst = float(np.abs(wide - wide_other).max(initial=0)) / scale
+    return f"differs by {worst:.2g} of the largest value" if worst > limit else ""
+
+
+def big_import(folder: Path) -> dict[str, float]:
+    """Import 2.5 GB of weights: a sparse file, in which each matrix has one element that tells it from the others."""
+    nodes, weights, last = [], [], "x"
+    for at in range(BIG_TENSORS):
+        nodes.append(onnx.helper.make_node("MatMul", [last, f"w{at}"], [last := f"y{at}"], name=f"n{at}"))
+        tensor = onnx.TensorProto(name=f"w{at}", data_type=onnx.TensorProto.FLOAT, dims=[BIG_SIDE, BIG_SIDE])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        size = BIG_SIDE * BIG_SIDE * 4
+        for key, value in (("location", "weights"), ("offset", str(at * size)), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+        weights.append(tensor)
+    with (folder / "weights").open("wb") as file:
+        file.truncate(BIG_TENSORS * size)
+        for at in range(BIG_TENSORS):
+            file.seek(at * size)
+            file.write(np.float32(at + 1).tobytes())
+    path = _write_model(folder, nodes, weights, ["N", BIG_SIDE], last)
+    before_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    (folder / "made").mkdir()
+    started = time.perf_counter()
+    _import(path, folder / "made")
+    took_s = time.perf_counter() - started
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return {"import_2500mb_s": took_s, "import_2500mb_peak_mb": peak_mb, "import_2500mb_libraries_mb": before_mb}
+
+
+def cut_20k(folder: Path) -> dict[str, float]:
+    """Import, check and cut a graph of 20,000 nodes in three."""
+    nodes, last = [], "x"
+    for at in range(0, CUT_NODES, 4):
+        nodes.append(onnx.helper.make_node("MatMul", [last, f"w{at % 64}"], [f"m{at}"]))
+        nodes.append(onnx.helper.make_node("Relu", [f"m{at}"], [f"r{at}"]))
+        nodes.append(onnx.helper.make_node("Sigmoid", [f"m{at}"], [f"s{at}"]))
+        nodes.append(onnx.helper.make_node("Add", [f"r{at}", f"s{at}"], [last := f"a{at}"]))
+    weights = [onnx.numpy_helper.from_array(np.full((8, 8), at, np.float32), f"w{at}") for at in range(0, 64, 4)]
+    path = _write_model(folder, nodes, weights, ["N", 8], last)
+    started = time.perf_counter()
+    model = flagir.read_model(path)
+    flagir.canonicalize(model)
+    flagir.check(model)
+    canonical_s = time.perf_counter() - started
+    names = [node.name or "" for node in model.graph]
+    steps = flagir.cut_into_steps(model, {name: at * 3 // len(names) for at, name in enumerate(names)}, 3)
+    for step in steps:
+        flagir.extract(model, step.segment)
+    assert len(names) == CUT_NODES
+    assert len(steps) == 3
+    return {"cut_20k_s": time.perf_counter() - started, "cut_20k_canonicalize_s": canonical_s}
+
+
+def _write_model(
+    folder: Path, nodes: list[onnx.NodeProto], weights: list[onnx.TensorProto], shape: list[str | int], output: str
+) -> Path:
+    infos = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", output)]
+    graph = onnx.helper.make_graph(nodes, "made", infos[:1], infos[1:], weights)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    path = folder / "made.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+SYNTHETIC = {"big_import": big_import, "cut_20k": cut_20k}
+
+
+def _synthetic(name: str) -> dict[str, float]:
+    """One of `SYNTHETIC` in a process of its own, for the sake of its peak."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--worker", name, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        if done.returncode:
+            print(f"{name} failed: {done.stderr[-400:]}", file=sys.stderr)
+            return {}
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
+
+
+def run_corpus(*, stride: int, quick: bool, models: bool) -> dict[str, dict[str, Any]]:
+    """The outcome of every case, by name."""
+    worker, workers = [sys.executable, __file__, "--worker", "cases", ""], min(4, os.cpu_count() or 1)
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_all(worker, write_node_cases(Path(folder), stride), workers=workers, limit_s=LIMIT_S)
+        for each in found.values():
+            each["kind"] = "node"
+        if models:
+            found |= run_all(worker, model_tasks(quick=quick), workers=workers, limit_s=MODEL_LIMIT_S)
+    return found
+
+
+def figures_of(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The counts."""
+    runnable = [each for each in found.values() if each.get("kind") == "node" and each.get("runs")]
+    states = Counter("crashed" if "crashed" in each else each["state"] for each in found.values())
+    refusals = Counter(_reason(each["why"]) for each in found.values() if each.get("state") == "refused")
+    return {
+        "cases": len(found),
+        "equal_ratio": sum(each["state"] == "equal" for each in runnable) / max(1, len(runnable)),
+        "equal": states["equal"],
+        "imported_not_run": states["imported"],
+        "refused": states["refused"],
+        "wrong": states["wrong"],
+        "crashed": states["crashed"],
+        "refusals": dict(refusals.most_common()),
+        "import_moonshine_s": _total(found, "moonshine-encoder", "moonshine-decoder"),
+    }
+
+
+def _total(found: dict[str, dict[str, Any]], *names: str) -> float | None:
+    seconds = [found.get(name, {}).get("import_s") for name in names]
+    return None if None in seconds else sum(filter(None, seconds))
+
+
+def _reason(text: str) -> str:
+    """The kind of a refusal: its text without what is particular to the case."""
+    return re.sub(r"'[^']*'|\d+", "…", text.split(";")[0])[:160]
+
+
+def main() -> None:
+    """Run, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quick", action="store_true", help=f"every {QUICK_STRIDE}th operator test, four models")
+    parser.add_argument("--every", type=int, metavar="N", help="every Nth operator test, no models")
+    parser.add_argument("--details", type=Path, metavar="FILE", help="write the outcome of every case")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker and options.worker[0] in SYNTHETIC:
+        print(json.dumps(SYNTHETIC[options.worker[0]](Path(options.worker[1]))))
+        return
+    if options.worker:
+        serve(answer)
+        return
+    stride = options.every or (QUICK_STRIDE if options.quick else 1)
+    found = run_corpus(stride=stride, quick=options.quick, models=not options.every)
+    figures = figures_of(found)
+    if not options.every:
+        for name in SYNTHETIC:
+            figures |= _synthetic(name)
+    if options.details:
+        options.details.write_text(json.dumps(found, indent=1))
+    for name, each in found.items():
+        if "crashed" in each or each["state"] == "wrong":
+            print(f"{name}: {each.get('crashed') or each['why'][:300]}", file=sys.stderr)
+    conditions = {"machine": platform.machine(), "onnx": onnx.__version__, "onnxruntime": ort.__version__}
+    conditions |= {"every": stride, "workers": min(4, os.cpu_count() or 1)}
+    if options.json:
+        print(json.dumps({"figures": figures, "conditions": conditions, "basis": "measured"}))
+    else:
+        for key, value in figures.items():
+            print(f"{key:28} {value}")
+
+
+if __name__ == "__main__":
+    main()
