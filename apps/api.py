@@ -5,7 +5,7 @@ Each takes plain values (paths, names, mappings) and gives the objects of the la
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from flagsplit.apps.local import LocalWorkers
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
-from flagsplit.errors import PolicyError
+from flagsplit.errors import FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.session import AsyncSession, Session, SessionSettings
@@ -156,7 +156,14 @@ async def connect_async(
 ) -> AsyncIterator[AsyncSession]:
     """The asyncio twin of `connect`, for `async with`; arguments and errors are the same."""
     manager = connect(bundle, tiers, keys=keys, settings=settings)
-    session = await asyncio.to_thread(manager.__enter__)
+    entering = asyncio.ensure_future(asyncio.to_thread(manager.__enter__))
+    try:
+        session = await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        with suppress(FlagsplitError):
+            await entering
+            await asyncio.to_thread(manager.__exit__, None, None, None)
+        raise
     try:
         yield AsyncSession(session)
     finally:

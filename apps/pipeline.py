@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,19 @@ import onnx_ir as ir
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.outputs import check_output
-from flagsplit.errors import ConfigError, ModelError
+from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
-from flagsplit.runtime.itinerary import PlannedStep
+from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.pipeline import PlanningResult, plan_model
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
+from flagsplit.transport.messages import MAX_HOPS
 
 TRACE_NAME = "build-trace.json"
 _MAX_METADATA_BYTES = 1 << 20
@@ -151,6 +152,8 @@ def _build(
     planning = plan_model(graph, deployment.tiers, deployment.links, sla, supports)
     clock.step("compile", 0.7)
     steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
+    planning = _without_endless_routes(planning, _planned(steps), model)
+    steps = {plan.name: steps[plan.name] for plan in planning.pool.plans}
     artifacts = _compile(model, steps, targets, options.numerics)
     for plan in planning.pool.plans:
         flagir.write_placement(model, plan.name, plan.tiers, _by_node(graph, plan.placement))
@@ -246,6 +249,24 @@ def _planned(steps: Mapping[str, tuple[Step, ...]]) -> dict[str, tuple[PlannedSt
         plan: tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in each)
         for plan, each in steps.items()
     }
+
+
+def _without_endless_routes(
+    planning: PlanningResult, steps: Mapping[str, tuple[PlannedStep, ...]], model: ir.Model
+) -> PlanningResult:
+    """Leave out plans that change tiers more often than one request can say."""
+    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    everywhere = range(len(planning.problem.tiers))
+    hops = {name: len(itinerary(each, inputs, outputs, everywhere)) for name, each in steps.items()}
+    chosen, pool = planning.chosen.plan.name, planning.pool
+    if hops[chosen] > MAX_HOPS:
+        raise PolicyError(
+            f"the best plan passes from tier to tier {hops[chosen] - 1} times in one request, "
+            f"at most {MAX_HOPS - 1} can be sent; loosen the SLA's pins"
+        )
+    kept = [index for index, plan in enumerate(pool.plans) if hops[plan.name] <= MAX_HOPS]
+    plans, bias = tuple(pool.plans[index] for index in kept), tuple(pool.bias[index] for index in kept)
+    return replace(planning, pool=replace(pool, plans=plans, bias=bias))
 
 
 def _compile(

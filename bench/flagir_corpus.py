@@ -37,7 +37,7 @@ import onnxruntime as ort
 from isolated import run_all, serve
 
 from flagsplit import flagir
-from flagsplit.errors import FlagsplitError, InternalError, ModelError
+from flagsplit.errors import FlagsplitError, ModelError
 
 LIMIT_S = 10.0
 MODEL_LIMIT_S = 120.0
@@ -60,7 +60,7 @@ ZOO: dict[str, dict[str, Sequence[int]]] = {
 """Models of the zoo, each with the shapes of its inputs, by the beginning of their names; the rest are scalars."""
 SCALARS = {"sr": 16000, "use_cache_branch": 0}
 TOLERANCES = {"float16": 2e-3, "bfloat16": 2e-2, "moonshine": 2e-2}
-"""Relative to the largest magnitude; 1e-5 elsewhere. Moonshine quantizes at run time, so that a rounding more is a step."""
+"""Relative to the largest magnitude; 1e-5 elsewhere. Moonshine quantizes at run time: one rounding more is a step."""
 
 BIG_TENSORS, BIG_SIDE = 10, 7906
 """Ten matrices of float32, 250 MB each."""
@@ -222,8 +222,10 @@ def _difference(wanted: Any, found: Any, tolerance: float | None) -> str:
     if isinstance(wanted, list | tuple | dict) and type(wanted) is type(found):
         if len(wanted) != len(found):
             return f"{len(found)} values instead of {len(wanted)}"
-        pairs = zip(wanted, found, strict=True) if isinstance(wanted, list | tuple) else (
-            (wanted[key], found.get(key)) for key in wanted
+        pairs = (
+            zip(wanted, found, strict=True)
+            if isinstance(wanted, list | tuple)
+            else ((wanted[key], found.get(key)) for key in wanted)
         )
         return next((why for one, other in pairs if (why := _difference(one, other, tolerance))), "")
     if wanted is None or found is None:
@@ -316,7 +318,7 @@ def _synthetic(name: str) -> dict[str, float]:
     """One of `SYNTHETIC` in a process of its own, for the sake of its peak."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", name, folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)  # noqa: S603
         if done.returncode:
             print(f"{name} failed: {done.stderr[-400:]}", file=sys.stderr)
             return {}

@@ -73,6 +73,7 @@ OPERATORS = tuple(
     "Loop Scan LSTM Softmax ReduceSum TopK NonZero Einsum Attention Split Unsqueeze Squeeze Cast Identity Constant "
     "SequenceAt Optional BatchNormalization MaxPool ConvTranspose GridSample DFT STFT StringNormalizer Nonsense".split()
 )
+ATTRIBUTES = ("axis", "kernel_shape", "group", "to", "perm", "value", "hidden_size", "pads", "body", "equation")
 SIZES = (-1, 0, 1, 2, 3, 7, 255, 1 << 16, 1 << 31, 1 << 33, 1 << 40, (1 << 63) - 1, -(1 << 63))
 LOCATIONS = ("../secret", "/etc/passwd", "", "a/../../secret", "no\0name", "link/secret", ".", "weights", "x" * 5000)
 NAMES = ("", "x", "y", "nobody", "\u202e", "a" * 100_000, "../x", "0", "\n")
@@ -204,7 +205,7 @@ def change_operator(model: onnx.ModelProto, rng: random.Random) -> None:
 
 def change_attribute(model: onnx.ModelProto, rng: random.Random) -> None:
     node = _node(model, rng)
-    name = rng.choice(("axis", "kernel_shape", "group", "to", "perm", "value", "hidden_size", "pads", "body", "equation"))
+    name = rng.choice(ATTRIBUTES)
     attribute = rng.choice(node.attribute) if node.attribute and rng.random() < 0.7 else node.attribute.add(name=name)
     kind = rng.randrange(6)
     if kind == 0:

@@ -85,7 +85,7 @@ class _Worker:
 
     def ask(self, task: dict[str, Any], limit_s: float) -> dict[str, Any]:
         if self._process is None:
-            self._process = subprocess.Popen(
+            self._process = subprocess.Popen(  # noqa: S603 - the caller's own program
                 self._program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             if self._line(_START_S) is None:

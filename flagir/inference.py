@@ -45,7 +45,7 @@ def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
             if value.name and value.type is not None and not value.is_graph_output()
         )
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
-    for each in _graphs(graph):
+    for each in graphs_of(graph):
         _forget(each, partial_only=declared)
     _share_constants(graph)
     return proto
@@ -61,7 +61,7 @@ def infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
     Raises:
         Exception: whatever the library raises.
     """
-    for graph in _graphs(proto.graph):
+    for graph in graphs_of(proto.graph):
         for node in graph.node:
             if node.op_type == "GroupNormalization" and not node.domain:
                 node.op_type = "InstanceNormalization"  # of the same shape, and there is a rule for it
@@ -79,18 +79,19 @@ def _inline(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
     return proto
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and all that lie in it, the outer one first."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _graphs(inner)
+                yield from graphs_of(inner)
 
 
 def _share_constants(graph: onnx.GraphProto) -> None:
     """Give subgraphs copies of the constants they capture: inference knows captured types, but not their values."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    for each in itertools.islice(_graphs(graph), 1, None):
+    for each in itertools.islice(graphs_of(graph), 1, None):
         read = dict.fromkeys(name for node in each.node for name in node.input)
         each.initializer.extend(constants[name] for name in read if name in constants)
 
@@ -114,7 +115,7 @@ def _has_long_range(graph: onnx.GraphProto) -> bool:
         for tensor in graph.initializer
         if tensor.data_type != onnx.TensorProto.STRING and list(tensor.dims) in ([], [1])
     }
-    for each in _graphs(graph):
+    for each in graphs_of(graph):
         for node in each.node:
             start, limit, step = (scalars.get(name, 0.0) for name in [*node.input, "", "", ""][:3])
             if node.op_type == "Range" and abs(limit - start) > _MAX_RANGE * abs(step):

@@ -10,12 +10,12 @@ import onnx_ir as ir
 def reads_of(node: ir.Node) -> tuple[ir.Value, ...]:
     """The values that a node of the main graph needs, each once, initializers included."""
     seen: dict[ir.Value, None] = dict.fromkeys(value for value in node.inputs if value is not None)
-    for graph in _subgraphs(node):
+    for graph in subgraphs_of(node):
         inner = {*graph.inputs, *graph.initializers.values()}
         nested = list(ir.traversal.RecursiveGraphIterator(graph))
         for sub in nested:
             inner.update(sub.outputs)
-            for subgraph in _subgraphs(sub):
+            for subgraph in subgraphs_of(sub):
                 inner.update(subgraph.inputs)
                 inner.update(subgraph.initializers.values())
         captured: list[ir.Value | None] = [value for sub in nested for value in sub.inputs]
@@ -45,7 +45,8 @@ def readers_of(graph: ir.Graph) -> dict[ir.Value, tuple[ir.Node, ...]]:
     return {value: tuple(nodes) for value, nodes in found.items()}
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
+    """The branches or bodies that a node holds, in the order of its attributes."""
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir.inference import infer, weightless_proto
+from flagsplit.flagir.inference import graphs_of, infer, weightless_proto
 from flagsplit.flagir.types import ValueType
 
 _IMAGE_SIZES = ((224, 224), (640, 640), (48, 320), (320, 320), (256, 256), (32, 320), (512, 512), (299, 299), (64, 64))
@@ -49,7 +49,7 @@ class Skeleton:
         return tuple(dict.fromkeys(names))
 
     def types(self, dims: Mapping[str, int]) -> dict[str, ValueType]:
-        """Concrete types of all values.
+        """Concrete types of all values, those of subgraphs included.
 
         Args:
             dims: a size for each symbol; a symbol left out stays open.
@@ -75,7 +75,7 @@ class Skeleton:
             ) from error
         _check_reshapes(inferred.graph, where)
         found = {}
-        for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        for info in _infos(inferred.graph):
             kind = info.type.tensor_type
             if info.type.HasField("tensor_type") and kind.elem_type and kind.HasField("shape"):
                 shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim)
@@ -86,8 +86,16 @@ class Skeleton:
                 found[name] = ValueType(value.dtype, shape)
         for name, kind in found.items():
             if kind.elements > _MAX_ELEMENTS:
-                raise ModelError(f"value {name!r} would have over {_MAX_ELEMENTS:.0e} elements at {where}; give other sizes")
+                raise ModelError(
+                    f"value {name!r} would have over {_MAX_ELEMENTS:.0e} elements at {where}; give other sizes"
+                )
         return found
+
+
+def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Of the main graph and of what lies in it; a canonical model has each name once."""
+    for each in graphs_of(graph):
+        yield from (*each.input, *each.value_info, *each.output)
 
 
 def _check_reshapes(graph: onnx.GraphProto, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Is a tensor that a file carries what it says? Its data must have the length of its shape and dtype, and lie inside."""
+"""Is a tensor of a file what it says? Its data must have the length of its shape and dtype, and lie inside."""
 
 from pathlib import Path, PurePosixPath
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flagsplit.flagir.reads import weights_read
+from flagsplit.flagir.reads import subgraphs_of, weights_read
 from flagsplit.flagir.types import ValueType, dims_of
 
 _TRANSCENDENTAL = frozenset(
@@ -42,12 +42,14 @@ class NodeWork:
         flops: floating-point operations.
         touched_weight_bytes: bytes of initializers that it reads.
         is_view: whether it only renames its input's bytes.
+        note: what the count supposes; "" where it supposes nothing.
     """
 
     op_class: str
     flops: float
     touched_weight_bytes: int
     is_view: bool
+    note: str = ""
 
 
 def work_of(node: ir.Node, types: Types) -> NodeWork:
@@ -55,14 +57,40 @@ def work_of(node: ir.Node, types: Types) -> NodeWork:
 
     Args:
         node: a node of a canonical graph.
-        types: the type of every value that it reads and writes; initializers may be missing.
+        types: the type of every value that it reads and writes, inside its subgraphs too; initializers may be missing.
+
+    Returns:
+        For `If` the work of the heavier branch, for `Loop` and `Scan` that of the body times the trips. A loop whose
+        trips are not constant counts once, which `note` says.
     """
+    bodies = subgraphs_of(node)
+    if bodies:
+        trips, note = _trips(node, types)
+        works = [[work_of(inner, types) for inner in body] for body in bodies]
+        notes = dict.fromkeys(filter(None, (note, *(work.note for body in works for work in body))))
+        flops = trips * max(sum(work.flops for work in body) for body in works)
+        return NodeWork("control", flops, _touched(node, types), is_view=False, note="; ".join(notes))
     count = _CONTRACTIONS.get(node.op_type)
     if count is not None and not node.domain:
         op_class, flops = count(node, [_type(v, types) for v in node.inputs], [_type(v, types) for v in node.outputs])
     else:
         op_class, flops = _pointwise(node, types)
     return NodeWork(op_class, float(flops), _touched(node, types), node.op_type in _VIEWS)
+
+
+def _trips(node: ir.Node, types: Types) -> tuple[int, str]:
+    """How often a subgraph runs, and what that supposes."""
+    if node.op_type == "Scan":
+        scans = node.attributes.get_int("num_scan_inputs", 1) or 1
+        axes = node.attributes.get_ints("scan_input_axes", ()) or (0,)
+        shape = _type(node.inputs[len(node.inputs) - scans], types).shape
+        return (shape[axes[0]] if -len(shape) <= axes[0] < len(shape) else 1), ""
+    if node.op_type == "Loop":
+        limit = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
+        if limit is None or limit.size != 1:
+            return 1, f"{node.name}: a Loop without constant trips counts as one"
+        return max(0, int(limit.numpy().reshape(-1)[0])), ""
+    return 1, ""
 
 
 def _type(value: ir.Value | None, types: Types) -> ValueType:
@@ -86,9 +114,7 @@ def _pointwise(node: ir.Node, types: Types) -> tuple[str, float]:
     outputs = sum(_type(value, types).elements for value in node.outputs if value.name)
     inputs = max((_type(value, types).elements for value in node.inputs if value is not None), default=0)
     each = 10 if node.op_type in _TRANSCENDENTAL else 1
-    if node.domain or any(
-        a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()
-    ):
+    if node.domain:
         return "control", float(max(inputs, outputs))
     if node.op_type in _MOVEMENT:
         return "movement", 0.0

@@ -138,3 +138,17 @@ def test_two_bundles_in_one_process(serve: Serve, small_bundle: Path, other_bund
         for session in sessions:
             session.close()
     assert not np.array_equal(first, second)
+
+
+def test_a_plan_that_zigzags_beyond_what_a_request_can_say_is_refused(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("MatMul", [f"v{i}", "w"], [f"v{i + 1}"], name=f"n{i}") for i in range(24)]
+    info = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4, 4]) for name in ("v0", "v24")]
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = onnx.helper.make_graph(nodes, "zigzag", info[:1], info[1:], [weight])
+    model = tmp_path / "zigzag.onnx"
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, ir_version=9, opset_imports=opset), model)
+    pins = {f"n{i}": "cloud" if i % 2 else "phone" for i in range(24)}
+    with pytest.raises(PolicyError, match="at most 15 can be sent"):
+        flagsplit.build(model, "phone,cloud", tmp_path / "zigzag.flagsplit", sla={"pins": pins})
+    assert [path.name for path in tmp_path.iterdir()] == ["zigzag.onnx"]
