@@ -5,6 +5,7 @@ older operators; a few more are spelled out here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -109,7 +110,7 @@ def _parsed(node: ir.Node, body: str, came: int) -> onnx.FunctionProto:
 def _of_schema(node: ir.Node, came: int) -> onnx.FunctionProto | None:
     """ONNX's own function, where it was written for this definition of the operator."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, came)
+        schema: Any = onnx.defs.get_schema(node.op_type, came)  # onnx's type stubs lack what is used here
     except onnx.defs.SchemaError:
         return None
     function = None
@@ -132,7 +133,7 @@ def _type_proto(value: ir.Value | None) -> onnx.TypeProto:
 
 
 def _is_floored_mod(node: ir.Node) -> bool:
-    if node.op_type != "Mod" or node.attributes.get_int("fmod", 0) or node.inputs[0] is None:
+    if node.op_type != "Mod" or (node.attributes.get_int("fmod") or 0) or node.inputs[0] is None:
         return False
     dtype = node.inputs[0].dtype
     return dtype is not None and dtype.is_floating_point()

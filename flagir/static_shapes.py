@@ -60,6 +60,20 @@ class Skeleton:
         Raises:
             ModelError: operators contradict each other at these sizes.
         """
+        found, _ = self._inferred(dims)
+        return found
+
+    def open_values(self, dims: Mapping[str, int]) -> tuple[str, ...]:
+        """The values with a dimension that these sizes leave open: it depends on data, and counts as 1.
+
+        Raises:
+            ModelError: operators contradict each other at these sizes.
+        """
+        found, closed = self._inferred(dims)
+        return tuple(name for name in found if name not in closed)
+
+    def _inferred(self, dims: Mapping[str, int]) -> tuple[dict[str, ValueType], set[str]]:
+        """The types, and the names of those values of which no dimension is open."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
         for info in proto.graph.input:
@@ -74,22 +88,24 @@ class Skeleton:
                 f"the graph contradicts itself at {where}: {' '.join(str(error).split())[:240]}"
             ) from error
         _check_reshapes(inferred.graph, where)
-        found = {}
+        found, closed = {}, set()
         for info in _infos(inferred.graph):
             kind = info.type.tensor_type
             if info.type.HasField("tensor_type") and kind.elem_type and kind.HasField("shape"):
                 shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim)
                 found[info.name] = ValueType(ir.DataType(kind.elem_type), shape)
+                if all(dim.HasField("dim_value") for dim in kind.shape.dim):
+                    closed.add(info.name)
         for name, value in self._known.items():
             if name not in found and value.dtype is not None:
                 shape = tuple(dim if isinstance(dim, int) else dims.get(str(dim.value), 1) for dim in value.shape or ())
                 found[name] = ValueType(value.dtype, shape)
-        for name, kind in found.items():
-            if kind.elements > _MAX_ELEMENTS:
+        for name, concrete in found.items():
+            if concrete.elements > _MAX_ELEMENTS:
                 raise ModelError(
                     f"value {name!r} would have over {_MAX_ELEMENTS:.0e} elements at {where}; give other sizes"
                 )
-        return found
+        return found, closed
 
 
 def _infos(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:

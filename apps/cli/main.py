@@ -23,7 +23,7 @@ _INTERRUPTED = 130
 def make_app() -> typer.Typer:
     """All commands. Imported here and not above: that takes a second, in which Ctrl-C is one line too."""
     with _interrupts_held_back():
-        from flagsplit.apps.cli import build, devices, inspect, keys, reference, run, serve, zoo
+        from flagsplit.apps.cli import build, devices, diff, inspect, keys, reference, run, serve, show, zoo
 
     app = typer.Typer(
         name="flagsplit",
@@ -38,6 +38,8 @@ def make_app() -> typer.Typer:
     app.command("serve")(serve.command)
     app.command("devices")(devices.command)
     app.command("reference")(reference.command)
+    app.command("show")(show.command)
+    app.command("diff")(diff.command)
     app.add_typer(zoo.app, name="zoo")
     app.add_typer(keys.app, name="keys")
     return app

@@ -2,6 +2,7 @@
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
+from onnx_ir.passes.common.inliner import InlinePassResult
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.limits import MAX_NODES
@@ -14,11 +15,12 @@ class InlineFunctions(common.InlinePass):
         ModelError: functions call each other in a circle, or the model would have more than `MAX_NODES` nodes.
     """
 
-    def call(self, model: ir.Model) -> ir.passes.PassResult:
+    def call(self, model: ir.Model) -> InlinePassResult:
         """Inline in place."""
         if model.functions:
             _check_size(model)
-        for scope in (model.graph, *model.functions.values()):
+        scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+        for scope in scopes:
             for count, node in enumerate(ir.traversal.RecursiveGraphIterator(scope)):
                 function = model.functions.get(node.op_identifier())
                 if function is not None:

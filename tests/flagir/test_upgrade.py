@@ -142,7 +142,11 @@ def test_a_newer_operator_becomes_what_onnx_says_it_is_made_of(opset: int, node:
 @pytest.mark.parametrize(
     ("body", "inputs", "wanted"),
     [
-        ("(float[4] a, float[4] b) => (float[4] y) { y = Mod (a, b) }", ([5, -5, 5, -5], [3, 3, -3, -3]), [2, 1, -1, -2]),
+        (
+            "(float[4] a, float[4] b) => (float[4] y) { y = Mod (a, b) }",
+            ([5, -5, 5, -5], [3, 3, -3, -3]),
+            [2, 1, -1, -2],
+        ),
         (
             '(int8[5] a, int8[5] b) => (int8[5] y) { y = BitShift <direction = "RIGHT"> (a, b) }',
             ([-128, -1, 64, -3, 5], [3, 9, 2, -1, 127]),
