@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -20,11 +21,27 @@ _Misuse: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
 
 
-def make_app() -> typer.Typer:
-    """All commands. Imported here and not above: that takes a second, in which Ctrl-C is one line too."""
-    with _interrupts_held_back():
-        from flagsplit.apps.cli import build, devices, diff, inspect, keys, reference, run, serve, show, zoo
+_COMMANDS = {
+    "build": "command",
+    "inspect": "command",
+    "run": "command",
+    "serve": "command",
+    "devices": "command",
+    "reference": "command",
+    "show": "command",
+    "diff": "command",
+    "zoo": "app",
+    "keys": "app",
+}
+"""Each command, in the order of the help, and what its module calls it: one command, or a group of them."""
 
+
+def make_app(only: str = "") -> typer.Typer:
+    """The command line.
+
+    Args:
+        only: name of the one command to load; "" loads all. Loading all takes a second that a worker need not wait.
+    """
     app = typer.Typer(
         name="flagsplit",
         help="Split one neural network across phone, edge and cloud, and keep it answering when a tier fails.",
@@ -32,17 +49,19 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.command("build")(build.command)
-    app.command("inspect")(inspect.command)
-    app.command("run")(run.command)
-    app.command("serve")(serve.command)
-    app.command("devices")(devices.command)
-    app.command("reference")(reference.command)
-    app.command("show")(show.command)
-    app.command("diff")(diff.command)
-    app.add_typer(zoo.app, name="zoo")
-    app.add_typer(keys.app, name="keys")
+    app.callback()(_no_command_of_its_own)
+    for name in [only] if only in _COMMANDS else _COMMANDS:
+        with _interrupts_held_back():
+            module = import_module(f"flagsplit.apps.cli.{name}")
+        if _COMMANDS[name] == "app":
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(module.command)
     return app
+
+
+def _no_command_of_its_own() -> None:
+    """Split one neural network across phone, edge and cloud, and keep it answering when a tier fails."""
 
 
 @contextmanager
@@ -69,7 +88,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = make_app()(prog_name="flagsplit", standalone_mode=False)
+        code = make_app(next(iter(sys.argv[1:]), ""))(prog_name="flagsplit", standalone_mode=False)
     except _Misuse as error:
         return _say(_misuse_text(error), 2)
     except (typer.Abort, KeyboardInterrupt):
