@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from flagsplit.errors import FlagsplitError, InternalError, ModelError
+from flagsplit.flagir.passes.canonical_forms import CanonicalForms
 from flagsplit.flagir.passes.check_domains import CheckDomains
 from flagsplit.flagir.passes.drop_identities import DropIdentities
 from flagsplit.flagir.passes.expand_fills import ExpandFills
@@ -54,6 +55,7 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         common.TopologicalSortPass(),
         common.ClearMetadataAndDocStringPass(),
         InferShapes(),
+        CanonicalForms(),
     )
 
 

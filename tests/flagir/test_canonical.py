@@ -218,6 +218,6 @@ def test_progress_and_metadata() -> None:
     seen: list[str] = []
     canonicalize(model, seen.append)
     assert seen[0] == "InlineFunctions"
-    assert seen[-1] == "InferShapes"
+    assert seen[-1] == "CanonicalForms"
     assert model.metadata_props == {"author": "me", "flagir.version": "1.0"}
     assert model.graph.name == "model"

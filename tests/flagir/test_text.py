@@ -9,7 +9,7 @@ import pytest
 from tests.flagir.models import canonical, parse
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir import block_graph, canonicalize, load, read_model, save, write_placement
+from flagsplit.flagir import block_graph, canonicalize, load, read_model, save, violations, write_placement
 from flagsplit.flagir.diff import changes
 from flagsplit.flagir.text import describe, from_onnx_text, listing, to_onnx_text
 
@@ -21,12 +21,19 @@ MODELS = {
         [mul] h = MatMul (x, w) [act] r = Relu (h) [out] y = Softmax (r) }""",
     "fork": """fork (float[1, 3, 8, 8] x) => (float[1, 3, 8, 8] y, int64[4] s) {
         [up] a = Sigmoid (x) [both] y = Mul (a, x) [size] s = Shape (y) }""",
+    "turn": """turn (float[N, 4] x, bool k, int64 n) => (float[N, 4] y, float[N, 2] z) <bool t = {1}> {
+        [pick] p = If (k) <then_branch = a () => (float[N, 4] u) { u = Relu (x) },
+                           else_branch = b () => (float[N, 4] v) { w = Neg (x) v = Tanh (w) }>
+        [turn] y = Loop (n, t, p) <body = c (int64 i, bool g, float[N, 4] s) => (bool h, float[N, 4] o) {
+            h = Identity (g) o = Add (s, x) }>
+        [half] z, rest = Split <axis = 1, num_outputs = 2> (p) }""",
 }
+OPEN = {"head": {"N": 3}, "fork": {}, "turn": {"N": 2}}
 
 
 def model_of(name: str) -> ir.Model:
     model = canonical(parse(MODELS[name], opset=23))
-    blocks = block_graph(model, {"N": 3} if name == "head" else {}).blocks
+    blocks = block_graph(model, OPEN[name]).blocks
     placement = {node: min(block.index, 1) for block in blocks for node in block.nodes}
     write_placement(model, "split", ("phone", "cloud"), placement)
     return model
@@ -34,7 +41,7 @@ def model_of(name: str) -> ir.Model:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_listing_is_as_the_golden_has_it(name: str) -> None:
-    text = listing(model_of(name), {"N": 3} if name == "head" else None, "split")
+    text = listing(model_of(name), OPEN[name], "split")
     assert text == (GOLDEN / f"{name}.txt").read_text()
 
 
@@ -69,6 +76,17 @@ def test_onnx_text_names_the_weights_that_are_mapped(tmp_path: Path) -> None:
     assert "weights.bin" in text
     assert len(text) < 1500
     assert changes(model, from_onnx_text(text, tmp_path)) == ()
+
+
+@pytest.mark.slow
+def test_onnx_text_without_the_content_of_weights() -> None:
+    model = read_model(LIGHT / "light_squeezenet.onnx")
+    canonicalize(model)
+    text = to_onnx_text(model)
+    again = from_onnx_text(text)
+    assert len(text) < 40_000
+    assert violations(again) == ()
+    assert {change.what for change in changes(model, again)} == {"weight"}
 
 
 def test_text_that_is_no_onnx_text_is_refused() -> None:

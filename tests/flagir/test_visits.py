@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 from flagsplit.errors import InternalError
-from flagsplit.flagir import visits
+from flagsplit.flagir.visits import visits
 
 
 @st.composite
