@@ -258,7 +258,8 @@ def _without_endless_routes(
     inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
     everywhere = range(len(planning.problem.tiers))
     hops = {name: len(itinerary(each, inputs, outputs, everywhere)) for name, each in steps.items()}
-    chosen, pool = planning.chosen.plan.name, planning.pool
+    pool = planning.pool
+    chosen = pool.plans[0].name
     if hops[chosen] > MAX_HOPS:
         raise PolicyError(
             f"the best plan passes from tier to tier {hops[chosen] - 1} times in one request, "
