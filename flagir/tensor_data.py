@@ -15,9 +15,8 @@ _FIELDS = {
     ir.DataType.INT64: "int64_data",
     ir.DataType.UINT32: "uint64_data",
     ir.DataType.UINT64: "uint64_data",
-    ir.DataType.STRING: "string_data",
 }
-"""Where a tensor without raw data has it; all other types lie in `int32_data`."""
+"""Where a tensor without raw data has it; all other types but strings lie in `int32_data`."""
 _PAIRS = frozenset((ir.DataType.COMPLEX64, ir.DataType.COMPLEX128))
 
 
@@ -36,6 +35,8 @@ def check_tensor(tensor: object, folder: Path) -> None:
             _check_external(tensor, folder)
         elif isinstance(tensor, ir.TensorProtoTensor):
             _check_inside(tensor)
+        elif isinstance(tensor, ir.StringTensor) and len(tensor.raw) != tensor.size:
+            raise ModelError(f"tensor {tensor.name!r} expects {tensor.size} strings, came {len(tensor.raw)}; damaged")
     except ValueError as error:  # a number that is no dtype
         raise ModelError(f"a tensor of the model is damaged: {error}") from error
 
@@ -45,13 +46,16 @@ def _check_inside(tensor: ir.TensorProtoTensor) -> None:
     if tensor.dtype == ir.DataType.UNDEFINED or any(dim < 0 for dim in dims) or len(dims) != len(tensor.shape):
         raise ModelError(f"tensor {tensor.name!r} has no dtype or shape; the model is damaged")
     if proto.HasField("raw_data"):
-        have, want = len(proto.raw_data), tensor.nbytes if tensor.dtype != ir.DataType.STRING else -1
+        have, want = len(proto.raw_data), tensor.nbytes
     else:
-        have = len(getattr(proto, field := _FIELDS.get(tensor.dtype, "int32_data")))
-        have += sum(len(getattr(proto, other)) for other in _FIELDS.values() if other != field)
-        want = tensor.size * 2 if tensor.dtype in _PAIRS else tensor.size
-        if tensor.dtype != ir.DataType.STRING and tensor.dtype.bitwidth < 8:
+        field = _FIELDS.get(tensor.dtype, "int32_data")
+        have, want = len(getattr(proto, field)), tensor.size
+        if tensor.dtype in _PAIRS:
+            want *= 2
+        elif tensor.dtype.bitwidth < 8:  # packed, a byte in each element of the field
             want = tensor.nbytes
+        if any(len(getattr(proto, other)) for other in {"int32_data", *_FIELDS.values()} - {field}):
+            raise ModelError(f"tensor {tensor.name!r} has data of another element type; the model is damaged")
     if have != want:
         raise ModelError(
             f"tensor {tensor.name!r} expects the data of {list(dims)} {tensor.dtype.name}, came "
