@@ -1,6 +1,8 @@
 """Models that are right but unusual, and tensors that are not what they say: what corpus and fuzzer once found."""
 
 from pathlib import Path
+from typing import Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,9 +54,10 @@ def test_an_input_may_be_a_sequence() -> None:
     np.testing.assert_array_equal(found, values[1])
 
 
-def damaged(**fields: object) -> onnx.ModelProto:
+def damaged(**fields: Any) -> onnx.ModelProto:
     proto = parse("g (float[4] x) => (float[4] y) { y = Add (x, w) }")
-    proto.graph.initializer.append(onnx.TensorProto(name="w", **{"dims": [4], "data_type": 1, **fields}))
+    wanted: dict[str, Any] = {"dims": [4], "data_type": 1, **fields}
+    proto.graph.initializer.append(onnx.TensorProto(name="w", **wanted))
     return proto
 
 
@@ -75,7 +78,7 @@ def damaged(**fields: object) -> onnx.ModelProto:
         {"data_type": 22, "int32_data": [1] * 4},
     ],
 )
-def test_a_tensor_that_is_not_what_it_says_is_refused(fields: dict[str, object], tmp_path: Path) -> None:
+def test_a_tensor_that_is_not_what_it_says_is_refused(fields: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(damaged(**fields).SerializeToString())
     with pytest.raises(ModelError, match=r"tensor .* damaged|not a valid DataType"):
@@ -94,7 +97,7 @@ def test_a_tensor_that_is_not_what_it_says_is_refused(fields: dict[str, object],
         {"dims": [0]},
     ],
 )
-def test_a_tensor_in_any_of_its_forms_is_read(fields: dict[str, object], tmp_path: Path) -> None:
+def test_a_tensor_in_any_of_its_forms_is_read(fields: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(damaged(**fields).SerializeToString())
     assert read_model(path).graph.initializers["w"].const_value is not None
