@@ -101,7 +101,8 @@ class _Grouping:
                 elsewhere = any(owner[reader] != index for reader in value_readers.get(value, ()))
                 self._leaves[index] |= value.is_graph_output()
                 self._out_bytes[index] += _bytes(value, types) if elsewhere or value.is_graph_output() else 0
-                self._uncuttable[index] |= elsewhere and not isinstance(value.type, ir.TensorType)
+                sendable = isinstance(value.type, ir.TensorType) and value.shape is not None
+                self._uncuttable[index] |= elsewhere and not sendable
 
     def groups(self) -> list[list[int]]:
         for index in reversed(range(self._count)):

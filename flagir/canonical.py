@@ -19,6 +19,7 @@ from flagsplit.flagir.passes.fold_constants import FoldConstants
 from flagsplit.flagir.passes.infer_shapes import InferShapes
 from flagsplit.flagir.passes.inline_functions import InlineFunctions
 from flagsplit.flagir.passes.lower_newer import LowerNewer
+from flagsplit.flagir.passes.merge_equal import MergeEqual
 from flagsplit.flagir.passes.microsoft.rewrite import RewriteMicrosoft
 from flagsplit.flagir.passes.microsoft.set_apart import SetApart
 from flagsplit.flagir.passes.name_dims import NameDims
@@ -53,6 +54,7 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         FixNames(),
         UniqueNames(),
         common.TopologicalSortPass(),
+        MergeEqual(),
         common.ClearMetadataAndDocStringPass(),
         InferShapes(),
         CanonicalForms(),

@@ -94,7 +94,7 @@ FOUND = {
     "layer norm that subtracts twice": (
         f"{SQUARES} d2 = Sub(x, m) n = Div(d2, r) y = Mul(n, w)",
         "layer_norm",
-        "ReduceMean Sub Pow ReduceMean Add Sqrt Sub Div Mul",
+        "ReduceMean Sub Pow ReduceMean Add Sqrt Div Mul",
     ),
     "root-mean-square norm": (
         "q = Pow(x, two) v = ReduceMean(q, last) e = Add(v, eps) r = Sqrt(e) i = Div(one, r) "

@@ -87,7 +87,7 @@ def test_steps_in_a_row_are_the_model(name: str) -> None:
     plain, fused = run(proto, inputs, optimize=False), run(proto, inputs)
     before = to_bytes(model)
     rng = np.random.default_rng(len(name))
-    for number in range(12):
+    for number in range(25):
         placement = random_placement(model, rng, tiers := 2 + number % 3)
         steps = cut_into_steps(model, placement, tiers)
         check_steps(model, steps, placement)
