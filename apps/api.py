@@ -36,6 +36,7 @@ def build(
     sla: SLA | Mapping[str, Any] | AnyPath | None = None,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
     example_inputs: Sequence[Any] | None = None,
@@ -55,6 +56,7 @@ def build(
         sla: an `SLA`, its fields as a mapping, or the path of an SLA file.
         dims: nominal size of symbolic dimensions, elements.
         shapes: nominal shape of inputs, elements.
+        ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
@@ -78,6 +80,7 @@ def build(
         options=BuildOptions(
             dims=dims or {},
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+            ranges=ranges or {},
             numerics=numerics,
             catalogues=[Path(path) for path in catalogues],
         ),

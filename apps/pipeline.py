@@ -48,12 +48,15 @@ class BuildOptions:
     Attributes:
         dims: nominal size of symbolic dimensions, by symbol.
         shapes: nominal shape of inputs, by input; another way to say the same.
+        ranges: smallest and largest size of symbolic dimensions, by symbol. The graph is checked at both ends, and
+            requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
 
@@ -144,6 +147,7 @@ def _build(
     clock.step("plan", 0.5)
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
+    _check_ranges(skeleton, dims, options.ranges)
     graph = flagir.block_graph(model, dims, skeleton)
     targets = [get_target(name) for name in deployment.targets]
     supports = {
@@ -175,6 +179,7 @@ def _build(
             inputs=[_tensor(value) for value in model.graph.inputs],
             outputs=[_tensor(value) for value in model.graph.outputs],
             nominal_dims=dims,
+            dim_ranges=dict(options.ranges),
             weights_bytes=weights,
             sizes=sizes,
             metadata=_metadata(model),
@@ -211,10 +216,20 @@ class _Clock:
 def _given_dims(skeleton: Skeleton, options: BuildOptions) -> dict[str, int]:
     """The sizes that the user named, one way or the other."""
     dims = flagir.dims_of_shapes(skeleton, options.shapes)
-    for name, size in options.dims.items():
+    wanted = {name: high for name, (_, high) in options.ranges.items()} | dict(options.dims)
+    for name, size in wanted.items():
         if dims.setdefault(name, size) != size:
             raise ConfigError(f"dimension {name!r} is {size} by name and {dims[name]} by the shapes; give one of them")
     return dims
+
+
+def _check_ranges(skeleton: Skeleton, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
+    """The graph must make sense at both ends of each range, and the nominal size lie inside."""
+    for name, (low, high) in ranges.items():
+        if not 1 <= low <= dims[name] <= high:
+            raise ConfigError(f"dimension {name!r} is planned for {dims[name]}, outside its range {low}..{high}")
+        for end in (low, high):
+            skeleton.types({**dims, name: end})
 
 
 def _sha256(path: Path) -> str:

@@ -10,12 +10,15 @@ from flagsplit.runtime.manifest import Tensor
 from flagsplit.targets.interface import Array
 
 
-def check_inputs(declared: Sequence[Tensor], given: Mapping[str, object]) -> dict[str, Array]:
+def check_inputs(
+    declared: Sequence[Tensor], given: Mapping[str, object], ranges: Mapping[str, tuple[int, int]] | None = None
+) -> dict[str, Array]:
     """The inputs as contiguous arrays of their own, in the declared order.
 
     Args:
         declared: the graph inputs.
         given: one array-like per input.
+        ranges: smallest and largest size of symbols, where the build was told.
 
     Raises:
         InputError: a name is missing or unknown, or a dtype or shape differs; the message says which and what is
@@ -28,7 +31,14 @@ def check_inputs(declared: Sequence[Tensor], given: Mapping[str, object]) -> dic
         came = ", ".join(map(repr, given)) or "none"
         raise InputError(f"expected inputs {', '.join(map(repr, names))}, came {came}; rename or add them")
     symbols: dict[str, tuple[int, str]] = {}
-    return {tensor.name: _checked(tensor, given[tensor.name], symbols) for tensor in declared}
+    arrays = {tensor.name: _checked(tensor, given[tensor.name], symbols) for tensor in declared}
+    for symbol, (low, high) in (ranges or {}).items():
+        size, name = symbols.get(symbol, (low, ""))
+        if not low <= size <= high:
+            raise InputError(
+                f"input {name!r}: expected {symbol} from {low} to {high}, came {size}; build for a wider range"
+            )
+    return arrays
 
 
 def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]]) -> Array:

@@ -89,6 +89,7 @@ class Facts(_Frozen):
     inputs: list[Tensor]
     outputs: list[Tensor]
     nominal_dims: dict[str, int]
+    dim_ranges: dict[str, tuple[int, int]] = {}
     weights_bytes: _Size
     sizes: dict[str, _Size]
     metadata: dict[str, str] = {}

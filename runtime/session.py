@@ -169,7 +169,7 @@ class Session:
             PolicyError: the pool has no such plan.
             PeerError: the session is closed.
         """
-        arrays = check_inputs(self.bundle.inputs, inputs)
+        arrays = check_inputs(self.bundle.inputs, inputs, self.bundle.facts.dim_ranges)
         deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(deadline_s):
             raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")

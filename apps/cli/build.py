@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flagsplit.apps.cli.options import names, pairs, shapes, sizes, sla_file
+from flagsplit.apps.cli.options import names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
@@ -29,7 +29,7 @@ def command(
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of an open dimension."),
+        typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of an open dimension, or its range: 1..64."),
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -44,8 +44,9 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a bundle: plans for every state of the network, and what each tier needs to run them."""
+    dims, ranges = sizes_and_ranges("--dim", dim)
     options = BuildOptions(
-        dims=sizes("--dim", dim), shapes=shapes("--shape", shape), numerics=numerics, catalogues=catalogue or []
+        dims=dims, ranges=ranges, shapes=shapes("--shape", shape), numerics=numerics, catalogues=catalogue or []
     )
     with progress_bar(quiet=as_json) as progress:
         result = build(

@@ -35,6 +35,20 @@ def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:
     return {name: _size(option, name, text) for name, text in pairs(option, given).items()}
 
 
+def sizes_and_ranges(option: str, given: Iterable[str] | None) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
+    """`NAME=SIZE` and `NAME=LOW..HIGH` texts: sizes, a range counting by its upper end, and the ranges themselves."""
+    found: dict[str, int] = {}
+    ranges: dict[str, tuple[int, int]] = {}
+    for name, text in pairs(option, given).items():
+        low, dots, high = text.partition("..")
+        found[name] = _size(option, name, high if dots else text)
+        if dots:
+            ranges[name] = (_size(option, name, low), found[name])
+            if ranges[name][0] > found[name]:
+                raise ConfigError(f"{option} {name} expects LOW..HIGH, came {text!r}; turn them round")
+    return found, ranges
+
+
 def shapes(option: str, given: Iterable[str] | None) -> dict[str, tuple[int, ...]]:
     """`INPUT=1,3,48,320` texts as a mapping to shapes; `x` may stand for a comma."""
     return {

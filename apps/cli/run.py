@@ -84,7 +84,8 @@ def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: in
         raise InputError(f"expected an .npz file, {file} is none or is truncated; write it with numpy.savez")
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return check_inputs(bundle.inputs, {name: archive[name] for name in archive.files})
+            arrays = {name: archive[name] for name in archive.files}
+            return check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges)
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None

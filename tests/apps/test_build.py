@@ -11,8 +11,9 @@ from tests.apps import models
 from tests.apps.conftest import Serve
 
 import flagsplit
+from flagsplit.apps.cli.options import sizes_and_ranges
 from flagsplit.apps.compare import compare
-from flagsplit.errors import ConfigError, ModelError, PolicyError
+from flagsplit.errors import ConfigError, InputError, ModelError, PolicyError
 from flagsplit.runtime.session import Session
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.security import KeyStore
@@ -152,3 +153,26 @@ def test_a_plan_that_zigzags_beyond_what_a_request_can_say_is_refused(tmp_path: 
     with pytest.raises(PolicyError, match="at most 15 can be sent"):
         flagsplit.build(model, "phone,cloud", tmp_path / "zigzag.flagsplit", sla={"pins": pins})
     assert [path.name for path in tmp_path.iterdir()] == ["zigzag.onnx"]
+
+
+def test_a_range_is_checked_at_the_build_and_at_each_request(tmp_path: Path) -> None:
+    model, bundle = tmp_path / "wide.onnx", tmp_path / "wide.flagsplit"
+    text = "g (float[N, 4] x) => (float[N, 4] y) { y = Softmax (x) }"
+    onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}'), model)
+    flagsplit.build(model, "phone,cloud", bundle, ranges={"N": (2, 6)})
+    opened = flagsplit.open(bundle)
+    assert (opened.facts.nominal_dims, opened.facts.dim_ranges) == ({"N": 6}, {"N": (2, 6)})
+    with flagsplit.connect(opened, {}) as session:
+        assert session.run({"x": np.zeros((2, 4), np.float32)}, plan="all-phone")["y"].shape == (2, 4)
+        for size in (1, 7):
+            with pytest.raises(InputError, match=f"expected N from 2 to 6, came {size}"):
+                session.submit({"x": np.zeros((size, 4), np.float32)})
+    with pytest.raises(ConfigError, match="outside its range"):
+        flagsplit.build(model, "phone,cloud", bundle, dims={"N": 9}, ranges={"N": (2, 6)})
+
+
+def test_a_range_in_words() -> None:
+    assert sizes_and_ranges("--dim", ["N=1..8", "W=3"]) == ({"N": 8, "W": 3}, {"N": (1, 8)})
+    for words in ("N=8..1", "N=..8", "N=0..8", "N=1...8"):
+        with pytest.raises(ConfigError, match="--dim"):
+            sizes_and_ranges("--dim", [words])
