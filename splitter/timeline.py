@@ -43,8 +43,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Interval:
-    """A task in time: it occupies `resource` from `start_s` to `end_s`, and its result is there at `arrives_s`."""
+    """A task in time: it occupies `resource` from `start_s` to `end_s`, and its result is there at `arrives_s`.
 
+    `position` is the task's among all of the request.
+    """
+
+    position: int
     resource: str
     what: str
     start_s: float
@@ -74,8 +78,8 @@ def channel(near: str, far: str) -> str:
 def one_by_one(tasks: Sequence[Task]) -> Timeline:
     """Start a task when the result of the one before it is there: serial execution."""
     now, done = 0.0, []
-    for task in tasks:
-        done.append(_placed(task, now))
+    for i, task in enumerate(tasks):
+        done.append(_placed(i, task, now))
         now = done[-1].arrives_s
     return _timeline(done)
 
@@ -91,7 +95,7 @@ def in_order(tasks: Sequence[Task], order: Sequence[int]) -> Timeline:
     done: dict[int, Interval] = {}
     for i in order:
         ready = max((done[need].arrives_s for need in tasks[i].needs), default=0.0)
-        done[i] = _placed(tasks[i], max(ready, free[tasks[i].resource]))
+        done[i] = _placed(i, tasks[i], max(ready, free[tasks[i].resource]))
         free[tasks[i].resource] = done[i].end_s
     return _timeline(list(done.values()))
 
@@ -119,7 +123,7 @@ def as_ready(tasks: Sequence[Task]) -> Timeline:
         for resource in [name for name, queue in queues.items() if queue and name not in busy]:
             i = heapq.heappop(queues[resource])
             busy.add(resource)
-            done.append(_placed(tasks[i], now))
+            done.append(_placed(i, tasks[i], now))
             heapq.heappush(events, (done[-1].end_s, i, False))
             heapq.heappush(events, (done[-1].arrives_s, i, True))
         if not events:
@@ -136,9 +140,9 @@ def as_ready(tasks: Sequence[Task]) -> Timeline:
                     heapq.heappush(queues[tasks[reader].resource], reader)
 
 
-def _placed(task: Task, start: float) -> Interval:
+def _placed(position: int, task: Task, start: float) -> Interval:
     end = start + task.seconds
-    return Interval(task.resource, task.what, start, end, end + task.latency_s, task.carries)
+    return Interval(position, task.resource, task.what, start, end, end + task.latency_s, task.carries)
 
 
 def _timeline(done: list[Interval]) -> Timeline:
