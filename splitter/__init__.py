@@ -12,28 +12,34 @@ if TYPE_CHECKING:
     from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
     from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
     from flagsplit.splitter.links import Link, parse_link
+    from flagsplit.splitter.makespan import Makespan, least_makespan
     from flagsplit.splitter.pipeline import PlanningResult, plan_model
     from flagsplit.splitter.plan import Cut, Features, Plan, Predicted
     from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
     from flagsplit.splitter.pool_builder import build_pool
     from flagsplit.splitter.problem import Problem, make_problem
+    from flagsplit.splitter.simulator import simulate_request
     from flagsplit.splitter.sla import SLA, parse_sla
     from flagsplit.splitter.solvers import Solution, solve
     from flagsplit.splitter.state import State
+    from flagsplit.splitter.timeline import Interval, Timeline
 
 _HOME = {
     "costs": ("CostModel", "Tier", "model_costs"),
     "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
     "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
     "links": ("Link", "parse_link"),
+    "makespan": ("Makespan", "least_makespan"),
     "pipeline": ("PlanningResult", "plan_model"),
     "plan": ("Cut", "Features", "Plan", "Predicted"),
     "pool": ("Choice", "Pool", "PoolCertificate"),
     "pool_builder": ("build_pool",),
     "problem": ("Problem", "make_problem"),
+    "simulator": ("simulate_request",),
     "sla": ("SLA", "parse_sla"),
     "solvers": ("Solution", "solve"),
     "state": ("State",),
+    "timeline": ("Interval", "Timeline"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -55,6 +61,11 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "make_problem",
     "Solution",
     "solve",
+    "Makespan",
+    "least_makespan",
+    "simulate_request",
+    "Timeline",
+    "Interval",
     "Pool",
     "PoolCertificate",
     "Choice",

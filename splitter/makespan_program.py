@@ -212,7 +212,6 @@ class Program:
         solver.parameters.max_time_in_seconds = seconds
         solver.parameters.random_seed = 1
         solver.parameters.num_workers = 1
-        solver.parameters.linearization_level = 2
         status = solver.solve(self._model)
         proven = status in (self._cp.OPTIMAL, self._cp.INFEASIBLE)
         if status not in (self._cp.OPTIMAL, self._cp.FEASIBLE):

@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -173,6 +175,16 @@ def test_families_are_proven(catalogue: Catalogue, graph: BlockGraph) -> None:
     assert found.bound_s <= found.makespan_s <= serial.objective * (1 + 1e-9)
     assert found.makespan_s - found.bound_s <= RESOLUTION * serial.objective * 4 * len(graph.blocks)
     assert not faults(problem, found.placement, found.timeline)
+
+
+@pytest.mark.slow
+def test_solver_is_imported_when_used() -> None:
+    code = (
+        "import sys, flagsplit.splitter.makespan, flagsplit.splitter.simulator; "
+        "print([m for m in ('ortools', 'pandas', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_is_deterministic(catalogue: Catalogue) -> None:
