@@ -9,7 +9,7 @@ from flagsplit.flagir import BlockGraph, Skeleton
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle
 from flagsplit.splitter.costs import Tier
 from flagsplit.splitter.devices import load_catalogue
-from flagsplit.splitter.evaluate import make_plan
+from flagsplit.splitter.plan_maker import make_plan
 from flagsplit.splitter.problem import make_problem
 from flagsplit.targets.interface import Array
 

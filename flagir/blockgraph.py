@@ -6,7 +6,7 @@ is counted in `flagir.analysis`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 OP_CLASSES = (
     "conv",  # dense convolution, also transposed
@@ -61,6 +61,7 @@ class BlockValue:
         producer: index of the block that makes it, or `GRAPH_INPUT`.
         consumers: indices of the blocks that read it, ascending, without repeats.
         is_output: whether it is a graph output too.
+        codec_bytes: its size by each lossy codec that takes it, parameters included.
     """
 
     name: str
@@ -68,6 +69,7 @@ class BlockValue:
     producer: int
     consumers: tuple[int, ...]
     is_output: bool = False
+    codec_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

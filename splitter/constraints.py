@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.splitter.costs import Tier
 from flagsplit.splitter.sla import INPUTS, SLA
 
 Support = Callable[[Block], str | None] | Sequence[str | None]
@@ -33,19 +34,23 @@ class Constraints:
 
 
 def build_constraints(
-    graph: BlockGraph, tier_names: Sequence[str], sla: SLA, supports: Mapping[str, Support]
+    graph: BlockGraph, tiers: Sequence[Tier], sla: SLA, supports: Mapping[str, Support]
 ) -> Constraints:
     """Apply every rule.
 
     Raises:
         PolicyError: a rule names what does not exist, or leaves a block without a tier.
     """
+    tier_names = [tier.name for tier in tiers]
     _check_names(tier_names, sla, supports)
     reasons: dict[tuple[int, int], str] = {}
     _apply_support(graph, tier_names, supports, reasons)
-    for name in sla.forbid_tiers:
+    for name, why in _forbidden(tiers, sla).items():
         for block in graph.blocks:
-            reasons.setdefault((block.index, tier_names.index(name)), f"forbid_tiers has {name!r}")
+            reasons.setdefault((block.index, tier_names.index(name)), why)
+    if sla.min_blocks_deep:
+        why = f"min_blocks_deep {sla.min_blocks_deep} keeps it on {tier_names[0]}"
+        _confine(_shallow(graph, sla.min_blocks_deep), tier_names, tier_names[0], why, reasons)
     for pattern, name in sla.pins.items():
         _confine(_pinned(graph, pattern), tier_names, name, f"pin {pattern!r} wants {name}", reasons)
     for key, name in sla.keep_on.items():
@@ -58,9 +63,68 @@ def build_constraints(
     return Constraints(allowed, reasons)
 
 
+def _forbidden(tiers: Sequence[Tier], sla: SLA) -> dict[str, str]:
+    """Tiers on which nothing may run, with the reason."""
+    found: dict[str, str] = {}
+    for tier in tiers:
+        rules = {
+            f"forbid_tiers has {tier.name!r}": tier.name in sla.forbid_tiers,
+            f"forbid_vendors has {tier.device.vendor!r}": _is_named(tier.device.vendor, sla.forbid_vendors),
+            f"forbid_targets has {tier.target_name!r}": _is_named(tier.target_name, sla.forbid_targets),
+            f"mode {sla.mode}": tier.name not in _tiers_of_mode(tiers, sla),
+        }
+        for why, holds in rules.items():
+            if holds:
+                found.setdefault(tier.name, why)
+    return found
+
+
+def _tiers_of_mode(tiers: Sequence[Tier], sla: SLA) -> set[str]:
+    only = {"only_on_device": tiers[0].name, "only_in_cloud": tiers[-1].name}
+    return {only[sla.mode]} if sla.mode in only else {tier.name for tier in tiers}
+
+
+def _is_named(name: str, names: Sequence[str]) -> bool:
+    return name.casefold() in {each.casefold() for each in names}
+
+
+def preferred_tiers(tiers: Sequence[Tier], sla: SLA) -> tuple[int, ...]:
+    """Indices of the tiers that the SLA prefers; all of them if it prefers none.
+
+    Raises:
+        PolicyError: what it prefers is on no tier of the line.
+    """
+    if not sla.has_preferences:
+        return tuple(range(len(tiers)))
+    found = tuple(
+        k
+        for k, tier in enumerate(tiers)
+        if tier.name in sla.prefer_tiers
+        or _is_named(tier.device.vendor, sla.prefer_vendors)
+        or _is_named(tier.target_name, sla.prefer_targets)
+    )
+    if not found:
+        there = "; ".join(f"{tier.name}: {tier.device.vendor}, {tier.target_name}" for tier in tiers)
+        raise PolicyError(f"prefer_vendors and prefer_targets: none of them is in the line ({there})")
+    return found
+
+
+def _shallow(graph: BlockGraph, depth: int) -> list[int]:
+    """Blocks that read what went through fewer than `depth` blocks on some way from the graph's inputs."""
+    deep = len(graph.blocks) + 1
+    depth_of = [deep] * len(graph.blocks)
+    for value in graph.values:
+        made = 0 if value.producer == GRAPH_INPUT else depth_of[value.producer]
+        for consumer in value.consumers:
+            depth_of[consumer] = min(depth_of[consumer], made + 1)
+    return [block for block, at in enumerate(depth_of) if at <= depth]
+
+
 def _check_names(tier_names: Sequence[str], sla: SLA, supports: Mapping[str, Support]) -> None:
     uses = {
         "memory_mb": list(sla.memory_mb),
+        "power_w": list(sla.power_w),
+        "prefer_tiers": list(sla.prefer_tiers),
         "keep_on": list(sla.keep_on.values()),
         "pins": list(sla.pins.values()),
         "forbid_tiers": list(sla.forbid_tiers),

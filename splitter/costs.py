@@ -6,7 +6,7 @@ are in `flagsplit.splitter.rates`, memory in `flagsplit.splitter.evaluate`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import OP_CLASSES, Block, BlockGraph
-from flagsplit.splitter.devices import Device
+from flagsplit.splitter.codecs import CODEC_COSTS
+from flagsplit.splitter.devices import Device, Radio
 from flagsplit.splitter.links import Link
 
 _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _JOULES_PER_BYTE = 8e-9  # from nJ/bit
+_JOULES_PER_KWH = 3.6e6
+_WORLD_G_PER_KWH = 481.0  # data/regions.json
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,17 @@ class Tier:
         name: lower case, such as "phone"; unique in the line.
         device: its figures.
         precision: which peak of the device its target reaches; None takes the device's own default.
+        target: the compiler back end; None takes the device's own default.
+        region: where it draws its power, as the catalogue names it, with the hour if that counts.
+        carbon_g_per_kwh: emissions of that power.
     """
 
     name: str
     device: Device
     precision: str | None = None
+    target: str | None = None
+    region: str = "WORLD"
+    carbon_g_per_kwh: float = _WORLD_G_PER_KWH
 
     def __post_init__(self) -> None:
         if not _TIER_NAME.fullmatch(self.name):
@@ -43,6 +52,11 @@ class Tier:
             raise PolicyError(
                 f"tier {self.name!r}: {self.device.name} has no peak for {self.precision!r}, only {known}"
             )
+
+    @property
+    def target_name(self) -> str:
+        """The compiler back end in use."""
+        return self.target or self.device.target
 
     @property
     def peak_flops(self) -> float:
@@ -61,6 +75,11 @@ class CostModel:
         usd_per_s: by tier, price of a busy second.
         radio_up_j_per_byte, radio_down_j_per_byte: shape (K-1, K): what a byte over link i, away from or towards the
             first tier, costs each tier.
+        radio_tail_w, radio_tail_s: shape (K-1, K): what the radio of each tier draws after a message over link i, and
+            for how long unless the next one comes sooner.
+        carbon_g_per_j: by tier.
+        load_s_per_byte, load_s: by tier, a cold start's seconds per byte of weights, and what it takes beside.
+        encode_s_per_byte, decode_s_per_byte: by lossy codec and tier, per byte of the value as it is.
     """
 
     seconds: NDArray[np.float64]
@@ -69,19 +88,30 @@ class CostModel:
     usd_per_s: NDArray[np.float64]
     radio_up_j_per_byte: NDArray[np.float64]
     radio_down_j_per_byte: NDArray[np.float64]
+    radio_tail_w: NDArray[np.float64]
+    radio_tail_s: NDArray[np.float64]
+    carbon_g_per_j: NDArray[np.float64]
+    load_s_per_byte: NDArray[np.float64]
+    load_s: NDArray[np.float64]
+    encode_s_per_byte: Mapping[str, NDArray[np.float64]]
+    decode_s_per_byte: Mapping[str, NDArray[np.float64]]
 
 
 def model_costs(graph: BlockGraph, tiers: Sequence[Tier], links: Sequence[Link]) -> CostModel:
     """The cost model that follows from the device figures alone."""
     devices = [tier.device for tier in tiers]
-    up, down = _radio(devices, links)
+    bandwidth = np.array([device.memory_bandwidth.value for device in devices])
     return CostModel(
         seconds=np.array([[_block_seconds(block, tier) for tier in tiers] for block in graph.blocks]),
         invocation_s=np.array([device.invocation.value for device in devices]),
         power_w=np.array([device.active_power.value - device.idle_power.value for device in devices]),
         usd_per_s=np.array([device.price.value / 3600 for device in devices]),
-        radio_up_j_per_byte=up,
-        radio_down_j_per_byte=down,
+        **_radio_costs(devices, links),
+        carbon_g_per_j=np.array([tier.carbon_g_per_kwh for tier in tiers]) / _JOULES_PER_KWH,
+        load_s_per_byte=np.array([1 / device.load_bandwidth.value for device in devices]),
+        load_s=np.array([device.load_latency.value for device in devices]),
+        encode_s_per_byte={name: cost.encode_passes / bandwidth for name, cost in CODEC_COSTS.items()},
+        decode_s_per_byte={name: cost.decode_passes / bandwidth for name, cost in CODEC_COSTS.items()},
     )
 
 
@@ -95,14 +125,65 @@ def _block_seconds(block: Block, tier: Tier) -> float:
     return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value
 
 
-def _radio(devices: Sequence[Device], links: Sequence[Link]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Joules per byte for the two ends of each link; a device without a radio for the medium pays nothing."""
-    up = np.zeros((len(links), len(devices)))
-    down = np.zeros((len(links), len(devices)))
+def on_other_links(
+    costs: CostModel, tiers: Sequence[int], devices: Sequence[Device], links: Sequence[Link]
+) -> CostModel:
+    """The costs of a shorter line: only some of the tiers, joined by these links.
+
+    Args:
+        costs: of the whole line.
+        tiers: indices of the tiers that are kept.
+        devices: the devices of those.
+        links: what joins them.
+    """
+    kept = list(tiers)
+    by_tier = ("invocation_s", "power_w", "usd_per_s", "carbon_g_per_j", "load_s_per_byte", "load_s")
+    return CostModel(
+        seconds=costs.seconds[:, kept],
+        **{name: getattr(costs, name)[kept] for name in by_tier},
+        **_radio_costs(devices, links),
+        encode_s_per_byte={name: seconds[kept] for name, seconds in costs.encode_s_per_byte.items()},
+        decode_s_per_byte={name: seconds[kept] for name, seconds in costs.decode_s_per_byte.items()},
+    )
+
+
+_OfRadio = Callable[[Radio], float]
+
+
+def _radio_costs(devices: Sequence[Device], links: Sequence[Link]) -> dict[str, NDArray[np.float64]]:
+    """The fields of a cost model that come from radios; who sends up receives down at the other end."""
+
+    def both(near: _OfRadio, far: _OfRadio) -> NDArray[np.float64]:
+        return _radios(devices, links, near, 0) + _radios(devices, links, far, 1)
+
+    return {
+        "radio_up_j_per_byte": both(_send, _receive) * _JOULES_PER_BYTE,
+        "radio_down_j_per_byte": both(_receive, _send) * _JOULES_PER_BYTE,
+        "radio_tail_w": both(_tail_w, _tail_w),
+        "radio_tail_s": both(_tail_s, _tail_s),
+    }
+
+
+def _radios(devices: Sequence[Device], links: Sequence[Link], figure: _OfRadio, end: int) -> NDArray[np.float64]:
+    """For each link and tier a figure of the radio at one end; a device without one for the medium has 0."""
+    found = np.zeros((len(links), len(devices)))
     for i, link in enumerate(links):
-        near, far = devices[i].radio.get(link.medium), devices[i + 1].radio.get(link.medium)
-        if near is not None:
-            up[i, i], down[i, i] = near.up.value * _JOULES_PER_BYTE, near.down.value * _JOULES_PER_BYTE
-        if far is not None:
-            up[i, i + 1], down[i, i + 1] = far.down.value * _JOULES_PER_BYTE, far.up.value * _JOULES_PER_BYTE
-    return up, down
+        radio = devices[i + end].radio.get(link.medium)
+        found[i, i + end] = 0.0 if radio is None else figure(radio)
+    return found
+
+
+def _send(radio: Radio) -> float:
+    return radio.up.value
+
+
+def _receive(radio: Radio) -> float:
+    return radio.down.value
+
+
+def _tail_w(radio: Radio) -> float:
+    return radio.tail_power.value if radio.tail_power is not None else 0.0
+
+
+def _tail_s(radio: Radio) -> float:
+    return radio.tail.value if radio.tail is not None else 0.0

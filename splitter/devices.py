@@ -19,6 +19,11 @@ from flagsplit.splitter.links import Link
 from flagsplit.splitter.sla import first_problem
 
 FORMAT_VERSION = 1
+WORLD = "WORLD"
+"""The region that counts where none is named."""
+
+_KINDS = ("devices", "links", "regions")
+_HOURS = 24
 _DATA = Path(__file__).parent / "data"
 _NO_FIGURE_FILE_IS_LARGER = 4_000_000
 
@@ -37,11 +42,49 @@ class Figure(_Frozen):
     confidence: Literal["high", "medium", "low"] = "low"
 
 
+def _estimate(value: float, unit: str) -> Figure:
+    return Figure(value=value, unit=unit, source="flagsplit estimate", date="2025-01", confidence="low")
+
+
 class Radio(_Frozen):
-    """Marginal energy of a phone's radio, sending (`up`) and receiving (`down`)."""
+    """Energy of a phone's radio.
+
+    Attributes:
+        up, down: marginal energy of sending and receiving, nJ/bit.
+        tail_power: W above idle while the radio stays awake after its last message.
+        tail: s that it stays awake; a shorter gap between requests cuts it short.
+    """
 
     up: Figure
     down: Figure
+    tail_power: Figure | None = None
+    tail: Figure | None = None
+
+
+class Region(_Frozen):
+    """A part of the electricity grid.
+
+    Attributes:
+        title: for people.
+        intensity: mean emissions, gCO2/kWh.
+        hourly: by hour of the day (local), factor on the mean; empty: the same at all hours.
+    """
+
+    title: str
+    intensity: Figure
+    hourly: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _figures_make_sense(self) -> Self:
+        if self.intensity.unit != "gCO2/kWh":
+            raise ValueError(f"intensity: expected the unit 'gCO2/kWh', got {self.intensity.unit!r}")
+        if self.hourly and (len(self.hourly) != _HOURS or min(self.hourly) < 0):
+            raise ValueError(f"hourly: expected {_HOURS} factors of 0 or more, got {len(self.hourly)}")
+        return self
+
+    def grams_per_kwh(self, hour: int | None) -> float:
+        """At an hour of the day, or on average."""
+        return self.intensity.value * (self.hourly[hour] if hour is not None and self.hourly else 1.0)
 
 
 class Device(_Frozen):
@@ -61,7 +104,9 @@ class Device(_Frozen):
         invocation: s for each message that the device has to act on: start a segment, relay, or deliver the answer.
         active_power, idle_power: W; the energy of a request is counted above idle.
         price: USD/h of busy time.
-        radio: by medium, nJ/bit; empty for wired devices.
+        radio: by medium; empty for wired devices.
+        load_bandwidth: B/s at which weights get ready to run, from storage, packing included.
+        load_latency: s that a cold start takes beside that.
     """
 
     name: str
@@ -80,6 +125,8 @@ class Device(_Frozen):
     idle_power: Figure
     price: Figure
     radio: dict[str, Radio] = {}
+    load_bandwidth: Figure = _estimate(4e8, "B/s")
+    load_latency: Figure = _estimate(0.05, "s")
 
     @model_validator(mode="after")
     def _figures_make_sense(self) -> Self:
@@ -113,6 +160,12 @@ class Device(_Frozen):
         for medium, radio in self.radio.items():
             yield f"radio.{medium}.up", radio.up, "nJ/bit", False
             yield f"radio.{medium}.down", radio.down, "nJ/bit", False
+            if radio.tail_power is not None:
+                yield f"radio.{medium}.tail_power", radio.tail_power, "W", False
+            if radio.tail is not None:
+                yield f"radio.{medium}.tail", radio.tail, "s", False
+        yield "load_bandwidth", self.load_bandwidth, "B/s", True
+        yield "load_latency", self.load_latency, "s", False
 
 
 class _LinkEntry(_Frozen):
@@ -121,6 +174,8 @@ class _LinkEntry(_Frozen):
     down: Figure
     rtt: Figure
     medium: str = "wired"
+    up_loss: float = Field(default=0.0, ge=0, lt=1)
+    down_loss: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _figures_make_sense(self) -> Self:
@@ -133,21 +188,28 @@ class _LinkEntry(_Frozen):
 
     def link(self, name: str) -> Link:
         up, down = self.up.value / 8, self.down.value / 8
-        return Link(name, up, down, self.rtt.value, self.medium, self.up.source)
+        return Link(name, up, down, self.rtt.value, self.medium, self.up.source, self.up_loss, self.down_loss)
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Devices and links by name."""
+    """Devices, links and regions by name."""
 
     devices: Mapping[str, Device]
     links: Mapping[str, Link]
+    regions: Mapping[str, Region]
 
     def device(self, name: str) -> Device:
         """The device of that name; raises PolicyError with the names there are."""
         if name not in self.devices:
             raise PolicyError(f"device {name!r} is not in the catalogue: choose from {', '.join(sorted(self.devices))}")
         return self.devices[name]
+
+    def region(self, name: str) -> Region:
+        """The region of that name; raises PolicyError with the names there are."""
+        if name not in self.regions:
+            raise PolicyError(f"region {name!r} is not in the catalogue: choose from {', '.join(sorted(self.regions))}")
+        return self.regions[name]
 
 
 def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
@@ -156,26 +218,24 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
     Raises:
         PolicyError: a file cannot be read, or a figure is wrong; one line that names file, device and field.
     """
-    raw_devices, raw_links = _shipped()
-    owner = dict.fromkeys(raw_devices, "devices.json") | {f"link {name}": "links.json" for name in raw_links}
-    devices, links = dict(raw_devices), dict(raw_links)
+    tables = {kind: dict(entries) for kind, entries in _shipped().items()}
+    owner = {(kind, name): f"{kind}.json" for kind, entries in tables.items() for name in entries}
     for path in extra:
         document = _read(path)
-        for name, entry in document.get("devices", {}).items():
-            devices[name] = _override(devices, name, entry, path)
-            owner[name] = str(path)
-        for name, entry in document.get("links", {}).items():
-            links[name] = _override(links, name, entry, path)
-            owner[f"link {name}"] = str(path)
+        for kind, table in tables.items():
+            for name, entry in document.get(kind, {}).items():
+                table[name] = _override(table, name, entry, path)
+                owner[kind, name] = str(path)
     return Catalogue(
-        {name: _device(name, entry, owner[name]) for name, entry in devices.items()},
-        {name: _link(name, entry, owner[f"link {name}"]) for name, entry in links.items()},
+        {name: _device(name, entry, owner["devices", name]) for name, entry in tables["devices"].items()},
+        {name: _link(name, entry, owner["links", name]) for name, entry in tables["links"].items()},
+        {name: _region(name, entry, owner["regions", name]) for name, entry in tables["regions"].items()},
     )
 
 
 @cache
-def _shipped() -> tuple[dict[str, Any], dict[str, Any]]:
-    return _read(_DATA / "devices.json")["devices"], _read(_DATA / "links.json")["links"]
+def _shipped() -> dict[str, dict[str, Any]]:
+    return {kind: _read(_DATA / f"{kind}.json")[kind] for kind in _KINDS}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -190,8 +250,8 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("version") != FORMAT_VERSION:
         raise PolicyError(f'{path}: expected an object with "version": {FORMAT_VERSION}')
     for key, value in document.items():
-        if key not in {"version", "devices", "links"}:
-            raise PolicyError(f"{path}: unknown key {key!r}: expected version, devices and links")
+        if key not in {"version", *_KINDS}:
+            raise PolicyError(f"{path}: unknown key {key!r}: expected version, {', '.join(_KINDS)}")
         if key != "version" and not (isinstance(value, dict) and all(isinstance(v, dict) for v in value.values())):
             raise PolicyError(f"{path}: {key}: expected an object of objects by name")
     return document
@@ -225,3 +285,10 @@ def _link(name: str, entry: Mapping[str, Any], origin: str) -> Link:
         return _LinkEntry.model_validate(entry).link(name)
     except ValidationError as error:
         raise PolicyError(f"{origin}: link {name!r}: {first_problem(error)}") from None
+
+
+def _region(name: str, entry: Mapping[str, Any], origin: str) -> Region:
+    try:
+        return Region.model_validate(entry)
+    except ValidationError as error:
+        raise PolicyError(f"{origin}: region {name!r}: {first_problem(error)}") from None

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flagsplit.errors import PolicyError
-from flagsplit.splitter.evaluate import make_plan, tier_set_name
 from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Choice, Pool
 from flagsplit.splitter.pool_builder import why_not_all_on
 from flagsplit.splitter.problem import Problem

@@ -8,12 +8,16 @@ producer of the inputs and the consumer of the outputs.
 How often a request goes round over a link is not submodular, so a flow can only charge less: once for each link in use
 (a node Z per link), or the turns along one chain of dependent blocks. Where the charge is what the placement really
 does the cut is exact; that is always so with one round trip per link. Otherwise the result's bound stays below its
-objective, and `flagsplit.splitter.milp` can close the gap.
+objective, and `flagsplit.splitter.milp` can close the gap. The same goes for lossy codecs on lines of three tiers and
+more: a value that crosses several links is encoded once, which a flow can only charge in parts.
+
+The arcs are built once; another measure sets their capacities in place, so solving again costs one flow.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,9 +50,14 @@ class CutResult:
     bound: float
 
     @property
+    def gap(self) -> float:
+        """Relative distance between objective and bound."""
+        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+
+    @property
     def exact(self) -> bool:
         """Whether no other placement is better, up to rounding."""
-        return self.objective - self.bound <= _TIGHT * self.objective
+        return self.gap <= _TIGHT
 
 
 class CutNetwork:
@@ -73,10 +82,11 @@ class CutNetwork:
         once: list[_Arc] = []
         for k in range(1, allowed.shape[1]):
             self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]})), _SINK, 0, k - 1)
-        self._once = once
         self._sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
         self._fixed_arcs = _table([*self._unary, *self._ups, *self._downs])
         self._infinite_arcs = _table(self._infinite)
+        self._once = _Flow(self._nodes, self._fixed_arcs, _table(once), self._infinite_arcs)
+        self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
 
     def _new_node(self) -> int:
         self._nodes += 1
@@ -153,81 +163,146 @@ class CutNetwork:
                 self._arc(arcs, int(self._y[after, k]), int(self._y[before, k]), 0, k - 1)
         return arcs
 
-    def least(self, rates: Rates) -> CutResult:
-        """The best placement that cuts alone can find, with the best bound that they prove."""
+    def least(self, rates: Rates, good_enough: float = 0.0) -> CutResult:
+        """The best placement that cuts alone can find, with the best bound that they prove.
+
+        Args:
+            rates: the measure.
+            good_enough: gap, relative, at which not to look further; looking further takes three more flows.
+        """
         result = self.solve(rates)
-        if result.exact:
+        if result.exact or result.gap <= good_enough:
             return result
         chain = worst_chain(self.problem, result.placement)
-        other = self.solve(rates, chain)
-        # Block order is no chain of dependent blocks, so it proves nothing, but its plans seldom turn back.
-        third = replace(self.solve(rates, range(len(self.allowed))), bound=0.0)
-        best = min((result, other, third), key=lambda r: (r.objective, r.placement))
+        other = self.solve(rates, chain) if chain else result
+        # Block order is no chain of dependent blocks, so it proves nothing, but its plans seldom turn back. Nor does
+        # charging a codec's whole work on each link, but it seldom sends a value coded where that does not pay.
+        more = [self.solve(rates, range(len(self.allowed))), *self._with_whole_codecs(rates)]
+        best = min((result, other, *more), key=lambda r: (r.objective, r.placement))
         return replace(best, bound=min(max(result.bound, other.bound), best.objective))
+
+    def _with_whole_codecs(self, rates: Rates) -> list[CutResult]:
+        if len(self.problem.codecs) == 1 or len(self.problem.tiers) == 2:
+            return []
+        return [self._solve_charged(rates, transfer_charges(self.problem, rates, 1.0), None)]
 
     def solve(self, rates: Rates, chain: Sequence[int] | None = None) -> CutResult:
         """The placement of least measure if round trips are charged once per link, or by the turns along a chain.
 
         `rates` must not be negative anywhere. The bound holds for the real measure if the chain is one of dependence.
         """
-        trips = self._once if chain is None else self._turns(chain)
-        finite = np.concatenate([self._fixed_arcs, _table(trips)])
-        capacities = self._capacities(rates, np.split(finite, self._sections))
+        return self._solve_charged(rates, transfer_charges(self.problem, rates), chain)
+
+    def _solve_charged(
+        self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], chain: Sequence[int] | None
+    ) -> CutResult:
+        flow = self._once if chain is None else self._along(chain)
+        least = np.where(self.allowed, rates.unary, np.inf).min(axis=1)
+        unary, ups, downs = np.split(self._fixed_arcs, self._sections[:-1])
+        capacities = np.concatenate(
+            [
+                rates.unary[unary[:, 2], unary[:, 3]] - least[unary[:, 2]],
+                charges[0][ups[:, 3], ups[:, 2]],
+                charges[1][downs[:, 3], downs[:, 2]],
+                rates.message[flow.trips[:, 3]],
+            ]
+        )
         # Twice a reachable measure is as good as infinite, and keeps one hopeless tier from using up the precision.
         capacities = np.minimum(capacities, 2 * self._ceiling(rates, chain))
         total = float(capacities.sum())
         if self._nodes == 2 or total == 0:
-            return self._result(self.allowed.argmax(axis=1), rates, chain, 0.0)
+            return self._result(self.allowed.argmax(axis=1), rates, charges, chain, 0.0)
         scale = _SCALED_TOTAL / total
-        infinite = np.full(len(self._infinite_arcs), _INFINITE)
-        side = self._source_side(
-            np.concatenate([finite, self._infinite_arcs]),
-            np.concatenate([np.rint(capacities * scale).astype(np.int64), infinite]),
-        )
+        side = flow.source_side(np.rint(capacities * scale).astype(np.int64), self.problem.graph.name)
         placement: NDArray[np.int64] = side[self._y[:-1, 1:-1]].sum(axis=1)
         # Rounding moves any cut by at most half a unit for each finite arc, so two cuts swap by at most one unit each.
-        return self._result(placement, rates, chain, len(finite) / scale)
+        return self._result(placement, rates, charges, chain, len(capacities) / scale)
 
-    def _capacities(self, rates: Rates, sections: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-        unary, ups, downs, trips = sections
-        least = np.where(self.allowed, rates.unary, np.inf).min(axis=1)
-        size_bytes = self.problem.values.size_bytes
-        return np.concatenate(
-            [
-                rates.unary[unary[:, 2], unary[:, 3]] - least[unary[:, 2]],
-                size_bytes[ups[:, 2]] * rates.up_byte[ups[:, 3]],
-                size_bytes[downs[:, 2]] * rates.down_byte[downs[:, 3]],
-                (rates.up_message + rates.down_message)[trips[:, 3]],
-            ]
-        )
+    def _along(self, chain: Sequence[int]) -> "_Flow":
+        return _Flow(self._nodes, self._fixed_arcs, _table(self._turns(chain)), self._infinite_arcs)
 
     def _ceiling(self, rates: Rates, chain: Sequence[int] | None) -> float:
-        """The charged measure of the best of a few obvious placements."""
+        """The charged measure of the best of a few obvious placements, without codecs."""
         guesses = [np.where(self.allowed, rates.unary, np.inf).argmin(axis=1)]
-        guesses += [np.full(len(self.allowed), k) for k in np.flatnonzero(self.allowed.all(axis=0))]
+        guesses += [np.full(len(self.allowed), k) for k in self._whole_tiers]
         usage = Usage(self.problem, np.array(guesses))
         return float(usage.measure(rates, charged_trips(usage, chain)).min())
 
-    def _source_side(self, arcs: NDArray[np.int64], capacities: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _result(
+        self,
+        placement: NDArray[np.int64],
+        rates: Rates,
+        charges: tuple[NDArray[np.float64], NDArray[np.float64]],
+        chain: Sequence[int] | None,
+        error: float,
+    ) -> CutResult:
+        usage = Usage.for_measure(self.problem, placement[np.newaxis], rates)
+        trips = charged_trips(usage, chain)
+        real = float(usage.measure(rates)[0])
+        if usage.codecs is None:
+            charged = float(usage.measure(rates, trips)[0])
+        else:
+            sent = sum(float((charges[i] * usage.crossing[0, i]).sum()) for i in (0, 1))
+            run = float(rates.unary[np.arange(len(placement)), placement].sum())
+            charged = run + sent + float(trips[0] @ rates.message)
+        return CutResult(tuple(placement.tolist()), real, min(charged - error, real))
+
+
+class _Flow:
+    """A maximum flow whose arcs stay while their capacities change."""
+
+    def __init__(
+        self, nodes: int, fixed: NDArray[np.int64], trips: NDArray[np.int64], infinite: NDArray[np.int64]
+    ) -> None:
         from ortools.graph.python import max_flow
 
-        flow = max_flow.SimpleMaxFlow()
+        self.trips = trips
+        self._nodes = nodes
+        self._count = len(fixed) + len(trips)
+        flow: Any = max_flow.SimpleMaxFlow()
+        self._flow = flow
+        arcs = np.concatenate([fixed, trips, infinite])
+        capacities = np.full(len(arcs), _INFINITE)
         tails, heads = arcs[:, 0].astype(np.int32), arcs[:, 1].astype(np.int32)
-        flow.add_arcs_with_capacity(tails, heads, capacities)  # type: ignore[arg-type]
-        status = flow.solve(_SOURCE, _SINK)  # type: ignore[no-untyped-call]
-        if status != flow.OPTIMAL or flow.optimal_flow() >= _INFINITE:
-            raise InternalError(f"the flow of {self.problem.graph.name!r} ended as {status}; please report the model")
+        self._arcs = self._flow.add_arcs_with_capacity(tails, heads, capacities)[: self._count]
+
+    def source_side(self, capacities: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
+        """The nodes that are on the source's side of a minimum cut."""
+        self._flow.set_arcs_capacity(self._arcs, capacities)
+        status = self._flow.solve(_SOURCE, _SINK)
+        if status != self._flow.OPTIMAL or self._flow.optimal_flow() >= _INFINITE:
+            raise InternalError(f"the flow of {name!r} ended as {status}; please report the model")
         side = np.zeros(self._nodes, dtype=bool)
-        side[flow.get_source_side_min_cut()] = True
+        side[self._flow.get_source_side_min_cut()] = True
         side[_SOURCE] = True
         return side
 
-    def _result(
-        self, placement: NDArray[np.int64], rates: Rates, chain: Sequence[int] | None, error: float
-    ) -> CutResult:
-        usage = Usage(self.problem, placement[np.newaxis])
-        charged = float(usage.measure(rates, charged_trips(usage, chain))[0])
-        return CutResult(tuple(int(k) for k in placement), float(usage.measure(rates)[0]), charged - error)
+
+def transfer_charges(
+    problem: Problem, rates: Rates, share: float | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What it costs at least to move each value over each link, (K-1, values), away from and towards the first tier.
+
+    Args:
+        problem: whose values and codecs.
+        rates: the measure.
+        share: part of a codec's work that each link carries; the default, one part per link, never charges too much.
+    """
+    values, links = problem.values, len(problem.links)
+    up = np.outer(rates.up_byte, values.size_bytes)
+    down = np.outer(rates.down_byte, values.size_bytes)
+    part = 1 / max(links, 1) if share is None else share
+    for c in range(1, len(problem.codecs)):
+        allowed = np.isfinite(values.coded_bytes[c])
+        size = np.where(allowed, values.coded_bytes[c], 0.0)
+        for k in range(links):
+            near, far = rates.encode[c, : k + 1].min(), rates.encode[c, k + 1 :].min()
+            near_reads, far_reads = rates.decode[c, : k + 1].min(), rates.decode[c, k + 1 :].min()
+            one_way = rates.up_byte[k] * size + part * (near + far_reads) * values.size_bytes
+            way_back = rates.down_byte[k] * size + part * (far + near_reads) * values.size_bytes
+            up[k] = np.where(allowed, np.minimum(up[k], one_way), up[k])
+            down[k] = np.where(allowed & ~values.is_output, np.minimum(down[k], way_back), down[k])
+    return up, down
 
 
 def _table(arcs: Sequence[_Arc]) -> NDArray[np.int64]:

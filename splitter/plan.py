@@ -42,7 +42,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Features:
-    """Phi of a plan over K tiers and K-1 links.
+    """Phi of a plan over K tiers and L links: the K-1 of the line, then by-passes.
 
     Attributes:
         tier_seconds: busy seconds of each tier at nominal speed, invocations included.
@@ -51,6 +51,8 @@ class Features:
         tier_joules: energy of each tier above its idle power, radio included, at nominal speed.
         price_usd: price of one request over all tiers, at nominal speed.
         resident_bytes: by tier, weights plus peak of live activations.
+        carbon_g: grams of CO2 of one request over all tiers, at nominal speed.
+        cold_start_s: by tier, what it takes to get ready; 0 where it runs nothing.
     """
 
     tier_seconds: tuple[float, ...]
@@ -61,9 +63,16 @@ class Features:
     tier_joules: tuple[float, ...]
     price_usd: float
     resident_bytes: tuple[float, ...]
+    carbon_g: float = 0.0
+    cold_start_s: tuple[float, ...] = ()
+
+    @property
+    def stages(self) -> int:
+        """How many entries of `latency_vector`, from its start, occupy a tier or a link."""
+        return len(self.tier_seconds) + len(self.up_bytes) + len(self.down_bytes)
 
     def latency_vector(self) -> NDArray[np.float64]:
-        """The features that latency is linear in, in the order of `State.vector`, shape (5K - 4,)."""
+        """The features that latency is linear in, in the order of `State.vector`, shape (K + 4L,)."""
         return np.array(
             self.tier_seconds + self.up_bytes + self.down_bytes + self.up_messages + self.down_messages,
             dtype=np.float64,
@@ -80,6 +89,9 @@ class Predicted:
         total_energy_j: what it costs all tiers.
         price_per_1k_usd: price of 1000 requests.
         basis: where the figures come from: "modelled", "emulated" or "measured".
+        carbon_per_1k_g: emissions of 1000 requests.
+        bottleneck_s: time of the slowest stage, which is the time between two requests of a pipelined stream.
+        cold_start_s: what the slowest tier takes to get ready; they do so at the same time.
     """
 
     latency_s: float
@@ -87,6 +99,9 @@ class Predicted:
     total_energy_j: float
     price_per_1k_usd: float
     basis: str = "modelled"
+    carbon_per_1k_g: float = 0.0
+    bottleneck_s: float = 0.0
+    cold_start_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +115,7 @@ class Plan:
         cuts: what crosses links, by producer, upward before downward.
         features: phi.
         predicted: figures at the nominal state.
+        route: indices of the tiers that a request passes; those left out are by-passed. Empty: all.
     """
 
     name: str
@@ -108,6 +124,7 @@ class Plan:
     cuts: tuple[Cut, ...]
     features: Features
     predicted: Predicted
+    route: tuple[int, ...] = ()
 
     @property
     def used_tiers(self) -> tuple[int, ...]:
@@ -117,6 +134,10 @@ class Plan:
     def latency_s(self, state: State) -> float:
         """Serial latency in that state, phi . theta."""
         return float(self.features.latency_vector() @ state.vector())
+
+    def bottleneck_s(self, state: State) -> float:
+        """Time of the slowest stage in that state."""
+        return float((self.features.latency_vector() * state.vector())[: self.features.stages].max())
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -149,6 +170,7 @@ class Plan:
             cuts=tuple(_read_cut(cut, count, f"{where}.cuts[{i}]") for i, cut in enumerate(cuts)),
             features=_read_features(record["features"], count, f"{where}.features"),
             predicted=_read_predicted(record["predicted"], f"{where}.predicted"),
+            route=reading.integers(record, "route", where, count),
         )
 
 
@@ -171,7 +193,7 @@ def _read_cut(data: object, tiers: int, where: str) -> Cut:
 def _read_features(data: object, tiers: int, where: str) -> Features:
     record = reading.as_object(data, where)
     reading.only_keys(record, frozenset(Features.__dataclass_fields__), where)
-    links = tiers - 1
+    links = max(len(reading.array(record, "up_bytes", where)), tiers - 1)
     return Features(
         tier_seconds=reading.numbers(record, "tier_seconds", where, tiers),
         up_bytes=reading.numbers(record, "up_bytes", where, links),
@@ -181,6 +203,8 @@ def _read_features(data: object, tiers: int, where: str) -> Features:
         tier_joules=reading.numbers(record, "tier_joules", where, tiers),
         price_usd=reading.number(record["price_usd"], f"{where}.price_usd"),
         resident_bytes=reading.numbers(record, "resident_bytes", where, tiers),
+        carbon_g=reading.number(record["carbon_g"], f"{where}.carbon_g"),
+        cold_start_s=reading.numbers(record, "cold_start_s", where, tiers if record["cold_start_s"] else 0),
     )
 
 
@@ -196,4 +220,7 @@ def _read_predicted(data: object, where: str) -> Predicted:
         total_energy_j=reading.number(record["total_energy_j"], f"{where}.total_energy_j"),
         price_per_1k_usd=reading.number(record["price_per_1k_usd"], f"{where}.price_per_1k_usd"),
         basis=basis,
+        carbon_per_1k_g=reading.number(record["carbon_per_1k_g"], f"{where}.carbon_per_1k_g"),
+        bottleneck_s=reading.number(record["bottleneck_s"], f"{where}.bottleneck_s"),
+        cold_start_s=reading.number(record["cold_start_s"], f"{where}.cold_start_s"),
     )

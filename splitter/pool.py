@@ -15,7 +15,7 @@ from flagsplit.splitter import reading
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.state import State
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
-from flagsplit.splitter.evaluate import Usage, make_plan, tier_set_name, violations
+from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.mincut import CutNetwork
+from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Pool, PoolCertificate
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import MS_PER_S, REQUESTS, energy_rates, objective_rates
@@ -117,7 +119,7 @@ def why_not_all_on(problem: Problem, tier: int) -> str | None:
         more = f" (and {barred.size - 1} more blocks)" if barred.size > 1 else ""
         why = problem.constraints.reasons[block, tier]
         return f"block {problem.graph.blocks[block].name!r}{more} cannot run there: {why}"
-    broken = violations(problem, (tier,) * len(problem.graph.blocks))
+    broken = violations_of(problem, (tier,) * len(problem.graph.blocks))
     return "; ".join(str(violation) for violation in broken) or None
 
 
@@ -137,7 +139,7 @@ def _search(problem: Problem, states: Sequence[State], milp_seconds: float) -> _
 def _search_part(part: Problem, tiers: tuple[int, ...], states: Sequence[State], search: _Search) -> None:
     network = CutNetwork(part, part.constraints.allowed)
     cuts = [network.least(objective_rates(part, state)) for state in states]
-    keeps = {placement: not violations(part, placement) for placement in {cut.placement for cut in cuts}}
+    keeps = {placement: not violations_of(part, placement) for placement in {cut.placement for cut in cuts}}
     search.optima[tiers] = np.array([cut.bound for cut in cuts])
     search.placements |= {placement for placement, kept in keeps.items() if kept}
     if not all(keeps.values()):

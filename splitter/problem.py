@@ -2,14 +2,16 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, BlockGraph
+from flagsplit.splitter.codecs import CODEC_COSTS, NONE, allowed_codecs
 from flagsplit.splitter.constraints import Constraints, Support, build_constraints
-from flagsplit.splitter.costs import CostModel, Tier, model_costs
+from flagsplit.splitter.costs import CostModel, Tier, model_costs, on_other_links
 from flagsplit.splitter.links import Link
 from flagsplit.splitter.sla import BYTES_PER_MB, SLA
 from flagsplit.splitter.state import State
@@ -22,7 +24,9 @@ class ValueTable:
     It produces every graph input and consumes every graph output, which charges the way there and back.
 
     Attributes:
-        size_bytes: by value.
+        size_bytes: by value, as it is.
+        coded_bytes: by codec and value, "none" first; infinite where the codec is not allowed.
+        is_output: by value; an answer goes back to tier 0 as it is.
         producer: by value, block index or n.
         endpoints: producer and consumers of all values, one value after the other.
         starts: by value, where its endpoints start.
@@ -30,6 +34,8 @@ class ValueTable:
     """
 
     size_bytes: NDArray[np.float64]
+    coded_bytes: NDArray[np.float64]
+    is_output: NDArray[np.bool_]
     producer: NDArray[np.int64]
     endpoints: NDArray[np.int64]
     starts: NDArray[np.int64]
@@ -37,11 +43,28 @@ class ValueTable:
     last_live: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Bypass:
+    """A link between two tiers that are not neighbors. Plans that run nothing in between may take it.
+
+    Attributes:
+        near, far: indices of the tiers, near < far - 1.
+        link: its figures; up is towards `far`.
+    """
+
+    near: int
+    far: int
+    link: Link
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Everything a solver needs. Make it with `make_problem`.
 
+    The solvers know a line of tiers only. By-passes are other, shorter lines: `flagsplit.splitter.routes`.
+
     Attributes:
+        codecs: names of the codecs that some value may use, "none" first.
         predecessors: by block, the blocks whose results it needs.
         memory_bytes: by tier, cap on resident bytes: the SLA's, else the device's memory.
         nominal: the state in which bounds hold and figures are predicted.
@@ -55,6 +78,8 @@ class Problem:
     costs: CostModel
     constraints: Constraints
     values: ValueTable
+    codecs: tuple[str, ...]
+    bypasses: tuple[Bypass, ...]
     predecessors: tuple[tuple[int, ...], ...]
     weight_bytes: NDArray[np.float64]
     memory_bytes: NDArray[np.float64]
@@ -64,6 +89,28 @@ class Problem:
     def tier_names(self) -> tuple[str, ...]:
         """Names of the tiers, in line order."""
         return tuple(tier.name for tier in self.tiers)
+
+    @cached_property
+    def everything_bytes(self) -> float:
+        """All weights and all values together: no tier can hold more."""
+        return float(self.weight_bytes.sum() + self.values.size_bytes.sum())
+
+    @cached_property
+    def all_connected(self) -> bool:
+        """Whether every block depends on an input and an output on it, so that none runs without a tensor to move."""
+        n = len(self.graph.blocks)
+        fed, used = [False] * n, [False] * n
+        for value in self.graph.values:
+            for consumer in value.consumers if value.producer == GRAPH_INPUT else ():
+                fed[consumer] = True
+            if value.producer != GRAPH_INPUT and value.is_output:
+                used[value.producer] = True
+        for v, needs in enumerate(self.predecessors):
+            fed[v] = fed[v] or any(fed[p] for p in needs)
+        for v in reversed(range(n)):
+            for p in self.predecessors[v]:
+                used[p] = used[p] or used[v]
+        return all(fed) and all(used) and bool((self.values.size_bytes > 0).all())
 
     def restricted_to(self, tiers: Collection[int]) -> "Problem":
         """The same problem with blocks on these tiers only; the others still relay.
@@ -75,14 +122,34 @@ class Problem:
         stuck = np.flatnonzero(~allowed.any(axis=1))
         if stuck.size:
             block = int(stuck[0])
-            why = "; ".join(f"not {self.tiers[k].name}: {self.constraints.reasons[block, k]}" for k in sorted(tiers))
+            left_out = "left out"
+            why = "; ".join(
+                f"not {self.tiers[k].name}: {self.constraints.reasons.get((block, k), left_out)}" for k in sorted(tiers)
+            )
             raise PolicyError(f"block {self.graph.blocks[block].name!r} has no tier left: {why}")
         return replace(self, constraints=replace(self.constraints, allowed=allowed))
 
     def with_sla(self, sla: SLA) -> "Problem":
         """The same graph, devices and costs under another SLA."""
-        constraints = build_constraints(self.graph, self.tier_names, sla, self.supports)
-        return replace(self, sla=sla, constraints=constraints, memory_bytes=_memory_caps(self.tiers, sla))
+        codecs, values = _value_table(self.graph, sla)
+        return replace(
+            self,
+            sla=sla,
+            constraints=build_constraints(self.graph, self.tiers, sla, self.supports),
+            memory_bytes=_memory_caps(self.tiers, sla),
+            values=values,
+            codecs=codecs,
+        )
+
+    def with_links(self, links: Sequence[Link], bypasses: Sequence[Bypass] | None = None) -> "Problem":
+        """The same graph and policy over other links."""
+        return replace(
+            self,
+            links=tuple(links),
+            bypasses=self.bypasses if bypasses is None else tuple(bypasses),
+            costs=on_other_links(self.costs, range(len(self.tiers)), [tier.device for tier in self.tiers], links),
+            nominal=State.nominal(links, [b.link for b in (self.bypasses if bypasses is None else bypasses)]),
+        )
 
 
 def make_problem(
@@ -92,6 +159,7 @@ def make_problem(
     sla: SLA | None = None,
     supports: Mapping[str, Support] | None = None,
     costs: CostModel | None = None,
+    bypasses: Sequence[Bypass] = (),
 ) -> Problem:
     """Put a problem together and check that it makes sense.
 
@@ -102,6 +170,7 @@ def make_problem(
         sla: the policy; the default minimizes latency.
         supports: by tier name, what it cannot run; a tier without an entry runs everything.
         costs: replaces the modelled costs, for instance by measured ones.
+        bypasses: direct links between tiers that are not neighbors.
 
     Raises:
         PolicyError: the line is malformed, or the SLA contradicts itself, the graph or the tiers.
@@ -116,6 +185,8 @@ def make_problem(
         raise PolicyError(f"tiers: expected one or more with different names, got {', '.join(names) or 'none'}")
     if len(links) != len(tiers) - 1:
         raise PolicyError(f"links: expected {len(tiers) - 1} for {len(tiers)} tiers, got {len(links)}")
+    _check_bypasses(bypasses, names)
+    codecs, values = _value_table(graph, sla)
     return Problem(
         graph=graph,
         tiers=tuple(tiers),
@@ -123,13 +194,24 @@ def make_problem(
         sla=sla,
         supports=supports or {},
         costs=costs or model_costs(graph, tiers, links),
-        constraints=build_constraints(graph, names, sla, supports or {}),
-        values=_value_table(graph),
+        constraints=build_constraints(graph, tiers, sla, supports or {}),
+        values=values,
+        codecs=codecs,
+        bypasses=tuple(bypasses),
         predecessors=_predecessors(graph),
         weight_bytes=np.array([block.weight_bytes for block in graph.blocks], dtype=np.float64),
         memory_bytes=_memory_caps(tiers, sla),
-        nominal=State.nominal(links),
+        nominal=State.nominal(links, [bypass.link for bypass in bypasses]),
     )
+
+
+def _check_bypasses(bypasses: Sequence[Bypass], names: Sequence[str]) -> None:
+    for bypass in bypasses:
+        if not 0 <= bypass.near < bypass.far - 1 < len(names) - 1:
+            line = ", ".join(names)
+            raise PolicyError(f"bypass {bypass.near}-{bypass.far}: expected two tiers of {line} that are not neighbors")
+    if len({(bypass.near, bypass.far) for bypass in bypasses}) != len(bypasses):
+        raise PolicyError("bypass: expected one link at most between two tiers")
 
 
 def _predecessors(graph: BlockGraph) -> tuple[tuple[int, ...], ...]:
@@ -149,7 +231,18 @@ def _memory_caps(tiers: Sequence[Tier], sla: SLA) -> NDArray[np.float64]:
     )
 
 
-def _value_table(graph: BlockGraph) -> ValueTable:
+def _value_table(graph: BlockGraph, sla: SLA) -> tuple[tuple[str, ...], ValueTable]:
+    allowed = allowed_codecs(sla.accuracy, graph.values)
+    codecs = (NONE, *(name for name in CODEC_COSTS if any(name in each for each in allowed)))
+    coded = [
+        [value.codec_bytes[name] if name in each else np.inf for value, each in zip(graph.values, allowed, strict=True)]
+        for name in codecs[1:]
+    ]
+    plain = [value.size_bytes for value in graph.values]
+    return codecs, _table(graph, np.array([plain, *coded], dtype=np.float64))
+
+
+def _table(graph: BlockGraph, coded_bytes: NDArray[np.float64]) -> ValueTable:
     request = len(graph.blocks)
     endpoints: list[int] = []
     starts, first_live, last_live, producers = [], [], [], []
@@ -163,7 +256,9 @@ def _value_table(graph: BlockGraph) -> ValueTable:
         first_live.append(max(value.producer, 0))
         last_live.append(request - 1 if value.is_output else max((value.producer, *value.consumers)))
     return ValueTable(
-        size_bytes=np.array([value.size_bytes for value in graph.values], dtype=np.float64),
+        size_bytes=coded_bytes[0],
+        coded_bytes=coded_bytes,
+        is_output=np.array([value.is_output for value in graph.values], dtype=bool),
         producer=np.array(producers, dtype=np.int64),
         endpoints=np.array(endpoints, dtype=np.int64),
         starts=np.array(starts, dtype=np.int64),

@@ -1,27 +1,33 @@
 """One function that solves a placement problem, and how it decides.
 
-The minimum cut is exact as long as no cap or bound gets in its way, and its value bounds every other plan. Where one
-does, dual prices on the broken limits give a first plan, and the program of `flagsplit.splitter.milp` finishes it or
-proves that there is none; then the error says what would have to give.
+Least latency, price, energy: the minimum cut is exact as long as no cap or bound gets in its way, and its value bounds
+every other plan. Where one does, and for throughput, `flagsplit.splitter.heuristics` gives a first plan and
+`flagsplit.splitter.milp` finishes it or proves that there is none; the error then says what would have to give. What
+the SLA prefers is decided among the plans that are good enough. By-passes are lines of their own, and the best wins.
 """
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter import milp
-from flagsplit.splitter.evaluate import Usage, memory_limit, violations
-from flagsplit.splitter.mincut import CutNetwork, CutResult
+from flagsplit.splitter.constraints import preferred_tiers
+from flagsplit.splitter.heuristics import Heuristic
+from flagsplit.splitter.infeasible import limits_of, why_infeasible
+from flagsplit.splitter.limits import violations_of
+from flagsplit.splitter.milp_form import measured
+from flagsplit.splitter.mincut import CutNetwork
 from flagsplit.splitter.problem import Problem
-from flagsplit.splitter.rates import Rates, bound_rates, objective_rates
-from flagsplit.splitter.sla import BYTES_PER_MB
+from flagsplit.splitter.rates import Rates, busy_rates, objective_rates, stage_rates
+from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.state import State
 
 _PROVEN = 1e-6
-_DUAL_STEPS = 10
+_FEW_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -30,10 +36,14 @@ class Solution:
 
     Attributes:
         placement: tier index of each block.
-        objective: the SLA's weighted objective, in seconds where the latency weight is 1.
+        objective: the SLA's weighted objective, in seconds where the latency weight is 1; for the goal "throughput"
+            the seconds of the slowest stage.
         bound: proven lower bound on the objective of any plan that keeps the SLA.
-        solver: "min-cut", "milp-highs" or "dual-prices".
+        solver: who proved the bound: "min-cut", "milp-cp-sat" or "milp-highs"; "heuristic" if none reached it in time;
+            "mode" if the SLA's mode decided.
         seconds: wall time it took.
+        route: indices of the tiers that a request passes; those left out are by-passed.
+        note: what to know beside, such as what a preference cost.
     """
 
     placement: tuple[int, ...]
@@ -41,6 +51,8 @@ class Solution:
     bound: float
     solver: str
     seconds: float
+    route: tuple[int, ...] = ()
+    note: str = ""
 
     @property
     def gap(self) -> float:
@@ -52,6 +64,18 @@ class Solution:
         """Whether the placement is optimal up to rounding."""
         return self.gap <= _PROVEN
 
+    @property
+    def certificate(self) -> str:
+        """In words: what is proven, and by whom."""
+        if self.solver == "mode":
+            return "decided by the SLA's mode"
+        what = "optimal" if self.proven else f"at most {100 * self.gap:.2g} % from the optimum"
+        return f"proven {what} by {self.solver} in {self.seconds:.2f} s"
+
+
+class _NoPlanError(PolicyError):
+    """Nothing on one line keeps the SLA."""
+
 
 def solve(
     problem: Problem, state: State | None = None, milp_seconds: float = 10.0, *, diagnose: bool = True
@@ -61,130 +85,127 @@ def solve(
     Args:
         problem: what to place where.
         state: theta that the objective is taken in, nominal by default; bounds always hold at the nominal state.
-        milp_seconds: time limit for the exact search when a cap or bound is broken by the plain optimum.
+        milp_seconds: time limit for the exact search where cuts do not decide.
         diagnose: whether to spend more time on finding out what would have to give if nothing keeps the SLA.
 
     Raises:
         PolicyError: no placement keeps the caps and bounds; the message says what would have to give.
     """
     started = time.perf_counter()
-    rates = objective_rates(problem, state or problem.nominal)
+    state = state or problem.nominal
+    found = _by_mode(problem, state) or _best_route(problem, state, milp_seconds, diagnose)
+    return replace(found, seconds=time.perf_counter() - started)
+
+
+def _by_mode(problem: Problem, state: State) -> Solution | None:
+    """The whole request where the mode wants it, if everything else allows."""
+    wanted = {"prefer_on_device": 0, "prefer_in_cloud": len(problem.tiers) - 1}.get(problem.sla.mode or "")
+    if wanted is None or not problem.constraints.allowed[:, wanted].all():
+        return None
+    for route in sorted(routes_of(problem), key=lambda r: len(r.tiers)):
+        placement = (wanted,) * len(problem.graph.blocks)
+        if wanted in route.tiers and not violations_of(route.problem, route.from_whole_line(placement)):
+            value = _goal_value(route, state, placement)
+            return Solution(placement, value, value, "mode", 0.0, route.tiers, f"mode {problem.sla.mode}")
+    return None
+
+
+def _goal_value(route: Route, state: State, placement: Sequence[int]) -> float:
+    goal = goal_of(route.problem, route.state(state))
+    return measured(route.problem, goal, route.from_whole_line(placement))
+
+
+def goal_of(problem: Problem, state: State) -> Rates | tuple[Rates, ...]:
+    """What the SLA minimizes in that state: a measure, or the largest of the stages for throughput."""
+    if problem.sla.objective.goal == "throughput":
+        return tuple(stage_rates(problem, state).values())
+    return objective_rates(problem, state)
+
+
+def _best_route(problem: Problem, state: State, seconds: float, diagnose: bool) -> Solution:
+    routes = routes_of(problem)
+    found: list[Solution] = []
+    failed: list[str] = []
+    for route in routes:
+        try:
+            solution = _on_line(route.problem, route.state(state), seconds / len(routes), diagnose)
+        except _NoPlanError as error:
+            failed.append(str(error))
+            continue
+        found.append(replace(solution, placement=route.on_whole_line(solution.placement), route=route.tiers))
+    if not found:
+        raise PolicyError(failed[0])
+    best = min(found, key=lambda solution: solution.objective)
+    return replace(best, bound=min(solution.bound for solution in found))
+
+
+def _on_line(problem: Problem, state: State, seconds: float, diagnose: bool) -> Solution:
+    goal = goal_of(problem, state)
     network = CutNetwork(problem, problem.constraints.allowed)
-    cut = network.least(rates)
-    if cut.exact and not violations(problem, cut.placement):
-        return Solution(cut.placement, cut.objective, cut.bound, "min-cut", time.perf_counter() - started)
-    solution = _solve_limited(problem, rates, network, cut, milp_seconds, diagnose)
-    return replace(solution, seconds=time.perf_counter() - started)
+    solution = _cut(problem, goal, network) or _limited(problem, goal, network, seconds, diagnose)
+    if isinstance(goal, tuple):
+        solution = _then_objective(problem, goal, state, solution, seconds)
+    return _preferred(problem, goal, solution, seconds) if problem.sla.has_preferences else solution
 
 
-def _solve_limited(
-    problem: Problem, rates: Rates, network: CutNetwork, cut: CutResult, milp_seconds: float, diagnose: bool
+def _cut(problem: Problem, goal: Rates | tuple[Rates, ...], network: CutNetwork) -> Solution | None:
+    """The cut, where it is the whole answer."""
+    if not isinstance(goal, Rates):
+        return None
+    cut = network.least(goal)
+    if not cut.exact or violations_of(problem, cut.placement):
+        return None
+    return Solution(cut.placement, cut.objective, cut.bound, "min-cut", 0.0)
+
+
+def _limited(
+    problem: Problem, goal: Rates | tuple[Rates, ...], network: CutNetwork, seconds: float, diagnose: bool
 ) -> Solution:
     limits = limits_of(problem)
-    start = _dual_prices(problem, rates, network, limits)
-    found = milp.minimize(problem, rates, limits, milp_seconds, start.placement if start else None)
-    if found.infeasible and start is None:
-        raise PolicyError(_why_infeasible(problem, limits, milp_seconds) if diagnose else "no plan keeps the SLA")
-    bound = max(cut.bound, found.bound if math.isfinite(found.bound) else -math.inf)
-    if found.placement is not None and (start is None or found.value <= start.objective):
-        return Solution(found.placement, found.value, min(bound, found.value), "milp-highs", 0.0)
-    if start is not None:
-        return Solution(start.placement, start.objective, min(bound, start.objective), "dual-prices", 0.0)
-    raise PolicyError(
-        f"no plan that keeps {', '.join(milp.named_limits(limits))} was found in {milp_seconds:g} s, nor proof that "
-        f"there is none: allow more time or relax one"
-    )
+    heuristic = Heuristic(problem, goal, network)
+    start = heuristic.best(polish=len(problem.graph.blocks) > _FEW_BLOCKS)
+    bound = network.least(goal).bound if isinstance(goal, Rates) else heuristic.bound
+    if start is not None and bound >= start.objective * (1 - _PROVEN):
+        return Solution(start.placement, start.objective, min(bound, start.objective), "min-cut", 0.0)
+    found = milp.minimize(problem, goal, limits, seconds, start.placement if start else None)
+    if found.infeasible:
+        raise _NoPlanError(why_infeasible(problem, limits, seconds) if diagnose else "no plan keeps the SLA")
+    if found.placement is None:
+        raise _NoPlanError(
+            f"no plan that keeps {', '.join(milp.named_limits(limits))} was found in {seconds:g} s, nor proof that "
+            f"there is none: allow more time or relax one"
+        )
+    bound = min(max(bound, found.bound if math.isfinite(found.bound) else -math.inf), found.value)
+    solver = found.solver if found.proven else "heuristic" if found.bound < bound else found.solver
+    return Solution(found.placement, found.value, bound, solver, 0.0)
 
 
-def limits_of(problem: Problem) -> milp.Limits:
-    """The problem's caps and bounds in the form that the program takes."""
-    caps = problem.memory_bytes / BYTES_PER_MB
-    return milp.Limits(bound_rates(problem), dict(zip(problem.tier_names, caps.tolist(), strict=True)))
+def _then_objective(
+    problem: Problem, stages: tuple[Rates, ...], state: State, solution: Solution, seconds: float
+) -> Solution:
+    """Among the plans whose slowest stage is no slower, the one with the best weighted sum."""
+    limits = limits_of(problem)
+    most = max(solution.objective, 1e-12) * (1 + _PROVEN)
+    named = {f"stage {i}": (rates, most) for i, rates in enumerate(stages)}
+    tighter = milp.Limits({**limits.measures, **named}, limits.memory_mb)
+    found = milp.minimize(problem, objective_rates(problem, state), tighter, seconds, solution.placement)
+    placement = found.placement or solution.placement
+    return replace(solution, placement=placement, objective=measured(problem, stages, placement))
 
 
-def _dual_prices(problem: Problem, rates: Rates, network: CutNetwork, limits: milp.Limits) -> CutResult | None:
-    """The best plan that keeps the limits, among cuts under rising prices on what they limit, and single tiers."""
-    reference = max(network.least(rates).objective, 1e-12)
-    pressures = [
-        _weights_on(problem, k, 1 / max(cap, 1.0)) for k, cap in enumerate(problem.memory_bytes) if np.isfinite(cap)
-    ]
-    pressures += [measure.times(1 / limit) for measure, limit in limits.measures.values()]
-    tried = {network.least(rates + p.times(reference * 4.0**i)).placement for p in pressures for i in _powers()}
-    every = pressures[0]
-    for pressure in pressures[1:]:
-        every += pressure
-    tried |= {network.least(rates + every.times(reference * 4.0**i)).placement for i in _powers()}
-    allowed = network.allowed.all(axis=0)
-    tried.add(network.least(rates).placement)
-    tried |= {(int(k),) * len(network.allowed) for k in np.flatnonzero(allowed)}
-    kept = [_measured(problem, rates, p) for p in sorted(tried) if not violations(problem, p)]
-    return min(kept, key=lambda result: result.objective, default=None)
-
-
-def _powers() -> range:
-    return range(-_DUAL_STEPS // 2, _DUAL_STEPS // 2)
-
-
-def _measured(problem: Problem, rates: Rates, placement: tuple[int, ...]) -> CutResult:
-    value = float(Usage(problem, np.array([placement])).measure(rates)[0])
-    return CutResult(placement, value, -math.inf)
-
-
-def _weights_on(problem: Problem, tier: int, price: float) -> Rates:
-    """A measure that charges a tier for the weight bytes placed on it."""
-    unary = np.zeros_like(problem.costs.seconds)
-    unary[:, tier] = problem.weight_bytes * price
-    nothing = np.zeros(len(problem.links))
-    return Rates(unary, nothing, nothing, nothing, nothing)
-
-
-def _why_infeasible(problem: Problem, limits: milp.Limits, seconds: float) -> str:
-    """Which limit to relax and how far; if no single one helps, the best that each can reach on its own."""
-    names = milp.named_limits(limits)
-    share = seconds / (2 * len(names))
-    helps = {name: _least(problem, limits, name, share, alone=False) for name in names}
-    advice = [
-        f"{name} {_given(limits, name):.6g} -> {_reached(least)}" for name, least in helps.items() if least.placement
-    ]
-    if advice:
-        return f"no plan keeps the SLA; any one of these changes makes it possible: {'; '.join(advice)}"
-    known = "is enough" if all(least.infeasible for least in helps.values()) else "was found to be enough in time"
-    reach = {name: _least(problem, limits, name, share, alone=True) for name in names}
-    broken = [
-        f"{name} {_given(limits, name):.6g}, reachable at best {_reached(least)}"
-        for name, least in reach.items()
-        if least.placement and least.value > _given(limits, name)
-    ]
-    story = "; ".join(broken) or f"{', '.join(names)} contradict each other"
-    return f"no plan keeps the SLA, and no single change {known}: {story}; relax more than one"
-
-
-def _given(limits: milp.Limits, name: str) -> float:
-    for tier, cap in limits.memory_mb.items():
-        if memory_limit(tier) == name:
-            return cap
-    return limits.measures[name][1]
-
-
-def _least(problem: Problem, limits: milp.Limits, name: str, seconds: float, *, alone: bool) -> milp.MilpResult:
-    """The least value of one limited quantity under the other limits, or under none."""
-    others = milp.Limits(
-        {} if alone else {key: limit for key, limit in limits.measures.items() if key != name},
-        {} if alone else {tier: cap for tier, cap in limits.memory_mb.items() if memory_limit(tier) != name},
-    )
-    tier = next((tier for tier in limits.memory_mb if memory_limit(tier) == name), None)
-    goal: Rates | str = tier if tier is not None else limits.measures[name][0]
-    return milp.minimize(problem, goal, others, seconds)
-
-
-def _reached(least: milp.MilpResult) -> str:
-    """The least value, marked where the search ended before it was proven to be the least."""
-    return _up(least.value) + (" or less" if least.bound < least.value * (1 - _PROVEN) - _PROVEN else "")
-
-
-def _up(value: float) -> str:
-    """A figure with six digits that is not below `value`, so that it would do as the new limit."""
-    if value <= 0:
-        return "0"
-    step: float = 10.0 ** (math.floor(math.log10(value)) - 5)
-    return f"{math.ceil(value / step - 1e-9) * step:.6g}"
+def _preferred(problem: Problem, goal: Rates | tuple[Rates, ...], solution: Solution, seconds: float) -> Solution:
+    """Among the plans that are good enough, the one that works least on tiers that the SLA does not prefer."""
+    others = np.ones(len(problem.tiers))
+    others[list(preferred_tiers(problem.tiers, problem.sla))] = 0.0
+    most = max(solution.objective, 1e-12) * (1 + problem.sla.prefer_within) * (1 + 1e-9)
+    goals = (goal,) if isinstance(goal, Rates) else goal
+    limits = limits_of(problem)
+    named = {f"objective {i}": (rates, most) for i, rates in enumerate(goals)}
+    tighter = milp.Limits({**limits.measures, **named}, limits.memory_mb)
+    found = milp.minimize(problem, busy_rates(problem, others), tighter, seconds, solution.placement)
+    if found.placement is None or found.placement == solution.placement:
+        return solution
+    value = measured(problem, goal, found.placement)
+    cost = 100 * (value / solution.objective - 1) if solution.objective > 0 else 0.0
+    note = f"preferences moved work; the objective is {cost:.2g} % worse than without them"
+    return replace(solution, placement=found.placement, objective=value, note=note)

@@ -16,7 +16,7 @@ from flagsplit.splitter.links import Link
 
 @dataclass(frozen=True)
 class State:
-    """One state of K tiers and the K-1 links between them; link i joins tiers i and i+1.
+    """One state of K tiers and L links: first the K-1 of the line, link i joining tiers i and i+1, then by-passes.
 
     Attributes:
         slowdown: by tier, factor on its nominal seconds (1 is nominal, 2 is half as fast).
@@ -33,30 +33,33 @@ class State:
     alive: tuple[bool, ...]
 
     def __post_init__(self) -> None:
-        links = len(self.slowdown) - 1
+        links = len(self.up_s_per_byte)
         parts = (self.up_s_per_byte, self.down_s_per_byte, self.up_s_per_message, self.down_s_per_message)
-        if len(self.alive) != links + 1 or any(len(part) != links for part in parts):
-            raise PolicyError(f"state: expected {links + 1} tiers and {links} links in every field")
+        tiers = len(self.slowdown)
+        if len(self.alive) != tiers or links < tiers - 1 or any(len(part) != links for part in parts):
+            raise PolicyError(f"state: expected {tiers} tiers, and {max(links, tiers - 1)} links in every field")
         if not all(math.isfinite(x) and x >= 0 for part in (self.slowdown, *parts) for x in part):
             raise PolicyError("state: every figure must be finite and 0 or more; mark a dead tier in `alive`")
 
     @classmethod
-    def nominal(cls, links: Sequence[Link]) -> "State":
+    def nominal(cls, links: Sequence[Link], bypasses: Sequence[Link] = ()) -> "State":
         """Every tier alive and at its nominal speed, every link as described."""
-        half = tuple(link.rtt_s / 2 for link in links)
+        every = (*links, *bypasses)
         return cls(
             slowdown=(1.0,) * (len(links) + 1),
-            up_s_per_byte=tuple(1 / link.up_bytes_per_s for link in links),
-            down_s_per_byte=tuple(1 / link.down_bytes_per_s for link in links),
-            up_s_per_message=half,
-            down_s_per_message=half,
+            up_s_per_byte=tuple(link.up_s_per_byte for link in every),
+            down_s_per_byte=tuple(link.down_s_per_byte for link in every),
+            up_s_per_message=tuple(link.up_s_per_message for link in every),
+            down_s_per_message=tuple(link.down_s_per_message for link in every),
             alive=(True,) * (len(links) + 1),
         )
 
-    def scaled(self, bandwidth: Sequence[float], rtt: float = 1.0) -> "State":
-        """This state with the bandwidth of each link and all round-trip times multiplied."""
+    def scaled(self, bandwidth: Sequence[float], rtt: float = 1.0, slowdown: Sequence[float] = ()) -> "State":
+        """This state with the bandwidth of each link, all round-trip times and the tiers' slow-downs multiplied."""
+        factors = slowdown or (1.0,) * len(self.slowdown)
         return replace(
             self,
+            slowdown=tuple(s * f for s, f in zip(self.slowdown, factors, strict=True)),
             up_s_per_byte=tuple(s / f for s, f in zip(self.up_s_per_byte, bandwidth, strict=True)),
             down_s_per_byte=tuple(s / f for s, f in zip(self.down_s_per_byte, bandwidth, strict=True)),
             up_s_per_message=tuple(s * rtt for s in self.up_s_per_message),
@@ -64,7 +67,7 @@ class State:
         )
 
     def vector(self) -> NDArray[np.float64]:
-        """Theta in the order of `Features.latency_vector`, shape (5K - 4,)."""
+        """Theta in the order of `Features.latency_vector`, shape (K + 4L,)."""
         return np.array(
             self.slowdown + self.up_s_per_byte + self.down_s_per_byte + self.up_s_per_message + self.down_s_per_message
         )

@@ -14,7 +14,7 @@ import pytest
 from flagsplit.errors import BundleError, PolicyError, UnavailableError
 from flagsplit.flagir.blockgraph import BlockGraph
 from flagsplit.splitter.devices import Catalogue
-from flagsplit.splitter.evaluate import violations
+from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.pool_builder import Grid, build_pool
@@ -191,7 +191,7 @@ def test_every_pooled_plan_keeps_the_caps(catalogue: Catalogue) -> None:
     pool = build_pool(problem)
     assert not pool.certificate.exact
     assert pool.certificate.regret_bound is None
-    assert all(not violations(problem, plan.placement) for plan in pool.plans)
+    assert all(not violations_of(problem, plan.placement) for plan in pool.plans)
     assert pool.plans[0].placement == solve(problem).placement
     assert set(pool.absent) == {"all-edge", "all-cloud"}
 
@@ -233,7 +233,7 @@ def _set(data: dict[str, Any], path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("version", 2),
+        ("version", 1),
         ("surprise", 1),
         ("plans", {}),
         ("plans", []),

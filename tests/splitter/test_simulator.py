@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from flagsplit.splitter.devices import Catalogue
-from flagsplit.splitter.evaluate import make_plan
+from flagsplit.splitter.plan_maker import make_plan
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.simulator import simulate_request
 from flagsplit.splitter.state import State
