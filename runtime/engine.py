@@ -119,10 +119,15 @@ class Engine:
             return Ran(run.token, None, f"out of memory while running segment {run.segment}")
         except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
             return Ran(run.token, None, f"segment {run.segment} broke: {type(error).__name__}: {error}")
-        if self._slowdown > 1:
-            time.sleep((self._slowdown - 1) * (time.monotonic() - started))
+        self._dawdle((self._slowdown - 1) * (time.monotonic() - started))
         ended = time.monotonic()
         return Ran(run.token, outputs, "", int((started - asked) * 1e6), int((ended - started) * 1e6))
+
+    def _dawdle(self, seconds: float) -> None:
+        """Be busy for longer, unless the engine is to stop."""
+        with self._changed:
+            if seconds > 0:
+                self._changed.wait_for(lambda: self._stopping, seconds)
 
     def _get(self, segment: str) -> Executable:
         executable = self._loaded.get(segment)

@@ -295,6 +295,16 @@ def test_a_slowed_engine_is_busy_for_so_many_times_as_long() -> None:
     bench.engine.stop()
 
 
+def test_a_slowed_engine_stops_at_once() -> None:
+    bench = Bench(slowdown=1e6)
+    bench.engine.start(list("abcd"))
+    bench.engine.submit(Run(1, "a", {"x": np.zeros(1)}))
+    while "run a" not in bench.log:
+        time.sleep(0.001)
+    bench.engine.stop()
+    assert bench.loaded() == set()
+
+
 @pytest.mark.parametrize("slowdown", [0.5, 0.0, -1.0, math.nan, math.inf])
 def test_no_tier_can_be_made_faster(slowdown: float) -> None:
     said = f"slowdown: expected a factor of 1 or more, came {slowdown};"
