@@ -136,9 +136,8 @@ class ShapingProxy:
                     self._free()
                     return
                 wait_s = None if self._stalled else self._turn()
-                waited = self._woken if self._stalled else self._selector
-            # Not the selector's own wait: that rounds up to milliseconds, longer than many a delay to emulate.
-            select.select([waited], [], [], wait_s)
+                waited = self._woken if self._stalled else self._selector.fileno()
+            _wait(waited, wait_s)
 
     def _turn(self) -> float | None:
         """Move what can be moved now; seconds until there is more to do, None for never."""
@@ -253,3 +252,17 @@ class ShapingProxy:
         self._listener.close()
         os.close(self._woken)
         os.close(self._waker)
+
+
+def _wait(waited: int, wait_s: float | None) -> None:
+    """Until there is something to read.
+
+    By `select`, which counts in microseconds: what else there is rounds up to milliseconds, longer than many a delay to
+    emulate. Only it cannot look at descriptors from 1024 on.
+    """
+    try:
+        select.select([waited], [], [], wait_s)
+    except ValueError:
+        polled = select.poll()
+        polled.register(waited, select.POLLIN)
+        polled.poll(None if wait_s is None else wait_s * 1e3)
