@@ -6,6 +6,7 @@ Each takes plain values (paths, names, mappings) and gives the objects of the la
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 from flagsplit.apps.local import LocalWorkers
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
-from flagsplit.errors import FlagsplitError, PolicyError
+from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.engine import check_slowdown
 from flagsplit.runtime.session import AsyncSession, Session, SessionSettings
 from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.targets.interface import Numerics
@@ -120,6 +122,7 @@ def connect(
     *,
     keys: AnyPath | None = None,
     settings: SessionSettings | None = None,
+    slowdowns: Mapping[str, float] | None = None,
 ) -> Iterator[Session]:
     """Connect to the workers of a bundle, for the length of a `with` statement.
 
@@ -129,6 +132,8 @@ def connect(
             tiers on this host; {} uses the first tier alone.
         keys: folder of the CURVE keys; `$FLAGSPLIT_HOME/keys` or `~/.config/flagsplit/keys` by default.
         settings: deadlines, memory budget, heartbeats.
+        slowdowns: by tier, how many times as slow to make it, to emulate another device; only the first tier and
+            workers that are started here can be slowed.
 
     Yields:
         A session; `session.run({"input": array})` gives the outputs by name.
@@ -138,15 +143,31 @@ def connect(
         RefusedError: a worker refused, for instance because it serves another bundle.
     """
     opened = bundle if isinstance(bundle, Bundle) else open(bundle)
+    settings = _slowed(opened, settings or SessionSettings(), slowdowns or {}, only_first=tiers is not None)
     with ExitStack() as stack:
         if tiers is None:
-            addresses = stack.enter_context(LocalWorkers(opened.path, opened.tiers[1:])).addresses
+            workers = LocalWorkers(opened.path, opened.tiers[1:], slowdowns=slowdowns)
+            addresses = stack.enter_context(workers).addresses
         else:
             addresses = {name: PeerAddress(at) if isinstance(at, str) else at for name, at in tiers.items()}
         for name in addresses:
             opened.tier_index(name)
         channel = ZmqChannel(security=KeyStore(None if keys is None else Path(keys)).security())
         yield stack.enter_context(Session(opened, addresses, channel, settings))
+
+
+def _slowed(
+    bundle: Bundle, settings: SessionSettings, slowdowns: Mapping[str, float], *, only_first: bool
+) -> SessionSettings:
+    """The settings of a session among slowed tiers."""
+    for tier, slowdown in slowdowns.items():
+        check_slowdown(slowdown)
+        if bundle.tier_index(tier) > 0 and only_first:
+            raise ConfigError(f"slowdown of {tier}: its worker is not started here; start it with serve --slowdown")
+    slowdown = slowdowns.get(bundle.tiers[0], settings.slowdown)
+    return replace(
+        settings, slowdown=slowdown, emulated=settings.emulated or any(each > 1 for each in slowdowns.values())
+    )
 
 
 @asynccontextmanager
@@ -156,9 +177,10 @@ async def connect_async(
     *,
     keys: AnyPath | None = None,
     settings: SessionSettings | None = None,
+    slowdowns: Mapping[str, float] | None = None,
 ) -> AsyncIterator[AsyncSession]:
     """The asyncio twin of `connect`, for `async with`; arguments and errors are the same."""
-    manager = connect(bundle, tiers, keys=keys, settings=settings)
+    manager = connect(bundle, tiers, keys=keys, settings=settings, slowdowns=slowdowns)
     entering = asyncio.ensure_future(asyncio.to_thread(manager.__enter__))
     try:
         session = await asyncio.shield(entering)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -45,18 +45,21 @@ class LocalWorkers:
         bundle: path of the bundle.
         tiers: names of the tiers to serve.
         threads: threads of each worker's engine.
+        slowdowns: by tier, how many times as slow it is made to be, to emulate another device.
 
     Raises:
         PeerError: a worker did not start; the message carries what it said.
     """
 
-    def __init__(self, bundle: Path, tiers: Sequence[str], *, threads: int = 1) -> None:
+    def __init__(
+        self, bundle: Path, tiers: Sequence[str], *, threads: int = 1, slowdowns: Mapping[str, float] | None = None
+    ) -> None:
         self.workers: dict[str, LocalWorker] = {}
         starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         try:
             for tier in tiers:
                 errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
-                starting[tier] = _start(bundle, tier, threads, errors), errors
+                starting[tier] = _start(bundle, tier, threads, (slowdowns or {}).get(tier, 1.0), errors), errors
             for tier, (process, log) in starting.items():
                 self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
@@ -89,10 +92,11 @@ class LocalWorkers:
         self.close()
 
 
-def _start(bundle: Path, tier: str, threads: int, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(bundle: Path, tier: str, threads: int, slowdown: float, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
     command = [
         *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(bundle), "--tier", tier),
         *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
+        *("--slowdown", str(slowdown)),
     ]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
+from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
@@ -28,6 +29,7 @@ from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, Pla
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
+from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.pipeline import PlanningResult, plan_model
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
@@ -52,6 +54,8 @@ class BuildOptions:
             requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
+        costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
+        extra_plans: further placements to ship, by name.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -59,6 +63,8 @@ class BuildOptions:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
+    costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
+    extra_plans: ExtraPlans | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ def _build(
     supports = {
         tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
     }
-    planning = plan_model(graph, deployment.tiers, deployment.links, sla, supports)
+    planning = _plan(graph, deployment, sla, supports, options)
     clock.step("compile", 0.7)
     steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
     planning = _without_endless_routes(planning, _planned(steps), model)
@@ -191,6 +197,17 @@ def _build(
     )
     clock.step("done", 1.0)
     return BuildResult(output, bundle_digest, output.stat().st_size, weights, clock.seconds, planning)
+
+
+def _plan(
+    graph: BlockGraph, deployment: Deployment, sla: SLA, supports: dict[str, list[str | None]], options: BuildOptions
+) -> PlanningResult:
+    tiers, links = deployment.tiers, deployment.links
+    given: dict[str, Any] = {}
+    if options.costs is not None:
+        given["costs"] = options.costs(graph, model_costs(graph, tiers, links))
+    planning = plan_model(graph, tiers, links, sla, supports, **given)
+    return planning if options.extra_plans is None else add_plans(planning, options.extra_plans)
 
 
 class _Clock:

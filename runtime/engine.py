@@ -4,13 +4,14 @@ Segments of the best plan are loaded before the first request, the others while 
 memory budget lasts; beyond it the one that was not used for longest makes room.
 """
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from flagsplit.errors import FlagsplitError
+from flagsplit.errors import ConfigError, FlagsplitError
 from flagsplit.runtime.events import Ran, Run
 from flagsplit.targets.interface import Executable
 
@@ -19,6 +20,12 @@ class SegmentLoader(Protocol):
     """Loads a segment by id; raises a FlagsplitError if it cannot."""
 
     def __call__(self, segment: str) -> Executable: ...
+
+
+def check_slowdown(slowdown: float) -> None:
+    """Raises ConfigError unless it is a factor by which a tier can be slowed down."""
+    if not 1 <= slowdown < math.inf:
+        raise ConfigError(f"slowdown: expected a factor of 1 or more, came {slowdown}; a tier cannot be made faster")
 
 
 class Engine:
@@ -30,6 +37,7 @@ class Engine:
         size_bytes: for each segment, an estimate of what it holds when loaded.
         budget_bytes: how much the loaded segments may hold together; one is always allowed.
         done: called with the result of each run, on the compute thread or the one that skips.
+        slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all.
     """
 
     def __init__(
@@ -39,11 +47,13 @@ class Engine:
         size_bytes: Mapping[str, float],
         budget_bytes: float,
         done: Callable[[Ran], None],
+        slowdown: float = 1.0,
     ) -> None:
         self._load = load
         self._size_bytes = size_bytes
         self._budget_bytes = budget_bytes
         self._done = done
+        self._slowdown = slowdown
         self._loaded: OrderedDict[str, Executable] = OrderedDict()
         self._spare = deque(order)
         self._jobs: deque[tuple[Run, float]] = deque()
@@ -109,8 +119,15 @@ class Engine:
             return Ran(run.token, None, f"out of memory while running segment {run.segment}")
         except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
             return Ran(run.token, None, f"segment {run.segment} broke: {type(error).__name__}: {error}")
+        self._dawdle((self._slowdown - 1) * (time.monotonic() - started))
         ended = time.monotonic()
         return Ran(run.token, outputs, "", int((started - asked) * 1e6), int((ended - started) * 1e6))
+
+    def _dawdle(self, seconds: float) -> None:
+        """Be busy for longer, unless the engine is to stop."""
+        with self._changed:
+            if seconds > 0:
+                self._changed.wait_for(lambda: self._stopping, seconds)
 
     def _get(self, segment: str) -> Executable:
         executable = self._loaded.get(segment)

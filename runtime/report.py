@@ -1,10 +1,13 @@
-"""What one request did: where it ran, what crossed the links, how long it took. All figures are measured."""
+"""What one request did: where it ran, what crossed the links, how long it took. All figures are of a real run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flagsplit.transport.messages import Hop, HopTiming
+
+Basis = Literal["measured", "emulated"]
+"""Whether the run was as it was, or on tiers or links that were slowed on purpose."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Report:
         latency_ms: from the submission to the answer.
         tiers: what each tier did, the session's own first.
         links: what crossed each link, in order of first use.
+        basis: of the milliseconds.
     """
 
     plan: str
@@ -57,6 +61,7 @@ class Report:
     latency_ms: float
     tiers: tuple[TierReport, ...]
     links: tuple[LinkReport, ...]
+    basis: Basis = "measured"
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -64,6 +69,7 @@ class Report:
             "plan": self.plan,
             "attempts": self.attempts,
             "latency_ms": self.latency_ms,
+            "basis": self.basis,
             "tiers": [
                 {"tier": t.tier, "segments": list(t.segments), "wait_ms": t.wait_ms, "run_ms": t.run_ms}
                 for t in self.tiers

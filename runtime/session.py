@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, PeerError, RefusedError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import Abandon, Deliver, Fail, Instruction, Note, Submit, TierChanged
 from flagsplit.runtime.inputs import check_inputs
-from flagsplit.runtime.report import Report
+from flagsplit.runtime.report import Basis, Report
 from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.runtime.shell import Shell, describe
@@ -52,6 +52,11 @@ class SessionSettings:
         memory_budget_bytes: how much the segments loaded in this process may hold.
         host: threads and such of the engine.
         machine: window, attempts, heartbeats.
+        slowdown: makes this tier so many times as slow, to emulate another device.
+        emulated: whether another tier or a link is slowed on purpose; reports then say so, as they do for `slowdown`.
+
+    Raises:
+        ConfigError: the slow-down is below 1 or no number.
     """
 
     deadline_s: float = 60.0
@@ -59,6 +64,16 @@ class SessionSettings:
     memory_budget_bytes: float = 2e9
     host: LoadOptions = field(default_factory=LoadOptions)
     machine: SessionOptions = field(default_factory=SessionOptions)
+    slowdown: float = 1.0
+    emulated: bool = False
+
+    def __post_init__(self) -> None:
+        check_slowdown(self.slowdown)
+
+    @property
+    def basis(self) -> Basis:
+        """What the figures of reports are."""
+        return "emulated" if self.emulated or self.slowdown > 1 else "measured"
 
 
 class Session:
@@ -124,6 +139,7 @@ class Session:
             sizes_of(bundle, 0),
             self._settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
+            self._settings.slowdown,
         )
 
     def _await_workers(self) -> None:
@@ -247,7 +263,7 @@ class Session:
             case Deliver(rid, outputs, report):
                 future = self._futures.pop(rid, None)
                 if future is not None and future.set_running_or_notify_cancel():
-                    future.set_result(Answer(outputs, report))
+                    future.set_result(Answer(outputs, replace(report, basis=self._settings.basis)))
             case Fail(rid, error):
                 future = self._futures.pop(rid, None)
                 if future is not None and future.set_running_or_notify_cancel():

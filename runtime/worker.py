@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import Instruction, Note
 from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.shell import Shell
@@ -26,12 +26,20 @@ class WorkerSettings:
         host: threads and such of the engine.
         machine: limits and heartbeats.
         beyond: addresses of tiers beyond this one; they win over what sessions say.
+        slowdown: makes this tier so many times as slow, to emulate another device.
+
+    Raises:
+        ConfigError: the slow-down is below 1 or no number.
     """
 
     memory_budget_bytes: float = 8e9
     host: LoadOptions = field(default_factory=LoadOptions)
     machine: WorkerOptions = field(default_factory=WorkerOptions)
     beyond: Mapping[str, PeerAddress] = field(default_factory=dict)
+    slowdown: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_slowdown(self.slowdown)
 
 
 class Worker:
@@ -79,6 +87,7 @@ class Worker:
             sizes_of(bundle, tier),
             settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
+            settings.slowdown,
         )
         self._shell = Shell(machine, channel, engine, self._tell, self._broke, f"flagsplit-{bundle.tiers[tier]}")
         try:

@@ -35,6 +35,15 @@ def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:
     return {name: _size(option, name, text) for name, text in pairs(option, given).items()}
 
 
+def factors(option: str, given: Iterable[str] | None) -> dict[str, float]:
+    """`NAME=NUMBER` texts as a mapping; what the numbers may be is for others to say."""
+    found = pairs(option, given)
+    try:
+        return {name: float(text) for name, text in found.items()}
+    except ValueError:
+        raise ConfigError(f"{option} expects NAME=NUMBER, came {', '.join(given or ())}") from None
+
+
 def sizes_and_ranges(option: str, given: Iterable[str] | None) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
     """`NAME=SIZE` and `NAME=LOW..HIGH` texts: sizes, a range counting by its upper end, and the ranges themselves."""
     found: dict[str, int] = {}

@@ -14,7 +14,7 @@ import numpy as np
 import typer
 
 from flagsplit.apps import api, compare
-from flagsplit.apps.cli.options import pairs, sizes
+from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.outputs import check_output
 from flagsplit.errors import ConfigError, InputError, UnavailableError
@@ -42,6 +42,11 @@ def command(
     ] = None,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    slowdown: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=FACTOR", help="Emulate a slower device; the first tier, or workers started here."),
+    ] = None,
+    emulated: Annotated[bool, typer.Option("--emulated", help="Say that workers or links are slowed.")] = False,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -53,11 +58,12 @@ def command(
         check_output(output)
     inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
     host = LoadOptions(threads=threads)
-    settings = SessionSettings(deadline_s=deadline, host=host)
+    settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated)
+    slowdowns = factors("--slowdown", slowdown)
     addresses = pairs("--tier", tier) if tier is not None else None
     with progress_bar(quiet=as_json) as progress:
         progress("start", 0.0)
-        with api.connect(opened, addresses, keys=keys, settings=settings) as session:
+        with api.connect(opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns) as session:
             _warn_of_absent(session, opened, plan)
             answers = _ask(session, inputs, plan, repeat, progress)
             tiers = session.tiers
@@ -160,7 +166,7 @@ def _data(
     data: dict[str, Any] = {
         **last.to_data(),
         "latency_ms": statistics.median(answer.report.latency_ms for answer in answers),
-        "basis": "measured",
+        "basis": last.basis,
         "predicted": {"latency_ms": predicted.latency_s * 1e3, "basis": predicted.basis},
         "requests": len(answers),
         "attempts": max(answer.report.attempts for answer in answers),
@@ -181,13 +187,13 @@ def _show(bundle: Bundle, data: dict[str, Any]) -> None:
         (tier["tier"], len(tier["segments"]), f"{tier['wait_ms']:.2f}", f"{tier['run_ms']:.2f}")
         for tier in data["tiers"]
     ]
-    out.print(table(f"Plan {data['plan']} (measured)", ("tier", "segments", "wait ms", "run ms"), rows))
+    out.print(table(f"Plan {data['plan']} ({data['basis']})", ("tier", "segments", "wait ms", "run ms"), rows))
     links = [(f"{x['from']} → {x['to']}", size_text(x["bytes"]), x["messages"]) for x in data["links"]]
     if links:
         out.print(table("", ("link", "bytes", "messages"), links))
     devices = ", ".join(f"{tier.name}={tier.device}" for tier in bundle.facts.tiers)
     say(out)
-    say(out, f"latency {data['latency_ms']:.2f} ms measured on this host, requests: {data['requests']}")
+    say(out, f"latency {data['latency_ms']:.2f} ms {data['basis']} on this host, requests: {data['requests']}")
     say(out, f"        {data['predicted']['latency_ms']:.2f} ms {data['predicted']['basis']} for {devices}")
     if "check" in data:
         check = data["check"]

@@ -34,6 +34,7 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
+    slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
@@ -48,6 +49,7 @@ def command(
         memory_budget_bytes=memory_mb * 1e6,
         host=LoadOptions(threads=threads),
         beyond=_beyond(opened, index, pairs("--beyond", beyond)),
+        slowdown=slowdown,
     )
     broken: list[Exception] = []
     channel = ZmqChannel(security=KeyStore(keys).security())

@@ -84,6 +84,15 @@ def test_workers_are_started_here(small_bundle: Path, image: models.Array) -> No
         assert session.run({"image": image}, plan="all-cloud").report.plan == "all-cloud"
 
 
+@pytest.mark.slow
+def test_workers_are_started_slowed(small_bundle: Path, image: models.Array) -> None:
+    with flagsplit.connect(small_bundle, slowdowns={"edge": 20.0}) as session:
+        answers = {plan: session.run({"image": image}, plan=plan) for plan in ("all-edge", "all-cloud") * 3}
+        run_ms = {plan: sum(tier.run_ms for tier in answer.report.tiers) for plan, answer in answers.items()}
+        assert run_ms["all-edge"] > 4 * run_ms["all-cloud"]
+        assert answers["all-cloud"].report.basis == "emulated"
+
+
 def test_misuse(small_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle"):
         flagsplit.open(tmp_path / "none.flagsplit")

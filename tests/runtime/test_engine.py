@@ -1,5 +1,6 @@
 """The compute thread, and the shell that gives it work."""
 
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ import pytest
 from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import Connect, Event, Instruction, Leave, Note, Ran, Run, Skip, Tick
+from flagsplit.runtime.session import SessionSettings
 from flagsplit.runtime.shell import Shell, describe
+from flagsplit.runtime.worker import WorkerSettings
 from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.transport.channel import Down
 from flagsplit.transport.memory import MemoryChannel, MemoryNetwork
@@ -43,12 +46,12 @@ class Fake:
 class Bench:
     """An engine over fakes a, b, c, d of 10 bytes each."""
 
-    def __init__(self, budget: float = 100.0, order: str = "abcd") -> None:
+    def __init__(self, budget: float = 100.0, order: str = "abcd", slowdown: float = 1.0) -> None:
         self.log: list[str] = []
         self.fakes = {name: Fake(name, self.log) for name in "abcd"}
         self.broken: set[str] = set()
         self.results: Queue[Ran] = Queue()
-        self.engine = Engine(self.load, list(order), dict.fromkeys("abcd", 10.0), budget, self.results.put)
+        self.engine = Engine(self.load, list(order), dict.fromkeys("abcd", 10.0), budget, self.results.put, slowdown)
 
     def load(self, segment: str) -> Fake:
         if segment in self.broken:
@@ -277,3 +280,35 @@ def test_an_address_that_is_none_is_an_error_at_the_start_and_a_lost_peer_later(
     assert down.peer == "peer"
     stage.shell.stop()
     assert stage.failed.empty()
+
+
+def test_a_slowed_engine_is_busy_for_so_many_times_as_long() -> None:
+    bench = Bench(slowdown=5.0)
+    bench.engine.start(list("abcd"))
+    opened = threading.Timer(0.03, bench.fakes["a"].gate.set)
+    bench.fakes["a"].gate.clear()
+    opened.start()
+    started = time.monotonic()
+    first = bench.run("a")
+    took_s = time.monotonic() - started
+    assert 0.03 * 5 * 0.9 < first.run_us / 1e6 <= took_s
+    bench.engine.stop()
+
+
+def test_a_slowed_engine_stops_at_once() -> None:
+    bench = Bench(slowdown=1e6)
+    bench.engine.start(list("abcd"))
+    bench.engine.submit(Run(1, "a", {"x": np.zeros(1)}))
+    while "run a" not in bench.log:
+        time.sleep(0.001)
+    bench.engine.stop()
+    assert bench.loaded() == set()
+
+
+@pytest.mark.parametrize("slowdown", [0.5, 0.0, -1.0, math.nan, math.inf])
+def test_no_tier_can_be_made_faster(slowdown: float) -> None:
+    said = f"slowdown: expected a factor of 1 or more, came {slowdown};"
+    with pytest.raises(ConfigError, match=said):
+        SessionSettings(slowdown=slowdown)
+    with pytest.raises(ConfigError, match=said):
+        WorkerSettings(slowdown=slowdown)

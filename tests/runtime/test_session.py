@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -343,3 +344,15 @@ def test_a_bad_address_in_a_hello_does_not_hurt_a_worker(bundle: Bundle, whole: 
         assert not worker.wait(0)
     finally:
         worker.stop()
+
+
+def test_answers_of_slowed_tiers_say_that_they_are_emulated(bundle: Bundle, whole: Executable) -> None:
+    for settings, basis in (
+        (SETTINGS, "measured"),
+        (replace(SETTINGS, slowdown=2.0), "emulated"),
+        (replace(SETTINGS, emulated=True), "emulated"),
+    ):
+        with Line(bundle, "edge", "cloud") as line, line.session(settings) as session:
+            answer = session.run(inputs_of(1))
+            assert right(whole, answer, 1)
+            assert answer.report.basis == answer.report.to_data()["basis"] == basis

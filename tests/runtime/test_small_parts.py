@@ -125,6 +125,7 @@ def test_a_report_adds_up() -> None:
         "plan": "best",
         "attempts": 2,
         "latency_ms": 500.0,
+        "basis": "measured",
         "tiers": [
             {"tier": "phone", "segments": ["a", "c"], "wait_ms": 1.0, "run_ms": 3.0},
             {"tier": "edge", "segments": ["b", "d"], "wait_ms": 1.0, "run_ms": 10.0},

@@ -32,6 +32,10 @@ TIERS = ("--tiers", "phone,edge")
         (("run", "b", "--repeat", "0"), "'--repeat': Input should be greater than or equal to 1"),
         (("run", "b", "--deadline", "soon"), "'--deadline': Input should be a valid number"),
         (("serve", "b", "--tier", "edge"), "missing option '--listen'"),
+        (
+            ("serve", "b", "--tier", "edge", "--listen", "x", "--slowdown", "half"),
+            "'--slowdown': Input should be a valid",
+        ),
         (("zoo", "pull", "squeezenet"), "the zoo has no 'squeezenet'; did you mean 'light-squeezenet'?"),
         (("keys", "allow", "me", "short"), "client me: expected a key of 40 Z85 characters, got 5"),
         (("keys", "allow", "../me", "a" * 40), "client name '../me': expected up to 64 letters"),
@@ -253,6 +257,7 @@ def test_serve(cli: Cli, small_bundle: Path) -> None:
         ("--tier", "phone", *listen): "tier phone is the one that asks and runs inside the session; serve one of",
         ("--tier", "edge", "--listen", "here"): "address 'here': expected tcp://HOST:PORT or ipc://PATH",
         ("--tier", "edge", "--listen", "tcp://127.0.0.1:99999"): "expected a port up to 65535, got 99999",
+        ("--tier", "edge", *listen, "--slowdown", "0.9"): "slowdown: expected a factor of 1 or more, came 0.9",
         ("--tier", "edge", *listen, "--beyond", "cloud"): "--beyond expects NAME=VALUE, came 'cloud'",
         ("--tier", "edge", *listen, "--beyond", "cloud=there"): "address 'there': expected tcp://HOST:PORT",
         ("--tier", "cloud", *listen, "--beyond", "edge=tcp://a:1"): "--beyond edge: expected a tier farther away",

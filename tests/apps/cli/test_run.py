@@ -123,6 +123,11 @@ def test_no_plan_is_left(cli: Cli, split_bundle: Path) -> None:
         ((*NOBODY, "--input", "none.npz"), "no such input file: none.npz"),
         ((*NOBODY, "--input", "."), "no such input file: ."),
         ((*NOBODY, "--input", "none.npz", "--dim", "N=1"), "--dim is for made-up inputs"),
+        (("--slowdown", "phone=0.5"), "slowdown: expected a factor of 1 or more, came 0.5"),
+        (("--slowdown", "edge=nan"), "slowdown: expected a factor of 1 or more, came nan"),
+        (("--slowdown", "edge=much"), "--slowdown expects NAME=NUMBER, came edge=much"),
+        (("--slowdown", "car=2"), "expected a tier of this bundle (phone, edge, cloud), came 'car'"),
+        ((*NOBODY, "--slowdown", "edge=2"), "slowdown of edge: its worker is not started here"),
         ((*NOBODY, "-o", "none/x.npz"), "cannot write none/x.npz: the folder none does not exist"),
     ],
 )
@@ -130,6 +135,18 @@ def test_misuse(cli: Cli, small_bundle: Path, options: tuple[str, ...], said: st
     done = cli("run", small_bundle, *options)
     assert done.code == 2
     assert said in done.error
+
+
+def test_figures_of_slowed_tiers_are_emulated(cli: Cli, serve: Serve, small_bundle: Path) -> None:
+    addresses = serve(flagsplit.open(small_bundle))
+    for options in (("--slowdown", "phone=2"), ("--emulated",)):
+        done = cli("run", small_bundle, *tiers(addresses), *options, "--json")
+        assert done.data["basis"] == "emulated"
+        assert done.data["predicted"]["basis"] == "modelled"
+    table = cli("run", small_bundle, *tiers(addresses), "--slowdown", "phone=2").out
+    assert "(emulated)" in table
+    assert "ms emulated on this host" in table
+    assert "measured" not in table
 
 
 def test_out_of_memory_is_no_bug_of_ours(cli: Cli, small_bundle: Path) -> None:
