@@ -23,7 +23,7 @@ from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates, bound_rates, no_rates
 
 _ORDERS = 6
-_STARTS = 3
+_STARTS = 5
 _WEIGHINGS = 24
 _WINDOWS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _EXACTLY = 24
@@ -77,13 +77,20 @@ class Heuristic:
         rows = self._candidates(known)
         order = np.argsort(self._screen(rows), kind="stable")
         if polish:
-            rows = np.array([self._polish(rows[i]) for i in order[:_STARTS]])
+            rows = np.array([self._polish(start) for start in self._unlike(rows[order])])
             order = np.arange(len(rows))
         likely = rows[order[:_EXACTLY]]
         exact = self._exactly(likely)
         at = int(exact.argmin())
         objective = float(exact[at])
         return None if objective > self._worst else Guess(tuple(likely[at].tolist()), objective)
+
+    def _unlike(self, rows: _Placement) -> list[_Placement]:
+        """The first few of different kinds: another succession of tiers along the graph's own order."""
+        kinds: dict[tuple[int, ...], _Placement] = {}
+        for row in rows:
+            kinds.setdefault(tuple(row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()), row)
+        return list(kinds.values())[:_STARTS]
 
     def _candidates(self, known: Iterable[Sequence[int]]) -> _Placement:
         allowed = self.network.allowed

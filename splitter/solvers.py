@@ -27,7 +27,7 @@ from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.state import State
 
 _PROVEN = 1e-6
-_FEW_BLOCKS = 64
+_FEW_BLOCKS = 150
 
 
 @dataclass(frozen=True)
