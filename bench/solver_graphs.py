@@ -111,7 +111,7 @@ def _policies(free: Problem) -> dict[str, dict[str, object]]:
     price = float(usage.price_usd[0]) * 1e3
     found: dict[str, dict[str, object]] = {
         "memory": {"memory_mb": {"phone": 0.4 * weights + largest, "edge": 0.5 * weights + largest}},
-        "private": {"memory_mb": {"phone": 0.6 * weights + largest}, "min_blocks_deep": 2},
+        "private": {"memory_mb": {"phone": 0.6 * weights + largest}, "keep_on": {free.graph.inputs[0].name: "phone"}},
         "deadline": {"objective": {"latency": 0, "energy": 1}, "bounds": {"latency_ms": 1.3e3 * fastest}},
     }
     if price > 0:
