@@ -6,8 +6,9 @@ and of a byte that crosses a cut, and those are taken off. The timing is in `fla
 """
 
 import datetime as dt
+import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,12 @@ from flagsplit.splitter.sampling import blocks_to_measure
 
 _LONGEST_CHAIN = 6
 _MOST_CHAINS = 40
-_LEAST_SHARE_LEFT = 0.1
-"""A block keeps at least this share of its time alone, whatever the overheads are said to be."""
+_LEAST_SHARE_ADDED = 0.1
+"""A block adds at least this share of what it took alone, whatever the overheads are said to be."""
 _ANY_DEVICE = "generic-edge-cpu"
-_EMPTY_COUNTS_AS_S = 1e-3
-"""The empty segment weighs as much as a chain that takes this long."""
+_NOISE_SHARE = 0.02
+_NOISE_S = 5e-6
+"""How far a sum of measured times may be off: a share of it, and a part that is always there."""
 
 Progress = Callable[[str, float], None]
 
@@ -119,9 +121,9 @@ def chains_of(chosen: Sequence[int]) -> list[tuple[int, ...]]:
     return found[:: step or 1]
 
 
-def low_quartile(times: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The lower quartile of each column: interruptions only ever make a run slower, so the low end says what it is."""
-    return np.asarray(np.quantile(times, 0.25, axis=0))
+def low_decile(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The lowest tenth of each column: interruptions only ever make a run slower, so the low end says what it takes."""
+    return np.asarray(np.quantile(times, 0.1, axis=0))
 
 
 def _modelled(graph: BlockGraph, device: str) -> NDArray[np.float64]:
@@ -138,21 +140,22 @@ def _profile(
     chains: Sequence[Sequence[int]],
     times: NDArray[np.float64],
 ) -> Profile:
-    low, high = low_quartile(times), np.quantile(times, 0.75, axis=0)
-    middle = np.median(times, axis=0)
-    alone = dict(zip(chosen, low[1:], strict=False))
-    run_s, byte_s = overheads(timer.graph, float(low[0]), alone, chains, low[1 + len(chosen) :])
+    low, middle = low_decile(times), np.median(times, axis=0)
+    alone = dict(zip(chosen, low[1:].tolist(), strict=False))
+    run_s, byte_s = overheads(
+        timer.graph, (float(low[0]), timer.copy_s_per_byte / 2), alone, chains, low[1 + len(chosen) :]
+    )
     blocks: dict[str, BlockTime] = {}
     for at, index in enumerate(chosen, start=1):
         block = timer.graph.blocks[index]
-        if block.signature in blocks and blocks[block.signature].alone_s <= low[at]:
+        if block.signature in blocks and blocks[block.signature].seconds <= low[at]:
             continue
         crossing = (block.read_bytes + block.write_bytes) / 2
         blocks[block.signature] = BlockTime(
             name=block.name,
-            seconds=max(float(low[at]) - run_s - byte_s * crossing, _LEAST_SHARE_LEFT * float(low[at])),
-            alone_s=float(low[at]),
-            spread=float((high[at] - low[at]) / middle[at]),
+            seconds=float(low[at]),
+            added_s=max(float(low[at]) - run_s - byte_s * crossing, _LEAST_SHARE_ADDED * float(low[at])),
+            spread=float(middle[at] / low[at] - 1),
             runs=len(times),
             features=features_of_block(block),
         )
@@ -175,33 +178,40 @@ def _profile(
 
 def overheads(
     graph: BlockGraph,
-    empty_s: float,
-    alone: dict[int, float],
+    guess: tuple[float, float],
+    alone: Mapping[int, float],
     chains: Sequence[Sequence[int]],
     together: NDArray[np.float64],
 ) -> tuple[float, float]:
-    """Seconds per run of a segment and per byte that crosses a cut, from what chains save; neither below zero.
+    """Seconds per run of a segment and per byte that crosses a cut, neither below zero.
+
+    Chains say it: what one saves against its blocks alone is a run for each cut it does without, and the bytes that
+    stay inside. They are weighed by how well each is known, and so is the guess, which stands where there are none.
 
     Args:
         graph: the blocks.
-        empty_s: a run of the empty segment, s.
+        guess: the two figures as they are without any chain, s and s per byte.
         alone: a run of each measured block, s.
         chains: indices of the blocks of each chain.
         together: a run of each chain, s.
     """
-    rows, saved, weights = [[1.0, 0.0]], [empty_s], [1 / _EMPTY_COUNTS_AS_S]
+    rows, saved, known_to = [[1.0, 0.0], [0.0, 1.0]], list(guess), [max(each, 1e-13) / 2 for each in guess]
     for chain, took in zip(chains, together, strict=True):
         crossing = sum(graph.blocks[index].read_bytes + graph.blocks[index].write_bytes for index in chain)
         apart = sum(alone[index] for index in chain)
         rows.append([len(chain) - 1.0, (crossing - boundary_bytes(graph, chain)) / 2])
         saved.append(apart - float(took))
-        weights.append(1 / apart)
-    matrix, target = np.array(rows) * np.array(weights)[:, None], np.array(saved) * np.array(weights)
-    if not matrix[:, 1].any():
-        return max(float(matrix[:, 0] @ target / (matrix[:, 0] @ matrix[:, 0])), 0.0), 0.0
-    both = np.linalg.lstsq(matrix, target, rcond=None)[0]
-    if (both >= 0).all():
-        return float(both[0]), float(both[1])
-    singles = [max(float(column @ target / (column @ column)), 0.0) for column in matrix.T]
-    misses = [float(np.sum((column * single - target) ** 2)) for column, single in zip(matrix.T, singles, strict=True)]
-    return (singles[0], 0.0) if misses[0] <= misses[1] else (0.0, singles[1])
+        known_to.append(math.hypot(_NOISE_SHARE * apart, _NOISE_S))
+    weights, scale = 1 / np.array(known_to), np.array(known_to[:2])
+    matrix = np.array(rows) * scale * weights[:, None]
+    target = np.array(saved) * weights
+    best = min(_fits(matrix, target), key=lambda factors: float(np.sum((matrix @ factors - target) ** 2)))
+    return float(best[0] * scale[0]), float(best[1] * scale[1])
+
+
+def _fits(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Least squares for two unknowns, both free or one of them zero; those without a negative."""
+    both: NDArray[np.float64] = np.asarray(np.linalg.lstsq(matrix, target, rcond=None)[0], np.float64)
+    first, second = (max(float(column @ target / (column @ column)), 0.0) for column in matrix.T)
+    found = [np.array([first, 0.0]), np.array([0.0, second])]
+    return [both, *found] if (both >= 0).all() else found

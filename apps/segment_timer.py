@@ -1,11 +1,13 @@
 """Times segments of a bundle's graph on this host, through the target of one of its tiers.
 
 Segments run in turns, so that a slow spell of the host hits all alike. Each finds its inputs as the segment before it
-would have left them: real tensors of one run of the whole model, written just now. What the times mean is up to the
-caller (`flagsplit.apps.profiler`).
+would have left them: real tensors of one run of the whole model, written just now. Where the host tells it (Linux), the
+time in which the thread stood in line for a processor does not count: it is other programs' load, not the segment's.
+What the times mean is up to the caller (`flagsplit.apps.profiler`).
 """
 
 import gc
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +31,10 @@ from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Array, CompileOptions, Executable, LoadOptions, Numerics
 
 LEAST_ROUNDS = 3
-MOST_ROUNDS = 25
+MOST_ROUNDS = 400
+_COPY_BYTES = 8 << 20
+_OTHER_BYTES = 2 << 20
+"""Written before each run: whatever ran before, a segment finds the inner caches full of something else."""
 EMPTY = -1
 """Stands for the segment that does nothing: one number, passed on."""
 
@@ -47,6 +52,7 @@ class SegmentTimer:
         graph: its blocks at the bundle's nominal sizes.
         numerics: of the bundle.
         target: the tier's.
+        copy_s_per_byte: of the host, s to read a byte and write it elsewhere.
 
     Raises:
         ConfigError: the target's code cannot run on this host.
@@ -64,6 +70,7 @@ class SegmentTimer:
         self._weights = bundle.folder / WEIGHTS_MEMBER
         self._host = LoadOptions(threads=threads)
         self._inputs = random_inputs(bundle.inputs, bundle.facts.nominal_dims)
+        self.copy_s_per_byte = _copy_s_per_byte()
         self._open = ExitStack()
         self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="flagsplit-profile-")))
 
@@ -97,10 +104,12 @@ class SegmentTimer:
             real = iter(self._load(self.model, segments, loaded))
             empty = self._empty(loaded)
             runs = [empty if tuple(part) == (EMPTY,) else next(real) for part in parts]
-            turns = [_Turn(run, feeds) for run in runs]
+            other = np.zeros(_OTHER_BYTES, np.uint8)
+            turns = [_Turn(run, feeds, other) for run in runs]
+            waited_s = loaded.enter_context(_waiting_clock())
             for turn in turns:
-                turn.seconds()
-            return _rounds(turns, seconds, progress)
+                turn.seconds(waited_s)
+            return _rounds(turns, waited_s, seconds, progress)
 
     def _segment(self, part: Sequence[int]) -> Segment:
         return segment_of(self.model, {node for index in part for node in self.graph.blocks[index].nodes})
@@ -142,21 +151,38 @@ class SegmentTimer:
 class _Turn:
     """One segment with its inputs, ready to be timed."""
 
-    def __init__(self, run: Executable, values: Mapping[str, Array]) -> None:
+    def __init__(self, run: Executable, values: Mapping[str, Array], other: Array) -> None:
         self._run = run
+        self._other = other
         one = np.ones(1, np.float32)
         self._sources = {spec.name: values.get(spec.name, one) for spec in run.inputs}
         self._buffers = {name: source.copy() for name, source in self._sources.items()}
 
-    def seconds(self) -> float:
+    def seconds(self, waited_s: Callable[[], float]) -> float:
+        np.copyto(self._other, 1)
         for name, source in self._sources.items():
             np.copyto(self._buffers[name], source)
+        waited_before = waited_s()
         started = time.perf_counter()
         self._run.run(self._buffers)
-        return time.perf_counter() - started
+        took = time.perf_counter() - started
+        return max(took - (waited_s() - waited_before), took / 100)
 
 
-def _rounds(turns: Sequence[_Turn], seconds: float, progress: Callable[[float], None]) -> NDArray[np.float64]:
+def _copy_s_per_byte() -> float:
+    source = np.ones(_COPY_BYTES, np.uint8)
+    target = source.copy()
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - started)
+    return best / _COPY_BYTES
+
+
+def _rounds(
+    turns: Sequence[_Turn], waited_s: Callable[[], float], seconds: float, progress: Callable[[float], None]
+) -> NDArray[np.float64]:
     found: list[list[float]] = []
     started = time.monotonic()
     with _no_collections():
@@ -165,8 +191,22 @@ def _rounds(turns: Sequence[_Turn], seconds: float, progress: Callable[[float], 
             if len(found) >= LEAST_ROUNDS and passed > seconds:
                 break
             progress(min(1.0, max(passed / seconds, len(found) / MOST_ROUNDS)))
-            found.append([turn.seconds() for turn in turns])
+            found.append([turn.seconds(waited_s) for turn in turns])
     return np.array(found)
+
+
+@contextmanager
+def _waiting_clock() -> Iterator[Callable[[], float]]:
+    """For how long this thread could have run but stood in line for a processor, s; 0 where the host does not tell."""
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        yield lambda: 0.0
+        return
+    try:
+        yield lambda: int(os.pread(file, 128, 0).split()[1]) * 1e-9
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -67,13 +67,13 @@ def calibrate(graph: BlockGraph, tier: Tier, profile: Profile) -> Calibration:
     """
     known = [profile.blocks.get(block.signature) for block in graph.blocks]
     measured = np.array([time is not None for time in known], dtype=np.bool_)
-    seconds = np.array([0.0 if time is None else time.seconds for time in known])
+    seconds = np.array([0.0 if time is None else time.added_s for time in known])
     method, error = "", float("nan")
     if not measured.all():
         lessons = _lessons(profile)
         said = predict_seconds(
             [time.features for time in lessons],
-            np.array([time.seconds for time in lessons]),
+            np.array([time.added_s for time in lessons]),
             [features_of_block(graph.blocks[index]) for index in np.flatnonzero(~measured)],
             tier,
         )
@@ -84,7 +84,7 @@ def calibrate(graph: BlockGraph, tier: Tier, profile: Profile) -> Calibration:
 
 def _lessons(profile: Profile) -> list[BlockTime]:
     """The measured blocks to learn from, in an order that does not depend on the file's."""
-    usable = [(time.seconds, name) for name, time in profile.blocks.items() if time.features]
+    usable = [(time.added_s, name) for name, time in profile.blocks.items() if time.features]
     ordered = [profile.blocks[name] for _, name in sorted(usable)]
     if len(ordered) <= _MOST_LEARNED:
         return ordered

@@ -22,6 +22,7 @@ _MOST_BLOCKS = 100_000
 
 _Text = Annotated[str, Field(max_length=4096)]
 _Signature = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+_Positive = Annotated[float, Field(gt=0)]
 _Amount = Annotated[float, Field(ge=0)]
 
 
@@ -34,17 +35,16 @@ class BlockTime(_Frozen):
 
     Attributes:
         name: of one such block, for people.
-        seconds: what it adds to a segment, s: the lower quartile of its runs alone, less what a run and its tensors
-            cost.
-        alone_s: that lower quartile itself, s.
-        spread: distance of the quartiles over the median.
+        seconds: the lowest tenth of its runs as a segment of its own, s: other programs only ever make a run slower.
+        added_s: what it adds to a segment, s: less the run and the tensors that it paid for alone.
+        spread: by what share the median is above that.
         runs: how many were timed.
         features: numbers about its work, for the regression (`flagsplit.splitter.regression`).
     """
 
     name: _Text
-    seconds: Annotated[float, Field(gt=0)]
-    alone_s: Annotated[float, Field(gt=0)]
+    seconds: _Positive
+    added_s: _Positive
     spread: _Amount
     runs: Annotated[int, Field(ge=1)]
     features: Annotated[dict[str, _Amount], Field(max_length=256)] = {}
@@ -53,8 +53,8 @@ class BlockTime(_Frozen):
 class Profile(_Frozen):
     """Measured times of blocks on one device, and under which conditions.
 
-    A segment takes the seconds of its blocks, plus `run_s`, plus `boundary_s_per_byte` times half the bytes that enter
-    and leave it: the other half belongs to the segment on the other side of the cut.
+    A segment takes what each of its blocks adds (`added_s`), plus `run_s`, plus `boundary_s_per_byte` times half the
+    bytes that enter and leave it: the other half belongs to the segment on the other side of the cut.
 
     Attributes:
         version: of this format.
@@ -125,7 +125,7 @@ def save_profile(profile: Profile, path: Path) -> None:
 
 
 def merge_profiles(profiles: Sequence[Profile]) -> Profile:
-    """Profiles of several models on one device as one; where two know a block, the later counts.
+    """Profiles of several models on one device as one; where two know a block, the faster time counts.
 
     Raises:
         PolicyError: there is none, or they were not measured under the same conditions.
@@ -142,6 +142,14 @@ def merge_profiles(profiles: Sequence[Profile]) -> Profile:
         update={
             "run_s": median(profile.run_s for profile in profiles),
             "boundary_s_per_byte": median(profile.boundary_s_per_byte for profile in profiles),
-            "blocks": {name: block for profile in profiles for name, block in profile.blocks.items()},
+            "blocks": _fastest([pair for profile in profiles for pair in profile.blocks.items()]),
         }
     )
+
+
+def _fastest(times: Sequence[tuple[str, BlockTime]]) -> dict[str, BlockTime]:
+    found: dict[str, BlockTime] = {}
+    for name, block in times:
+        if name not in found or block.added_s < found[name].added_s:
+            found[name] = block
+    return found

@@ -176,7 +176,7 @@ class _Law:
         sums = [
             sum(amount * self._coefficient(name) for name, amount in _amounts(features).items()) for features in blocks
         ]
-        return np.maximum(np.array(sums), _LEAST_S)
+        return np.maximum(np.array(sums, np.float64), _LEAST_S)
 
     def _coefficient(self, name: str) -> float:
         known = self.coefficients.get(name)
@@ -201,10 +201,10 @@ def _nonnegative(matrix: Array, target: Array, start: Array) -> Array:
     """Factors of at least 0, drawn to 1, that minimize the squared error; multiplicative updates (Lee and Seung)."""
     left = matrix.T @ matrix + _PULL * np.eye(matrix.shape[1])
     right = matrix.T @ target + _PULL
-    factors = np.maximum(start, 1e-6)
+    factors: Array = np.maximum(start, 1e-6)
     for _ in range(_STEPS):
-        factors = factors * right / (left @ factors)
-    return np.asarray(factors, dtype=np.float64)
+        factors = np.asarray(factors * right / (left @ factors))
+    return factors
 
 
 def _amounts(features: Features) -> dict[str, float]:
