@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flagsplit.splitter.calibration import Calibration, calibrate, calibrated_costs
     from flagsplit.splitter.costs import CostModel, Tier, model_costs
     from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
     from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
     from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
     from flagsplit.splitter.pool_builder import build_pool
     from flagsplit.splitter.problem import Problem, make_problem
+    from flagsplit.splitter.profiles import Profile, load_profile, merge_profiles, save_profile
     from flagsplit.splitter.sla import SLA, parse_sla
     from flagsplit.splitter.solvers import Solution, solve
     from flagsplit.splitter.state import State
 
 _HOME = {
+    "calibration": ("Calibration", "calibrate", "calibrated_costs"),
     "costs": ("CostModel", "Tier", "model_costs"),
     "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
     "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
@@ -31,6 +34,7 @@ _HOME = {
     "pool": ("Choice", "Pool", "PoolCertificate"),
     "pool_builder": ("build_pool",),
     "problem": ("Problem", "make_problem"),
+    "profiles": ("Profile", "load_profile", "merge_profiles", "save_profile"),
     "sla": ("SLA", "parse_sla"),
     "solvers": ("Solution", "solve"),
     "state": ("State",),
@@ -51,6 +55,13 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "Tier",
     "CostModel",
     "model_costs",
+    "Profile",
+    "load_profile",
+    "save_profile",
+    "merge_profiles",
+    "Calibration",
+    "calibrate",
+    "calibrated_costs",
     "Problem",
     "make_problem",
     "Solution",

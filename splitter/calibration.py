@@ -26,7 +26,7 @@ class Calibration:
     Attributes:
         seconds: by block, what it adds to a segment, s.
         measured: by block, whether work of its signature was measured; the others are modelled.
-        method: how the others were found: "roofline", "linear" or "linear, neighbors"; "" if there are none.
+        method: how the others were found: as `flagsplit.splitter.regression.Prediction` has it; "" if there are none.
         error: median relative error of that method on measured blocks that it was not told of; NaN if unknown.
         run_s: s for each run of a segment.
         boundary_s_per_byte: s per byte that crosses a cut, half of it on either side.

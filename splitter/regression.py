@@ -1,6 +1,6 @@
 """Seconds of blocks that nobody measured, learned from those that were.
 
-Two steps, both in NumPy. First a linear law: so many seconds per FLOP or element of each operator, per byte, per node
+In steps, all in NumPy. The roofline, scaled by how far it is off on the whole. Then a linear law: so many seconds per FLOP or element of each operator, per byte, per node
 and per element that a matrix product packs, none below zero, each drawn to what the device's figures say of it where
 few blocks speak of it. Then neighbors: a Gaussian process over the logarithm of what the law got wrong, which finds
 that, say, narrow matrix products are slow here. Each step has to prove itself on blocks left out, else it is dropped.
@@ -29,7 +29,7 @@ _FOLDS = 8
 _REACHES = (0.5, 1.0, 2.0)
 _NOISES = (0.03, 0.1, 0.3)
 _FEWEST = 4
-"""With fewer measured blocks than this nothing is learned."""
+"""With fewer measured blocks than this no more than a factor is learned."""
 _LEAST_S = 1e-7
 
 
@@ -39,7 +39,7 @@ class Prediction:
 
     Attributes:
         seconds: one figure per block asked for.
-        method: "roofline", "linear" or "linear, neighbors".
+        method: "roofline", "scaled roofline", "linear" or "linear, neighbors".
         error: median relative error on measured blocks that were left out; NaN if none was.
     """
 
@@ -57,8 +57,10 @@ def predict_seconds(measured: Sequence[Features], seconds: Array, wanted: Sequen
         wanted: features of the blocks to predict.
         tier: whose device's figures to start from.
     """
-    fits: dict[str, _Fit] = {"roofline": _roofline, "linear": _linear, "linear, neighbors": _neighbors}
-    if len(measured) < _FEWEST:
+    fits: dict[str, _Fit] = {"roofline": _roofline, "scaled roofline": _scaled}
+    if len(measured) >= _FEWEST:
+        fits |= {"linear": _linear, "linear, neighbors": _neighbors}
+    if len(measured) < 2:
         return Prediction(_roofline(measured, seconds, wanted, tier), "roofline", float("nan"))
     errors = {name: _left_out(fit, measured, seconds, tier) for name, fit in fits.items()}
     method = min(errors, key=lambda name: float(np.mean(errors[name])))
@@ -102,6 +104,11 @@ def roofline_seconds(features: Features, tier: Tier) -> float:
 
 def _roofline(_measured: Sequence[Features], _seconds: Array, wanted: Sequence[Features], tier: Tier) -> Array:
     return np.array([max(roofline_seconds(features, tier), _LEAST_S) for features in wanted])
+
+
+def _scaled(measured: Sequence[Features], seconds: Array, wanted: Sequence[Features], tier: Tier) -> Array:
+    off = np.median(np.log(seconds / _roofline(measured, seconds, measured, tier)))
+    return np.asarray(_roofline(measured, seconds, wanted, tier) * np.exp(off))
 
 
 def _linear(measured: Sequence[Features], seconds: Array, wanted: Sequence[Features], tier: Tier) -> Array:
