@@ -195,7 +195,7 @@ def overheads(
         chains: indices of the blocks of each chain.
         together: a run of each chain, s.
     """
-    rows, saved, known_to = [[1.0, 0.0], [0.0, 1.0]], list(guess), [max(each, 1e-13) / 2 for each in guess]
+    rows, saved, known_to = [[1.0, 0.0], [0.0, 1.0]], list(guess), [max(each, 1e-13) for each in guess]
     for chain, took in zip(chains, together, strict=True):
         crossing = sum(graph.blocks[index].read_bytes + graph.blocks[index].write_bytes for index in chain)
         apart = sum(alone[index] for index in chain)

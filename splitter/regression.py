@@ -1,9 +1,10 @@
 """Seconds of blocks that nobody measured, learned from those that were.
 
-In steps, all in NumPy. The roofline, scaled by how far it is off on the whole. Then a linear law: so many seconds per FLOP or element of each operator, per byte, per node
-and per element that a matrix product packs, none below zero, each drawn to what the device's figures say of it where
-few blocks speak of it. Then neighbors: a Gaussian process over the logarithm of what the law got wrong, which finds
-that, say, narrow matrix products are slow here. Each step has to prove itself on blocks left out, else it is dropped.
+In steps, all in NumPy. The roofline, scaled by how far it is off as a whole. Then a linear law: so many seconds per
+FLOP or element of each operator, per byte, per node and per element that a matrix product packs, none below zero, each
+drawn to what the device's figures say of it where few blocks speak of it. Then neighbors: a Gaussian process over the
+logarithm of what the law got wrong, which finds that, say, narrow matrix products are slow here. Each step has to prove
+itself on blocks left out, else the plainer one stands.
 """
 
 from collections.abc import Callable, Mapping, Sequence
