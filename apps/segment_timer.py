@@ -1,7 +1,8 @@
 """Times segments of a bundle's graph on this host, through the target of one of its tiers.
 
 Segments run in turns, so that a slow spell of the host hits all alike. Each finds its inputs as the segment before it
-would have left them: real tensors of one run of the whole model, written just now. Where the host tells it (Linux), the
+would have left them: real tensors of one run of the whole model, written just now. A short one runs once before it is
+timed. Where the host tells it (Linux), the
 time in which the thread stood in line for a processor does not count: it is other programs' load, not the segment's.
 What the times mean is up to the caller (`flagsplit.apps.profiler`).
 """
@@ -33,8 +34,9 @@ from flagsplit.targets.interface import Array, CompileOptions, Executable, LoadO
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 400
 _COPY_BYTES = 8 << 20
-_OTHER_BYTES = 2 << 20
-"""Written before each run: whatever ran before, a segment finds the inner caches full of something else."""
+_SHORT_S = 3e-3
+"""A segment that takes less runs once before it is timed: after something heavy, a small one would take twice as long,
+and its time would tell of its forerunner."""
 EMPTY = -1
 """Stands for the segment that does nothing: one number, passed on."""
 
@@ -104,8 +106,7 @@ class SegmentTimer:
             real = iter(self._load(self.model, segments, loaded))
             empty = self._empty(loaded)
             runs = [empty if tuple(part) == (EMPTY,) else next(real) for part in parts]
-            other = np.zeros(_OTHER_BYTES, np.uint8)
-            turns = [_Turn(run, feeds, other) for run in runs]
+            turns = [_Turn(run, feeds) for run in runs]
             waited_s = loaded.enter_context(_waiting_clock())
             for turn in turns:
                 turn.seconds(waited_s)
@@ -151,22 +152,24 @@ class SegmentTimer:
 class _Turn:
     """One segment with its inputs, ready to be timed."""
 
-    def __init__(self, run: Executable, values: Mapping[str, Array], other: Array) -> None:
+    def __init__(self, run: Executable, values: Mapping[str, Array]) -> None:
         self._run = run
-        self._other = other
+        self._took_s = 0.0
         one = np.ones(1, np.float32)
         self._sources = {spec.name: values.get(spec.name, one) for spec in run.inputs}
         self._buffers = {name: source.copy() for name, source in self._sources.items()}
 
     def seconds(self, waited_s: Callable[[], float]) -> float:
-        np.copyto(self._other, 1)
+        if self._took_s < _SHORT_S:
+            self._run.run(self._buffers)
         for name, source in self._sources.items():
             np.copyto(self._buffers[name], source)
         waited_before = waited_s()
         started = time.perf_counter()
         self._run.run(self._buffers)
         took = time.perf_counter() - started
-        return max(took - (waited_s() - waited_before), took / 100)
+        self._took_s = max(took - (waited_s() - waited_before), took / 100)
+        return self._took_s
 
 
 def _copy_s_per_byte() -> float:
