@@ -2,9 +2,8 @@
 
 Segments run in turns, so that a slow spell of the host hits all alike. Each finds its inputs as the segment before it
 would have left them: real tensors of one run of the whole model, written just now. A short one runs once before it is
-timed. Where the host tells it (Linux), the
-time in which the thread stood in line for a processor does not count: it is other programs' load, not the segment's.
-What the times mean is up to the caller (`flagsplit.apps.profiler`).
+timed. Where the host tells it (Linux), the time in which the thread stood in line for a processor does not count: it is
+other programs' load, not the segment's. What the times mean is up to the caller (`flagsplit.apps.profiler`).
 """
 
 import gc
