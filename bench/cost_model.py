@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="three models, less time for each")
     options = parser.parse_args()
-    seconds = 2.5 if options.quick else 7.0
+    seconds = 1.5 if options.quick else 7.0
     tier = Tier("edge", measure_host(1))
     with tempfile.TemporaryDirectory() as folder:
         bundles, missing = bundles_of(QUICK if options.quick else list(MODELS), Path(folder))
