@@ -1,9 +1,9 @@
 """The plans that no other plan beats in everything: the Pareto frontier over latency, energy, price or carbon.
 
 Weighted sums, one minimum cut each, find the points on the frontier's convex hull. What lies behind the hull takes an
-integer program each: the region that no known point dominates is kept as a set of corners (local upper bounds, Klamroth,
-Lacour and Vanderpooten 2015); a corner is either shown to be empty, or gives a new point, which splits it. When no
-corner is left, the frontier is complete, and says so.
+integer program each: the region that no known point dominates is kept as a set of corners (local upper bounds,
+Klamroth, Lacour and Vanderpooten 2015); a corner is either shown to be empty, or gives a new point, which splits it.
+When no corner is left, the frontier is complete, and says so.
 """
 
 import itertools
@@ -161,29 +161,39 @@ class _Search:
         corners = {(math.inf,) * len(self.rates)}
         for point in self.found:
             corners = _split(corners, point)
-        goal, limits, proven = self._weighted([1.0] * len(self.rates)), limits_of(self.problem), True
+        goal, limits = self._weighted([1.0] * len(self.rates)), limits_of(self.problem)
+        empty: list[_Point] = []
+        proven = True
         while corners:
             left = deadline - time.monotonic()
             if left <= 0 or len(self.found) >= most:
                 return False
-            corner = min(corners)
-            bounds = {
-                f"corner {name}": (rates, limit - _APART * scale)
-                for name, rates, limit, scale in zip(self.names, self.rates, corner, self.scale, strict=True)
-                if math.isfinite(limit)
-            }
-            if any(limit <= 0 for _, limit in bounds.values()):
-                corners.discard(corner)
+            corner = max(corners, key=lambda c: (sum(map(math.isinf, c)), c))
+            corners.discard(corner)
+            bounds = self._below(corner)
+            if bounds is None or any(all(a <= b for a, b in zip(corner, e, strict=True)) for e in empty):
                 continue
             merged = milp.Limits({**limits.measures, **bounds}, limits.memory_mb)
             found = milp.minimize(self.problem, goal, merged, left)
             proven &= found.proven
             if found.placement is None:
-                corners.discard(corner)
-                proven &= found.infeasible
+                empty.append(corner)
             else:
-                corners = _split(corners - {corner} | {corner}, self._add(found.placement, supported=False))
+                corners = _split(corners | {corner}, self._add(found.placement, supported=False))
+                if corner in corners:  # what came is on its edge: nothing is inside but rounding
+                    corners.discard(corner)
+                    empty.append(corner)
         return proven
+
+    def _below(self, corner: _Point) -> dict[str, tuple[Rates, float]] | None:
+        """Bounds that keep a plan below a corner, by more than the resolution; None if nothing can."""
+        bounds = {}
+        for name, rates, limit, scale in zip(self.names, self.rates, corner, self.scale, strict=True):
+            if math.isfinite(limit):
+                if limit <= _APART * scale:
+                    return None
+                bounds[f"corner {name}"] = rates, limit - _APART * scale
+        return bounds
 
     def points(self) -> tuple[ParetoPoint, ...]:
         """All points as plans, the first measure ascending."""

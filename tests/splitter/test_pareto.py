@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.devices import Catalogue
@@ -15,11 +16,11 @@ from flagsplit.splitter.rates import energy_rates, latency_rates
 from flagsplit.splitter.testing import line, placements, random_problem, two_tower, with_random_limits
 
 
-def _all_points(problem: Problem, count: int) -> np.ndarray:  # type: ignore[type-arg]
+def _all_points(problem: Problem, count: int) -> NDArray[np.float64]:
     every = Usage(problem, np.array(list(placements(problem))))
     columns = [1e3 * every.measure(latency_rates(problem, problem.nominal)), 1e3 * every.measure(energy_rates(problem))]
     columns.append(1e3 * every.price_usd)
-    points: np.ndarray = np.stack(columns[:count], axis=1)[which_keep(every)]  # type: ignore[type-arg]
+    points: NDArray[np.float64] = np.stack(columns[:count], axis=1)[which_keep(every)]
     return points
 
 
