@@ -13,14 +13,23 @@ from flagsplit.splitter.mincut import CutResult, transfer_charges
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 
+_Way = tuple[int, int, NDArray[np.float64]]
+"""The tier and the mask that a run is entered from, and what has been paid by then, for each number of blocks."""
+
 
 def is_chain(problem: Problem) -> bool:
     """Whether the graph is one: inputs enter at the first block, outputs leave at the last, no codec is allowed."""
     last = len(problem.graph.blocks) - 1
-    return len(problem.codecs) == 1 and all(
-        all(consumer == value.producer + 1 for consumer in value.consumers)
-        and (not value.is_output or value.producer == last)
-        for value in problem.graph.values
+    # A block that needs nothing from the one before it could run on the way, without a turn of its own.
+    linked = all(needs == ((i - 1,) if i else ()) for i, needs in enumerate(problem.predecessors))
+    return (
+        linked
+        and len(problem.codecs) == 1
+        and all(
+            all(consumer == value.producer + 1 for consumer in value.consumers)
+            and (not value.is_output or value.producer == last)
+            for value in problem.graph.values
+        )
     )
 
 
@@ -77,45 +86,53 @@ def _rising(
     `best[tier, mask]` holds, for each number of blocks, the least cost of having run them with the last on that tier.
     """
     n, tiers = unary.shape
-    run = np.vstack([np.zeros(tiers), np.cumsum(unary, axis=0)]).T
+    allowed = np.isfinite(unary)
+    run = np.vstack([np.zeros(tiers), np.cumsum(np.where(allowed, unary, 0.0), axis=0)]).T
     start = np.full(n + 1, np.inf)
     start[0] = 0.0
     best: dict[tuple[int, int], NDArray[np.float64]] = {}
-    entries: dict[tuple[int, int], list[tuple[int, int, NDArray[np.float64]]]] = {}
+    entries: dict[tuple[int, int], list[_Way]] = {}
     for tier in range(tiers):
-        ways: dict[int, list[tuple[int, int, NDArray[np.float64]]]] = {
-            int(marks[tier]): [(-1, 0, start + moves[:, 0, tier])]
-        }
+        ways: dict[int, list[_Way]] = {int(marks[tier]): [(-1, 0, start + moves[:, 0, tier])]}
         for (before, mask), cost in best.items():
             ways.setdefault(mask | int(marks[tier]), []).append((before, mask, cost + moves[:, before, tier]))
-        with np.errstate(invalid="ignore"):
-            for mask, came in ways.items():
-                enter = np.minimum.reduce([cost for _, _, cost in came]) - run[tier]
-                reached = np.full(n + 1, np.inf)
-                reached[1:] = run[tier, 1:] + np.minimum.accumulate(np.where(np.isnan(enter), np.inf, enter))[:-1]
-                best[tier, mask] = np.where(np.isnan(reached), np.inf, reached)
-                entries[tier, mask] = came
+        for mask, came in ways.items():
+            enter = np.minimum.reduce([cost for _, _, cost in came]) - run[tier]
+            reached = np.full(n + 1, np.inf)
+            for first, end in _stretches(allowed[:, tier]):
+                reached[first + 1 : end + 1] = run[tier, first + 1 : end + 1] + np.minimum.accumulate(enter[first:end])
+            best[tier, mask] = reached
+            entries[tier, mask] = came
     ends = {tier: best[tier, masks - 1][n] + moves[n, tier, 0] for tier in range(tiers) if (tier, masks - 1) in best}
     if not ends or not np.isfinite(min(ends.values())):
         return None
     tier = min(ends, key=lambda k: (ends[k], k))
-    return CutResult(_unwound(entries, run, tier, masks - 1), float(ends[tier]), float(ends[tier]))
+    return CutResult(_unwound(entries, run, allowed, tier, masks - 1), float(ends[tier]), float(ends[tier]))
+
+
+def _stretches(allowed: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First block and end of each stretch of blocks that a tier can run without a break."""
+    edges = np.flatnonzero(np.diff(allowed, prepend=False, append=False)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _unwound(
-    entries: dict[tuple[int, int], list[tuple[int, int, NDArray[np.float64]]]],
+    entries: dict[tuple[int, int], list[_Way]],
     run: NDArray[np.float64],
+    allowed: NDArray[np.bool_],
     tier: int,
     mask: int,
 ) -> tuple[int, ...]:
     """The placement that a chain of best entries stands for, from its end."""
     end, runs = run.shape[1] - 1, []
     while tier >= 0:
-        offers = [
-            (float(np.min((cost - run[tier])[:end])), before, left, cost) for before, left, cost in entries[tier, mask]
-        ]
-        _, before, left, cost = min(offers, key=lambda offer: offer[:3])
-        begin = int(np.argmin((cost - run[tier])[:end]))
+        first = max((a for a, b in _stretches(allowed[:, tier]) if a < end <= b), default=0)
+        offers = []
+        for before, left, cost in entries[tier, mask]:
+            enter = (cost - run[tier])[first:end]
+            begin = int(enter.argmin())
+            offers.append((float(enter[begin]), before, left, first + begin))
+        _, before, left, begin = min(offers)
         runs.append([tier] * (end - begin))
         tier, mask, end = before, left, begin
     return tuple(k for each in reversed(runs) for k in each)
