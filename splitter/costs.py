@@ -5,6 +5,7 @@ longer, plus a dispatch. Measured seconds can replace the model: `dataclasses.re
 are in `flagsplit.splitter.rates`, memory in `flagsplit.splitter.evaluate`.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ _TIER_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _JOULES_PER_BYTE = 8e-9  # from nJ/bit
 _JOULES_PER_KWH = 3.6e6
 _WORLD_G_PER_KWH = 481.0  # data/regions.json
+_BY_TIER = ("invocation_s", "power_w", "usd_per_s", "carbon_g_per_j", "load_s_per_byte", "load_s")
+_BY_LINK = ("radio_up_j_per_byte", "radio_down_j_per_byte", "radio_tail_w", "radio_tail_s")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class Tier:
             raise PolicyError(
                 f"tier {self.name!r}: {self.device.name} has no peak for {self.precision!r}, only {known}"
             )
+
+        if not (math.isfinite(self.carbon_g_per_kwh) and self.carbon_g_per_kwh >= 0):
+            got = self.carbon_g_per_kwh
+            raise PolicyError(f"tier {self.name!r}: carbon_g_per_kwh must be 0 or more and finite, got {got}")
 
     @property
     def target_name(self) -> str:
@@ -97,6 +104,21 @@ class CostModel:
     decode_s_per_byte: Mapping[str, NDArray[np.float64]]
 
 
+def check_costs(costs: CostModel, blocks: int, tiers: int) -> None:
+    """Raise PolicyError unless every figure is finite and 0 or more, in the shape that a problem of that size needs."""
+    by_link = dict.fromkeys(_BY_LINK, (tiers - 1, tiers))
+    shapes = {"seconds": (blocks, tiers)} | dict.fromkeys(_BY_TIER, (tiers,)) | by_link
+    figures = {name: (getattr(costs, name), shape) for name, shape in shapes.items()}
+    for name in ("encode_s_per_byte", "decode_s_per_byte"):
+        by_codec = getattr(costs, name)
+        figures |= {f"{name}.{codec}": (by_codec[codec], (tiers,)) for codec in by_codec}
+    for name, (figure, shape) in figures.items():
+        if np.shape(figure) != shape:
+            raise PolicyError(f"costs.{name}: expected the shape {shape}, came {np.shape(figure)}")
+        if not (np.isfinite(figure) & (np.asarray(figure) >= 0)).all():
+            raise PolicyError(f"costs.{name}: every figure must be finite and 0 or more")
+
+
 def model_costs(graph: BlockGraph, tiers: Sequence[Tier], links: Sequence[Link]) -> CostModel:
     """The cost model that follows from the device figures alone."""
     devices = [tier.device for tier in tiers]
@@ -137,10 +159,9 @@ def on_other_links(
         links: what joins them.
     """
     kept = list(tiers)
-    by_tier = ("invocation_s", "power_w", "usd_per_s", "carbon_g_per_j", "load_s_per_byte", "load_s")
     return CostModel(
         seconds=costs.seconds[:, kept],
-        **{name: getattr(costs, name)[kept] for name in by_tier},
+        **{name: getattr(costs, name)[kept] for name in _BY_TIER},
         **_radio_costs(devices, links),
         encode_s_per_byte={name: seconds[kept] for name, seconds in costs.encode_s_per_byte.items()},
         decode_s_per_byte={name: seconds[kept] for name, seconds in costs.decode_s_per_byte.items()},

@@ -167,19 +167,19 @@ class CpSatProgram:
 
     def _whole(self, rates: Rates) -> Any:
         """A measure in whole units of the goal; nothing in an optimum is worth more than the most that counts."""
-        return sum(min(int(rate * self._unit), _MOST_UNITS) * item for rate, item in self._terms(rates))
+        return sum(int(min(rate * self._unit, _MOST_UNITS)) * item for rate, item in self._terms(rates))
 
     def add_measure_limit(self, rates: Rates, limit: float) -> None:
         """Keep a measure below its limit."""
         unit = _UNITS / limit
-        whole = [(min(int(rate * unit), 2 * _UNITS), item) for rate, item in self._terms(rates)]
+        whole = [(int(min(rate * unit, 2 * _UNITS)), item) for rate, item in self._terms(rates)]
         self.model.add(sum(rate * item for rate, item in whole) <= _UNITS + 1)
 
     def add_ceiling(self, goal: Goal, value: float) -> None:
         """Look only for what is not worse than a value that is known to be reachable."""
         measures = () if isinstance(goal, str) else (goal,) if isinstance(goal, Rates) else goal
         for rates in measures:
-            self.model.add(self._whole(rates) <= int(value * self._unit * (1 + _ROOM)) + 1)
+            self.model.add(self._whole(rates) <= int(min(value * self._unit * (1 + _ROOM), 1 << 62)) + 1)
 
     def stop(self) -> None:
         """End the search under way, from another thread."""

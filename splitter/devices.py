@@ -83,7 +83,9 @@ class Region(_Frozen):
         return self
 
     def grams_per_kwh(self, hour: int | None) -> float:
-        """At an hour of the day, or on average."""
+        """At an hour of the day, 0 to 23, or on average; raises PolicyError for another hour."""
+        if hour is not None and not 0 <= hour < _HOURS:
+            raise PolicyError(f"region {self.title!r}: expected an hour from 0 to {_HOURS - 1}, got {hour}")
         return self.intensity.value * (self.hourly[hour] if hour is not None and self.hourly else 1.0)
 
 
@@ -224,7 +226,7 @@ def load_catalogue(extra: Sequence[Path] = ()) -> Catalogue:
         document = _read(path)
         for kind, table in tables.items():
             for name, entry in document.get(kind, {}).items():
-                table[name] = _override(table, name, entry, path)
+                table[name] = _override(kind.removesuffix("s"), table, name, entry, path)
                 owner[kind, name] = str(path)
     return Catalogue(
         {name: _device(name, entry, owner["devices", name]) for name, entry in tables["devices"].items()},
@@ -257,11 +259,11 @@ def _read(path: Path) -> dict[str, Any]:
     return document
 
 
-def _override(known: Mapping[str, Any], name: str, entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`entry` laid over the device it extends, or over the one of the same name; a figure is replaced whole."""
+def _override(kind: str, known: Mapping[str, Any], name: str, entry: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`entry` laid over what it extends, or over what has the same name; a figure is replaced whole."""
     base_name = entry.get("extends", name)
-    if "extends" in entry and base_name not in known:
-        raise PolicyError(f"{path}: device {name!r}: extends: {base_name!r} is not in the catalogue")
+    if not isinstance(base_name, str) or ("extends" in entry and base_name not in known):
+        raise PolicyError(f"{path}: {kind} {name!r}: extends: {base_name!r} is not in the catalogue")
     merged = dict(known.get(base_name, {}))
     for key, value in entry.items():
         below = merged.get(key)

@@ -137,10 +137,20 @@ class Heuristic:
         """No placement that keeps the limits has a larger score."""
         total = 1e-12
         for rates in self.goals:
-            up, down = transfer_charges(self.problem, rates)
-            total += float(np.where(self.network.allowed, rates.unary, 0.0).max(axis=1).sum() + up.sum() + down.sum())
+            total += float(np.where(self.network.allowed, rates.unary, 0.0).max(axis=1).sum())
             total += float(rates.message.sum()) * len(rates.unary)
+            # A codec that is best for another measure may cost more than it saves: all its work, on all tiers.
+            work = float(rates.encode.max() * 2 + rates.decode.max() * len(self.problem.tiers))
+            sent = float(rates.up_byte.sum() + rates.down_byte.sum())
+            total += float(self._largest_bytes.sum()) * sent + float(self.problem.values.size_bytes.sum()) * work
         return total
+
+    @property
+    def _largest_bytes(self) -> NDArray[np.float64]:
+        """The size of each value by the codec that makes it largest."""
+        coded = self.problem.values.coded_bytes
+        largest: NDArray[np.float64] = np.where(np.isfinite(coded), coded, 0.0).max(axis=0)
+        return largest
 
     def _screen(self, rows: _Placement) -> NDArray[np.float64]:
         """Scores with round trips counted along the cover of chains only: quick, and never too large."""
@@ -153,6 +163,10 @@ class Heuristic:
             trips = np.maximum(trips, turns)
         return self._score(usage, trips)
 
+    def _nominal(self, usage: Usage) -> Usage:
+        """The same placements with the codecs by which limits are judged."""
+        return usage if usage.codecs is None else Usage.for_objective(self.problem, usage.placements)
+
     def _usage(self, rows: _Placement) -> Usage:
         if len(self.goals) > 1:
             return Usage.for_objective(self.problem, rows)
@@ -163,7 +177,7 @@ class Heuristic:
 
     def _score(self, usage: Usage, trips: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """The measure; a placement that breaks limits scores worse than any that does not, the more the worse."""
-        broken = self._broken(usage, trips)
+        broken = self._broken(self._nominal(usage), trips)
         measured: NDArray[np.float64] = np.max([usage.measure(goal, trips) for goal in self.goals], axis=0)
         return np.where(broken > 0, self._worst * (1 + _BROKEN * broken) + measured, measured)
 

@@ -25,6 +25,7 @@ _HELP = (
     "'20mbit/30ms/0.5%', or a name"
 )
 _SEGMENT_BYTES = 1448
+_LEAST_BYTES_PER_S = 1e-200  # seconds per byte stay a number, whatever the loss
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Link:
     def __post_init__(self) -> None:
         for field in ("up_bytes_per_s", "down_bytes_per_s"):
             value = getattr(self, field)
-            if not (math.isfinite(value) and value > 0):
+            if not (math.isfinite(value) and value >= _LEAST_BYTES_PER_S):
                 raise PolicyError(f"link {self.name!r}: {field} must be above 0 and finite, got {value}")
         if not (math.isfinite(self.rtt_s) and self.rtt_s >= 0):
             raise PolicyError(f"link {self.name!r}: rtt_s must be 0 or more and finite, got {self.rtt_s}")
@@ -114,8 +115,8 @@ def parse_link(text: str, named: Mapping[str, Link] | None = None) -> Link:
     """
     known = named or {}
     form = text.strip().lower()
-    if form in known:
-        return known[form]
+    if text.strip() in known or form in known:
+        return known.get(text.strip()) or known[form]
     match = _FORM.fullmatch(form)
     if match is None:
         names = ", ".join(sorted(known)) or "none are loaded"
@@ -143,8 +144,8 @@ def parse_what_if(text: str, link: Link, named: Mapping[str, Link]) -> Link:
         PolicyError: the text has none of the forms.
     """
     form = text.strip().lower()
-    if form in named or "/" in form.strip("/"):
-        return parse_link(form, named)
+    if text.strip() in named or form in named or "/" in form.strip("/"):
+        return parse_link(text, named)
     rtt = f"{link.rtt_s * 1e3:.9f}ms"
     rates = f"{link.up_bytes_per_s * 8:.3f}bit:{link.down_bytes_per_s * 8:.3f}bit"
     found = parse_link(f"{rates}{form}" if form.startswith("/") else f"{form.rstrip('/')}/{rtt}", named)

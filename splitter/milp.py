@@ -32,6 +32,7 @@ _MOST_ROUNDS = 60
 _SAME = 1e-6  # relative, or one byte of a peak: what the solvers' tolerances can leave
 _ALONE_S = 2.0
 _FIRST_SLICE_S = 1.0
+_PATIENCE_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,21 @@ def minimize(
 def _race(search: "_Search", first: _Program, deadline: float) -> None:
     """Both solvers at once, each with rows of its own; what one finds bounds the other from its next round on."""
 
+    ended = threading.Event()
+
     def highs() -> None:
         program, share = search.complete(HighsProgram(search.problem, search.goal)), _FIRST_SLICE_S
         while not search.best.proven and time.monotonic() < deadline:
             search.run(program, "milp-highs", min(deadline, time.monotonic() + share))
             share *= 2
-        if search.best.proven:
-            first.stop()
+        while search.best.proven and not ended.wait(_PATIENCE_S):
+            first.stop()  # again and again: the other may be between two rounds, with nothing to stop
 
     other = threading.Thread(target=highs, name="flagsplit-highs", daemon=True)
     other.start()
     while not search.best.proven and time.monotonic() < deadline:
         search.run(first, "milp-cp-sat", deadline)
+    ended.set()
     other.join()
 
 
@@ -141,6 +145,8 @@ class _Search:
     def run(self, program: _Program, name: str, until: float) -> None:
         """Solve, look at what came, add rows, until something is proven or the time is over."""
         for _ in range(_MOST_ROUNDS):
+            if self.best.proven:
+                return
             found = program.solve(max(until - time.monotonic(), 0.01), self.best.placement or self.hint)
             # Placements are only ever ruled out after they were looked at, so what is left bounds the rest.
             self._learn(found, name)

@@ -15,10 +15,21 @@ Goal = Rates | tuple[Rates, ...] | str
 """What is to be least: a measure, the largest of several measures, or the resident MB of a tier by its name."""
 
 
+_MOST_SPAN = 1 << 12
+
+
 def size_of_goal(problem: Problem, goal: Rates | tuple[Rates, ...]) -> float:
-    """What a goal is roughly worth: each block where it costs least, over all measures of the goal."""
-    unary = goal.unary if isinstance(goal, Rates) else sum((rates.unary for rates in goal), np.zeros(()))
-    return float(np.where(problem.constraints.allowed, unary, np.inf).min(axis=1).sum()) or 1.0
+    """What a goal is roughly worth: each block where it costs least, over all measures of the goal.
+
+    More where transfers make even a plain placement cost far more, so that what is worth that counts in full.
+    """
+    goals = (goal,) if isinstance(goal, Rates) else goal
+    allowed = problem.constraints.allowed
+    unary = np.where(allowed, sum((rates.unary for rates in goals), np.zeros(())), np.inf)
+    whole = [np.full(len(allowed), k) for k in np.flatnonzero(allowed.all(axis=0))]
+    usage = Usage.for_objective(problem, np.array([unary.argmin(axis=1), *whole]))
+    reachable = np.max([usage.measure(rates) for rates in goals], axis=0).min()
+    return max(float(unary.min(axis=1).sum()), float(reachable) / _MOST_SPAN) or 1.0
 
 
 def measured(problem: Problem, goal: Goal, placement: Sequence[int]) -> float:

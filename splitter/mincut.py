@@ -208,7 +208,8 @@ class CutNetwork:
             ]
         )
         # Twice a reachable measure is as good as infinite, and keeps one hopeless tier from using up the precision.
-        capacities = np.minimum(capacities, 2 * self._ceiling(rates, chain))
+        ceiling = self._ceiling(rates, chain)
+        capacities = np.minimum(capacities, 2 * ceiling) if ceiling > 0 else capacities
         total = float(capacities.sum())
         if self._nodes == 2 or total == 0:
             return self._result(self.allowed.argmax(axis=1), rates, charges, chain, 0.0)

@@ -163,6 +163,9 @@ class Plan:
         if not placement or len(placement) > _MOST_BLOCKS:
             raise BundleError(f"{where}.placement: expected 1 to {_MOST_BLOCKS} blocks, got {len(placement)}")
         cuts = reading.array(record, "cuts", where)
+        route = reading.integers(record, "route", where, count)
+        if route and (route[0] != 0 or list(route) != sorted(set(route)) or not set(placement) <= set(route)):
+            raise BundleError(f"{where}.route: expected rising tiers from 0 on, with all that the placement uses")
         return cls(
             name=reading.text(record, "name", where),
             tiers=tiers,
@@ -170,7 +173,7 @@ class Plan:
             cuts=tuple(_read_cut(cut, count, f"{where}.cuts[{i}]") for i, cut in enumerate(cuts)),
             features=_read_features(record["features"], count, f"{where}.features"),
             predicted=_read_predicted(record["predicted"], f"{where}.predicted"),
-            route=reading.integers(record, "route", where, count),
+            route=route,
         )
 
 

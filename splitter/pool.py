@@ -165,12 +165,16 @@ class Pool:
             score = self._prefer_bound(score, latencies, usable, self.latency_bound_s)
         order = np.argsort(score, kind="stable")
         best = int(order[0])
-        if self.preferred is not None and score[self._index[self.preferred]] < np.inf:
+        if self.preferred is not None and self._is_kept(self._index[self.preferred], latencies, usable):
             best = self._index[self.preferred]
         elif current is not None and (switch_margin > 0 or switch_s > 0):
             kept = self._index.get(current, best)
             best = kept if score[kept] <= score[best] * (1 + switch_margin) + switch_s * self._per_second else best
         return self._choice(best, [int(i) for i in order if i != best and usable[i]], latencies)
+
+    def _is_kept(self, plan: int, latencies: NDArray[np.float64], usable: NDArray[np.bool_]) -> bool:
+        """Whether a plan can run and keeps the latency bound."""
+        return bool(usable[plan]) and (self.latency_bound_s is None or bool(latencies[plan] <= self.latency_bound_s))
 
     @property
     def _per_second(self) -> float:

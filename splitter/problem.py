@@ -11,7 +11,7 @@ from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, BlockGraph
 from flagsplit.splitter.codecs import CODEC_COSTS, NONE, allowed_codecs
 from flagsplit.splitter.constraints import Constraints, Support, build_constraints
-from flagsplit.splitter.costs import CostModel, Tier, model_costs, on_other_links
+from flagsplit.splitter.costs import CostModel, Tier, check_costs, model_costs, on_other_links
 from flagsplit.splitter.links import Link
 from flagsplit.splitter.sla import BYTES_PER_MB, SLA
 from flagsplit.splitter.state import State
@@ -194,13 +194,15 @@ def make_problem(
         raise PolicyError(f"links: expected {len(tiers) - 1} for {len(tiers)} tiers, got {len(links)}")
     _check_bypasses(bypasses, names)
     codecs, values = _value_table(graph, sla)
+    costs = costs or model_costs(graph, tiers, links)
+    check_costs(costs, len(graph.blocks), len(tiers))
     return Problem(
         graph=graph,
         tiers=tuple(tiers),
         links=tuple(links),
         sla=sla,
         supports=supports or {},
-        costs=costs or model_costs(graph, tiers, links),
+        costs=costs,
         constraints=build_constraints(graph, tiers, sla, supports or {}),
         values=values,
         codecs=codecs,

@@ -191,12 +191,18 @@ def bound_rates(problem: Problem) -> Mapping[str, tuple[Rates, float]]:
 
 
 def _cold_start_rates(problem: Problem, limit_ms: float) -> dict[str, tuple[Rates, float]]:
-    """Milliseconds in which each tier loads its weights, and what is left for that."""
+    """Milliseconds in which each tier loads its weights, and what is left for that.
+
+    A tier that takes longer than the limit before it loads anything may run no block, so each block there is charged
+    that time.
+    """
     found = {}
     for k, tier in enumerate(problem.tiers):
+        before_ms = float(problem.costs.load_s[k]) * MS_PER_S
+        too_slow = before_ms > limit_ms
         unary = np.zeros_like(problem.costs.seconds)
-        unary[:, k] = problem.weight_bytes * problem.costs.load_s_per_byte[k] * MS_PER_S
-        left = max(limit_ms - float(problem.costs.load_s[k]) * MS_PER_S, _LEAST_LIMIT)
+        unary[:, k] = problem.weight_bytes * problem.costs.load_s_per_byte[k] * MS_PER_S + before_ms * too_slow
+        left = limit_ms if too_slow else max(limit_ms - before_ms, _LEAST_LIMIT)
         found[f"cold_start_ms of {tier.name}"] = replace(no_rates(problem), unary=unary), left
     return found
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from flagsplit.errors import PolicyError
 from flagsplit.splitter.constraints import Constraints
 from flagsplit.splitter.costs import on_other_links
 from flagsplit.splitter.problem import Problem
@@ -58,30 +59,43 @@ class Route:
 
 
 def routes_of(problem: Problem) -> tuple[Route, ...]:
-    """All lines of a problem, the whole one first."""
+    """All lines of a problem, the whole one first. One that another only goes on from is left out: the other is it."""
     whole = Route(tuple(range(len(problem.tiers))), tuple(range(len(problem.links))), problem)
     return (whole, *_shorter(problem)) if problem.bypasses else (whole,)
 
 
 def route_through(problem: Problem, tiers: Sequence[int]) -> Route:
-    """The line of exactly these tiers; it must be among `routes_of`."""
-    return next(route for route in routes_of(problem) if route.tiers == tuple(tiers))
+    """The line of exactly these tiers.
+
+    Raises:
+        PolicyError: no such line, for want of a by-pass or because it leaves out what must be used.
+    """
+    routes = {route.tiers: route for route in routes_of(problem)}
+    if tuple(tiers) not in routes:
+        known = ", ".join("-".join(map(str, each)) for each in routes)
+        raise PolicyError(f"route: expected one of {known}, came {'-'.join(map(str, tiers))}")
+    return routes[tuple(tiers)]
 
 
 def _shorter(problem: Problem) -> Iterator[Route]:
     count = len(problem.tiers)
     link_of = {(k, k + 1): k for k in range(count - 1)}
     link_of |= {(bypass.near, bypass.far): count - 1 + i for i, bypass in enumerate(problem.bypasses)}
+    known = [tuple(range(count))]
     for size in range(count - 1, 1, -1):
         for rest in itertools.combinations(range(1, count), size - 1):
             tiers = (0, *rest)
             hops = list(itertools.pairwise(tiers))
-            if all(hop in link_of for hop in hops) and _some_choice(problem, tiers):
+            is_line = all(hop in link_of for hop in hops) and not any(other[:size] == tiers for other in known)
+            if is_line and _may_do(problem, tiers):
+                known.append(tiers)
                 yield _shortened(problem, tiers, tuple(link_of[hop] for hop in hops))
 
 
-def _some_choice(problem: Problem, tiers: tuple[int, ...]) -> bool:
-    return bool(problem.constraints.allowed[:, list(tiers)].any(axis=1).all())
+def _may_do(problem: Problem, tiers: tuple[int, ...]) -> bool:
+    """Whether every block has a tier among these, and all that must be used are there."""
+    wanted = {k for k, name in enumerate(problem.tier_names) if name in problem.sla.use_tiers}
+    return wanted <= set(tiers) and bool(problem.constraints.allowed[:, list(tiers)].any(axis=1).all())
 
 
 def _shortened(problem: Problem, tiers: tuple[int, ...], at: tuple[int, ...]) -> Route:

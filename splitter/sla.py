@@ -16,6 +16,7 @@ INPUTS = "inputs"
 """The key of `SLA.keep_on` that stands for every input of the graph."""
 
 BYTES_PER_MB = 1_000_000
+_LONGEST = 200  # characters of a name or a value in a message
 
 Mode = Literal["prefer_on_device", "only_on_device", "prefer_in_cloud", "only_in_cloud"]
 """Where whole requests run: on the first tier ("device") or on the last ("cloud")."""
@@ -196,8 +197,13 @@ def parse_sla(data: str | bytes | Mapping[str, Any], origin: str = "SLA") -> SLA
 def first_problem(error: ValidationError) -> str:
     """One line for the first thing that pydantic found wrong."""
     problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
+    where = _plain(".".join(str(part) for part in problem["loc"]))[:_LONGEST]
     got = problem["input"]
-    shown = f" (got {got!r})" if isinstance(got, str | int | float) else ""
-    message = problem["msg"].removeprefix("Value error, ")
+    shown = f" (got {got!r:.{_LONGEST}})" if isinstance(got, str | int | float) else ""
+    message = _plain(problem["msg"].removeprefix("Value error, "))
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
+
+
+def _plain(text: str) -> str:
+    """Text from a file as one line of characters that can be printed."""
+    return text if text.isprintable() else repr(text)[1:-1]

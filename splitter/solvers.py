@@ -28,6 +28,8 @@ from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.state import State
 
 _PROVEN = 1e-6
+_ROUNDING = 1e-9
+_LEAST = 1e-12
 _FEW_BLOCKS = 150
 
 
@@ -75,7 +77,20 @@ class Solution:
 
 
 class _NoPlanError(PolicyError):
-    """Nothing on one line keeps the SLA."""
+    """Nothing on one line keeps the SLA, or nothing was found in time; `bound` holds for what was not."""
+
+    def __init__(self, message: str, bound: float = math.inf) -> None:
+        super().__init__(message)
+        self.bound = bound
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A route, its goal in the state asked about, and what was found on it."""
+
+    route: Route
+    goal: Rates | tuple[Rates, ...]
+    solution: Solution
 
 
 def solve(
@@ -103,12 +118,16 @@ def _by_mode(problem: Problem, state: State) -> Solution | None:
     wanted = {"prefer_on_device": 0, "prefer_in_cloud": len(problem.tiers) - 1}.get(problem.sla.mode or "")
     if wanted is None or not problem.constraints.allowed[:, wanted].all():
         return None
-    for route in sorted(routes_of(problem), key=lambda r: len(r.tiers)):
-        placement = (wanted,) * len(problem.graph.blocks)
-        if wanted in route.tiers and not violations_of(route.problem, route.from_whole_line(placement)):
-            value = _goal_value(route, state, placement)
-            return Solution(placement, value, value, "mode", 0.0, route.tiers, f"mode {problem.sla.mode}")
-    return None
+    placement = (wanted,) * len(problem.graph.blocks)
+    keep = [
+        (_goal_value(route, state, placement), route.tiers)
+        for route in routes_of(problem)
+        if wanted in route.tiers and not violations_of(route.problem, route.from_whole_line(placement))
+    ]
+    if not keep:
+        return None
+    value, tiers = min(keep)
+    return Solution(placement, value, value, "mode", 0.0, tiers, f"mode {problem.sla.mode}")
 
 
 def _goal_value(route: Route, state: State, placement: Sequence[int]) -> float:
@@ -125,31 +144,35 @@ def goal_of(problem: Problem, state: State) -> Rates | tuple[Rates, ...]:
 
 def _best_route(problem: Problem, state: State, seconds: float, diagnose: bool) -> Solution:
     routes = routes_of(problem)
-    found: list[Solution] = []
-    failed: list[str] = []
+    share = seconds / len(routes)
+    lines: list[_Line] = []
+    failed: list[_NoPlanError] = []
     for route in routes:
+        goal = goal_of(route.problem, route.state(state))
         try:
-            solution = _on_line(route.problem, route.state(state), seconds / len(routes), diagnose)
+            lines.append(_Line(route, goal, _on_line(route.problem, goal, share, diagnose)))
         except _NoPlanError as error:
-            failed.append(str(error))
-            continue
-        found.append(replace(solution, placement=route.on_whole_line(solution.placement), route=route.tiers))
-    if not found:
-        raise PolicyError(failed[0])
-    best = min(found, key=lambda solution: solution.objective)
-    return replace(best, bound=min(solution.bound for solution in found))
+            failed.append(error)
+    if not lines:
+        raise PolicyError(str(failed[0]))
+    lines.sort(key=lambda line: line.solution.objective)  # stable: of equals the whole line comes first
+    bound = min([*(line.solution.bound for line in lines), *(error.bound for error in failed)])
+    best = lines[0]
+    if isinstance(best.goal, tuple):
+        best = _then_objective(lines, state, share)
+    if problem.sla.has_preferences:
+        best = _preferred(problem, [best, *(line for line in lines if line.route is not best.route)], share)
+    placement = best.route.on_whole_line(best.solution.placement)
+    bound = min(bound, best.solution.objective)
+    return replace(best.solution, placement=placement, bound=bound, route=best.route.tiers)
 
 
-def _on_line(problem: Problem, state: State, seconds: float, diagnose: bool) -> Solution:
-    goal = goal_of(problem, state)
+def _on_line(problem: Problem, goal: Rates | tuple[Rates, ...], seconds: float, diagnose: bool) -> Solution:
     chain = _chain(problem, goal)
-    if chain is not None and not problem.sla.has_preferences:
+    if chain is not None:
         return chain
     network = CutNetwork(problem, problem.constraints.allowed)
-    solution = chain or _cut(problem, goal, network) or _limited(problem, goal, network, seconds, diagnose)
-    if isinstance(goal, tuple):
-        solution = _then_objective(problem, goal, state, solution, seconds)
-    return _preferred(problem, goal, solution, seconds) if problem.sla.has_preferences else solution
+    return _cut(problem, goal, network) or _limited(problem, goal, network, seconds, diagnose)
 
 
 def _chain(problem: Problem, goal: Rates | tuple[Rates, ...]) -> Solution | None:
@@ -187,39 +210,63 @@ def _limited(
     if found.placement is None:
         raise _NoPlanError(
             f"no plan that keeps {', '.join(milp.named_limits(limits))} was found in {seconds:g} s, nor proof that "
-            f"there is none: allow more time or relax one"
+            f"there is none: allow more time or relax one",
+            found.bound,
         )
     bound = min(max(bound, found.bound if math.isfinite(found.bound) else -math.inf), found.value)
     solver = found.solver if found.proven else "heuristic" if found.bound < bound else found.solver
     return Solution(found.placement, found.value, bound, solver, 0.0)
 
 
-def _then_objective(
-    problem: Problem, stages: tuple[Rates, ...], state: State, solution: Solution, seconds: float
-) -> Solution:
+def _then_objective(lines: Sequence[_Line], state: State, seconds: float) -> _Line:
     """Among the plans whose slowest stage is no slower, the one with the best weighted sum."""
-    limits = limits_of(problem)
-    most = max(solution.objective, 1e-12) * (1 + _PROVEN)
-    named = {f"stage {i}": (rates, most) for i, rates in enumerate(stages)}
-    tighter = milp.Limits({**limits.measures, **named}, limits.memory_mb)
-    found = milp.minimize(problem, objective_rates(problem, state), tighter, seconds, solution.placement)
-    placement = found.placement or solution.placement
-    return replace(solution, placement=placement, objective=measured(problem, stages, placement))
+    most = max(lines[0].solution.objective, _LEAST) * (1 + _PROVEN)
+    found = [
+        _least_within(line, most, objective_rates(line.route.problem, line.route.state(state)), seconds)
+        for line in lines
+        if line.solution.bound <= most
+    ]
+    kept = [(value, i) for i, (value, line) in enumerate(found) if line.solution.objective <= most * (1 + _ROUNDING)]
+    return found[min(kept)[1]][1]
 
 
-def _preferred(problem: Problem, goal: Rates | tuple[Rates, ...], solution: Solution, seconds: float) -> Solution:
-    """Among the plans that are good enough, the one that works least on tiers that the SLA does not prefer."""
-    others = np.ones(len(problem.tiers))
-    others[list(preferred_tiers(problem.tiers, problem.sla))] = 0.0
-    most = max(solution.objective, 1e-12) * (1 + problem.sla.prefer_within) * (1 + 1e-9)
-    goals = (goal,) if isinstance(goal, Rates) else goal
-    limits = limits_of(problem)
-    named = {f"objective {i}": (rates, most) for i, rates in enumerate(goals)}
-    tighter = milp.Limits({**limits.measures, **named}, limits.memory_mb)
-    found = milp.minimize(problem, busy_rates(problem, others), tighter, seconds, solution.placement)
-    if found.placement is None or found.placement == solution.placement:
-        return solution
-    value = measured(problem, goal, found.placement)
-    cost = 100 * (value / solution.objective - 1) if solution.objective > 0 else 0.0
+def _preferred(problem: Problem, lines: Sequence[_Line], seconds: float) -> _Line:
+    """Among the plans that are good enough, the one that works least on tiers that the SLA does not prefer.
+
+    The first line holds what is best without preferences.
+    """
+    first, preferred = lines[0], preferred_tiers(problem.tiers, problem.sla)
+    most = max(first.solution.objective, _LEAST) * (1 + problem.sla.prefer_within) * (1 + _ROUNDING)
+    found = []
+    for line in lines:
+        if line.solution.bound <= most:
+            others = np.array([0.0 if tier in preferred else 1.0 for tier in line.route.tiers])
+            found.append(_least_within(line, most, busy_rates(line.route.problem, others), seconds))
+    kept = [
+        (value, line.solution.objective, i)
+        for i, (value, line) in enumerate(found)
+        if line.solution.objective <= most * (1 + _ROUNDING)
+    ]
+    best = found[min(kept)[2]][1]
+    if best.route is first.route and best.solution.placement == first.solution.placement:
+        return first
+    before, after = first.solution.objective, best.solution.objective
+    cost = 100 * (after / before - 1) if before > 0 else 0.0
     note = f"preferences moved work; the objective is {cost:.2g} % worse than without them"
-    return replace(solution, placement=found.placement, objective=value, note=note)
+    proof = first.solution
+    return replace(best, solution=replace(best.solution, solver=proof.solver, bound=proof.bound, note=note))
+
+
+def _least_within(line: _Line, most: float, rates: Rates, seconds: float) -> tuple[float, _Line]:
+    """On a line whose goal may be at most `most`, the least of another measure and the placement that has it."""
+    problem, goals = line.route.problem, (line.goal,) if isinstance(line.goal, Rates) else line.goal
+    limits = limits_of(problem)
+    named = {f"objective {i}": (goal, most) for i, goal in enumerate(goals)}
+    tighter = milp.Limits({**limits.measures, **named}, limits.memory_mb)
+    placement = milp.minimize(problem, rates, tighter, seconds, line.solution.placement).placement
+    if placement is None:
+        placement = line.solution.placement
+    value = measured(problem, line.goal, placement)
+    return measured(problem, rates, placement), replace(
+        line, solution=replace(line.solution, placement=placement, objective=value)
+    )
