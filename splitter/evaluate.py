@@ -262,11 +262,12 @@ class Usage:
 
     def stages(self, state: State) -> NDArray[np.float64]:
         """Seconds for which a request keeps each tier, and each link up, then down, busy in a state, (m, 3K - 2)."""
+        line = slice(len(self.problem.links))
         busy: NDArray[np.float64] = np.concatenate(
             [
                 self.tier_seconds * np.array(state.slowdown),
-                self.up_bytes * np.array(state.up_s_per_byte),
-                self.down_bytes * np.array(state.down_s_per_byte),
+                self.up_bytes * np.array(state.up_s_per_byte[line]),
+                self.down_bytes * np.array(state.down_s_per_byte[line]),
             ],
             axis=1,
         )

@@ -85,13 +85,14 @@ def busy_rates(problem: Problem, per_second: NDArray[np.float64]) -> Rates:
 
 
 def latency_rates(problem: Problem, state: State) -> Rates:
-    """Serial seconds in that state."""
+    """Serial seconds in that state, along the line: what the state says of by-passes is left aside."""
+    line = slice(len(problem.links))
     return busy_rates(problem, np.array(state.slowdown)) + replace(
         no_rates(problem),
-        up_byte=np.array(state.up_s_per_byte),
-        down_byte=np.array(state.down_s_per_byte),
-        up_message=np.array(state.up_s_per_message),
-        down_message=np.array(state.down_s_per_message),
+        up_byte=np.array(state.up_s_per_byte[line]),
+        down_byte=np.array(state.down_s_per_byte[line]),
+        up_message=np.array(state.up_s_per_message[line]),
+        down_message=np.array(state.down_s_per_message[line]),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from tests.splitter.oracles import random_state, weighted
 
 from flagsplit.flagir.blockgraph import BlockGraph
 from flagsplit.splitter import chain_dp
@@ -15,7 +16,6 @@ from flagsplit.splitter.rates import Rates, objective_rates
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.solvers import solve
 from flagsplit.splitter.testing import GraphBuilder, cnn, line, placements, unet
-from tests.splitter.oracles import random_state, weighted
 
 _DEVICES = ("generic-phone-cpu", "raspberry-pi-5", "generic-edge-cpu", "t4")
 _FAST, _ANY = ("10gbit/10us", "10gbit/0us"), ("1mbit/1ms", "20mbit:100mbit/10ms@lte", "1gbit/100us", "10gbit/10us")
