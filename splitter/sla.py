@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flagsplit.errors import PolicyError
 
@@ -21,8 +21,17 @@ _LONGEST = 200  # characters of a name or a value in a message
 Mode = Literal["prefer_on_device", "only_on_device", "prefer_in_cloud", "only_in_cloud"]
 """Where whole requests run: on the first tier ("device") or on the last ("cloud")."""
 
-_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_Bound = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_LEAST, _MOST = 1e-12, 1e15  # far beyond all that is real, and sums and quotients of such figures are numbers
+
+
+def _zero_or_more_than_the_least(weight: float) -> float:
+    if 0 < weight < _LEAST:
+        raise ValueError(f"expected 0, or {_LEAST:g} and more")
+    return weight
+
+
+_Weight = Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False), AfterValidator(_zero_or_more_than_the_least)]
+_Bound = Annotated[float, Field(ge=_LEAST, le=_MOST, allow_inf_nan=False)]
 
 
 class _Frozen(BaseModel):
