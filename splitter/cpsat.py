@@ -48,7 +48,7 @@ class CpSatProgram:
         self._beyond = [[self._reaches(row, k) for k in range(self._tiers)] for row in self._on]
         values = problem.values
         self._ends = [[int(i) for i in ends] for ends in np.split(values.endpoints, values.starts[1:])]
-        self._chains: set[tuple[int, ...]] = set()
+        self._turns: list[Turns] = []
         self._gains: dict[tuple[int, int, int], Any] = {}
         self._add_transfers()
         self._unit = 1.0
@@ -220,9 +220,9 @@ class CpSatProgram:
 
     def add_turns(self, turns: Turns) -> bool:
         """Charge the turns along a chain; false if the program does so already."""
-        if turns.chain in self._chains:
+        if turns in self._turns:
             return False
-        self._chains.add(turns.chain)
+        self._turns.append(turns)
         for k, starts in turns.starts.items():
             chain, beyond = turns.chain, self._beyond
             gained = sum(beyond[chain[i]][k] - (beyond[chain[i - 1]][k] if i else 0) for i in starts)

@@ -42,7 +42,7 @@ class HighsProgram:
         self._y = [self._tier_variables(v) for v in range(self._n)]
         self._y.append([1.0, *[0.0] * self._tiers])
         self._goal_scale = 1.0
-        self._chains: set[tuple[int, ...]] = set()
+        self._turns: list[Turns] = []
         self._add_transfers()
         self._set_goal(goal)
 
@@ -141,8 +141,11 @@ class HighsProgram:
         """HiGHS cannot be stopped from outside; give it little time at once."""
 
     def add_measure_limit(self, rates: Rates, limit: float) -> None:
-        """Keep a measure below its limit; the row is scaled so that tolerances are relative to the limit."""
-        self.model.add_linear_constraint(self._measure(rates, 1 / limit) <= 1)
+        """Keep a measure below its limit; the row is scaled so that tolerances are relative to the limit.
+
+        A little room, lest rounding rule out what is just there: a row without variables knows no tolerance.
+        """
+        self.model.add_linear_constraint(self._measure(rates, 1 / limit) <= 1 + _ROOM)
 
     def add_memory_limit(self, tier: int, cap_mb: float) -> None:
         """Keep the peak of a tier below a cap."""
@@ -157,7 +160,7 @@ class HighsProgram:
     def _add_peak_rows(self, tier: int, peak: Any, slack_mb: float) -> None:
         """Block n on the tier implies weights + live values <= peak; off it, `slack_mb` makes the row void."""
         unit = 1 / (peak * BYTES_PER_MB) if isinstance(peak, float) else 1 / BYTES_PER_MB
-        top = 1.0 if isinstance(peak, float) else peak
+        top = 1.0 + _ROOM if isinstance(peak, float) else peak
         weights = self.model.add_variable(lb=0.0)
         held = self._opt.fast_sum(float(w) * unit * self._on(v, tier) for v, w in enumerate(self.problem.weight_bytes))
         self.model.add_linear_constraint(weights == held)
@@ -174,9 +177,9 @@ class HighsProgram:
 
     def add_turns(self, turns: Turns) -> bool:
         """Charge the turns along a chain; false if the program does so already."""
-        if turns.chain in self._chains:
+        if turns in self._turns:
             return False
-        self._chains.add(turns.chain)
+        self._turns.append(turns)
         chain, y = turns.chain, self._y
         for k, starts in turns.starts.items():
             gained = [y[chain[i]][k] - (y[chain[i - 1]][k] if i else 0.0) for i in starts]
