@@ -9,7 +9,6 @@ import numpy as np
 
 from flagsplit.splitter.state import State
 
-
 _LARGE = 800
 _SAMPLES, _SAMPLES_IF_LARGE = 48, 12
 
