@@ -111,3 +111,17 @@ def test_a_name_that_is_taken() -> None:
     wanted = name_what_is_lossy(model("z"))["y"]
     with pytest.raises(ModelError, match=f"value '{wanted}' has a name that flagsplit gives"):
         name_what_is_lossy(model(wanted))
+
+
+def test_the_same_nodes_with_other_outputs_are_another_segment() -> None:
+    """Whether a value that is encoded leaves as it is as well depends on who reads it, and that on the plan."""
+    text = "g (float[2] x) => (float[2] y) { v = Tanh(x) a = Neg(v) b = Exp(a) y = Mul(b, v) }"
+    firsts = []
+    for placement in ([0, 1, 1, 0], [0, 1, 1, 1]):
+        model = canonical(parse(text))
+        place(model, placement, 2)
+        firsts.append(variant(model, [BoundaryCut("v", 0, 1, "fp16")])[1][0].segment)
+    assert firsts[0].nodes == firsts[1].nodes == (firsts[0].nodes[0], "v.fp16.encode")
+    assert firsts[0].outputs == ("v", "v.fp16.payload")
+    assert firsts[1].outputs == ("v.fp16.payload",)
+    assert firsts[0].id != firsts[1].id

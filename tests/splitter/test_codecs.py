@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.codecs import NO_CODEC, codec_names
@@ -135,19 +136,25 @@ def best_choice(problem: Problem, placement: Sequence[int], state: State) -> tup
     allowed = allowed_codecs(problem.sla.accuracy, problem.graph.values)
     plain = simulate(problem, placement, state)
     chosen: dict[tuple[int, int], str] = {}
+
+    def objective(tried: Chosen) -> float:
+        return Walk(problem, placement, tried, state, plain).objective()
+
     for at, value in enumerate(problem.graph.values):
         options = [
             [NO_CODEC, *(() if way == DOWN and value.is_output else sorted(allowed[at]))]
             for way, _, _, _ in travels(problem, placement, at, {})
         ]
         ways = [way for way, _, _, _ in travels(problem, placement, at, {})]
-        tries = [{(at, way): codec for way, codec in zip(ways, t, strict=True)} for t in itertools.product(*options)]
+        tries: list[Chosen] = [
+            {(at, way): codec for way, codec in zip(ways, t, strict=True)} for t in itertools.product(*options)
+        ]
         if len(tries) > 1:
-            chosen |= min(tries, key=lambda t: Walk(problem, placement, t, state, plain).objective())
-    return Walk(problem, placement, chosen, state, plain).objective(), chosen
+            chosen.update(min(tries, key=objective))
+    return objective(chosen), chosen
 
 
-def as_chosen(problem: Problem, codecs: np.ndarray) -> dict[tuple[int, int], str]:  # type: ignore[type-arg]
+def as_chosen(problem: Problem, codecs: NDArray[np.int64]) -> dict[tuple[int, int], str]:
     return {(at, way): problem.codecs[codecs[way, at]] for way in (UP, DOWN) for at in range(codecs.shape[1])}
 
 
