@@ -150,7 +150,8 @@ def best_choice(problem: Problem, placement: Sequence[int], state: State) -> tup
             {(at, way): codec for way, codec in zip(ways, t, strict=True)} for t in itertools.product(*options)
         ]
         if len(tries) > 1:
-            chosen.update(min(tries, key=objective))
+            best: Chosen = min(tries, key=objective)
+            chosen.update(best)
     return objective(chosen), chosen
 
 
