@@ -2,17 +2,21 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tests.runtime.lossy_worlds import LossyNumbers, LossyPlan
 from tests.runtime.worlds import Graph, random_graph, same
 
+from flagsplit.errors import BundleError
+from flagsplit.runtime.bundle import PlanSet
 from flagsplit.runtime.events import Deliver
 from flagsplit.runtime.itinerary import itinerary
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.runtime.session_machine import SessionOptions
 from flagsplit.runtime.testing import Cluster
+from flagsplit.splitter.state import State
 from flagsplit.targets.interface import Array
 from flagsplit.transport.messages import MAX_HOPS, Chunk, Message, Open
 
@@ -187,3 +191,30 @@ def test_a_plan_that_goes_round_a_tier_does_not_need_it() -> None:
     answer = found.answers[rid]
     assert isinstance(answer, Deliver)
     assert (answered(found, numbers, rid), answer.report.attempts) == ("round", 1)
+
+
+def with_bypass(numbers: LossyNumbers) -> PlanSet:
+    """The plans of a line of three tiers with a link from the first to the last, which comes after the line's own."""
+    facts, links = numbers.facts, (1.0, 2.0, 3.0)
+    features = replace(facts.pool.plans[0].features, up_bytes=links, down_bytes=links)
+    features = replace(features, up_messages=links, down_messages=links)
+    plans = tuple(replace(plan, features=features) for plan in facts.pool.plans)
+    nominal = State((1.0,) * 3, links, links, links, links, (True,) * 3)
+    return PlanSet(replace(facts.pool, plans=plans), facts.steps, nominal, ("because",), facts.answers)
+
+
+def test_plans_with_bypasses_are_read_as_they_were_written() -> None:
+    plans = {"round": LossyPlan((0, 2, 2, 0), frozenset(("v0",)), (0, 2)), "alone": LossyPlan((0, 0, 0, 0))}
+    written = with_bypass(LossyNumbers(GRAPH, TIERS, plans))
+    again = PlanSet.from_json(written.to_json())
+    assert again == written
+    assert again.pool.plan("round").route == (0, 2)
+    assert again.pool.choose(again.nominal).latency_s == written.pool.choose(written.nominal).latency_s
+
+
+def test_a_state_that_does_not_fit_the_plans() -> None:
+    written = with_bypass(LossyNumbers(GRAPH, TIERS, {"alone": LossyPlan((0, 0, 0, 0))}))
+    links = written.nominal.up_s_per_byte[:2]
+    shorter = replace(written, nominal=State((1.0,) * 3, links, links, links, links, (True,) * 3))
+    with pytest.raises(BundleError, match=r"nominal\.\w+: expected 3 items, got 2"):
+        PlanSet.from_json(shorter.to_json())
