@@ -41,6 +41,7 @@ def build(
     ranges: Mapping[str, tuple[int, int]] | None = None,
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
+    profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     trusted: bool = False,
@@ -61,6 +62,7 @@ def build(
         ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
+        profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
         trusted: whether you know who wrote a `.pt2` file; reading one can run code that is in it.
@@ -85,6 +87,7 @@ def build(
             ranges=ranges or {},
             numerics=numerics,
             catalogues=[Path(path) for path in catalogues],
+            profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,
     )

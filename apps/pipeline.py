@@ -22,6 +22,7 @@ from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
+from flagsplit.apps.profiled import load_profiles, profiled_costs
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.flagir.frontends.any_model import Source
@@ -30,9 +31,11 @@ from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, Pla
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
+from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.pipeline import PlanningResult, plan_model
 from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
@@ -58,6 +61,7 @@ class BuildOptions:
         catalogues: files with devices and links of the user's own.
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
+        profiles: file with measured times by tier name, from `flagsplit profile`.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class BuildOptions:
     catalogues: Sequence[Path] = ()
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
+    profiles: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class BuildResult:
         weights_bytes: of all weights in it.
         seconds: by step of the build.
         planning: plans, choice, reasons.
+        calibrations: by name of each tier with a profile, which of its blocks were measured.
     """
 
     path: Path
@@ -88,6 +94,7 @@ class BuildResult:
     weights_bytes: int
     seconds: Mapping[str, float]
     planning: PlanningResult
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
 
 def build(
@@ -120,13 +127,14 @@ def build(
     """
     options = options or BuildOptions()
     deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
+    profiles = load_profiles(options.profiles, deployment, options.numerics)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
     if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = _Clock(progress)
     with _scratch_beside(output) as folder:
-        return _build(source, output, folder, deployment, sla or SLA(), options, clock)
+        return _build(source, output, folder, deployment, sla or SLA(), profiles, options, clock)
 
 
 @contextmanager
@@ -141,7 +149,14 @@ def _scratch_beside(output: Path) -> Iterator[Path]:
 
 
 def _build(
-    source: Source, output: Path, folder: Path, deployment: Deployment, sla: SLA, options: BuildOptions, clock: "_Clock"
+    source: Source,
+    output: Path,
+    folder: Path,
+    deployment: Deployment,
+    sla: SLA,
+    profiles: Mapping[str, Profile],
+    options: BuildOptions,
+    clock: "_Clock",
 ) -> BuildResult:
     clock.step("read", 0.0)
     model = source.read()
@@ -161,7 +176,8 @@ def _build(
     supports = {
         tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
     }
-    planning = _plan(graph, deployment, sla, supports, options)
+    profiled = profiled_costs(graph, deployment, profiles)
+    planning = _plan(graph, deployment, sla, supports, options, profiled.costs)
     clock.step("compile", 0.7)
     graphs = cut_plans(model, graph, planning.pool.plans)
     planning = _without_endless_routes(planning, graphs, model)
@@ -197,17 +213,22 @@ def _build(
         output, members, facts_of, lambda done, total: clock.share("write", 0.8 + 0.2 * done / max(total, 1))
     )
     clock.step("done", 1.0)
-    return BuildResult(output, bundle_digest, output.stat().st_size, weights, clock.seconds, planning)
+    size_bytes = output.stat().st_size
+    return BuildResult(output, bundle_digest, size_bytes, weights, clock.seconds, planning, profiled.calibrations)
 
 
 def _plan(
-    graph: BlockGraph, deployment: Deployment, sla: SLA, supports: dict[str, list[str | None]], options: BuildOptions
+    graph: BlockGraph,
+    deployment: Deployment,
+    sla: SLA,
+    supports: dict[str, list[str | None]],
+    options: BuildOptions,
+    costs: CostModel | None,
 ) -> PlanningResult:
     tiers, links = deployment.tiers, deployment.links
-    given: dict[str, Any] = {}
     if options.costs is not None:
-        given["costs"] = options.costs(graph, model_costs(graph, tiers, links))
-    planning = plan_model(graph, tiers, links, sla, supports, **given)
+        costs = options.costs(graph, costs or model_costs(graph, tiers, links))
+    planning = plan_model(graph, tiers, links, sla, supports, costs)
     return planning if options.extra_plans is None else add_plans(planning, options.extra_plans)
 
 

@@ -15,6 +15,7 @@ from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockVal
 from flagsplit.flagir.codecs.table import NO_CODEC, codecs_for, encoded_bytes
 from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
+from flagsplit.flagir.signatures import features_of, signature_of
 from flagsplit.flagir.static_shapes import Skeleton
 from flagsplit.flagir.work import NodeWork, Types, work_of
 
@@ -246,6 +247,8 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
         write_bytes=sum(_bytes(value, sight.types) for value in leaving),
         weight_bytes=sum(value.const_value.nbytes for value in fresh if value.const_value is not None),
         touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
+        signature=signature_of(group, leaving, sight.types),
+        features=features_of(group, work, sight.types),
     )
 
 

@@ -16,6 +16,7 @@ from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.state import State
 
 FORMAT_VERSION = 2
+_GOALS = ("latency", "throughput")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class PoolCertificate:
         certified_cells: cells in which one plan is optimal throughout.
         regret_bound: bound on the relative excess over the optimum in all cells; None unless exact.
         bandwidth_factors, rtt_factors: ends of the box, as factors on the nominal links.
+        slowdown_factors: ends of the box for each tier beyond the first, as factors on its nominal seconds.
+        sampled: states between the corners that were solved as well.
+        sampled_regret: worst relative excess over the optimum in those; None unless exact.
     """
 
     exact: bool
@@ -40,6 +44,9 @@ class PoolCertificate:
     regret_bound: float | None
     bandwidth_factors: tuple[float, float]
     rtt_factors: tuple[float, float]
+    slowdown_factors: tuple[float, float] = (1.0, 1.0)
+    sampled: int = 0
+    sampled_regret: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,8 @@ class Pool:
         latency_bound_s: the SLA's bound; plans that keep it come first.
         absent: single-tier plans that are not in the pool, "all-TIER" to the reason.
         certificate: what is known about the pool's quality.
+        goal: "latency", or "throughput": then the slowest stage is the score.
+        preferred: the plan that the SLA's mode wants whenever its tiers are alive and it keeps the bound, or None.
     """
 
     plans: tuple[Plan, ...]
@@ -80,6 +89,8 @@ class Pool:
     latency_bound_s: float | None
     absent: Mapping[str, str]
     certificate: PoolCertificate
+    goal: str = "latency"
+    preferred: str | None = None
     _phi: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     _uses: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
     _bias: NDArray[np.float64] = field(init=False, repr=False, compare=False)
@@ -90,6 +101,10 @@ class Pool:
             raise PolicyError("pool: expected at least one plan, all over the same tiers and blocks")
         if len({plan.name for plan in self.plans}) != len(self.plans) or len(self.bias) != len(self.plans):
             raise PolicyError("pool: expected unique plan names and one bias for each plan")
+        if self.goal not in _GOALS or self.preferred not in (None, *(plan.name for plan in self.plans)):
+            raise PolicyError(f"pool: expected a goal of {', '.join(_GOALS)} and a preferred plan that is in it")
+        if len({len(plan.features.up_bytes) for plan in self.plans}) != 1:
+            raise PolicyError("pool: expected plans over the same links")
         object.__setattr__(self, "_phi", np.array([plan.features.latency_vector() for plan in self.plans]))
         uses = [[k in plan.placement for k in range(len(plan.tiers))] for plan in self.plans]
         object.__setattr__(self, "_uses", np.array(uses))
@@ -111,10 +126,24 @@ class Pool:
         """Latency of every plan in that state, whether its tiers are alive or not."""
         if len(state.alive) != len(self.tiers):
             raise PolicyError(f"state: expected {len(self.tiers)} tiers, got {len(state.alive)}")
-        latencies: NDArray[np.float64] = self._phi @ state.vector()
+        theta = state.vector()
+        if len(theta) != self._phi.shape[1]:
+            raise PolicyError(f"state: expected {(self._phi.shape[1] - len(self.tiers)) // 4} links")
+        latencies: NDArray[np.float64] = self._phi @ theta
         return latencies
 
-    def choose(self, state: State, current: str | None = None, switch_margin: float = 0.0) -> Choice:
+    def scores(self, state: State) -> NDArray[np.float64]:
+        """What is minimized, for every plan in that state: the weighted sum, or the time of the slowest stage."""
+        if self.goal == "latency":
+            weighted: NDArray[np.float64] = self.latency_weight * self.latencies_s(state) + self._bias
+            return weighted
+        stages = self.plans[0].features.stages
+        slowest: NDArray[np.float64] = (self._phi[:, :stages] * state.vector()[:stages]).max(axis=1)
+        return slowest
+
+    def choose(
+        self, state: State, current: str | None = None, switch_margin: float = 0.0, switch_s: float = 0.0
+    ) -> Choice:
         """The best plan for a state.
 
         Args:
@@ -122,6 +151,7 @@ class Pool:
                 if tier 0 is, where requests start and end.
             current: name of the plan in use, if any.
             switch_margin: keep `current` unless another plan's score is better by more than this fraction.
+            switch_s: seconds that leaving `current` costs, shared out over the requests that are expected to profit.
 
         Raises:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
@@ -130,15 +160,21 @@ class Pool:
         usable = ~(self._uses & ~np.array(state.alive)).any(axis=1) & state.alive[0]
         if not usable.any():
             raise UnavailableError(self._nothing_left(state))
-        score = np.where(usable, self.latency_weight * latencies + self._bias, np.inf)
+        score = np.where(usable, self.scores(state), np.inf)
         if self.latency_bound_s is not None:
             score = self._prefer_bound(score, latencies, usable, self.latency_bound_s)
         order = np.argsort(score, kind="stable")
         best = int(order[0])
-        if current is not None and switch_margin > 0:
+        if self.preferred is not None and score[self._index[self.preferred]] < np.inf:
+            best = self._index[self.preferred]
+        elif current is not None and (switch_margin > 0 or switch_s > 0):
             kept = self._index.get(current, best)
-            best = kept if score[kept] <= score[best] * (1 + switch_margin) else best
+            best = kept if score[kept] <= score[best] * (1 + switch_margin) + switch_s * self._per_second else best
         return self._choice(best, [int(i) for i in order if i != best and usable[i]], latencies)
+
+    @property
+    def _per_second(self) -> float:
+        return self.latency_weight if self.goal == "latency" else 1.0
 
     def _prefer_bound(
         self, score: NDArray[np.float64], latencies: NDArray[np.float64], usable: NDArray[np.bool_], bound_s: float
@@ -175,6 +211,8 @@ class Pool:
                 "latency_bound_s": self.latency_bound_s,
                 "absent": dict(self.absent),
                 "certificate": asdict(self.certificate),
+                "goal": self.goal,
+                "preferred": self.preferred,
             }
         )
 
@@ -196,6 +234,8 @@ class Pool:
                 latency_bound_s=None if bound is None else reading.number(bound, "pool.latency_bound_s"),
                 absent={name: reading.text(absent, name, "pool.absent") for name in absent},
                 certificate=_read_certificate(data["certificate"]),
+                goal=reading.text(data, "goal", "pool"),
+                preferred=None if data["preferred"] is None else reading.text(data, "preferred", "pool"),
             )
         except PolicyError as error:
             raise BundleError(str(error)) from None
@@ -213,6 +253,8 @@ def _read_certificate(data: Any) -> PoolCertificate:
     regret = record["regret_bound"]
     low_bandwidth, high_bandwidth = reading.numbers(record, "bandwidth_factors", where, 2)
     low_rtt, high_rtt = reading.numbers(record, "rtt_factors", where, 2)
+    low_slowdown, high_slowdown = reading.numbers(record, "slowdown_factors", where, 2)
+    sampled = record["sampled_regret"]
     return PoolCertificate(
         exact=record["exact"],
         cells=reading.integer(record["cells"], f"{where}.cells", 1 << 40),
@@ -220,4 +262,7 @@ def _read_certificate(data: Any) -> PoolCertificate:
         regret_bound=None if regret is None else reading.number(regret, f"{where}.regret_bound"),
         bandwidth_factors=(low_bandwidth, high_bandwidth),
         rtt_factors=(low_rtt, high_rtt),
+        slowdown_factors=(low_slowdown, high_slowdown),
+        sampled=reading.integer(record["sampled"], f"{where}.sampled", 1 << 40),
+        sampled_regret=None if sampled is None else reading.number(sampled, f"{where}.sampled_regret"),
     )

@@ -14,10 +14,11 @@ import pytest
 from flagsplit.errors import BundleError, PolicyError, UnavailableError
 from flagsplit.flagir.blockgraph import BlockGraph
 from flagsplit.splitter.devices import Catalogue
+from flagsplit.splitter.grid import Grid
 from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
-from flagsplit.splitter.pool_builder import Grid, build_pool
+from flagsplit.splitter.pool_builder import build_pool
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.solvers import solve
