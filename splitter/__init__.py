@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
     from flagsplit.splitter.links import Link, parse_link
     from flagsplit.splitter.makespan import Makespan, least_makespan
-    from flagsplit.splitter.pareto import Frontier, ParetoPoint, pareto
+    from flagsplit.splitter.pareto import Frontier, ParetoPoint, pareto_frontier
     from flagsplit.splitter.pipeline import PlanningResult, plan_model
     from flagsplit.splitter.plan import Cut, Features, Plan, Predicted
     from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
@@ -35,7 +35,7 @@ _HOME = {
     "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
     "links": ("Link", "parse_link"),
     "makespan": ("Makespan", "least_makespan"),
-    "pareto": ("Frontier", "ParetoPoint", "pareto"),
+    "pareto": ("Frontier", "ParetoPoint", "pareto_frontier"),
     "pipeline": ("PlanningResult", "plan_model"),
     "plan": ("Cut", "Features", "Plan", "Predicted"),
     "pool": ("Choice", "Pool", "PoolCertificate"),
@@ -79,7 +79,7 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "solve",
     "Resolver",
     "Resolved",
-    "pareto",
+    "pareto_frontier",
     "Frontier",
     "ParetoPoint",
     "Makespan",
