@@ -41,6 +41,7 @@ def build(
     ranges: Mapping[str, tuple[int, int]] | None = None,
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
+    regions: Mapping[str, str] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     trusted: bool = False,
@@ -54,13 +55,15 @@ def build(
         tiers: names from the tier that asks to the farthest, or one string with commas: `"phone,edge,cloud"`.
         output: path of the bundle to write.
         devices: device of each tier by name, from `flagsplit devices`.
-        links: link of each tier to the one before it, such as `{"edge": "100mbit/5ms"}`.
+        links: link of each tier to the one before it, such as `{"edge": "100mbit/5ms"}`; or, as in
+            `{"phone-cloud": "20mbit/40ms"}`, of two that are no neighbors.
         sla: an `SLA`, its fields as a mapping, or the path of an SLA file.
         dims: nominal size of symbolic dimensions, elements.
         shapes: nominal shape of inputs, elements.
         ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
+        regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
         trusted: whether you know who wrote a `.pt2` file; reading one can run code that is in it.
@@ -85,6 +88,7 @@ def build(
             ranges=ranges or {},
             numerics=numerics,
             catalogues=[Path(path) for path in catalogues],
+            regions=regions or {},
         ),
         progress=progress,
     )

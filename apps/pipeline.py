@@ -30,7 +30,8 @@ from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.costs import CostModel, model_costs
-from flagsplit.splitter.pipeline import PlanningResult, plan_model
+from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
@@ -54,6 +55,7 @@ class BuildOptions:
             requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
+        regions: where tiers draw their power, by tier; see `describe_deployment`.
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
     """
@@ -63,6 +65,7 @@ class BuildOptions:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
+    regions: Mapping[str, str] = field(default_factory=dict)
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
 
@@ -117,7 +120,7 @@ def build(
         ConfigError: the output cannot be written, or two options contradict each other.
     """
     options = options or BuildOptions()
-    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
+    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues, options.regions)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
     if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
@@ -151,15 +154,11 @@ def _build(
     flagir.save(model, folder)
     digest = _sha256(source.path or folder / flagir.MODEL_NAME)
     clock.step("plan", 0.5)
-    skeleton = Skeleton(model)
-    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
-    _check_ranges(skeleton, dims, options.ranges)
-    graph = flagir.block_graph(model, dims, skeleton)
-    targets = [get_target(name) for name in deployment.targets]
-    supports = {
-        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
-    }
-    planning = _plan(graph, deployment, sla, supports, options)
+    ground = prepare(model, deployment, options)
+    dims, graph, targets = ground.dims, ground.graph, ground.targets
+    planning = plan_problem(pose(ground, deployment, sla, options))
+    if options.extra_plans is not None:
+        planning = add_plans(planning, options.extra_plans)
     clock.step("compile", 0.7)
     steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
     planning = _without_endless_routes(planning, _planned(steps), model)
@@ -199,15 +198,41 @@ def _build(
     return BuildResult(output, bundle_digest, output.stat().st_size, weights, clock.seconds, planning)
 
 
-def _plan(
-    graph: BlockGraph, deployment: Deployment, sla: SLA, supports: dict[str, list[str | None]], options: BuildOptions
-) -> PlanningResult:
-    tiers, links = deployment.tiers, deployment.links
-    given: dict[str, Any] = {}
-    if options.costs is not None:
-        given["costs"] = options.costs(graph, model_costs(graph, tiers, links))
-    planning = plan_model(graph, tiers, links, sla, supports, **given)
-    return planning if options.extra_plans is None else add_plans(planning, options.extra_plans)
+@dataclass(frozen=True, eq=False)
+class Groundwork:
+    """What planning needs to know of a model.
+
+    Attributes:
+        dims: nominal size of its symbolic dimensions.
+        graph: its blocks.
+        targets: the compiler back end of each tier.
+        supports: by tier name, for each block why its target cannot take it, or None.
+    """
+
+    dims: dict[str, int]
+    graph: BlockGraph
+    targets: list[Target]
+    supports: dict[str, list[str | None]]
+
+
+def prepare(model: ir.Model, deployment: Deployment, options: BuildOptions) -> Groundwork:
+    """Read off a canonical model what planning needs; nothing is compiled or written."""
+    skeleton = Skeleton(model)
+    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
+    _check_ranges(skeleton, dims, options.ranges)
+    graph = flagir.block_graph(model, dims, skeleton)
+    targets = [get_target(name) for name in deployment.targets]
+    supports = {
+        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
+    }
+    return Groundwork(dims, graph, targets, supports)
+
+
+def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
+    """The placement problem of a model on a line of tiers."""
+    graph, tiers, links = ground.graph, deployment.tiers, deployment.links
+    costs = None if options.costs is None else options.costs(graph, model_costs(graph, tiers, links))
+    return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
 
 
 class _Clock:

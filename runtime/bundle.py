@@ -114,8 +114,9 @@ def _read_step(data: object, tiers: int, where: str) -> PlannedStep:
 
 def _read_state(record: Mapping[str, Any], tiers: int) -> State:
     alive = reading.array(record, "alive", "nominal", tiers)
+    links = max(len(reading.array(record, "up_s_per_byte", "nominal")), tiers - 1)  # by-passes come after the line's
     figures = {
-        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else tiers - 1)
+        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else links)
         for name in State.__dataclass_fields__
         if name != "alive"
     }

@@ -39,7 +39,7 @@ def explain_choice(problem: Problem, pool: Pool, choice: Choice) -> tuple[str, .
     plan = choice.plan
     sentences = [_headline(plan, problem.nominal)]
     sentences += [
-        _against(plan, baseline, problem.nominal)
+        _against(plan, baseline, problem.nominal, problem.sla.objective.goal)
         for baseline in single_tier_baselines(problem)
         if baseline.plan != plan
     ]
@@ -68,10 +68,13 @@ def _headline(plan: Plan, state: State) -> str:
     )
 
 
-def _against(plan: Plan, baseline: Baseline, state: State) -> str:
+def _against(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
     other = baseline.plan
     if baseline.reason is not None:
         return f"{other.name} is not allowed: {baseline.reason}."
+    if goal == "throughput":
+        mine, theirs = plan.bottleneck_s(state) * _MS, other.bottleneck_s(state) * _MS
+        return f"{other.name} would feed a request every {theirs:.3g} ms, {plan.name} one every {mine:.3g} ms."
     compute, transfer = _parts(plan, state)
     other_compute, other_transfer = _parts(other, state)
     slower = (other_compute + other_transfer) - (compute + transfer)
@@ -82,8 +85,8 @@ def _against(plan: Plan, baseline: Baseline, state: State) -> str:
             f"energy ({plan.predicted.first_tier_energy_j:.3g} against {other.predicted.first_tier_energy_j:.3g} J)."
         )
     computing = other_compute - compute > other_transfer - transfer
-    what, mine, theirs = ("computing", compute, other_compute) if computing else ("transfer", transfer, other_transfer)
-    return f"{other.name} would be {slower:.3g} ms slower: {what} takes {theirs:.3g} ms there against {mine:.3g} ms."
+    what, here, there = ("computing", compute, other_compute) if computing else ("transfer", transfer, other_transfer)
+    return f"{other.name} would be {slower:.3g} ms slower: {what} takes {there:.3g} ms there against {here:.3g} ms."
 
 
 def _do_not_split(plan: Plan, pool: Pool, problem: Problem) -> str:

@@ -4,6 +4,7 @@ The numbers come from `flagsplit.splitter.thresholds`; why the plan itself is be
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -93,19 +94,19 @@ def rival_sentences(problem: Problem, plan: Plan, found: Sequence[Rival]) -> tup
         change = (other.latency_s(problem.nominal) - plan.latency_s(problem.nominal)) * _MS
         blocks = ", ".join(f"{other.placement.count(k)} on {other.tiers[k]}" for k in other.used_tiers)
         share = f"{100 * rival.worse_by:.3g} % worse" if rival.worse_by > 0 else "as good"
-        lines.append(f"{what}: {other.name} ({blocks} blocks), {share} by the objective, {change:+.3g} ms.")
+        lines.append(f"{what}: {other.name} ({blocks}), {share} by the objective, {change:+.3g} ms.")
     if not lines:
         lines.append("Runner-up: there is no other plan that the SLA allows.")
     return tuple(lines)
 
 
 def flip_sentences(problem: Problem, plan: Plan, flips: Sequence[Flip]) -> tuple[str, ...]:
-    """One line for each flip, such as "cloud link below 3.1 Mbit/s (now 20): all-phone"."""
+    """One line for each flip, the nearest first, such as "cloud link below 3.1 Mbit/s (now 20): all-phone"."""
     own = tier_set_name(problem.tier_names, plan.placement)
     return tuple(
         f"{_beyond(flip.knob, flip.factor, exact=flip.exact)}: "
         + (f"{flip.plan}, cut elsewhere" if flip.plan == own else flip.plan)
-        for flip in flips
+        for flip in sorted(flips, key=lambda flip: abs(math.log(flip.factor)))
     )
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from flagsplit.errors import ConfigError
 from flagsplit.splitter.sla import SLA, parse_sla
 
+LINK_HELP = "The link to the tier before, such as edge=100mbit/5ms; or a by-pass: phone-cloud=20mbit/40ms."
+REGION_HELP = "Where a tier draws its power, such as cloud=DEU or cloud=DEU@14; docs/devices.md."
+
 
 def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> dict[str, str]:
     """`NAME=VALUE` texts as a mapping.
