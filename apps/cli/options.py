@@ -33,6 +33,15 @@ def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> 
     return found
 
 
+def changes(option: str, given: Iterable[str] | None) -> list[tuple[str, str]]:
+    """`NAME=VALUE` texts in their order; a name may stand more than once.
+
+    Raises:
+        ConfigError: a text is no pair.
+    """
+    return [pair for text in given or () for pair in pairs(option, [text]).items()]
+
+
 def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:
     """`NAME=SIZE` texts as a mapping to positive whole numbers."""
     return {name: _size(option, name, text) for name, text in pairs(option, given).items()}

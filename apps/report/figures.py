@@ -3,7 +3,7 @@
 Everything here is read off a plan's features; the one place that says on what basis is `basis`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flagsplit.splitter.plan import Plan
@@ -152,9 +152,3 @@ def scope_energy_mj(problem: Problem, plan: Plan) -> float:
     """Energy in the SLA's scope, millijoules."""
     figures = plan.predicted
     return MS * (figures.first_tier_energy_j if problem.sla.energy_scope == "first" else figures.total_energy_j)
-
-
-def rows_of(plans: Sequence[Plan], problem: Problem) -> Iterator[tuple[Plan, float, float]]:
-    """Each plan with its milliseconds of computing and of transfer."""
-    for plan in plans:
-        yield (plan, *split_ms(problem, plan))
