@@ -44,6 +44,7 @@ def build(
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
+    profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     trusted: bool = False,
@@ -66,6 +67,7 @@ def build(
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
         regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
+        profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
         trusted: whether you know who wrote a `.pt2` file; reading one can run code that is in it.
@@ -91,6 +93,7 @@ def build(
             numerics=numerics,
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
+            profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,
     )
@@ -107,8 +110,10 @@ def plan(
     shapes: Mapping[str, Sequence[int]] | None = None,
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
+    profiles: Mapping[str, AnyPath] | None = None,
     what_if: Mapping[str, str] | None = None,
     thresholds: bool = True,
+    pareto: bool = False,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
     trusted: bool = False,
@@ -118,9 +123,10 @@ def plan(
     Args:
         model: as for `build`; or the path of a bundle, whose tiers, devices, links and sizes count where none is given.
         tiers: names from the tier that asks to the farthest, or one string with commas.
-        devices, links, sla, dims, shapes, catalogues, regions: as for `build`.
+        devices, links, sla, dims, shapes, catalogues, regions, profiles: as for `build`.
         what_if: another world, such as `{"cloud": "5mbit/80ms"}` or `{"edge": "slower:3"}`.
         thresholds: whether to find out where another plan becomes best.
+        pareto: whether to find the plans that no other beats in latency, energy and price.
         example_inputs, dynamic_shapes, trusted: as for `build`.
 
     Returns:
@@ -140,9 +146,11 @@ def plan(
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
+            profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         what_ifs=list((what_if or {}).items()),
         thresholds=thresholds,
+        frontier=pareto,
     )
 
 

@@ -21,6 +21,7 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
+from flagsplit.apps.profiled import ProfiledCosts, load_profiles, profiled_costs
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.flagir.frontends.any_model import Source
@@ -29,9 +30,11 @@ from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, Pla
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
+from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.problem import Problem, make_problem
+from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
@@ -58,6 +61,7 @@ class BuildOptions:
         regions: where tiers draw their power, by tier; see `describe_deployment`.
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
+        profiles: file with measured times by tier name, from `flagsplit profile`.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +72,7 @@ class BuildOptions:
     regions: Mapping[str, str] = field(default_factory=dict)
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
+    profiles: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class BuildResult:
         weights_bytes: of all weights in it.
         seconds: by step of the build.
         planning: plans, choice, reasons.
+        calibrations: by name of each tier with a profile, which of its blocks were measured.
     """
 
     path: Path
@@ -89,6 +95,7 @@ class BuildResult:
     weights_bytes: int
     seconds: Mapping[str, float]
     planning: PlanningResult
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
 
 def build(
@@ -121,13 +128,14 @@ def build(
     """
     options = options or BuildOptions()
     deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues, options.regions)
+    profiles = load_profiles(options.profiles, deployment, options.numerics)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
     if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = _Clock(progress)
     with _scratch_beside(output) as folder:
-        return _build(source, output, folder, deployment, sla or SLA(), options, clock)
+        return _build(source, output, folder, deployment, sla or SLA(), profiles, options, clock)
 
 
 @contextmanager
@@ -142,7 +150,14 @@ def _scratch_beside(output: Path) -> Iterator[Path]:
 
 
 def _build(
-    source: Source, output: Path, folder: Path, deployment: Deployment, sla: SLA, options: BuildOptions, clock: "_Clock"
+    source: Source,
+    output: Path,
+    folder: Path,
+    deployment: Deployment,
+    sla: SLA,
+    profiles: Mapping[str, Profile],
+    options: BuildOptions,
+    clock: "_Clock",
 ) -> BuildResult:
     clock.step("read", 0.0)
     model = source.read()
@@ -154,7 +169,7 @@ def _build(
     flagir.save(model, folder)
     digest = _sha256(source.path or folder / flagir.MODEL_NAME)
     clock.step("plan", 0.5)
-    ground = prepare(model, deployment, options)
+    ground = prepare(model, deployment, options, profiles)
     dims, graph, targets = ground.dims, ground.graph, ground.targets
     planning = plan_problem(pose(ground, deployment, sla, options))
     if options.extra_plans is not None:
@@ -195,7 +210,10 @@ def _build(
         output, members, facts_of, lambda done, total: clock.share("write", 0.8 + 0.2 * done / max(total, 1))
     )
     clock.step("done", 1.0)
-    return BuildResult(output, bundle_digest, output.stat().st_size, weights, clock.seconds, planning)
+    size_bytes = output.stat().st_size
+    return BuildResult(
+        output, bundle_digest, size_bytes, weights, clock.seconds, planning, ground.profiled.calibrations
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,15 +225,19 @@ class Groundwork:
         graph: its blocks.
         targets: the compiler back end of each tier.
         supports: by tier name, for each block why its target cannot take it, or None.
+        profiled: costs from the user's profiles, if there are any.
     """
 
     dims: dict[str, int]
     graph: BlockGraph
     targets: list[Target]
     supports: dict[str, list[str | None]]
+    profiled: ProfiledCosts
 
 
-def prepare(model: ir.Model, deployment: Deployment, options: BuildOptions) -> Groundwork:
+def prepare(
+    model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
+) -> Groundwork:
     """Read off a canonical model what planning needs; nothing is compiled or written."""
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
@@ -225,13 +247,14 @@ def prepare(model: ir.Model, deployment: Deployment, options: BuildOptions) -> G
     supports = {
         tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
     }
-    return Groundwork(dims, graph, targets, supports)
+    return Groundwork(dims, graph, targets, supports, profiled_costs(graph, deployment, profiles))
 
 
 def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
     """The placement problem of a model on a line of tiers."""
-    graph, tiers, links = ground.graph, deployment.tiers, deployment.links
-    costs = None if options.costs is None else options.costs(graph, model_costs(graph, tiers, links))
+    graph, tiers, links, costs = ground.graph, deployment.tiers, deployment.links, ground.profiled.costs
+    if options.costs is not None:
+        costs = options.costs(graph, costs or model_costs(graph, tiers, links))
     return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
 
 

@@ -6,7 +6,7 @@ in `flagsplit.apps.cli.plan`, how it is drawn in `flagsplit.apps.report.plan_svg
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,13 +15,16 @@ from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.models import is_bundle
 from flagsplit.apps.pipeline import BuildOptions, pose, prepare
+from flagsplit.apps.profiled import load_profiles
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, open_bundle
 from flagsplit.splitter.baselines import Baseline, all_baselines
+from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.devices import load_catalogue
 from flagsplit.splitter.input_forms import InputTensor, forms_of
 from flagsplit.splitter.links import Link
+from flagsplit.splitter.pareto import Frontier, pareto
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
@@ -53,6 +56,8 @@ class PlanReport:
         shipped: the bundle's own plans, where nothing that they were made for was changed.
         notes: what was assumed.
         seconds: wall time by step.
+        calibrations: by name of each tier with a profile, which of its blocks were measured.
+        frontier: the plans that no other beats in everything, if asked for.
     """
 
     name: str
@@ -66,6 +71,8 @@ class PlanReport:
     shipped: Pool | None
     notes: tuple[str, ...]
     seconds: Mapping[str, float]
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    frontier: Frontier | None = None
 
     @property
     def problem(self) -> Problem:
@@ -100,6 +107,7 @@ def plan(
     options: BuildOptions | None = None,
     what_ifs: Sequence[tuple[str, str]] = (),
     thresholds: bool = True,
+    frontier: bool = False,
 ) -> PlanReport:
     """Plan a model or a bundle.
 
@@ -112,6 +120,7 @@ def plan(
         options: sizes, catalogues, regions and costs, as for a build.
         what_ifs: changes of the world, see `flagsplit.splitter.what_if`.
         thresholds: whether to find out where another plan becomes best; it takes a moment where limits bind.
+        frontier: whether to find the plans that no other beats in latency, energy and price.
 
     Raises:
         ModelError, BundleError: the file cannot be read.
@@ -122,7 +131,8 @@ def plan(
     options = options or BuildOptions()
     subject = _subject(model, tiers, devices or {}, links or {}, options)
     clock.done("read")
-    ground = prepare(subject.model, subject.deployment, subject.options)
+    profiles = load_profiles(options.profiles, subject.deployment, options.numerics)
+    ground = prepare(subject.model, subject.deployment, subject.options, profiles)
     problem = pose(ground, subject.deployment, sla or SLA(), subject.options)
     before = solve(problem) if what_ifs else None
     problem = what_if(problem, what_ifs, load_catalogue(options.catalogues).links)
@@ -141,7 +151,7 @@ def plan(
         notes.append("no input is a picture or float32, so there is no baseline with compressed inputs")
     if subject.shipped is not None and sla is None:
         notes.append("a bundle does not record its SLA: this is for the least latency; give another with --sla")
-    unchanged = not (devices or links or sla or what_ifs or options.dims or options.shapes or options.regions)
+    given = (devices, links, sla, what_ifs, options.dims, options.shapes, options.regions, options.profiles)
     return PlanReport(
         name=subject.name,
         planning=planning,
@@ -151,9 +161,11 @@ def plan(
         breaks=breaks,
         barred=barred_blocks(problem),
         before=before,
-        shipped=subject.shipped if unchanged else None,
+        shipped=None if any(given) else subject.shipped,
         notes=tuple(notes),
         seconds=clock.seconds,
+        calibrations=ground.profiled.calibrations,
+        frontier=pareto(problem) if frontier else None,
     )
 
 

@@ -403,7 +403,7 @@ def _field(number: int, body: bytes) -> bytes:
 
 def case(number: int, models: list[onnx.ModelProto]) -> bytes:
     """The file of a case; the first `BYTES_CASES` are mutations of the bytes."""
-    rng = random.Random(number)  # noqa: S311 - it must be repeatable
+    rng = random.Random(number)
     model = rng.choice(models)
     if number < BYTES_CASES:
         return mutate_bytes(model.SerializeToString(), rng)

@@ -115,7 +115,7 @@ def measure(model: Model, line: Line, network: str, rounds: int, draws: random.R
 
 def run(models: Sequence[str], networks: Sequence[str], rounds: int) -> tuple[list[Case], Overheads]:
     """All cases."""
-    draws = random.Random(0)  # noqa: S311 - only an order
+    draws = random.Random(0)
     cases: list[Case] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

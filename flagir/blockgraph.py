@@ -38,6 +38,9 @@ class Block:
         write_bytes: activation bytes that leave it.
         weight_bytes: bytes of its initializers; a tensor shared between blocks counts in the first of them.
         touched_weight_bytes: weight bytes that one run reads (an embedding reads rows, not the table).
+        signature: digest of the work, the same for blocks that do the same; "" where it is unknown
+            (`flagsplit.flagir.signatures`).
+        features: numbers about the work that a regression over blocks can use.
     """
 
     index: int
@@ -49,6 +52,8 @@ class Block:
     write_bytes: int
     weight_bytes: int
     touched_weight_bytes: int
+    signature: str = ""
+    features: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
 from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
+from flagsplit.flagir.signatures import features_of, signature_of
 from flagsplit.flagir.static_shapes import Skeleton
 from flagsplit.flagir.work import NodeWork, Types, work_of
 
@@ -245,6 +246,8 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
         write_bytes=sum(_bytes(value, sight.types) for value in leaving),
         weight_bytes=sum(value.const_value.nbytes for value in fresh if value.const_value is not None),
         touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
+        signature=signature_of(group, leaving, sight.types),
+        features=features_of(group, work, sight.types),
     )
 
 

@@ -60,6 +60,16 @@ def cut_into_steps(model: ir.Model, placement: Mapping[str, int], tier_count: in
     return tuple(Step(stop.tier, _segment([nodes[index] for index in stop.items], readers)) for stop in stops)
 
 
+def segment_of(model: ir.Model, nodes: Collection[str]) -> Segment:
+    """Some nodes as one segment; they must be convex.
+
+    Args:
+        model: a canonical model.
+        nodes: names of nodes of its main graph.
+    """
+    return _segment([node for node in model.graph if node.name in nodes], readers_of(model.graph))
+
+
 def _segment(nodes: Sequence[ir.Node], readers: Mapping[ir.Value, Sequence[ir.Node]]) -> Segment:
     inside = set(nodes)
     inputs = dict.fromkeys(

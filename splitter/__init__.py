@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flagsplit.splitter.baselines import Baseline, all_baselines, single_tier_baselines
+    from flagsplit.splitter.calibration import Calibration, calibrate, calibrated_costs
     from flagsplit.splitter.costs import CostModel, Tier, model_costs
     from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
     from flagsplit.splitter.explain import baseline_table, explain_choice, plan_without_limits
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
     from flagsplit.splitter.pool_builder import build_pool
     from flagsplit.splitter.problem import Problem, make_problem
+    from flagsplit.splitter.profiles import Profile, load_profile, merge_profiles, save_profile
     from flagsplit.splitter.simulator import simulate_request
     from flagsplit.splitter.sla import SLA, parse_sla
     from flagsplit.splitter.solvers import Solution, solve
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "baselines": ("Baseline", "all_baselines", "single_tier_baselines"),
+    "calibration": ("Calibration", "calibrate", "calibrated_costs"),
     "costs": ("CostModel", "Tier", "model_costs"),
     "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
     "explain": ("baseline_table", "explain_choice", "plan_without_limits"),
@@ -39,6 +42,7 @@ _HOME = {
     "pool_builder": ("build_pool",),
     "problem": ("Problem", "make_problem"),
     "simulator": ("simulate_request",),
+    "profiles": ("Profile", "load_profile", "merge_profiles", "save_profile"),
     "sla": ("SLA", "parse_sla"),
     "solvers": ("Solution", "solve"),
     "state": ("State",),
@@ -61,6 +65,13 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "Tier",
     "CostModel",
     "model_costs",
+    "Profile",
+    "load_profile",
+    "save_profile",
+    "merge_profiles",
+    "Calibration",
+    "calibrate",
+    "calibrated_costs",
     "Problem",
     "make_problem",
     "Solution",

@@ -125,6 +125,7 @@ def _check_names(tier_names: Sequence[str], sla: SLA, supports: Mapping[str, Sup
         "memory_mb": list(sla.memory_mb),
         "power_w": list(sla.power_w),
         "prefer_tiers": list(sla.prefer_tiers),
+        "use_tiers": list(sla.use_tiers),
         "keep_on": list(sla.keep_on.values()),
         "pins": list(sla.pins.values()),
         "forbid_tiers": list(sla.forbid_tiers),

@@ -23,7 +23,7 @@ from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates, bound_rates, no_rates
 
 _ORDERS = 6
-_STARTS = 3
+_STARTS = 5
 _WEIGHINGS = 24
 _WINDOWS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _EXACTLY = 24
@@ -77,13 +77,20 @@ class Heuristic:
         rows = self._candidates(known)
         order = np.argsort(self._screen(rows), kind="stable")
         if polish:
-            rows = np.array([self._polish(rows[i]) for i in order[:_STARTS]])
+            rows = np.array([self._polish(start) for start in self._unlike(rows[order])])
             order = np.arange(len(rows))
         likely = rows[order[:_EXACTLY]]
         exact = self._exactly(likely)
         at = int(exact.argmin())
         objective = float(exact[at])
         return None if objective > self._worst else Guess(tuple(likely[at].tolist()), objective)
+
+    def _unlike(self, rows: _Placement) -> list[_Placement]:
+        """The first few of different kinds: another succession of tiers along the graph's own order."""
+        kinds: dict[tuple[int, ...], _Placement] = {}
+        for row in rows:
+            kinds.setdefault(tuple(row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()), row)
+        return list(kinds.values())[:_STARTS]
 
     def _candidates(self, known: Iterable[Sequence[int]]) -> _Placement:
         allowed = self.network.allowed
@@ -276,27 +283,28 @@ def _runs(problem: Problem, rates: Rates, order: NDArray[np.int64]) -> tuple[int
     at[order], at[n] = np.arange(n), -1
     unary = np.where(problem.constraints.allowed, rates.unary, np.inf)[order]
     up, down = _crossing(problem, rates, at)
-    # State: tier, and whether the way back has begun; the cost of a step is that of the links between.
-    steps_up = np.vstack([np.zeros(n + 1), np.cumsum(up + rates.up_message[:, np.newaxis], axis=0)])
-    steps_down = np.vstack([np.zeros(n + 1), np.cumsum(down + rates.down_message[:, np.newaxis], axis=0)])
-    cost = np.full((2, tiers), np.inf)
-    cost[0, 0] = 0.0
-    came: list[NDArray[np.int64]] = []
+    # State: whether the way back has begun, and the tier; the cost of a step is that of the links between.
+    out = np.vstack([np.zeros(n + 1), np.cumsum(up + rates.up_message[:, np.newaxis], axis=0)]).T
+    home = np.vstack([np.zeros(n + 1), np.cumsum(down + rates.down_message[:, np.newaxis], axis=0)]).T
+    steps = np.full((n + 1, 2, tiers, 2, tiers), np.inf)
+    nearer = np.tri(tiers, dtype=bool)
+    steps[:, 0, :, 0] = np.where(nearer.T, out[:, np.newaxis, :] - out[:, :, np.newaxis], np.inf)
+    steps[:, 0, :, 1] = np.where(nearer, home[:, :, np.newaxis] - home[:, np.newaxis, :], np.inf)
+    steps[:, 1, :, 1] = steps[:, 0, :, 1]
+    steps = steps.reshape(n + 1, 2 * tiers, 2 * tiers)
+    twice, states = np.tile(unary, 2), np.arange(2 * tiers)
+    cost = np.full(2 * tiers, np.inf)
+    cost[0] = 0.0
+    came = np.empty((n, 2 * tiers), dtype=np.int64)
     for i in range(n):
-        outward = cost[0][:, np.newaxis] + steps_up[:, i] - steps_up[:, i][:, np.newaxis]
-        outward = np.where(np.tri(tiers, k=-1, dtype=bool), np.inf, outward)
-        either = np.concatenate([cost[0], cost[1]])[:, np.newaxis]
-        reach = np.tile(steps_down[:, i], 2)[:, np.newaxis] - steps_down[:, i]
-        back = np.where(np.tile(np.tri(tiers, dtype=bool), (2, 1)), either + reach, np.inf)
-        came.append(np.stack([outward.argmin(axis=0), back.argmin(axis=0)]))
-        cost = np.stack([outward.min(axis=0), back.min(axis=0)]) + unary[i]
-    final = cost + steps_down[:, n]
-    way, tier = divmod(int(final.argmin()), tiers)
+        ways = cost[:, np.newaxis] + steps[i]
+        came[i] = ways.argmin(axis=0)
+        cost = ways[came[i], states] + twice[i]
+    state = int((cost + np.tile(home[n], 2)).argmin())
     placed = np.zeros(n, dtype=np.int64)
     for i in reversed(range(n)):
-        placed[order[i]] = tier
-        before = int(came[i][way, tier])
-        way, tier = (0, before) if way == 0 else divmod(before, tiers)
+        placed[order[i]] = state % tiers
+        state = int(came[i][state])
     return tuple(np.where(_allowed_at(problem, placed), placed, problem.constraints.allowed.argmax(axis=1)).tolist())
 
 

@@ -96,6 +96,13 @@ class Problem:
         return float(self.weight_bytes.sum() + self.values.size_bytes.sum())
 
     @cached_property
+    def is_limited(self) -> bool:
+        """Whether a cap or bound of the SLA may be in the way; tiers that must be used do not count."""
+        bounds = self.sla.bounds.model_dump()
+        caps_bind = bool((self.memory_bytes < self.everything_bytes).any())
+        return caps_bind or self.sla.requests_per_s is not None or any(limit is not None for limit in bounds.values())
+
+    @cached_property
     def all_connected(self) -> bool:
         """Whether every block depends on an input and an output on it, so that none runs without a tensor to move."""
         n = len(self.graph.blocks)

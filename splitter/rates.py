@@ -179,6 +179,12 @@ def bound_rates(problem: Problem) -> Mapping[str, tuple[Rates, float]]:
         found["carbon_per_1k_g"] = carbon_rates(problem).times(REQUESTS), bounds.carbon_per_1k_g
     if bounds.cold_start_ms is not None:
         found |= _cold_start_rates(problem, bounds.cold_start_ms)
+    for k, name in enumerate(problem.tier_names):
+        if name in problem.sla.use_tiers:
+            elsewhere = np.ones_like(problem.costs.seconds)
+            elsewhere[:, k] = 0.0
+            most = max(len(elsewhere) - 1.0, _LEAST_LIMIT)
+            found[f"use_tiers: blocks not on {name}"] = replace(no_rates(problem), unary=elsewhere), most
     if problem.sla.requests_per_s is not None:
         found |= _load_rates(problem, problem.sla.requests_per_s)
     return found

@@ -139,6 +139,7 @@ class SLA(_Frozen):
     forbid_tiers: tuple[str, ...] = Field(default=(), description="Tiers that run no block; they may still relay.")
     forbid_vendors: tuple[str, ...] = Field(default=(), description="Vendors whose devices run no block.")
     forbid_targets: tuple[str, ...] = Field(default=(), description="Targets (compiler back ends) that run no block.")
+    use_tiers: tuple[str, ...] = Field(default=(), description="Tiers that must run at least one block.")
     prefer_tiers: tuple[str, ...] = Field(default=(), description="Tiers to run as much as possible on.")
     prefer_vendors: tuple[str, ...] = Field(default=(), description="Vendors to run as much as possible on.")
     prefer_targets: tuple[str, ...] = Field(default=(), description="Targets to run as much as possible on.")
@@ -154,6 +155,9 @@ class SLA(_Frozen):
     def _rules_fit_together(self) -> Self:
         if self.power_w and self.requests_per_s is None:
             raise ValueError("power_w needs requests_per_s: power is energy per request times how often they come")
+        unused = set(self.use_tiers) & set(self.forbid_tiers)
+        if unused:
+            raise ValueError(f"use_tiers and forbid_tiers both name {min(unused)!r}: drop it from one of them")
         for what in ("tiers", "vendors", "targets"):
             both = set(getattr(self, f"forbid_{what}")) & set(getattr(self, f"prefer_{what}"))
             if both:

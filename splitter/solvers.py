@@ -15,6 +15,7 @@ import numpy as np
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter import milp
+from flagsplit.splitter.chain_dp import best_on_chain, is_chain
 from flagsplit.splitter.constraints import preferred_tiers
 from flagsplit.splitter.heuristics import Heuristic
 from flagsplit.splitter.infeasible import limits_of, why_infeasible
@@ -27,7 +28,7 @@ from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.state import State
 
 _PROVEN = 1e-6
-_FEW_BLOCKS = 64
+_FEW_BLOCKS = 150
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Solution:
         objective: the SLA's weighted objective, in seconds where the latency weight is 1; for the goal "throughput"
             the seconds of the slowest stage.
         bound: proven lower bound on the objective of any plan that keeps the SLA.
-        solver: who proved the bound: "min-cut", "milp-cp-sat" or "milp-highs"; "heuristic" if none reached it in time;
-            "mode" if the SLA's mode decided.
+        solver: who proved the bound: "min-cut", "chain-dp", "milp-cp-sat" or "milp-highs"; "heuristic" if none reached
+            it in time; "mode" if the SLA's mode decided.
         seconds: wall time it took.
         route: indices of the tiers that a request passes; those left out are by-passed.
         note: what to know beside, such as what a preference cost.
@@ -141,11 +142,24 @@ def _best_route(problem: Problem, state: State, seconds: float, diagnose: bool) 
 
 def _on_line(problem: Problem, state: State, seconds: float, diagnose: bool) -> Solution:
     goal = goal_of(problem, state)
+    chain = _chain(problem, goal)
+    if chain is not None and not problem.sla.has_preferences:
+        return chain
     network = CutNetwork(problem, problem.constraints.allowed)
-    solution = _cut(problem, goal, network) or _limited(problem, goal, network, seconds, diagnose)
+    solution = chain or _cut(problem, goal, network) or _limited(problem, goal, network, seconds, diagnose)
     if isinstance(goal, tuple):
         solution = _then_objective(problem, goal, state, solution, seconds)
     return _preferred(problem, goal, solution, seconds) if problem.sla.has_preferences else solution
+
+
+def _chain(problem: Problem, goal: Rates | tuple[Rates, ...]) -> Solution | None:
+    """The shortest path, where the graph is a chain and the path is the whole answer."""
+    if not isinstance(goal, Rates) or not is_chain(problem):
+        return None
+    found = best_on_chain(problem, goal)
+    if found is None or (problem.is_limited and violations_of(problem, found.placement)):
+        return None
+    return Solution(found.placement, found.objective, found.bound, "chain-dp", 0.0)
 
 
 def _cut(problem: Problem, goal: Rates | tuple[Rates, ...], network: CutNetwork) -> Solution | None:

@@ -9,13 +9,18 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from flagsplit.errors import InternalError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
 from flagsplit.splitter.costs import Tier
 from flagsplit.splitter.devices import Catalogue, load_catalogue
+from flagsplit.splitter.evaluate import Usage
 from flagsplit.splitter.links import Link, parse_link
 from flagsplit.splitter.problem import Problem, make_problem
+from flagsplit.splitter.rates import energy_rates, latency_rates
 from flagsplit.splitter.sla import SLA
 from flagsplit.splitter.state import State
 
@@ -110,6 +115,24 @@ def transformer(layers: int = 6, tokens: int = 128, width: int = 384) -> BlockGr
     return graph.build(graph.add("head", [value], _FLOAT_BYTES * width, 1.0, 4 * unit, "Gemm", "matmul"))
 
 
+def fpn(levels: int = 4, depth: int = 3) -> BlockGraph:
+    """A backbone, a way back down over lateral connections, and a head on every level."""
+    graph = GraphBuilder("fpn", image=_FLOAT_BYTES * 3 * 640 * 640)
+    value, size, tops = "image", _FLOAT_BYTES * 64 * 160 * 160, []
+    for level in range(levels):
+        for i in range(depth):
+            value = graph.add(f"conv{level}_{i}", [value], size, 400.0, 60_000 << level)
+        tops.append((value, size))
+        size //= 2
+    heads, above = [], None
+    for level, (top, top_size) in reversed(list(enumerate(tops))):
+        reads = [top] if above is None else [top, above]
+        above = graph.add(f"lateral{level}", reads, top_size // 2, 80.0, 100_000)
+        out = graph.add(f"out{level}", [above], top_size // 4, 120.0, 300_000)
+        heads.append(graph.add(f"head{level}", [out], top_size // 16, 30.0, 100_000))
+    return graph.build(*heads)
+
+
 def random_graph(rng: random.Random, blocks: int) -> BlockGraph:
     """Any small DAG: shared values, dead ends, several inputs and outputs, an input that is also an output."""
     inputs = {f"in{i}": rng.choice([0, 900, 50_000, 2_000_000]) for i in range(rng.randint(1, 2))}
@@ -140,6 +163,39 @@ def random_problem(rng: random.Random, catalogue: Catalogue, most_placements: in
     weights = {"latency": 1.0, "price": rng.choice([0.0, 1.0]), "energy": rng.choice([0.0, 0.1])}
     sla = SLA.model_validate({"objective": weights, "energy_scope": rng.choice(["first", "all"])})
     return make_problem(graph, tiers, joined, sla, bad)
+
+
+def with_random_limits(rng: random.Random, problem: Problem) -> Problem:
+    """The problem with caps and bounds around what some placement needs: tight, loose or not enough."""
+    every = Usage(problem, np.array(list(placements(problem))))
+    pick = rng.randrange(len(every.placements))
+    rate = 0.3 / max(float(every.stages(problem.nominal)[pick].max()), 1e-9) if rng.random() < 0.4 else None
+    shape: dict[str, Any] = {"requests_per_s": rate} if rate is not None else {}
+    objective, scope = problem.sla.objective.model_dump(), problem.sla.energy_scope
+    limited = problem.with_sla(SLA.model_validate({**shape, "objective": objective, "energy_scope": scope}))
+    every = Usage(limited, every.placements)
+    shape["memory_mb"] = {
+        tier: max(float(used) * rng.choice([0.8, 1.0, 1.2]), 1e3) / 1e6
+        for tier, used in zip(problem.tier_names, every.resident_bytes[pick], strict=True)
+        if rng.random() < 0.6
+    }
+    shape["power_w"] = {
+        tier: max(float(joules) * (rate or 0) * rng.choice([0.9, 1.0, 1.3]), 1e-9)
+        for tier, joules in zip(problem.tier_names, every.tier_joules[pick], strict=True)
+        if rate is not None and rng.random() < 0.5
+    }
+    measures = {
+        "latency_ms": 1e3 * every.measure(latency_rates(limited, limited.nominal))[pick],
+        "energy_mj": 1e3 * every.measure(energy_rates(limited))[pick],
+        "price_per_1k_usd": 1e3 * every.price_usd[pick],
+        "carbon_per_1k_g": 1e3 * every.carbon_g[pick],
+    }
+    shape["bounds"] = {
+        name: max(float(value) * rng.choice([0.9, 1.0, 1.3]), 1e-9)
+        for name, value in measures.items()
+        if rng.random() < 0.35
+    }
+    return problem.with_sla(SLA.model_validate({**shape, "objective": objective, "energy_scope": scope}))
 
 
 def line(*devices: str, links: Sequence[str] = (), catalogue: Catalogue | None = None) -> tuple[list[Tier], list[Link]]:

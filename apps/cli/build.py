@@ -7,7 +7,7 @@ import typer
 
 from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
-from flagsplit.apps.cli.plans import plan_data, plan_rows
+from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
 from flagsplit.flagir.frontends.any_model import Source
 
@@ -37,6 +37,10 @@ def command(
         typer.Option(metavar="INPUT=1,3,640,640", help="Nominal shape of an input."),
     ] = None,
     catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
+    ] = None,
     numerics: Annotated[
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
@@ -53,6 +57,7 @@ def command(
         numerics=numerics,
         catalogues=catalogue or [],
         regions=pairs("--region", region, commas=True),
+        profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
     with progress_bar(quiet=as_json) as progress:
         result = build(
@@ -83,6 +88,7 @@ def _data(result: BuildResult) -> dict[str, Any]:
         "absent": dict(pool.absent),
         "reasons": list(result.planning.reasons),
         "seconds": {name: round(seconds, 4) for name, seconds in result.seconds.items()},
+        "profiles": calibration_data(result.calibrations),
         "basis": "modelled",
     }
 
@@ -95,6 +101,8 @@ def _show(result: BuildResult) -> None:
         say(out, f"{name} is not among them: {why}")
     out.print()
     for sentence in result.planning.reasons:
+        say(out, sentence)
+    for sentence in calibration_texts(result.calibrations):
         say(out, sentence)
     out.print()
     say(

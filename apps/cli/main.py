@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": "command",
     "run": "command",
     "serve": "command",
+    "profile": "command",
     "devices": "command",
     "reference": "command",
     "show": "command",

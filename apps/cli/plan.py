@@ -10,14 +10,15 @@ from rich.console import Console
 from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, changes, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
-from flagsplit.apps.cli.plans import plan_rows
+from flagsplit.apps.cli.plans import calibration_texts, plan_rows
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.pipeline import BuildOptions
 from flagsplit.apps.planning import PlanReport, plan
 from flagsplit.apps.report.data import report_data
-from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, totals
+from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, times_basis, totals
 from flagsplit.apps.report.plan_svg import draw_plan
 from flagsplit.flagir.frontends.any_model import Source
+from flagsplit.splitter.pareto import Frontier
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.rivals import breaking_sentences, flip_sentences, no_flips_because, rival_sentences
 
@@ -40,6 +41,13 @@ def command(
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
     catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
     what_if: Annotated[list[str] | None, typer.Option(metavar="WHAT=CHANGE", help=_WHAT_IF)] = None,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
+    ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Also list the plans that none beats in latency, energy and price.")
+    ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say why, what comes next, and what would change it.")
     ] = False,
@@ -63,9 +71,11 @@ def command(
             shapes=shapes("--shape", shape),
             catalogues=catalogue or [],
             regions=pairs("--region", region, commas=True),
+            profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
         ),
         what_ifs=changes("--what-if", what_if),
         thresholds=explain or as_json,
+        frontier=pareto,
     )
     if svg is not None:
         svg.write_text(draw_plan(report), encoding="utf-8")
@@ -73,6 +83,8 @@ def command(
         print_json({**report_data(report), "svg": None if svg is None else str(svg)})
         return
     _show(report)
+    if report.frontier is not None:
+        _show_frontier(report.frontier)
     if explain:
         _explain(report)
     if svg is not None:
@@ -84,15 +96,16 @@ def _show(report: PlanReport) -> None:
     kind = basis(chosen)
     say(out, f"{report.name}: {chosen.name}, {chosen.latency_s(problem.nominal) * 1e3:.4g} ms {kind}")
     say(out, f"{report.planning.solution.certificate}{_before(report)}")
-    for note in (report.planning.solution.note, *report.notes):
+    for note in (report.planning.solution.note, *calibration_texts(report.calibrations), *report.notes):
         if note:
             say(out, f"note: {note}")
     say(out)
-    columns = ("tier", "device", "blocks", "ms", "mJ", "resident", "USD/1000", "g CO2/1000", "cold start ms")
+    columns = ("tier", "device", "times", "blocks", "ms", "mJ", "resident", "USD/1000", "g CO2/1000", "cold start ms")
     rows = [
         (
             each.tier,
             each.device,
+            times_basis(report.calibrations.get(each.tier)),
             each.blocks,
             f"{each.busy_ms:.4g}",
             f"{each.energy_mj:.4g}",
@@ -103,7 +116,7 @@ def _show(report: PlanReport) -> None:
         )
         for each in by_tier(problem, chosen)
     ]
-    out.print(table(f"By tier ({kind})", columns, rows, left=2))
+    out.print(table(f"By tier ({kind})", columns, rows, left=3))
     _show_links(out, report, kind)
     say(out)
     figures = [(each.name, f"{each.value:.4g}", each.unit) for each in totals(problem, chosen)]
@@ -179,6 +192,14 @@ def _row(report: PlanReport, each: Plan, allowed: str) -> tuple[str, ...]:
         f"{scope_energy_mj(report.problem, each):.4g}",
         f"{each.predicted.price_per_1k_usd:.3g}",
     )
+
+
+def _show_frontier(frontier: Frontier) -> None:
+    out = console()
+    whole = "complete" if frontier.complete else "not proven complete"
+    rows = [(each.plan.name, *(f"{each.figures[name]:.4g}" for name in frontier.measures)) for each in frontier.points]
+    say(out)
+    out.print(table(f"No plan beats these in everything (modelled, {whole})", ("plan", *frontier.measures), rows))
 
 
 def _explain(report: PlanReport) -> None:

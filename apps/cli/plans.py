@@ -1,9 +1,11 @@
 """How plans are shown, the same in every command."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flagsplit.apps.cli.output import size_text
+from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.plan import Plan
 
 
@@ -52,3 +54,35 @@ def plan_rows(plans: Sequence[Plan]) -> list[tuple[str, ...]]:
         )
         for plan in plans
     ]
+
+
+def calibration_data(calibrations: Mapping[str, Calibration]) -> dict[str, Any]:
+    """What profiles made of their tiers, as JSON data by tier name."""
+    return {
+        tier: {
+            "blocks": len(calibration.seconds),
+            "measured": int(calibration.measured.sum()),
+            "measured_share": _share_measured(calibration),
+            "method": calibration.method,
+            "error": calibration.error,
+        }
+        for tier, calibration in calibrations.items()
+    }
+
+
+def calibration_texts(calibrations: Mapping[str, Calibration]) -> list[str]:
+    """One sentence for each tier with a profile."""
+    found = []
+    for tier, calibration in calibrations.items():
+        known, count = int(calibration.measured.sum()), len(calibration.seconds)
+        text = f"{tier}: {known} of {count} blocks measured, {_share_measured(calibration):.0%} of its time"
+        if known < count:
+            text += f"; the others modelled ({calibration.method})"
+            if not math.isnan(calibration.error):
+                text += f", median error {calibration.error:.0%} on blocks left out"
+        found.append(text)
+    return found
+
+
+def _share_measured(calibration: Calibration) -> float:
+    return float(calibration.seconds[calibration.measured].sum() / calibration.seconds.sum())

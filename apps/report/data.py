@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from flagsplit.apps.cli.plans import calibration_data
 from flagsplit.apps.planning import PlanReport
-from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, totals
+from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, times_basis, totals
 from flagsplit.splitter.baselines import Baseline
+from flagsplit.splitter.pareto import Frontier
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.thresholds import UNITS, BreakingPoint, Flip
@@ -42,6 +44,9 @@ def report_data(report: PlanReport) -> dict[str, Any]:
         else {"objective": report.before.objective, "changed": report.before.placement != report.plan.placement},
         "pool": [_summary(problem, plan) for plan in report.planning.pool.plans],
         "shipped": None if report.shipped is None else [plan.name for plan in report.shipped.plans],
+        "frontier": None if report.frontier is None else _frontier(report.frontier),
+        "times_basis": {each: times_basis(report.calibrations.get(each)) for each in problem.tier_names},
+        "profiles": calibration_data(report.calibrations),
         "notes": list(report.notes),
         "seconds": dict(report.seconds),
     }
@@ -85,6 +90,18 @@ def _summary(problem: Problem, plan: Plan) -> dict[str, Any]:
 
 def _baseline(problem: Problem, each: Baseline) -> dict[str, Any]:
     return {**_summary(problem, each.plan), "allowed": each.allowed, "reason": each.reason, "note": each.note}
+
+
+def _frontier(frontier: Frontier) -> dict[str, Any]:
+    return {
+        "measures": list(frontier.measures),
+        "complete": frontier.complete,
+        "seconds": frontier.seconds,
+        "points": [
+            {"plan": each.plan.name, "figures": dict(each.figures), "supported": each.supported}
+            for each in frontier.points
+        ],
+    }
 
 
 def _flip(flip: Flip) -> dict[str, Any]:

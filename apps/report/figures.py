@@ -6,6 +6,7 @@ Everything here is read off a plan's features; the one place that says on what b
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import REQUESTS
@@ -53,6 +54,13 @@ class Total:
 def basis(plan: Plan) -> str:
     """Where a plan's figures come from: "modelled", "emulated" or "measured"."""
     return plan.predicted.basis
+
+
+def times_basis(calibration: Calibration | None) -> str:
+    """Where a tier's computing times come from: its profile, the model, or both."""
+    if calibration is None:
+        return "modelled"
+    return "measured" if calibration.measured.all() else "measured, some modelled"
 
 
 def split_ms(problem: Problem, plan: Plan) -> tuple[float, float]:

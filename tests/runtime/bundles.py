@@ -59,7 +59,7 @@ def write_model(path: Path, width: int = _WIDTH) -> Path:
 def build_bundle(folder: Path, plans: Sequence[dict[str, str]] = PLANS) -> Path:
     """A bundle whose pool has the best plan under each of these pins, preferred in this order."""
 
-    def plan_each(graph: Any, tiers: Any, links: Any, sla: SLA, supports: Any) -> PlanningResult:
+    def plan_each(graph: Any, tiers: Any, links: Any, sla: SLA, supports: Any, *_more: Any) -> PlanningResult:
         results = [plan_model(graph, tiers, links, SLA(pins=pins), supports) for pins in plans]
         chosen = [replace(result.chosen.plan, name=f"plan{at}") for at, result in enumerate(results)]
         pool = replace(results[0].pool, plans=tuple(chosen), bias=tuple(1e3 * at for at in range(len(chosen))))

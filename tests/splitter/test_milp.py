@@ -12,33 +12,10 @@ from flagsplit.splitter.devices import Catalogue
 from flagsplit.splitter.evaluate import Usage
 from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.problem import Problem, make_problem
-from flagsplit.splitter.rates import energy_rates, latency_rates, objective_rates, price_rates
-from flagsplit.splitter.sla import SLA, parse_sla
+from flagsplit.splitter.rates import objective_rates
+from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.solvers import solve
-from flagsplit.splitter.testing import cnn, line, placements, random_problem, transformer
-
-
-def _limited(rng: random.Random, problem: Problem) -> Problem:
-    """The problem with caps and bounds around what some placement needs: tight, loose or not enough."""
-    every = Usage(problem, np.array(list(placements(problem))))
-    pick = rng.randrange(len(every.placements))
-    sla: dict[str, Any] = {"objective": problem.sla.objective.model_dump(), "energy_scope": problem.sla.energy_scope}
-    sla["memory_mb"] = {
-        tier: max(float(used) * rng.choice([0.8, 1.0, 1.2]), 1e3) / 1e6
-        for tier, used in zip(problem.tier_names, every.resident_bytes[pick], strict=True)
-        if rng.random() < 0.6
-    }
-    measures = {
-        "latency_ms": 1e3 * every.measure(latency_rates(problem, problem.nominal))[pick],
-        "energy_mj": 1e3 * every.measure(energy_rates(problem))[pick],
-        "price_per_1k_usd": 1e3 * every.measure(price_rates(problem))[pick],
-    }
-    sla["bounds"] = {
-        name: max(float(value) * rng.choice([0.9, 1.0, 1.3]), 1e-9)
-        for name, value in measures.items()
-        if rng.random() < 0.35
-    }
-    return problem.with_sla(SLA.model_validate(sla))
+from flagsplit.splitter.testing import cnn, line, placements, random_problem, transformer, with_random_limits
 
 
 @pytest.mark.slow
@@ -46,7 +23,7 @@ def _limited(rng: random.Random, problem: Problem) -> Problem:
 def test_equals_exhaustive_search(catalogue: Catalogue, first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 20):
         rng = random.Random(seed)
-        problem = _limited(rng, random_problem(rng, catalogue, most_placements=300))
+        problem = with_random_limits(rng, random_problem(rng, catalogue, most_placements=300))
         every = np.array(list(placements(problem)))
         objective = Usage(problem, every).measure(objective_rates(problem, problem.nominal))
         kept = [float(value) for value, row in zip(objective, every, strict=True) if not violations_of(problem, row)]

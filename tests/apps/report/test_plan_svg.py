@@ -1,9 +1,11 @@
 """Drawings: well-formed, self-contained, the same bytes every time, and in time with the prediction."""
 
+import itertools
 import random
 import re
 from dataclasses import replace
-from xml.etree import ElementTree
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -43,7 +45,7 @@ def _coded(graph: BlockGraph) -> BlockGraph:
     return replace(graph, values=tuple(values))
 
 
-def _problem(catalogue: Catalogue, graph: BlockGraph, link: str = "wifi", **sla: object) -> Problem:
+def _problem(catalogue: Catalogue, graph: BlockGraph, link: str = "wifi", **sla: Any) -> Problem:
     tiers, links = line("generic-phone-cpu", "generic-edge-cpu", "t4", links=[link, "wan"], catalogue=catalogue)
     return make_problem(graph, tiers, links, parse_sla(sla), bypasses=[Bypass(0, 2, parse_link("20mbit/30ms"))])
 
@@ -63,7 +65,7 @@ def test_spans_add_up_to_the_predicted_latency(catalogue: Catalogue, seed: int) 
     plan = make_plan(problem, placement, "any")
     spans = serial_spans(problem, plan)
     assert spans[-1].end_s == pytest.approx(plan.latency_s(problem.nominal), rel=1e-9)
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in itertools.pairwise(spans):
         assert after.start_s == before.end_s
     for k, tier in enumerate(problem.tier_names):
         busy = sum(span.end_s - span.start_s for span in spans if span.row == tier)
@@ -96,11 +98,11 @@ def test_figures_add_up(catalogue: Catalogue) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sla", [{}, {"keep_on": {"inputs": "phone"}}, {"forbid_tiers": ["phone"]}])
-def test_a_drawing_is_one_self_contained_file(catalogue: Catalogue, sla: dict[str, object]) -> None:
+def test_a_drawing_is_one_self_contained_file(catalogue: Catalogue, sla: dict[str, Any]) -> None:
     report = _report(_problem(catalogue, unet(), **sla))
     text = draw_plan(report)
     assert text == draw_plan(report)
-    root = ElementTree.fromstring(text)
+    root = ET.fromstring(text)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in text
     for word in ("<script", "href", "@import", "url(", "@font-face"):
@@ -117,7 +119,7 @@ def test_names_are_escaped(catalogue: Catalogue) -> None:
     blocks = tuple(replace(block, name=f'<script>"{block.index}"&') for block in graph.blocks)
     report = replace(_report(_problem(catalogue, replace(graph, blocks=blocks), "1mbit/90ms")), name="<b>&")
     text = draw_plan(report)
-    ElementTree.fromstring(text)
+    ET.fromstring(text)
     assert "<script" not in text
     assert "&lt;b&gt;&amp;" in text
 
