@@ -173,8 +173,8 @@ def _with_form(problem: Problem, form: InputForm) -> Baseline:
     other = _recoded(problem, form.coded)
     placement = (0,) * len(form.coded) + (last,) * (len(form.coded) + blocks)
     found = _plain(other, placement, f"all-{problem.tiers[last].name} ({form.name} input)")
-    barred = ~problem.constraints.allowed[:, last]
-    reason = why_not(problem, (last,) * blocks) if barred.any() else found.reason
+    ruled_out = problem.sla.use_tiers or not problem.constraints.allowed[:, last].all()
+    reason = why_not(problem, (last,) * blocks) if ruled_out else found.reason
     return replace(found, reason=reason, note=form.note)
 
 

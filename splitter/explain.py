@@ -113,6 +113,7 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     "privacy (keep_on)": {"keep_on": {}},
     "privacy (min_blocks_deep)": {"min_blocks_deep": 0},
     "the pins": {"pins": {}},
+    "use_tiers": {"use_tiers": ()},
     "the mode": {"mode": None},
     "forbid_tiers": {"forbid_tiers": ()},
     "forbid_vendors": {"forbid_vendors": ()},

@@ -22,6 +22,7 @@ from flagsplit.splitter.pareto import Frontier
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.rivals import breaking_sentences, flip_sentences, no_flips_because, rival_sentences
 
+_MOST_POINTS = 20
 _WHAT_IF = "Another world: cloud=5mbit/80ms, cloud=5mbit, cloud=/80ms, edge=slower:3, edge=dead, cloud=price:2."
 
 
@@ -197,7 +198,12 @@ def _row(report: PlanReport, each: Plan, allowed: str) -> tuple[str, ...]:
 def _show_frontier(frontier: Frontier) -> None:
     out = console()
     whole = "complete" if frontier.complete else "not proven complete"
-    rows = [(each.plan.name, *(f"{each.figures[name]:.4g}" for name in frontier.measures)) for each in frontier.points]
+    points = frontier.points
+    if len(points) > _MOST_POINTS:
+        step = (len(points) - 1) / (_MOST_POINTS - 1)
+        points = tuple(points[round(i * step)] for i in range(_MOST_POINTS))
+        whole += f", {_MOST_POINTS} of {len(frontier.points)}, all with --json"
+    rows = [(each.plan.name, *(f"{each.figures[name]:.4g}" for name in frontier.measures)) for each in points]
     say(out)
     out.print(table(f"No plan beats these in everything (modelled, {whole})", ("plan", *frontier.measures), rows))
 
