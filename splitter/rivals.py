@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.baselines import Baseline
+from flagsplit.splitter.knobs import UNITS, Knob
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Pool
@@ -17,7 +18,7 @@ from flagsplit.splitter.pool_builder import bias_of
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.routes import route_through
 from flagsplit.splitter.solvers import solve
-from flagsplit.splitter.thresholds import UNITS, BreakingPoint, Flip, Knob
+from flagsplit.splitter.thresholds import BreakingPoint, Flip
 
 _SEARCH_SECONDS = 0.5
 _MS = 1e3

@@ -6,10 +6,11 @@ from flagsplit.apps.cli.plans import calibration_data
 from flagsplit.apps.planning import PlanReport
 from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, times_basis, totals
 from flagsplit.splitter.baselines import Baseline
+from flagsplit.splitter.knobs import UNITS
 from flagsplit.splitter.pareto import Frontier
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.problem import Problem
-from flagsplit.splitter.thresholds import UNITS, BreakingPoint, Flip
+from flagsplit.splitter.thresholds import BreakingPoint, Flip
 
 
 def report_data(report: PlanReport) -> dict[str, Any]:

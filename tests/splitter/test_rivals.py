@@ -6,6 +6,7 @@ import pytest
 
 from flagsplit.splitter.baselines import all_baselines
 from flagsplit.splitter.devices import Catalogue
+from flagsplit.splitter.knobs import Knob
 from flagsplit.splitter.pipeline import PlanningResult, plan_model
 from flagsplit.splitter.problem import make_problem
 from flagsplit.splitter.reasons import barred_blocks
@@ -19,7 +20,7 @@ from flagsplit.splitter.rivals import (
 )
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.testing import cnn, line, unet
-from flagsplit.splitter.thresholds import BreakingPoint, Flip, Knob, Thresholds
+from flagsplit.splitter.thresholds import BreakingPoint, Flip, Thresholds
 
 
 def _plan(catalogue: Catalogue, **sla: object) -> PlanningResult:

@@ -9,6 +9,7 @@ import pytest
 
 from flagsplit.splitter.devices import Catalogue
 from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.knobs import Knob, knobs_of, turned
 from flagsplit.splitter.limits import which_keep
 from flagsplit.splitter.links import parse_link
 from flagsplit.splitter.plan_maker import make_plan
@@ -17,7 +18,7 @@ from flagsplit.splitter.rates import objective_rates
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.solvers import solve
 from flagsplit.splitter.testing import cnn, line, placements, random_problem
-from flagsplit.splitter.thresholds import FARTHEST, Flip, Knob, Thresholds, breaking_points, knobs_of, turned
+from flagsplit.splitter.thresholds import FARTHEST, Flip, Thresholds, breaking_points
 
 _STEPS = 1000
 
