@@ -51,6 +51,7 @@ def _check(problem: Problem, name: str, placement: Sequence[int]) -> None:
 
 def _bias(problem: Problem, placement: Sequence[int]) -> float:
     """The weighted price and energy, as `Pool.bias` has them."""
-    usage, weights = Usage(problem, np.array([placement], dtype=np.int64)), problem.sla.objective
+    usage = Usage.for_objective(problem, np.array([placement], dtype=np.int64))
+    weights = problem.sla.objective
     energy = usage.measure(energy_rates(problem)) * weights.energy
     return float((usage.price_usd * (weights.price * REQUESTS) + energy)[0])

@@ -21,6 +21,7 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
+from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import ProfiledCosts, load_profiles, profiled_costs
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
@@ -33,6 +34,7 @@ from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
@@ -175,17 +177,16 @@ def _build(
     if options.extra_plans is not None:
         planning = add_plans(planning, options.extra_plans)
     clock.step("compile", 0.7)
-    steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
-    planning = _without_endless_routes(planning, _planned(steps), model)
-    steps = {plan.name: steps[plan.name] for plan in planning.pool.plans}
-    artifacts = _compile(model, steps, targets, options.numerics)
+    graphs = cut_plans(model, graph, planning.pool.plans)
+    planning = _without_endless_routes(planning, graphs, model)
+    artifacts = _compile(graphs, planning, targets, options.numerics)
     for plan in planning.pool.plans:
-        flagir.write_placement(model, plan.name, plan.tiers, _by_node(graph, plan.placement))
+        flagir.write_placement(model, plan.name, plan.tiers, tier_by_node(graph, plan))
     clock.step("write", 0.8)
     members: dict[str, Member] = {
         GRAPH_NAME: flagir.to_bytes(model),
         WEIGHTS_MEMBER: folder / flagir.WEIGHTS_NAME,
-        PLANS_NAME: PlanSet(planning.pool, _planned(steps), planning.problem.nominal, planning.reasons).to_json(),
+        PLANS_NAME: _plan_set(planning, graphs).to_json(),
         TRACE_NAME: _trace(nodes_read, model, graph, planning),
     }
     tiers = [_manifest_tier(i, deployment, artifacts[i], targets[i], members) for i in range(len(targets))]
@@ -316,29 +317,25 @@ def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
     return next((reasons[node] for node in block.nodes if node in reasons), None)
 
 
-def _by_node(graph: BlockGraph, placement: Sequence[int]) -> dict[str, int]:
-    return {node: placement[block.index] for block in graph.blocks for node in block.nodes}
+def _plan_set(planning: PlanningResult, graphs: PlanGraphs) -> PlanSet:
+    names = [plan.name for plan in planning.pool.plans]
+    return PlanSet(
+        pool=planning.pool,
+        steps={name: _planned(graphs.steps[name]) for name in names},
+        nominal=planning.problem.nominal,
+        reasons=planning.reasons,
+        answers={name: graphs.answers[name] for name in names if name in graphs.answers},
+    )
 
 
-def _steps(model: ir.Model, graph: BlockGraph, placement: Sequence[int], deployment: Deployment) -> tuple[Step, ...]:
-    return flagir.cut_into_steps(model, _by_node(graph, placement), len(deployment.tiers))
+def _planned(steps: Sequence[Step]) -> tuple[PlannedStep, ...]:
+    return tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in steps)
 
 
-def _planned(steps: Mapping[str, tuple[Step, ...]]) -> dict[str, tuple[PlannedStep, ...]]:
-    return {
-        plan: tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in each)
-        for plan, each in steps.items()
-    }
-
-
-def _without_endless_routes(
-    planning: PlanningResult, steps: Mapping[str, tuple[PlannedStep, ...]], model: ir.Model
-) -> PlanningResult:
+def _without_endless_routes(planning: PlanningResult, graphs: PlanGraphs, model: ir.Model) -> PlanningResult:
     """Leave out plans that change tiers more often than one request can say."""
-    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
-    everywhere = range(len(planning.problem.tiers))
-    hops = {name: len(itinerary(each, inputs, outputs, everywhere)) for name, each in steps.items()}
     pool = planning.pool
+    hops = {plan.name: _hop_count(plan, graphs, model) for plan in pool.plans}
     chosen = pool.plans[0].name
     if hops[chosen] > MAX_HOPS:
         raise PolicyError(
@@ -350,14 +347,22 @@ def _without_endless_routes(
     return replace(planning, pool=replace(pool, plans=plans, bias=bias))
 
 
+def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
+    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    answers = graphs.answers.get(plan.name, {})
+    passed = plan.route or range(len(plan.tiers))
+    return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
+
+
 def _compile(
-    model: ir.Model, steps: Mapping[str, tuple[Step, ...]], targets: Sequence[Target], numerics: Numerics
+    graphs: PlanGraphs, planning: PlanningResult, targets: Sequence[Target], numerics: Numerics
 ) -> list[Artifact]:
     """Each tier's segments of all plans at once."""
+    steps = [step for plan in planning.pool.plans for step in graphs.steps[plan.name]]
     artifacts = []
     for tier, target in enumerate(targets):
-        distinct = {step.segment.id: step.segment for each in steps.values() for step in each if step.tier == tier}
-        artifacts.append(target.compile(model, list(distinct.values()), CompileOptions(numerics)))
+        distinct = {step.segment.id: step.segment for step in steps if step.tier == tier}
+        artifacts.append(target.compile(graphs.model, list(distinct.values()), CompileOptions(numerics)))
     return artifacts
 
 

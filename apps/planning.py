@@ -24,7 +24,7 @@ from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.devices import load_catalogue
 from flagsplit.splitter.input_forms import InputTensor, forms_of
 from flagsplit.splitter.links import Link
-from flagsplit.splitter.pareto import Frontier, pareto
+from flagsplit.splitter.pareto import Frontier, pareto_frontier
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
@@ -165,7 +165,7 @@ def plan(
         notes=tuple(notes),
         seconds=clock.seconds,
         calibrations=ground.profiled.calibrations,
-        frontier=pareto(problem) if frontier else None,
+        frontier=pareto_frontier(problem) if frontier else None,
     )
 
 

@@ -29,7 +29,7 @@ _WINDOWS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _EXACTLY = 24
 _MOST_STEPS = 40
 _MOST_ROWS = 600
-_ANYWHERE = 300
+_MOST_WORK = 60_000  # rows times blocks that are looked at in a step
 _PAIRED = 20
 _POWERS = range(-3, 5)
 _BROKEN = 1e6  # how many times the objective a limit broken in full weighs
@@ -66,6 +66,8 @@ class Heuristic:
         self._chains = [np.array(chain) for chain in chain_cover(problem)]
         self._orders = _topological_orders(problem, _ORDERS)
         self._bounds = bound_rates(problem)
+        self._rows = max(24, min(_MOST_ROWS, _MOST_WORK // len(problem.graph.blocks)))
+        self._steps = max(8, min(_MOST_STEPS, self._rows))
 
     def best(self, known: Iterable[Sequence[int]] = (), *, polish: bool = True) -> Guess | None:
         """The best placement found that keeps the limits, or None.
@@ -170,7 +172,7 @@ class Heuristic:
     def _polish(self, start: _Placement) -> _Placement:
         best, score = start, float(self._exactly(start[np.newaxis])[0])
         rng = random.Random(1)  # noqa: S311 - chooses among moves, guards nothing
-        for _ in range(_MOST_STEPS):
+        for _ in range(self._steps):
             rows = self._moves(best, rng)
             rows = np.concatenate([rows, self._pairs(best, rows), self._alike(best, rng)])
             likely = rows[np.argsort(self._screen(rows), kind="stable")[:_EXACTLY]]
@@ -188,13 +190,14 @@ class Heuristic:
         measured = np.max([usage.measure(goal, trips) for goal in self.goals], axis=0)
         broken = self._broken(usage, trips)
         here = float(self._broken(self._usage(placement[np.newaxis]), None)[0])
-        gains = rows[np.lexsort((broken, measured))[:_PAIRED]]
+        paired = min(_PAIRED, max(3, int(self._rows**0.5)))
+        gains = rows[np.lexsort((broken, measured))[:paired]]
         limits = limits_used(usage, trips)
         if not limits:
             return gains
         used = np.stack([values / limit for values, limit in limits.values()], axis=1)
-        room = [rows[np.argsort(used[:, i], kind="stable")[: _PAIRED // 2]] for i in np.argsort(-used.max(axis=0))[:2]]
-        makes = np.concatenate([*room, rows[np.argsort(measured + here, kind="stable")[_PAIRED : 2 * _PAIRED]]])
+        room = [rows[np.argsort(used[:, i], kind="stable")[: paired // 2]] for i in np.argsort(-used.max(axis=0))[:2]]
+        makes = np.concatenate([*room, rows[np.argsort(measured + here, kind="stable")[paired : 2 * paired]]])
         first = np.repeat(gains, len(makes), axis=0)
         second = np.tile(makes, (len(gains), 1))
         pairs: _Placement = np.where(second != placement, second, first)
@@ -203,7 +206,7 @@ class Heuristic:
     def _alike(self, placement: _Placement, rng: random.Random) -> _Placement:
         """Two places where the tier changes, both moved so that one tier grows: how a skip connection goes along."""
         n, tiers = self.network.allowed.shape
-        rows = np.repeat(placement[np.newaxis], _ANYWHERE, axis=0)
+        rows = np.repeat(placement[np.newaxis], self._rows // 2, axis=0)
         for row in rows:
             order, k = rng.choice(self._orders), rng.randrange(tiers)
             changes = [0, *(np.flatnonzero(np.diff(placement[order])) + 1).tolist(), n]
@@ -235,9 +238,9 @@ class Heuristic:
                 (o, i, w, k) for w in _WINDOWS for end in ends for i in (end, end - w) for k in range(tiers)
                 if w > 1 and 0 <= i <= n - w
             ]  # fmt: skip
-        if len(choices) > _MOST_ROWS:
-            choices = rng.sample(choices, _MOST_ROWS)
-        for _ in range(_ANYWHERE):
+        if len(choices) > self._rows:
+            choices = rng.sample(choices, self._rows)
+        for _ in range(self._rows // 2):
             w = rng.choice([w for w in _WINDOWS if w <= n])
             choices.append((rng.randrange(len(self._orders)), rng.randrange(n - w + 1), w, rng.randrange(tiers)))
         rows = np.repeat(placement[np.newaxis], len(choices), axis=0)

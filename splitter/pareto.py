@@ -78,7 +78,7 @@ class Frontier:
     seconds: float
 
 
-def pareto(
+def pareto_frontier(
     problem: Problem,
     measures: Sequence[str] = ("latency_ms", "energy_mj", "price_per_1k_usd"),
     seconds: float = 20.0,

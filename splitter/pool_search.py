@@ -27,7 +27,6 @@ from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.solvers import goal_of, solve
 from flagsplit.splitter.state import State
 
-_SAMPLES = 48
 _GUESSED_STATES = 12
 _SEED = 20
 
@@ -54,7 +53,10 @@ class PoolSearch:
         self.problem = problem
         self.grid = grid
         rng = random.Random(_SEED)  # noqa: S311 - spreads states, guards nothing
-        between = [grid.between(problem.nominal, rng) for _ in range(_SAMPLES if len(problem.tiers) > 1 else 0)]
+        between = [
+            grid.between(problem.nominal, rng)
+            for _ in range(grid.samples(len(problem.graph.blocks)) if len(problem.tiers) > 1 else 0)
+        ]
         self.states = [*grid.states(problem.nominal), *between]
         self.sampled = len(between)
         self.cells = list(grid.cells(problem.nominal))

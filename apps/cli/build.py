@@ -7,7 +7,7 @@ import typer
 
 from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
-from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_rows
+from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
 from flagsplit.flagir.frontends.any_model import Source
 
@@ -97,6 +97,8 @@ def _show(result: BuildResult) -> None:
     out = console()
     pool = result.planning.pool
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(pool.plans), left=2))
+    for note in plan_notes(pool.plans):
+        say(out, note)
     for name, why in pool.absent.items():
         say(out, f"{name} is not among them: {why}")
     out.print()
