@@ -22,7 +22,7 @@ from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
-from flagsplit.apps.profiled import load_profiles, profiled_costs
+from flagsplit.apps.profiled import ProfiledCosts, load_profiles, profiled_costs
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.flagir.frontends.any_model import Source
@@ -33,8 +33,9 @@ from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifac
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.costs import CostModel, model_costs
-from flagsplit.splitter.pipeline import PlanningResult, plan_model
+from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
@@ -59,6 +60,7 @@ class BuildOptions:
             requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
+        regions: where tiers draw their power, by tier; see `describe_deployment`.
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
         profiles: file with measured times by tier name, from `flagsplit profile`.
@@ -69,6 +71,7 @@ class BuildOptions:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
+    regions: Mapping[str, str] = field(default_factory=dict)
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
     profiles: Mapping[str, Path] = field(default_factory=dict)
@@ -126,7 +129,7 @@ def build(
         ConfigError: the output cannot be written, or two options contradict each other.
     """
     options = options or BuildOptions()
-    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
+    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues, options.regions)
     profiles = load_profiles(options.profiles, deployment, options.numerics)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
@@ -168,16 +171,11 @@ def _build(
     flagir.save(model, folder)
     digest = _sha256(source.path or folder / flagir.MODEL_NAME)
     clock.step("plan", 0.5)
-    skeleton = Skeleton(model)
-    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
-    _check_ranges(skeleton, dims, options.ranges)
-    graph = flagir.block_graph(model, dims, skeleton)
-    targets = [get_target(name) for name in deployment.targets]
-    supports = {
-        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
-    }
-    profiled = profiled_costs(graph, deployment, profiles)
-    planning = _plan(graph, deployment, sla, supports, options, profiled.costs)
+    ground = prepare(model, deployment, options, profiles)
+    dims, graph, targets = ground.dims, ground.graph, ground.targets
+    planning = plan_problem(pose(ground, deployment, sla, options))
+    if options.extra_plans is not None:
+        planning = add_plans(planning, options.extra_plans)
     clock.step("compile", 0.7)
     graphs = cut_plans(model, graph, planning.pool.plans)
     planning = _without_endless_routes(planning, graphs, model)
@@ -214,22 +212,51 @@ def _build(
     )
     clock.step("done", 1.0)
     size_bytes = output.stat().st_size
-    return BuildResult(output, bundle_digest, size_bytes, weights, clock.seconds, planning, profiled.calibrations)
+    return BuildResult(
+        output, bundle_digest, size_bytes, weights, clock.seconds, planning, ground.profiled.calibrations
+    )
 
 
-def _plan(
-    graph: BlockGraph,
-    deployment: Deployment,
-    sla: SLA,
-    supports: dict[str, list[str | None]],
-    options: BuildOptions,
-    costs: CostModel | None,
-) -> PlanningResult:
-    tiers, links = deployment.tiers, deployment.links
+@dataclass(frozen=True, eq=False)
+class Groundwork:
+    """What planning needs to know of a model.
+
+    Attributes:
+        dims: nominal size of its symbolic dimensions.
+        graph: its blocks.
+        targets: the compiler back end of each tier.
+        supports: by tier name, for each block why its target cannot take it, or None.
+        profiled: costs from the user's profiles, if there are any.
+    """
+
+    dims: dict[str, int]
+    graph: BlockGraph
+    targets: list[Target]
+    supports: dict[str, list[str | None]]
+    profiled: ProfiledCosts
+
+
+def prepare(
+    model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
+) -> Groundwork:
+    """Read off a canonical model what planning needs; nothing is compiled or written."""
+    skeleton = Skeleton(model)
+    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
+    _check_ranges(skeleton, dims, options.ranges)
+    graph = flagir.block_graph(model, dims, skeleton)
+    targets = [get_target(name) for name in deployment.targets]
+    supports = {
+        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
+    }
+    return Groundwork(dims, graph, targets, supports, profiled_costs(graph, deployment, profiles))
+
+
+def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
+    """The placement problem of a model on a line of tiers."""
+    graph, tiers, links, costs = ground.graph, deployment.tiers, deployment.links, ground.profiled.costs
     if options.costs is not None:
         costs = options.costs(graph, costs or model_costs(graph, tiers, links))
-    planning = plan_model(graph, tiers, links, sla, supports, costs)
-    return planning if options.extra_plans is None else add_plans(planning, options.extra_plans)
+    return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
 
 
 class _Clock:

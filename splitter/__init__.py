@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flagsplit.splitter.baselines import Baseline, all_baselines, single_tier_baselines
     from flagsplit.splitter.calibration import Calibration, calibrate, calibrated_costs
     from flagsplit.splitter.costs import CostModel, Tier, model_costs
     from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
-    from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
+    from flagsplit.splitter.explain import baseline_table, explain_choice, plan_without_limits
     from flagsplit.splitter.links import Link, parse_link
     from flagsplit.splitter.makespan import Makespan, least_makespan
     from flagsplit.splitter.pareto import Frontier, ParetoPoint, pareto_frontier
@@ -26,13 +27,15 @@ if TYPE_CHECKING:
     from flagsplit.splitter.sla import SLA, parse_sla
     from flagsplit.splitter.solvers import Solution, solve
     from flagsplit.splitter.state import State
+    from flagsplit.splitter.thresholds import Flip, Thresholds
     from flagsplit.splitter.timeline import Interval, Timeline
 
 _HOME = {
+    "baselines": ("Baseline", "all_baselines", "single_tier_baselines"),
     "calibration": ("Calibration", "calibrate", "calibrated_costs"),
     "costs": ("CostModel", "Tier", "model_costs"),
     "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
-    "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
+    "explain": ("baseline_table", "explain_choice", "plan_without_limits"),
     "links": ("Link", "parse_link"),
     "makespan": ("Makespan", "least_makespan"),
     "pareto": ("Frontier", "ParetoPoint", "pareto_frontier"),
@@ -47,6 +50,7 @@ _HOME = {
     "sla": ("SLA", "parse_sla"),
     "solvers": ("Solution", "solve"),
     "state": ("State",),
+    "thresholds": ("Flip", "Thresholds"),
     "timeline": ("Interval", "Timeline"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -97,9 +101,12 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "Predicted",
     "State",
     "Baseline",
-    "baselines",
+    "single_tier_baselines",
+    "all_baselines",
     "baseline_table",
     "explain_choice",
+    "Thresholds",
+    "Flip",
     "plan_without_limits",
 ]
 

@@ -74,7 +74,7 @@ class PoolSearch:
         """The index of a plan that keeps the SLA, made if it is new."""
         chosen = self._routes.get(route, self._routes[tuple(range(len(self.problem.tiers)))])
         if codecs is None and len(self.problem.codecs) > 1:
-            codecs = self._codecs(chosen, placement, chosen.problem.nominal)
+            codecs = self._codecs(chosen, placement, chosen.state(self.problem.nominal))
         key = (placement, chosen.tiers, None if codecs is None else codecs.tobytes())
         if key not in self._index:
             self._index[key] = len(self.plans)
@@ -88,7 +88,7 @@ class PoolSearch:
         """A placement by each route on which it keeps the SLA."""
         for route in self._routes.values():
             if set(placement) <= set(route.tiers):
-                self._take(route, route.from_whole_line(placement), route.problem.nominal)
+                self._take(route, route.from_whole_line(placement), route.state(self.problem.nominal))
 
     def run(self) -> None:
         """Search all sets of tiers."""
