@@ -41,7 +41,7 @@ def test_equals_exhaustive_search(catalogue: Catalogue, count: int, limited: boo
         found = pareto_frontier(problem, names)
         assert found.complete, seed
         mine = np.array([[point.figures[name] for name in names] for point in found.points])
-        room = 3e-5 * np.maximum(mine.max(axis=0), 1e-9)
+        room = 3e-3 * np.maximum(mine.max(axis=0), 1e-9)
         # Nothing that exists beats a point of the frontier by more than its resolution, and each is near one of it.
         for point in points:
             assert not any(np.all(point <= m - room) for m in mine), seed
