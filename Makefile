@@ -2,13 +2,14 @@
 # make test    linting, types, import layers and all tests
 # make lint    the first three of those
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
-# make bench   the figures that the README states
+# make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -40,7 +41,8 @@ test-torch: $(READY)
 	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py
 
 bench: $(READY)
-	for program in bench/*.py; do $(BIN)/python $$program --json || exit 1; done
+	for program in $(BENCHES); do $(BIN)/python bench/$$program.py --json || exit 1; done
+	test -z "$(SCISSION)" || $(BIN)/python bench/scission.py "$(SCISSION)" --json
 
 lock:
 	$(PYTHON) -m venv $(VENV)-lock

@@ -1,4 +1,4 @@
-"""The Python API behind `flagsplit.build`, `flagsplit.open` and `flagsplit.connect`: the words of the command line.
+"""The Python API behind `flagsplit.build`, `plan`, `open` and `connect`: the words of the command line.
 
 Each takes plain values (paths, names, mappings) and gives the objects of the layers below.
 """
@@ -14,6 +14,8 @@ from typing import Any
 from flagsplit.apps.local import LocalWorkers
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
+from flagsplit.apps.planning import PlanReport
+from flagsplit.apps.planning import plan as plan_model
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import Bundle, open_bundle
@@ -41,6 +43,7 @@ def build(
     ranges: Mapping[str, tuple[int, int]] | None = None,
     numerics: Numerics = "exact",
     catalogues: Sequence[AnyPath] = (),
+    regions: Mapping[str, str] | None = None,
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -55,13 +58,15 @@ def build(
         tiers: names from the tier that asks to the farthest, or one string with commas: `"phone,edge,cloud"`.
         output: path of the bundle to write.
         devices: device of each tier by name, from `flagsplit devices`.
-        links: link of each tier to the one before it, such as `{"edge": "100mbit/5ms"}`.
+        links: link of each tier to the one before it, such as `{"edge": "100mbit/5ms"}`; or, as in
+            `{"phone-cloud": "20mbit/40ms"}`, of two that are no neighbors.
         sla: an `SLA`, its fields as a mapping, or the path of an SLA file.
         dims: nominal size of symbolic dimensions, elements.
         shapes: nominal shape of inputs, elements.
         ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         catalogues: JSON files with devices and links of your own.
+        regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
@@ -87,9 +92,65 @@ def build(
             ranges=ranges or {},
             numerics=numerics,
             catalogues=[Path(path) for path in catalogues],
+            regions=regions or {},
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,
+    )
+
+
+def plan(
+    model: Any,
+    tiers: str | Sequence[str] | None = None,
+    *,
+    devices: Mapping[str, str] | None = None,
+    links: Mapping[str, str] | None = None,
+    sla: SLA | Mapping[str, Any] | AnyPath | None = None,
+    dims: Mapping[str, int] | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    catalogues: Sequence[AnyPath] = (),
+    regions: Mapping[str, str] | None = None,
+    profiles: Mapping[str, AnyPath] | None = None,
+    what_if: Mapping[str, str] | None = None,
+    thresholds: bool = True,
+    pareto: bool = False,
+    example_inputs: Sequence[Any] | None = None,
+    dynamic_shapes: Any = None,
+    trusted: bool = False,
+) -> PlanReport:
+    """Plan a model without building it: what would run where, and why.
+
+    Args:
+        model: as for `build`; or the path of a bundle, whose tiers, devices, links and sizes count where none is given.
+        tiers: names from the tier that asks to the farthest, or one string with commas.
+        devices, links, sla, dims, shapes, catalogues, regions, profiles: as for `build`.
+        what_if: another world, such as `{"cloud": "5mbit/80ms"}` or `{"edge": "slower:3"}`.
+        thresholds: whether to find out where another plan becomes best.
+        pareto: whether to find the plans that no other beats in latency, energy and price.
+        example_inputs, dynamic_shapes, trusted: as for `build`.
+
+    Returns:
+        The plan with its figures (seconds, joules, dollars, bytes), baselines, runner-up and thresholds.
+
+    Raises:
+        ModelError, BundleError, PolicyError, ConfigError: what was asked cannot be planned; the message says why.
+    """
+    return plan_model(
+        Source(Path(model) if isinstance(model, str | PathLike) else model, example_inputs, dynamic_shapes, trusted),
+        [name.strip() for name in tiers.split(",")] if isinstance(tiers, str) else tiers,
+        devices=devices,
+        links=links,
+        sla=_sla(sla),
+        options=BuildOptions(
+            dims=dims or {},
+            shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+            catalogues=[Path(path) for path in catalogues],
+            regions=regions or {},
+            profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
+        ),
+        what_ifs=list((what_if or {}).items()),
+        thresholds=thresholds,
+        frontier=pareto,
     )
 
 

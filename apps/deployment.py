@@ -1,13 +1,15 @@
 """Turning what a user says of tiers, devices and links into the splitter's terms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.costs import Tier
-from flagsplit.splitter.devices import Catalogue, Device, load_catalogue
+from flagsplit.splitter.devices import WORLD, Catalogue, Device, load_catalogue
 from flagsplit.splitter.links import Link, parse_link
+from flagsplit.splitter.problem import Bypass
 from flagsplit.targets.catalogue import TARGETS
 
 THIS_HOST = "this-host"
@@ -21,26 +23,34 @@ _FALLBACK_TARGET = "ort"
 
 @dataclass(frozen=True)
 class Deployment:
-    """The line of tiers, what joins them, and each tier's compiler back end."""
+    """The line of tiers, what joins them, each tier's compiler back end, and direct links between others."""
 
     tiers: tuple[Tier, ...]
     links: tuple[Link, ...]
     targets: tuple[str, ...]
+    bypasses: tuple[Bypass, ...] = ()
 
 
 def describe_deployment(
-    names: Sequence[str], devices: Mapping[str, str], links: Mapping[str, str], catalogues: Sequence[Path] = ()
+    names: Sequence[str],
+    devices: Mapping[str, str],
+    links: Mapping[str, str],
+    catalogues: Sequence[Path] = (),
+    regions: Mapping[str, str] | None = None,
 ) -> Deployment:
     """Look everything up in the catalogue.
 
     Args:
         names: the tiers, from the one that asks to the farthest.
         devices: device names by tier; phone, edge and cloud have defaults, `this-host` is measured here and now.
-        links: links by tier, each to the tier before it; the first is Wi-Fi by default, the others a WAN.
+        links: links by tier, each to the tier before it; the first is Wi-Fi by default, the others a WAN. Two tiers
+            with "-" between stand for a by-pass: `{"phone-cloud": "20mbit/40ms"}`.
         catalogues: the user's own files.
+        regions: where tiers draw their power, by tier: `DEU`, or `DEU@14` at that hour of the day; the world's mean
+            by default.
 
     Raises:
-        PolicyError: a tier, device or link is unknown, or a tier stands twice.
+        PolicyError: a tier, device, link or region is unknown, or a tier stands twice.
     """
     catalogue = load_catalogue(catalogues)
     if not names:
@@ -49,17 +59,42 @@ def describe_deployment(
     if twice is not None:
         raise PolicyError(f"tier {twice!r} stands twice among {', '.join(names)}; give each tier a name of its own")
     _check_known("--devices", devices, names)
-    _check_known("--link", links, names[1:])
-    tiers = tuple(Tier(name, _device(_device_of(name, devices, catalogue), catalogue)) for name in names)
+    _check_known("--region", regions or {}, names)
+    direct = _bypasses(links, names, catalogue)
+    _check_known("--link", [key for key in links if key not in direct], names[1:])
+    tiers = tuple(_tier(name, devices, regions or {}, catalogue) for name in names)
     joined = tuple(
         parse_link(links.get(name, _FIRST_LINK if at == 0 else _NEXT_LINK), catalogue.links)
         for at, name in enumerate(names[1:])
     )
     targets = tuple(tier.device.target if tier.device.target in TARGETS else _FALLBACK_TARGET for tier in tiers)
-    return Deployment(tiers, joined, targets)
+    return Deployment(tiers, joined, targets, tuple(direct.values()))
 
 
-def _check_known(option: str, given: Mapping[str, str], names: Sequence[str]) -> None:
+def _tier(name: str, devices: Mapping[str, str], regions: Mapping[str, str], catalogue: Catalogue) -> Tier:
+    device = _device(_device_of(name, devices, catalogue), catalogue)
+    region, at, hour = regions.get(name, WORLD).partition("@")
+    if at and not (hour.isascii() and hour.isdigit() and int(hour) < 24):
+        raise PolicyError(f"--region {name}={region}@{hour}: expected an hour of the day from 0 to 23, came {hour!r}")
+    grams = catalogue.region(region).grams_per_kwh(int(hour) if at else None)
+    return Tier(name, device, region=regions.get(name, WORLD), carbon_g_per_kwh=grams)
+
+
+def _bypasses(links: Mapping[str, str], names: Sequence[str], catalogue: Catalogue) -> dict[str, Bypass]:
+    """The links between two tiers that are no neighbors, by the name that they are given."""
+    pairs = {f"{near}-{far}": (i, i + 2 + j) for i, near in enumerate(names) for j, far in enumerate(names[i + 2 :])}
+    neighbors = {f"{near}-{far}": far for near, far in pairwise(names)}
+    for key in links:
+        if key in neighbors and key not in names:
+            raise PolicyError(f"--link {key}: these two are neighbors; say {neighbors[key]}={links[key]}")
+    return {
+        key: Bypass(*pairs[key], parse_link(text, catalogue.links))
+        for key, text in links.items()
+        if key in pairs and key not in names
+    }
+
+
+def _check_known(option: str, given: Collection[str], names: Sequence[str]) -> None:
     for name in given:
         if name not in names:
             raise PolicyError(f"{option} names tier {name!r}, expected one of {', '.join(names) or '(none)'}")

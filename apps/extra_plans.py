@@ -6,35 +6,35 @@ What the pool needs is found in `flagsplit.splitter.pool_builder`; the session c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from flagsplit.errors import PolicyError
-from flagsplit.splitter.evaluate import Usage
 from flagsplit.splitter.pipeline import PlanningResult
+from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan
+from flagsplit.splitter.pool_builder import bias_of
 from flagsplit.splitter.problem import Problem
-from flagsplit.splitter.rates import REQUESTS, energy_rates
 
-ExtraPlans = Callable[[Problem], Mapping[str, Sequence[int]]]
-"""Given what is to be solved, further placements by name: the tier's position for each block."""
+ExtraPlans = Callable[[Problem], Mapping[str, Sequence[int] | Plan]]
+"""Given what is to be solved, further plans by name: the tier's position for each block, or a plan made from it."""
 
 
 def add_plans(planning: PlanningResult, extra: ExtraPlans) -> PlanningResult:
-    """The same planning with further plans at the end of the pool; a placement that the pool has is not added again.
+    """The same planning with further plans at the end of the pool; what the pool has is not added again.
 
     Raises:
         PolicyError: a placement does not fit the problem, or its name is taken.
     """
     problem, pool = planning.problem, planning.pool
     plans, bias = list(pool.plans), list(pool.bias)
-    known = {plan.placement for plan in plans}
-    for name, placement in extra(problem).items():
+    known = {(plan.placement, plan.cuts, plan.route) for plan in plans}
+    for name, wanted in extra(problem).items():
+        placement = wanted.placement if isinstance(wanted, Plan) else wanted
         _check(problem, name, placement)
-        if tuple(placement) in known:
+        plan = replace(wanted, name=name) if isinstance(wanted, Plan) else make_plan(problem, placement, name)
+        if (plan.placement, plan.cuts, plan.route) in known:
             continue
-        known.add(tuple(placement))
-        plans.append(make_plan(problem, placement, name))
-        bias.append(_bias(problem, placement))
+        known.add((plan.placement, plan.cuts, plan.route))
+        plans.append(plan)
+        bias.append(bias_of(problem, plan))
     return replace(planning, pool=replace(pool, plans=tuple(plans), bias=tuple(bias)))
 
 
@@ -47,10 +47,3 @@ def _check(problem: Problem, name: str, placement: Sequence[int]) -> None:
             why = problem.constraints.reasons[block, tier]
             block_name, tier_name = problem.graph.blocks[block].name, problem.tiers[tier].name
             raise PolicyError(f"plan {name!r}: block {block_name!r} cannot run on {tier_name}: {why}")
-
-
-def _bias(problem: Problem, placement: Sequence[int]) -> float:
-    """The weighted price and energy, as `Pool.bias` has them."""
-    usage, weights = Usage(problem, np.array([placement], dtype=np.int64)), problem.sla.objective
-    energy = usage.measure(energy_rates(problem)) * weights.energy
-    return float((usage.price_usd * (weights.price * REQUESTS) + energy)[0])

@@ -20,9 +20,14 @@ def canonical_graph(path: Path, *, trusted: bool = False) -> tuple[ir.Model, dic
     Raises:
         BundleError, ModelError: the file is neither, or is damaged.
     """
-    if path.suffix == ".flagsplit" or (path.suffix != ".pt2" and path.is_file() and zipfile.is_zipfile(path)):
+    if is_bundle(path):
         bundle = open_bundle(path)
         return flagir.load((bundle.folder / GRAPH_NAME).parent), dict(bundle.facts.nominal_dims)
     model = Source(path, trusted=trusted).read()
     flagir.canonicalize(model)
     return model, {}
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file is a bundle, or at least no model."""
+    return path.suffix == ".flagsplit" or (path.suffix != ".pt2" and path.is_file() and zipfile.is_zipfile(path))

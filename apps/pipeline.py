@@ -21,7 +21,8 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import ExtraPlans, add_plans
 from flagsplit.apps.outputs import check_output
-from flagsplit.apps.profiled import load_profiles, profiled_costs
+from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
+from flagsplit.apps.profiled import ProfiledCosts, load_profiles, profiled_costs
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
 from flagsplit.flagir.frontends.any_model import Source
@@ -32,7 +33,9 @@ from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifac
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.costs import CostModel, model_costs
-from flagsplit.splitter.pipeline import PlanningResult, plan_model
+from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
@@ -57,6 +60,7 @@ class BuildOptions:
             requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
+        regions: where tiers draw their power, by tier; see `describe_deployment`.
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
         profiles: file with measured times by tier name, from `flagsplit profile`.
@@ -67,6 +71,7 @@ class BuildOptions:
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
+    regions: Mapping[str, str] = field(default_factory=dict)
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
     profiles: Mapping[str, Path] = field(default_factory=dict)
@@ -124,7 +129,7 @@ def build(
         ConfigError: the output cannot be written, or two options contradict each other.
     """
     options = options or BuildOptions()
-    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues)
+    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues, options.regions)
     profiles = load_profiles(options.profiles, deployment, options.numerics)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
@@ -166,28 +171,22 @@ def _build(
     flagir.save(model, folder)
     digest = _sha256(source.path or folder / flagir.MODEL_NAME)
     clock.step("plan", 0.5)
-    skeleton = Skeleton(model)
-    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
-    _check_ranges(skeleton, dims, options.ranges)
-    graph = flagir.block_graph(model, dims, skeleton)
-    targets = [get_target(name) for name in deployment.targets]
-    supports = {
-        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
-    }
-    profiled = profiled_costs(graph, deployment, profiles)
-    planning = _plan(graph, deployment, sla, supports, options, profiled.costs)
+    ground = prepare(model, deployment, options, profiles)
+    dims, graph, targets = ground.dims, ground.graph, ground.targets
+    planning = plan_problem(pose(ground, deployment, sla, options))
+    if options.extra_plans is not None:
+        planning = add_plans(planning, options.extra_plans)
     clock.step("compile", 0.7)
-    steps = {plan.name: _steps(model, graph, plan.placement, deployment) for plan in planning.pool.plans}
-    planning = _without_endless_routes(planning, _planned(steps), model)
-    steps = {plan.name: steps[plan.name] for plan in planning.pool.plans}
-    artifacts = _compile(model, steps, targets, options.numerics)
+    graphs = cut_plans(model, graph, planning.pool.plans)
+    planning = _without_endless_routes(planning, graphs, model)
+    artifacts = _compile(graphs, planning, targets, options.numerics)
     for plan in planning.pool.plans:
-        flagir.write_placement(model, plan.name, plan.tiers, _by_node(graph, plan.placement))
+        flagir.write_placement(model, plan.name, plan.tiers, tier_by_node(graph, plan))
     clock.step("write", 0.8)
     members: dict[str, Member] = {
         GRAPH_NAME: flagir.to_bytes(model),
         WEIGHTS_MEMBER: folder / flagir.WEIGHTS_NAME,
-        PLANS_NAME: PlanSet(planning.pool, _planned(steps), planning.problem.nominal, planning.reasons).to_json(),
+        PLANS_NAME: _plan_set(planning, graphs).to_json(),
         TRACE_NAME: _trace(nodes_read, model, graph, planning),
     }
     tiers = [_manifest_tier(i, deployment, artifacts[i], targets[i], members) for i in range(len(targets))]
@@ -213,22 +212,51 @@ def _build(
     )
     clock.step("done", 1.0)
     size_bytes = output.stat().st_size
-    return BuildResult(output, bundle_digest, size_bytes, weights, clock.seconds, planning, profiled.calibrations)
+    return BuildResult(
+        output, bundle_digest, size_bytes, weights, clock.seconds, planning, ground.profiled.calibrations
+    )
 
 
-def _plan(
-    graph: BlockGraph,
-    deployment: Deployment,
-    sla: SLA,
-    supports: dict[str, list[str | None]],
-    options: BuildOptions,
-    costs: CostModel | None,
-) -> PlanningResult:
-    tiers, links = deployment.tiers, deployment.links
+@dataclass(frozen=True, eq=False)
+class Groundwork:
+    """What planning needs to know of a model.
+
+    Attributes:
+        dims: nominal size of its symbolic dimensions.
+        graph: its blocks.
+        targets: the compiler back end of each tier.
+        supports: by tier name, for each block why its target cannot take it, or None.
+        profiled: costs from the user's profiles, if there are any.
+    """
+
+    dims: dict[str, int]
+    graph: BlockGraph
+    targets: list[Target]
+    supports: dict[str, list[str | None]]
+    profiled: ProfiledCosts
+
+
+def prepare(
+    model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
+) -> Groundwork:
+    """Read off a canonical model what planning needs; nothing is compiled or written."""
+    skeleton = Skeleton(model)
+    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
+    _check_ranges(skeleton, dims, options.ranges)
+    graph = flagir.block_graph(model, dims, skeleton)
+    targets = [get_target(name) for name in deployment.targets]
+    supports = {
+        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
+    }
+    return Groundwork(dims, graph, targets, supports, profiled_costs(graph, deployment, profiles))
+
+
+def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
+    """The placement problem of a model on a line of tiers."""
+    graph, tiers, links, costs = ground.graph, deployment.tiers, deployment.links, ground.profiled.costs
     if options.costs is not None:
         costs = options.costs(graph, costs or model_costs(graph, tiers, links))
-    planning = plan_model(graph, tiers, links, sla, supports, costs)
-    return planning if options.extra_plans is None else add_plans(planning, options.extra_plans)
+    return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
 
 
 class _Clock:
@@ -289,29 +317,25 @@ def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
     return next((reasons[node] for node in block.nodes if node in reasons), None)
 
 
-def _by_node(graph: BlockGraph, placement: Sequence[int]) -> dict[str, int]:
-    return {node: placement[block.index] for block in graph.blocks for node in block.nodes}
+def _plan_set(planning: PlanningResult, graphs: PlanGraphs) -> PlanSet:
+    names = [plan.name for plan in planning.pool.plans]
+    return PlanSet(
+        pool=planning.pool,
+        steps={name: _planned(graphs.steps[name]) for name in names},
+        nominal=planning.problem.nominal,
+        reasons=planning.reasons,
+        answers={name: graphs.answers[name] for name in names if name in graphs.answers},
+    )
 
 
-def _steps(model: ir.Model, graph: BlockGraph, placement: Sequence[int], deployment: Deployment) -> tuple[Step, ...]:
-    return flagir.cut_into_steps(model, _by_node(graph, placement), len(deployment.tiers))
+def _planned(steps: Sequence[Step]) -> tuple[PlannedStep, ...]:
+    return tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in steps)
 
 
-def _planned(steps: Mapping[str, tuple[Step, ...]]) -> dict[str, tuple[PlannedStep, ...]]:
-    return {
-        plan: tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in each)
-        for plan, each in steps.items()
-    }
-
-
-def _without_endless_routes(
-    planning: PlanningResult, steps: Mapping[str, tuple[PlannedStep, ...]], model: ir.Model
-) -> PlanningResult:
+def _without_endless_routes(planning: PlanningResult, graphs: PlanGraphs, model: ir.Model) -> PlanningResult:
     """Leave out plans that change tiers more often than one request can say."""
-    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
-    everywhere = range(len(planning.problem.tiers))
-    hops = {name: len(itinerary(each, inputs, outputs, everywhere)) for name, each in steps.items()}
     pool = planning.pool
+    hops = {plan.name: _hop_count(plan, graphs, model) for plan in pool.plans}
     chosen = pool.plans[0].name
     if hops[chosen] > MAX_HOPS:
         raise PolicyError(
@@ -323,14 +347,22 @@ def _without_endless_routes(
     return replace(planning, pool=replace(pool, plans=plans, bias=bias))
 
 
+def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
+    inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
+    answers = graphs.answers.get(plan.name, {})
+    passed = plan.route or range(len(plan.tiers))
+    return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
+
+
 def _compile(
-    model: ir.Model, steps: Mapping[str, tuple[Step, ...]], targets: Sequence[Target], numerics: Numerics
+    graphs: PlanGraphs, planning: PlanningResult, targets: Sequence[Target], numerics: Numerics
 ) -> list[Artifact]:
     """Each tier's segments of all plans at once."""
+    steps = [step for plan in planning.pool.plans for step in graphs.steps[plan.name]]
     artifacts = []
     for tier, target in enumerate(targets):
-        distinct = {step.segment.id: step.segment for each in steps.values() for step in each if step.tier == tier}
-        artifacts.append(target.compile(model, list(distinct.values()), CompileOptions(numerics)))
+        distinct = {step.segment.id: step.segment for step in steps if step.tier == tier}
+        artifacts.append(target.compile(graphs.model, list(distinct.values()), CompileOptions(numerics)))
     return artifacts
 
 

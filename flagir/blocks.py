@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.codecs.table import NO_CODEC, codecs_for, encoded_bytes
 from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
 from flagsplit.flagir.signatures import features_of, signature_of
@@ -258,5 +259,15 @@ def _values(model: ir.Model, owner: Mapping[ir.Node, int], types: Types, readers
     for index, value in (*((GRAPH_INPUT, value) for value in model.graph.inputs), *made):
         elsewhere = tuple(sorted(consumers.get(value, set()) - {index}))
         if elsewhere or value.is_graph_output() or index == GRAPH_INPUT:
-            found.append(BlockValue(value.name or "", _bytes(value, types), index, elsewhere, value.is_graph_output()))
+            leaves = value.is_graph_output()
+            size = _bytes(value, types)
+            found.append(BlockValue(value.name or "", size, index, elsewhere, leaves, _codec_bytes(value, types)))
     return tuple(found)
+
+
+def _codec_bytes(value: ir.Value, types: Types) -> dict[str, int]:
+    """The value's size by each lossy codec; none takes a value whose rank the data decide, and so its channels."""
+    kind = types.get(value.name or "")
+    if kind is None or value.shape is None:
+        return {}
+    return {name: encoded_bytes(name, kind) for name in codecs_for(kind) if name != NO_CODEC}

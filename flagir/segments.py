@@ -20,7 +20,8 @@ class Segment:
     """A convex part of the graph that one tier runs in one go.
 
     Attributes:
-        id: digest of its nodes, and of what it reads decoded; equal parts of different plans have equal ids.
+        id: digest of its nodes and, if codecs are near, of what goes in and out; equal parts of different plans have
+            equal ids.
         nodes: names of its nodes, in execution order.
         inputs: values that it needs from elsewhere, initializers left out.
         outputs: values that others need from it, graph outputs included.
@@ -82,15 +83,19 @@ def _segment(nodes: Sequence[ir.Node], readers: Mapping[ir.Value, Sequence[ir.No
         if value.is_graph_output() or not inside.issuperset(readers.get(value, ()))
     ]
     names = tuple(node.name or "" for node in nodes)
-    digest = hashlib.sha256("\0".join((*names, *_decoded_elsewhere(nodes, inside))).encode()).hexdigest()[:16]
+    told_apart = (*inputs, *outputs) if _near_codecs(nodes) else ()
+    digest = hashlib.sha256("\0".join((*names, *told_apart)).encode()).hexdigest()[:16]
     return Segment(digest, names, tuple(inputs), tuple(outputs))
 
 
-def _decoded_elsewhere(nodes: Sequence[ir.Node], inside: Collection[ir.Node]) -> list[str]:
-    """Decoded values that an earlier step on this tier left: the same nodes read others where a plan has no codec."""
-    found = dict.fromkeys(value for node in nodes for value in activations_read(node))
-    makers = ((value, value.producer()) for value in found)
-    return [v.name or "" for v, maker in makers if maker is not None and maker.domain == DOMAIN and maker not in inside]
+def _near_codecs(nodes: Sequence[ir.Node]) -> bool:
+    """Whether some encode, decode, or read what was decoded: only then do the nodes not say what goes in and out.
+
+    The same nodes read other values where a plan has no codec, and a value that is encoded for one tier is an output
+    itself only if another step reads it as it is.
+    """
+    makers = (value.producer() for node in nodes for value in activations_read(node))
+    return any(node is not None and node.domain == DOMAIN for node in (*nodes, *makers))
 
 
 def extract(model: ir.Model, segment: Segment) -> ir.Model:

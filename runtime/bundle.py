@@ -7,7 +7,7 @@ bundle is made is in `flagsplit.apps.pipeline`.
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,19 @@ class PlanSet:
         steps: for each plan, its segments in execution order.
         nominal: the state of tiers and links that the plans were predicted for.
         reasons: why the first plan was chosen, one sentence each.
+        answers: by plan, the names under which it makes graph outputs, where they are others: what a codec's loss has
+            reached is not the output that an exact plan makes, and does not stand in for it.
     """
 
     pool: Pool
     steps: Mapping[str, tuple[PlannedStep, ...]]
     nominal: State
     reasons: tuple[str, ...]
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         """The bytes of `plans.json`."""
-        data = {
+        data: dict[str, Any] = {
             "pool": json.loads(self.pool.to_json()),
             "steps": {
                 name: [
@@ -59,6 +62,8 @@ class PlanSet:
             "nominal": {name: list(getattr(self.nominal, name)) for name in State.__dataclass_fields__},
             "reasons": list(self.reasons),
         }
+        if self.answers:
+            data["answers"] = {plan: dict(names) for plan, names in self.answers.items()}
         return json.dumps(data, indent=1, sort_keys=True).encode() + b"\n"
 
     @classmethod
@@ -79,11 +84,12 @@ class PlanSet:
                 )
                 for plan in pool.plans
             }
-            nominal = _read_state(reading.as_object(data["nominal"], "nominal"), len(pool.tiers))
+            nominal = _read_state(reading.as_object(data["nominal"], "nominal"), pool)
+            answers = _read_answers(reading.as_object(data.get("answers", {}), "answers"), pool)
             reasons = reading.texts({"reasons": [], **data}, "reasons", PLANS_NAME)
         except (KeyError, TypeError, ValueError, RecursionError, PolicyError) as error:
             raise BundleError(f"the bundle's {PLANS_NAME} is damaged ({error}); build the bundle again") from None
-        return cls(pool, steps, nominal, reasons)
+        return cls(pool, steps, nominal, reasons, answers)
 
     def check_values(self, inputs: Collection[str], outputs: Collection[str]) -> None:
         """Whether each plan makes every value before it is read, and all graph outputs.
@@ -98,7 +104,8 @@ class PlanSet:
                 if lacking:
                     raise BundleError(f"{PLANS_NAME}: plan {name!r} reads {lacking[0]!r} before it is made; damaged")
                 made.update(step.outputs)
-            if not steps or not made.issuperset(outputs):
+            answers = self.answers.get(name, {})
+            if not steps or not made.issuperset(answers.get(output, output) for output in outputs):
                 raise BundleError(f"{PLANS_NAME}: plan {name!r} does not make all outputs; build the bundle again")
 
 
@@ -112,14 +119,26 @@ def _read_step(data: object, tiers: int, where: str) -> PlannedStep:
     )
 
 
-def _read_state(record: Mapping[str, Any], tiers: int) -> State:
+def _read_state(record: Mapping[str, Any], pool: Pool) -> State:
+    tiers, links = len(pool.tiers), len(pool.plans[0].features.up_bytes)
     alive = reading.array(record, "alive", "nominal", tiers)
     figures = {
-        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else tiers - 1)
+        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else links)
         for name in State.__dataclass_fields__
         if name != "alive"
     }
     return State(**figures, alive=tuple(map(bool, alive)))
+
+
+def _read_answers(record: Mapping[str, Any], pool: Pool) -> dict[str, Mapping[str, str]]:
+    known = {plan.name for plan in pool.plans}
+    if not known.issuperset(record):
+        raise BundleError(f"answers: plan {sorted(set(record) - known)[0]!r} is not in the pool")
+    answers = {plan: reading.as_object(names, f"answers.{plan}") for plan, names in record.items()}
+    return {
+        plan: {output: reading.text(names, output, f"answers.{plan}") for output in names}
+        for plan, names in answers.items()
+    }
 
 
 class Bundle:

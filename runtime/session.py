@@ -340,4 +340,5 @@ def _facts(bundle: Bundle) -> SessionFacts:
         nominal=bundle.plans.nominal,
         inputs=tuple(tensor.name for tensor in bundle.inputs),
         outputs=tuple(tensor.name for tensor in bundle.outputs),
+        answers=bundle.plans.answers,
     )

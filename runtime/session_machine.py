@@ -94,6 +94,7 @@ class SessionFacts:
         nominal: the state that the plans were made for.
         inputs: names of the graph inputs.
         outputs: names of the graph outputs.
+        answers: by plan, the names under which it makes them, where those are others.
     """
 
     bundle: str
@@ -103,6 +104,12 @@ class SessionFacts:
     nominal: State
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def answers_of(self, plan: str) -> dict[str, str]:
+        """For each graph output, the value that is it under a plan."""
+        renamed = self.answers.get(plan, {})
+        return {output: renamed.get(output, output) for output in self.outputs}
 
 
 @dataclass
@@ -297,16 +304,18 @@ class SessionMachine(Relay):
         return min(first_s * 2.0 ** min(times, 32), left_s)
 
     def _route(self, plan: str, request: _Request) -> tuple[Hop, ...]:
-        """The hops of a plan past the tiers that are not there.
+        """The hops of a plan past the tiers that are not there, and those that the plan goes round.
 
         Raises:
             PolicyError: it is beyond the limits of the protocol.
         """
-        alive = tuple(i for i, tier in enumerate(self._facts.tiers) if i == 0 or self._usable(tier, request))
+        passed = self._facts.pool.plan(plan).route or range(len(self._facts.tiers))
+        alive = tuple(i for i in passed if i == 0 or self._usable(self._facts.tiers[i], request))
         known = self._routes.get((plan, alive))
         if known is not None:
             return known
-        hops = itinerary(self._facts.steps[plan], self._facts.inputs, self._facts.outputs, alive)
+        answers = tuple(self._facts.answers_of(plan).values())
+        hops = itinerary(self._facts.steps[plan], self._facts.inputs, answers, alive)
         route = tuple(Hop(self._facts.tiers[hop.tier], hop.segment, hop.carry) for hop in hops)
         if len(route) > MAX_HOPS:
             raise PolicyError(
@@ -409,7 +418,8 @@ class SessionMachine(Relay):
         yield from self.skip_runs(flight)
         yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
-        yield Deliver(flight.rid, {name: flight.values[name] for name in self._facts.outputs}, report)
+        answers = self._facts.answers_of(flight.plan)
+        yield Deliver(flight.rid, {name: flight.values[made] for name, made in answers.items()}, report)
         yield from self._fill_window()
 
     def _give_up(self, request: _Request, error: FlagsplitError) -> Iterator[Instruction]:

@@ -8,41 +8,49 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flagsplit.splitter.baselines import Baseline, all_baselines, single_tier_baselines
     from flagsplit.splitter.calibration import Calibration, calibrate, calibrated_costs
     from flagsplit.splitter.costs import CostModel, Tier, model_costs
     from flagsplit.splitter.devices import Catalogue, Device, Figure, load_catalogue
-    from flagsplit.splitter.explain import Baseline, baseline_table, baselines, explain_choice, plan_without_limits
+    from flagsplit.splitter.explain import baseline_table, explain_choice, plan_without_limits
     from flagsplit.splitter.links import Link, parse_link
     from flagsplit.splitter.makespan import Makespan, least_makespan
+    from flagsplit.splitter.pareto import Frontier, ParetoPoint, pareto_frontier
     from flagsplit.splitter.pipeline import PlanningResult, plan_model
     from flagsplit.splitter.plan import Cut, Features, Plan, Predicted
     from flagsplit.splitter.pool import Choice, Pool, PoolCertificate
     from flagsplit.splitter.pool_builder import build_pool
-    from flagsplit.splitter.problem import Problem, make_problem
+    from flagsplit.splitter.problem import Bypass, Problem, make_problem
     from flagsplit.splitter.profiles import Profile, load_profile, merge_profiles, save_profile
+    from flagsplit.splitter.resolver import Resolved, Resolver
     from flagsplit.splitter.simulator import simulate_request
     from flagsplit.splitter.sla import SLA, parse_sla
     from flagsplit.splitter.solvers import Solution, solve
     from flagsplit.splitter.state import State
+    from flagsplit.splitter.thresholds import Flip, Thresholds
     from flagsplit.splitter.timeline import Interval, Timeline
 
 _HOME = {
+    "baselines": ("Baseline", "all_baselines", "single_tier_baselines"),
     "calibration": ("Calibration", "calibrate", "calibrated_costs"),
     "costs": ("CostModel", "Tier", "model_costs"),
     "devices": ("Catalogue", "Device", "Figure", "load_catalogue"),
-    "explain": ("Baseline", "baseline_table", "baselines", "explain_choice", "plan_without_limits"),
+    "explain": ("baseline_table", "explain_choice", "plan_without_limits"),
     "links": ("Link", "parse_link"),
     "makespan": ("Makespan", "least_makespan"),
+    "pareto": ("Frontier", "ParetoPoint", "pareto_frontier"),
     "pipeline": ("PlanningResult", "plan_model"),
     "plan": ("Cut", "Features", "Plan", "Predicted"),
     "pool": ("Choice", "Pool", "PoolCertificate"),
     "pool_builder": ("build_pool",),
-    "problem": ("Problem", "make_problem"),
+    "problem": ("Bypass", "Problem", "make_problem"),
+    "resolver": ("Resolved", "Resolver"),
     "simulator": ("simulate_request",),
     "profiles": ("Profile", "load_profile", "merge_profiles", "save_profile"),
     "sla": ("SLA", "parse_sla"),
     "solvers": ("Solution", "solve"),
     "state": ("State",),
+    "thresholds": ("Flip", "Thresholds"),
     "timeline": ("Interval", "Timeline"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -68,10 +76,16 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "Calibration",
     "calibrate",
     "calibrated_costs",
+    "Bypass",
     "Problem",
     "make_problem",
     "Solution",
     "solve",
+    "Resolver",
+    "Resolved",
+    "pareto_frontier",
+    "Frontier",
+    "ParetoPoint",
     "Makespan",
     "least_makespan",
     "simulate_request",
@@ -87,9 +101,12 @@ __all__ = [  # noqa: RUF022 the order of the way through
     "Predicted",
     "State",
     "Baseline",
-    "baselines",
+    "single_tier_baselines",
+    "all_baselines",
     "baseline_table",
     "explain_choice",
+    "Thresholds",
+    "Flip",
     "plan_without_limits",
 ]
 

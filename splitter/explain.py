@@ -1,64 +1,48 @@
-"""Why this plan: plain sentences, the baselines beside it, and what the SLA's limits cost.
+"""Why this plan: plain sentences about it, the baselines beside it, and what the SLA's limits cost.
 
-The sentences are for people; everything in them is also data in `Baseline` and in the plans' `Predicted`.
+The sentences are for people; everything in them is also data in `Baseline` and in the plans' `Predicted`. What comes
+next to it, and how far the world must change for another plan to be best, is in `flagsplit.splitter.rivals`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from flagsplit.errors import PolicyError
+from flagsplit.splitter.baselines import Baseline, single_tier_baselines
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Choice, Pool
-from flagsplit.splitter.pool_builder import why_not_all_on
 from flagsplit.splitter.problem import Problem
+from flagsplit.splitter.routes import route_through
 from flagsplit.splitter.sla import SLA, Bounds
-from flagsplit.splitter.solvers import solve
+from flagsplit.splitter.solvers import Solution, solve
 from flagsplit.splitter.state import State
 
 _MS = 1e3
 _WHAT_IF_SECONDS = 2.0
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The whole graph on one tier, raw input sent there and the answer sent back.
-
-    Attributes:
-        plan: what it would be; its figures stand even where the SLA or the tier rules it out.
-        reason: why it is ruled out, or None if it is allowed.
-    """
-
-    plan: Plan
-    reason: str | None
-
-    @property
-    def allowed(self) -> bool:
-        """Whether the SLA and the tier permit it."""
-        return self.reason is None
-
-
-def baselines(problem: Problem) -> tuple[Baseline, ...]:
-    """One baseline for each tier, in line order."""
-    blocks = len(problem.graph.blocks)
-    return tuple(
-        Baseline(make_plan(problem, (k,) * blocks, f"all-{tier.name}"), why_not_all_on(problem, k))
-        for k, tier in enumerate(problem.tiers)
-    )
-
-
 def plan_without_limits(problem: Problem) -> Plan:
     """What would be chosen without the SLA's bounds, memory caps and privacy; pins and forbidden tiers stay."""
     free = problem.with_sla(problem.sla.without_limits())
-    placement = solve(free, milp_seconds=_WHAT_IF_SECONDS).placement
-    return make_plan(free, placement, tier_set_name(free.tier_names, placement))
+    return _plan_of(free, solve(free, milp_seconds=_WHAT_IF_SECONDS))
+
+
+def _plan_of(problem: Problem, found: Solution) -> Plan:
+    name = tier_set_name(problem.tier_names, found.placement)
+    return make_plan(problem, found.placement, name, route=route_through(problem, found.route))
 
 
 def explain_choice(problem: Problem, pool: Pool, choice: Choice) -> tuple[str, ...]:
     """Sentences that say what was chosen and what decided it, most important first."""
     plan = choice.plan
     sentences = [_headline(plan, problem.nominal)]
-    sentences += [_against(plan, baseline, problem.nominal) for baseline in baselines(problem) if baseline.plan != plan]
+    sentences += [
+        _against(plan, baseline, problem.nominal, problem.sla.objective.goal)
+        for baseline in single_tier_baselines(problem)
+        if baseline.plan != plan
+    ]
     if len(plan.used_tiers) == 1:
         sentences.append(_do_not_split(plan, pool, problem))
     sentences += _what_binds(problem, plan)
@@ -84,10 +68,13 @@ def _headline(plan: Plan, state: State) -> str:
     )
 
 
-def _against(plan: Plan, baseline: Baseline, state: State) -> str:
+def _against(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
     other = baseline.plan
     if baseline.reason is not None:
         return f"{other.name} is not allowed: {baseline.reason}."
+    if goal == "throughput":
+        mine, theirs = plan.bottleneck_s(state) * _MS, other.bottleneck_s(state) * _MS
+        return f"{other.name} would feed a request every {theirs:.3g} ms, {plan.name} one every {mine:.3g} ms."
     compute, transfer = _parts(plan, state)
     other_compute, other_transfer = _parts(other, state)
     slower = (other_compute + other_transfer) - (compute + transfer)
@@ -98,8 +85,8 @@ def _against(plan: Plan, baseline: Baseline, state: State) -> str:
             f"energy ({plan.predicted.first_tier_energy_j:.3g} against {other.predicted.first_tier_energy_j:.3g} J)."
         )
     computing = other_compute - compute > other_transfer - transfer
-    what, mine, theirs = ("computing", compute, other_compute) if computing else ("transfer", transfer, other_transfer)
-    return f"{other.name} would be {slower:.3g} ms slower: {what} takes {theirs:.3g} ms there against {mine:.3g} ms."
+    what, here, there = ("computing", compute, other_compute) if computing else ("transfer", transfer, other_transfer)
+    return f"{other.name} would be {slower:.3g} ms slower: {what} takes {there:.3g} ms there against {here:.3g} ms."
 
 
 def _do_not_split(plan: Plan, pool: Pool, problem: Problem) -> str:
@@ -118,17 +105,28 @@ def _do_not_split(plan: Plan, pool: Pool, problem: Problem) -> str:
     )
 
 
+_RULES: Mapping[str, Mapping[str, Any]] = {
+    "the bounds": {"bounds": Bounds()},
+    "requests_per_s": {"requests_per_s": None, "power_w": {}},
+    "memory_mb": {"memory_mb": {}},
+    "power_w": {"power_w": {}},
+    "privacy (keep_on)": {"keep_on": {}},
+    "privacy (min_blocks_deep)": {"min_blocks_deep": 0},
+    "the pins": {"pins": {}},
+    "use_tiers": {"use_tiers": ()},
+    "the mode": {"mode": None},
+    "forbid_tiers": {"forbid_tiers": ()},
+    "forbid_vendors": {"forbid_vendors": ()},
+    "forbid_targets": {"forbid_targets": ()},
+    "preferences": {"prefer_tiers": (), "prefer_vendors": (), "prefer_targets": ()},
+}
+"""Each kind of rule, and the fields of an SLA without it."""
+
+
 def _relaxations(sla: SLA) -> Iterator[tuple[str, SLA]]:
-    if sla.bounds != Bounds():
-        yield "the bounds", sla.model_copy(update={"bounds": Bounds()})
-    if sla.memory_mb:
-        yield "memory_mb", sla.model_copy(update={"memory_mb": {}})
-    if sla.keep_on:
-        yield "privacy (keep_on)", sla.model_copy(update={"keep_on": {}})
-    if sla.pins:
-        yield "the pins", sla.model_copy(update={"pins": {}})
-    if sla.forbid_tiers:
-        yield "forbid_tiers", sla.model_copy(update={"forbid_tiers": ()})
+    for what, free in _RULES.items():
+        if any(getattr(sla, field) != value for field, value in free.items()):
+            yield what, sla.model_copy(update=dict(free))
 
 
 def _what_binds(problem: Problem, plan: Plan) -> list[str]:
@@ -150,10 +148,10 @@ def _what_binds(problem: Problem, plan: Plan) -> list[str]:
 
 def _solved(problem: Problem) -> Plan | None:
     try:
-        placement = solve(problem, milp_seconds=_WHAT_IF_SECONDS, diagnose=False).placement
+        found = solve(problem, milp_seconds=_WHAT_IF_SECONDS, diagnose=False)
     except PolicyError:
         return None
-    return make_plan(problem, placement, tier_set_name(problem.tier_names, placement))
+    return _plan_of(problem, found)
 
 
 def _costs(plan: Plan, other: Plan) -> str:

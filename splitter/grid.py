@@ -9,6 +9,9 @@ import numpy as np
 
 from flagsplit.splitter.state import State
 
+_LARGE = 800
+_SAMPLES, _SAMPLES_IF_LARGE = 48, 12
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -25,8 +28,10 @@ class Grid:
     slowdown: tuple[float, ...] = (1.0, 4.0)
 
     @classmethod
-    def for_links(cls, links: int) -> "Grid":
-        """A grid whose number of states stays near 200 for any number of links."""
+    def for_links(cls, links: int, blocks: int = 0) -> "Grid":
+        """A grid whose number of states stays near 200 for any number of links, and below 40 for large graphs."""
+        if blocks > _LARGE and links <= 2:
+            return cls((1 / 16, 1.0, 16.0), (1.0,))
         if links <= 2:
             return cls((1 / 16, 1 / 4, 1.0, 4.0, 16.0), (0.25, 4.0))
         return cls((1 / 8, 8.0), (0.25, 4.0))
@@ -54,6 +59,11 @@ class Grid:
             steps = itertools.product(*((0, 1) if n > 1 else (0,) for n in shape))
             corners = [tuple(a + b for a, b in zip(low, step, strict=True)) for step in steps]
             yield [int(np.ravel_multi_index(corner, shape)) for corner in corners]
+
+    @staticmethod
+    def samples(blocks: int) -> int:
+        """How many states between the corners are worth the time."""
+        return _SAMPLES_IF_LARGE if blocks > _LARGE else _SAMPLES
 
     def between(self, nominal: State, rng: random.Random) -> State:
         """A state inside the box, evenly spread over the logarithms of the factors."""

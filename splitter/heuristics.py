@@ -29,7 +29,7 @@ _WINDOWS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 _EXACTLY = 24
 _MOST_STEPS = 40
 _MOST_ROWS = 600
-_ANYWHERE = 300
+_MOST_WORK = 60_000  # rows times blocks that are looked at in a step
 _PAIRED = 20
 _POWERS = range(-3, 5)
 _BROKEN = 1e6  # how many times the objective a limit broken in full weighs
@@ -66,6 +66,8 @@ class Heuristic:
         self._chains = [np.array(chain) for chain in chain_cover(problem)]
         self._orders = _topological_orders(problem, _ORDERS)
         self._bounds = bound_rates(problem)
+        self._rows = max(24, min(_MOST_ROWS, _MOST_WORK // len(problem.graph.blocks)))
+        self._steps = max(8, min(_MOST_STEPS, self._rows))
 
     def best(self, known: Iterable[Sequence[int]] = (), *, polish: bool = True) -> Guess | None:
         """The best placement found that keeps the limits, or None.
@@ -184,7 +186,7 @@ class Heuristic:
     def _polish(self, start: _Placement) -> _Placement:
         best, score = start, float(self._exactly(start[np.newaxis])[0])
         rng = random.Random(1)  # noqa: S311 - chooses among moves, guards nothing
-        for _ in range(_MOST_STEPS):
+        for _ in range(self._steps):
             rows = self._moves(best, rng)
             rows = np.concatenate([rows, self._pairs(best, rows), self._alike(best, rng)])
             likely = rows[np.argsort(self._screen(rows), kind="stable")[:_EXACTLY]]
@@ -202,13 +204,14 @@ class Heuristic:
         measured = np.max([usage.measure(goal, trips) for goal in self.goals], axis=0)
         broken = self._broken(usage, trips)
         here = float(self._broken(self._usage(placement[np.newaxis]), None)[0])
-        gains = rows[np.lexsort((broken, measured))[:_PAIRED]]
+        paired = min(_PAIRED, max(3, int(self._rows**0.5)))
+        gains = rows[np.lexsort((broken, measured))[:paired]]
         limits = limits_used(usage, trips)
         if not limits:
             return gains
         used = np.stack([values / limit for values, limit in limits.values()], axis=1)
-        room = [rows[np.argsort(used[:, i], kind="stable")[: _PAIRED // 2]] for i in np.argsort(-used.max(axis=0))[:2]]
-        makes = np.concatenate([*room, rows[np.argsort(measured + here, kind="stable")[_PAIRED : 2 * _PAIRED]]])
+        room = [rows[np.argsort(used[:, i], kind="stable")[: paired // 2]] for i in np.argsort(-used.max(axis=0))[:2]]
+        makes = np.concatenate([*room, rows[np.argsort(measured + here, kind="stable")[paired : 2 * paired]]])
         first = np.repeat(gains, len(makes), axis=0)
         second = np.tile(makes, (len(gains), 1))
         pairs: _Placement = np.where(second != placement, second, first)
@@ -217,7 +220,7 @@ class Heuristic:
     def _alike(self, placement: _Placement, rng: random.Random) -> _Placement:
         """Two places where the tier changes, both moved so that one tier grows: how a skip connection goes along."""
         n, tiers = self.network.allowed.shape
-        rows = np.repeat(placement[np.newaxis], _ANYWHERE, axis=0)
+        rows = np.repeat(placement[np.newaxis], self._rows // 2, axis=0)
         for row in rows:
             order, k = rng.choice(self._orders), rng.randrange(tiers)
             changes = [0, *(np.flatnonzero(np.diff(placement[order])) + 1).tolist(), n]
@@ -249,9 +252,9 @@ class Heuristic:
                 (o, i, w, k) for w in _WINDOWS for end in ends for i in (end, end - w) for k in range(tiers)
                 if w > 1 and 0 <= i <= n - w
             ]  # fmt: skip
-        if len(choices) > _MOST_ROWS:
-            choices = rng.sample(choices, _MOST_ROWS)
-        for _ in range(_ANYWHERE):
+        if len(choices) > self._rows:
+            choices = rng.sample(choices, self._rows)
+        for _ in range(self._rows // 2):
             w = rng.choice([w for w in _WINDOWS if w <= n])
             choices.append((rng.randrange(len(self._orders)), rng.randrange(n - w + 1), w, rng.randrange(tiers)))
         rows = np.repeat(placement[np.newaxis], len(choices), axis=0)
@@ -297,27 +300,28 @@ def _runs(problem: Problem, rates: Rates, order: NDArray[np.int64]) -> tuple[int
     at[order], at[n] = np.arange(n), -1
     unary = np.where(problem.constraints.allowed, rates.unary, np.inf)[order]
     up, down = _crossing(problem, rates, at)
-    # State: tier, and whether the way back has begun; the cost of a step is that of the links between.
-    steps_up = np.vstack([np.zeros(n + 1), np.cumsum(up + rates.up_message[:, np.newaxis], axis=0)])
-    steps_down = np.vstack([np.zeros(n + 1), np.cumsum(down + rates.down_message[:, np.newaxis], axis=0)])
-    cost = np.full((2, tiers), np.inf)
-    cost[0, 0] = 0.0
-    came: list[NDArray[np.int64]] = []
+    # State: whether the way back has begun, and the tier; the cost of a step is that of the links between.
+    out = np.vstack([np.zeros(n + 1), np.cumsum(up + rates.up_message[:, np.newaxis], axis=0)]).T
+    home = np.vstack([np.zeros(n + 1), np.cumsum(down + rates.down_message[:, np.newaxis], axis=0)]).T
+    steps = np.full((n + 1, 2, tiers, 2, tiers), np.inf)
+    nearer = np.tri(tiers, dtype=bool)
+    steps[:, 0, :, 0] = np.where(nearer.T, out[:, np.newaxis, :] - out[:, :, np.newaxis], np.inf)
+    steps[:, 0, :, 1] = np.where(nearer, home[:, :, np.newaxis] - home[:, np.newaxis, :], np.inf)
+    steps[:, 1, :, 1] = steps[:, 0, :, 1]
+    steps = steps.reshape(n + 1, 2 * tiers, 2 * tiers)
+    twice, states = np.tile(unary, 2), np.arange(2 * tiers)
+    cost = np.full(2 * tiers, np.inf)
+    cost[0] = 0.0
+    came = np.empty((n, 2 * tiers), dtype=np.int64)
     for i in range(n):
-        outward = cost[0][:, np.newaxis] + steps_up[:, i] - steps_up[:, i][:, np.newaxis]
-        outward = np.where(np.tri(tiers, k=-1, dtype=bool), np.inf, outward)
-        either = np.concatenate([cost[0], cost[1]])[:, np.newaxis]
-        reach = np.tile(steps_down[:, i], 2)[:, np.newaxis] - steps_down[:, i]
-        back = np.where(np.tile(np.tri(tiers, dtype=bool), (2, 1)), either + reach, np.inf)
-        came.append(np.stack([outward.argmin(axis=0), back.argmin(axis=0)]))
-        cost = np.stack([outward.min(axis=0), back.min(axis=0)]) + unary[i]
-    final = cost + steps_down[:, n]
-    way, tier = divmod(int(final.argmin()), tiers)
+        ways = cost[:, np.newaxis] + steps[i]
+        came[i] = ways.argmin(axis=0)
+        cost = ways[came[i], states] + twice[i]
+    state = int((cost + np.tile(home[n], 2)).argmin())
     placed = np.zeros(n, dtype=np.int64)
     for i in reversed(range(n)):
-        placed[order[i]] = tier
-        before = int(came[i][way, tier])
-        way, tier = (0, before) if way == 0 else divmod(before, tiers)
+        placed[order[i]] = state % tiers
+        state = int(came[i][state])
     return tuple(np.where(_allowed_at(problem, placed), placed, problem.constraints.allowed.argmax(axis=1)).tolist())
 
 

@@ -81,12 +81,27 @@ class CutNetwork:
         self._add_values()
         once: list[_Arc] = []
         for k in range(1, allowed.shape[1]):
-            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]})), _SINK, 0, k - 1)
+            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]}), k), _SINK, 0, k - 1)
         self._sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
         self._fixed_arcs = _table([*self._unary, *self._ups, *self._downs])
         self._infinite_arcs = _table(self._infinite)
         self._once = _Flow(self._nodes, self._fixed_arcs, _table(once), self._infinite_arcs)
+        self._links = self._apart(_table(once))
         self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
+
+    def _apart(self, once: NDArray[np.int64]) -> "list[_LinkFlow]":
+        """A flow for each link alone, if there are several and every block's tiers are neighbors."""
+        spread = [np.flatnonzero(row) for row in self.allowed]
+        if self.allowed.shape[1] < 3 or any(options[-1] - options[0] + 1 != len(options) for options in spread):
+            return []
+        transfers = self._fixed_arcs[self._sections[0] :]
+        kinds = np.repeat([0, 1], [len(self._ups), len(self._downs)])
+        found = []
+        for k in range(1, self.allowed.shape[1]):
+            mine = transfers[:, 3] == k - 1
+            inner = self._infinite_arcs[self._infinite_arcs[:, 3] == k]
+            found.append(_LinkFlow(k, self._y[:-1, k], transfers[mine], kinds[mine], once[once[:, 3] == k - 1], inner))
+        return found
 
     def _new_node(self) -> int:
         self._nodes += 1
@@ -128,10 +143,10 @@ class CutNetwork:
             for k in range(1, self.allowed.shape[1]):
                 made = int(self._y[producer, k])
                 readers = sorted({int(self._y[c, k]) for c in consumers})
-                self._arc(self._ups, self._any_of(readers), made, t, k - 1)
-                self._arc(self._downs, made, self._all_of(readers), t, k - 1)
+                self._arc(self._ups, self._any_of(readers, k), made, t, k - 1)
+                self._arc(self._downs, made, self._all_of(readers, k), t, k - 1)
 
-    def _any_of(self, nodes: Sequence[int]) -> int:
+    def _any_of(self, nodes: Sequence[int], k: int) -> int:
         """A node that is on the source side as soon as one of `nodes` is."""
         inner = [node for node in nodes if node != _SINK]
         if _SOURCE in inner:
@@ -140,10 +155,10 @@ class CutNetwork:
             return inner[0] if inner else _SINK
         helper = self._new_node()
         for node in inner:
-            self._arc(self._infinite, node, helper)
+            self._arc(self._infinite, node, helper, 0, k)
         return helper
 
-    def _all_of(self, nodes: Sequence[int]) -> int:
+    def _all_of(self, nodes: Sequence[int], k: int) -> int:
         """A node that is on the source side only if all of `nodes` are."""
         inner = [node for node in nodes if node != _SOURCE]
         if _SINK in inner:
@@ -152,7 +167,7 @@ class CutNetwork:
             return inner[0] if inner else _SOURCE
         helper = self._new_node()
         for node in inner:
-            self._arc(self._infinite, helper, node)
+            self._arc(self._infinite, helper, node, 0, k)
         return helper
 
     def _turns(self, chain: Sequence[int]) -> list[_Arc]:
@@ -196,6 +211,12 @@ class CutNetwork:
     def _solve_charged(
         self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], chain: Sequence[int] | None
     ) -> CutResult:
+        if chain is None and self._links:
+            sides = [link.beyond(rates, charges, self.problem.graph.name) for link in self._links]
+            beyond = np.array([side for side, _ in sides])
+            # Links decide one by one; where the answers nest they are the answer of all together.
+            if (beyond[:-1] >= beyond[1:]).all():
+                return self._result(beyond.sum(axis=0), rates, charges, chain, sum(error for _, error in sides))
         flow = self._once if chain is None else self._along(chain)
         least = np.where(self.allowed, rates.unary, np.inf).min(axis=1)
         unary, ups, downs = np.split(self._fixed_arcs, self._sections[:-1])
@@ -277,6 +298,64 @@ class _Flow:
         side[self._flow.get_source_side_min_cut()] = True
         side[_SOURCE] = True
         return side
+
+
+class _LinkFlow:
+    """Which blocks are beyond one link, the others left aside: a cut of its own, and a much smaller one.
+
+    Args:
+        k: the tier that the link leads to.
+        nodes: of each block, that which says whether it is beyond.
+        transfers: arcs of the values that cross the link.
+        kinds: of those, 0 away from the first tier, 1 towards it.
+        trips: the arc of the round trips.
+        inner: infinite arcs between these nodes and their helpers.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        nodes: NDArray[np.int64],
+        transfers: NDArray[np.int64],
+        kinds: NDArray[np.int64],
+        trips: NDArray[np.int64],
+        inner: NDArray[np.int64],
+    ) -> None:
+        self._k = k
+        self._free = np.flatnonzero(nodes > _SINK)
+        self._fixed = nodes == _SOURCE
+        unary = [(_SOURCE, int(nodes[v]), int(v), 0) for v in self._free]
+        unary += [(int(nodes[v]), _SINK, int(v), 0) for v in self._free]
+        arcs = np.concatenate([_table(unary), transfers])
+        used = np.unique(np.concatenate([[_SOURCE, _SINK], *(t[:, :2].ravel() for t in (arcs, trips, inner))]))
+        number = np.zeros(int(used.max()) + 1, dtype=np.int64)
+        number[used] = np.arange(len(used))
+
+        def renamed(table: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.concatenate([number[table[:, :2]], table[:, 2:]], axis=1)
+
+        self._node = number[nodes]
+        self._values, self._kinds, self._trips = transfers[:, 2], kinds, len(trips)
+        self._flow = _Flow(len(used), renamed(arcs), renamed(trips), renamed(inner))
+
+    def beyond(
+        self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], name: str
+    ) -> tuple[NDArray[np.bool_], float]:
+        """Whether each block is beyond the link in the best cut, and by how much rounding can have misled it."""
+        link = self._k - 1
+        more = rates.unary[self._free, self._k] - rates.unary[self._free, link]
+        moved = np.where(self._kinds == 0, charges[0][link, self._values], charges[1][link, self._values])
+        trips = np.full(self._trips, rates.message[link])
+        gains, losses = np.maximum(-more, 0.0), np.maximum(more, 0.0)
+        # Twice a cut that is there is as good as infinite: all on this side, or all that may be on the other.
+        reachable = min(gains.sum() + moved.sum() * self._fixed.any(), losses.sum() + moved.sum()) + trips.sum()
+        capacities = np.minimum(np.concatenate([gains, losses, moved, trips]), 2 * reachable)
+        total = float(capacities.sum())
+        if not len(self._free) or total == 0:
+            return self._fixed.copy(), 0.0
+        scale = _SCALED_TOTAL / total
+        side = self._flow.source_side(np.rint(capacities * scale).astype(np.int64), name)
+        return side[self._node], len(capacities) / scale
 
 
 def transfer_charges(

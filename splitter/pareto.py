@@ -39,7 +39,7 @@ from flagsplit.splitter.rates import (
 MEASURES = ("latency_ms", "energy_mj", "price_per_1k_usd", "carbon_per_1k_g")
 """What a frontier can be over, in the units of the SLA's bounds."""
 
-_APART = 1e-5
+_APART = 1e-3
 """Points that differ by less than this share of a measure's range are one."""
 
 _SWEEP = 6
@@ -78,7 +78,7 @@ class Frontier:
     seconds: float
 
 
-def pareto(
+def pareto_frontier(
     problem: Problem,
     measures: Sequence[str] = ("latency_ms", "energy_mj", "price_per_1k_usd"),
     seconds: float = 20.0,

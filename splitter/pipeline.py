@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flagsplit.flagir.blockgraph import BlockGraph
+from flagsplit.splitter.baselines import Baseline, single_tier_baselines
 from flagsplit.splitter.constraints import Support
 from flagsplit.splitter.costs import CostModel, Tier
-from flagsplit.splitter.explain import Baseline, baselines, explain_choice
+from flagsplit.splitter.explain import explain_choice
 from flagsplit.splitter.links import Link
 from flagsplit.splitter.pool import Choice, Pool
 from flagsplit.splitter.pool_builder import build_pool
-from flagsplit.splitter.problem import Problem, make_problem
+from flagsplit.splitter.problem import Bypass, Problem, make_problem
 from flagsplit.splitter.sla import SLA
 from flagsplit.splitter.solvers import Solution, solve
 
@@ -44,6 +45,7 @@ def plan_model(
     supports: Mapping[str, Support] | None = None,
     costs: CostModel | None = None,
     milp_seconds: float = 10.0,
+    bypasses: Sequence[Bypass] = (),
 ) -> PlanningResult:
     """Plan a model.
 
@@ -55,11 +57,20 @@ def plan_model(
         supports: by tier name, what the tier's target cannot run.
         costs: replaces the modelled costs.
         milp_seconds: time limit of the exact search if a cap or bound binds.
+        bypasses: direct links between tiers that are not neighbors.
 
     Raises:
         PolicyError: the request is malformed, contradicts itself, or no plan can keep the SLA.
     """
-    problem = make_problem(graph, tiers, links, sla, supports, costs)
+    return plan_problem(make_problem(graph, tiers, links, sla, supports, costs, bypasses), milp_seconds)
+
+
+def plan_problem(problem: Problem, milp_seconds: float = 10.0) -> PlanningResult:
+    """`plan_model` for a problem that is put together already.
+
+    Raises:
+        PolicyError: no plan can keep the SLA.
+    """
     solution = solve(problem, milp_seconds=milp_seconds)
     pool = build_pool(problem, solution)
     chosen = pool.choose(problem.nominal)
@@ -67,7 +78,7 @@ def plan_model(
         pool=pool,
         chosen=chosen,
         reasons=explain_choice(problem, pool, chosen),
-        baselines=baselines(problem),
+        baselines=single_tier_baselines(problem),
         solution=solution,
         problem=problem,
     )

@@ -95,6 +95,7 @@ class Pool:
     _uses: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
     _bias: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    _usable_by: dict[tuple[bool, ...], NDArray[np.bool_]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.plans or len({(plan.tiers, len(plan.placement)) for plan in self.plans}) != 1:
@@ -109,6 +110,7 @@ class Pool:
         uses = [[k in plan.placement for k in range(len(plan.tiers))] for plan in self.plans]
         object.__setattr__(self, "_uses", np.array(uses))
         object.__setattr__(self, "_bias", np.array(self.bias))
+        object.__setattr__(self, "_usable_by", {})
         object.__setattr__(self, "_index", {plan.name: i for i, plan in enumerate(self.plans)})
 
     @property
@@ -134,8 +136,11 @@ class Pool:
 
     def scores(self, state: State) -> NDArray[np.float64]:
         """What is minimized, for every plan in that state: the weighted sum, or the time of the slowest stage."""
+        return self._scores(self.latencies_s(state), state)
+
+    def _scores(self, latencies: NDArray[np.float64], state: State) -> NDArray[np.float64]:
         if self.goal == "latency":
-            weighted: NDArray[np.float64] = self.latency_weight * self.latencies_s(state) + self._bias
+            weighted: NDArray[np.float64] = self.latency_weight * latencies + self._bias
             return weighted
         stages = self.plans[0].features.stages
         slowest: NDArray[np.float64] = (self._phi[:, :stages] * state.vector()[:stages]).max(axis=1)
@@ -157,20 +162,27 @@ class Pool:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
         """
         latencies = self.latencies_s(state)
-        usable = ~(self._uses & ~np.array(state.alive)).any(axis=1) & state.alive[0]
+        usable = self._usable(state.alive)
         if not usable.any():
             raise UnavailableError(self._nothing_left(state))
-        score = np.where(usable, self.scores(state), np.inf)
+        score = self._scores(latencies, state)
+        score[~usable] = np.inf
         if self.latency_bound_s is not None:
             score = self._prefer_bound(score, latencies, usable, self.latency_bound_s)
-        order = np.argsort(score, kind="stable")
-        best = int(order[0])
+        best = int(score.argmin())
         if self.preferred is not None and self._is_kept(self._index[self.preferred], latencies, usable):
             best = self._index[self.preferred]
         elif current is not None and (switch_margin > 0 or switch_s > 0):
             kept = self._index.get(current, best)
             best = kept if score[kept] <= score[best] * (1 + switch_margin) + switch_s * self._per_second else best
-        return self._choice(best, [int(i) for i in order if i != best and usable[i]], latencies)
+        return self._choice(best, score, latencies)
+
+    def _usable(self, alive: tuple[bool, ...]) -> NDArray[np.bool_]:
+        """Which plans compute on these tiers only."""
+        known = self._usable_by.get(alive)
+        if known is None:
+            known = self._usable_by[alive] = ~(self._uses & ~np.array(alive)).any(axis=1) & alive[0]
+        return known
 
     def _is_kept(self, plan: int, latencies: NDArray[np.float64], usable: NDArray[np.bool_]) -> bool:
         """Whether a plan can run and keeps the latency bound."""
@@ -187,8 +199,10 @@ class Pool:
         keeps = usable & (latencies <= bound_s)
         return np.where(keeps, score, np.inf) if keeps.any() else np.where(usable, latencies, np.inf)
 
-    def _choice(self, best: int, others: list[int], latencies: NDArray[np.float64]) -> Choice:
-        runner_up = others[0] if others else None
+    def _choice(self, best: int, score: NDArray[np.float64], latencies: NDArray[np.float64]) -> Choice:
+        score[best] = np.inf
+        second = int(score.argmin())
+        runner_up = second if score[second] < np.inf else None
         latency_s = float(latencies[best])
         return Choice(
             plan=self.plans[best],

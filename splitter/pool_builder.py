@@ -50,7 +50,7 @@ def build_pool(
         PolicyError: no plan at all keeps the SLA.
     """
     nominal = nominal or solve(problem, milp_seconds=milp_seconds)
-    grid = grid or Grid.for_links(len(problem.links) + len(problem.bypasses))
+    grid = grid or Grid.for_links(len(problem.links) + len(problem.bypasses), len(problem.graph.blocks))
     absent = {f"all-{tier.name}": why for k, tier in enumerate(problem.tiers) if (why := why_not_all_on(problem, k))}
     search = PoolSearch(problem, grid, milp_seconds)
     first = search.add(nominal.placement, nominal.route)

@@ -27,7 +27,6 @@ from flagsplit.splitter.routes import Route, routes_of
 from flagsplit.splitter.solvers import goal_of, solve
 from flagsplit.splitter.state import State
 
-_SAMPLES = 48
 _GUESSED_STATES = 12
 _SEED = 20
 
@@ -54,7 +53,10 @@ class PoolSearch:
         self.problem = problem
         self.grid = grid
         rng = random.Random(_SEED)  # noqa: S311 - spreads states, guards nothing
-        between = [grid.between(problem.nominal, rng) for _ in range(_SAMPLES if len(problem.tiers) > 1 else 0)]
+        between = [
+            grid.between(problem.nominal, rng)
+            for _ in range(grid.samples(len(problem.graph.blocks)) if len(problem.tiers) > 1 else 0)
+        ]
         self.states = [*grid.states(problem.nominal), *between]
         self.sampled = len(between)
         self.cells = list(grid.cells(problem.nominal))
@@ -72,7 +74,7 @@ class PoolSearch:
         """The index of a plan that keeps the SLA, made if it is new."""
         chosen = self._routes.get(route, self._routes[tuple(range(len(self.problem.tiers)))])
         if codecs is None and len(self.problem.codecs) > 1:
-            codecs = self._codecs(chosen, placement, chosen.problem.nominal)
+            codecs = self._codecs(chosen, placement, chosen.state(self.problem.nominal))
         key = (placement, chosen.tiers, None if codecs is None else codecs.tobytes())
         if key not in self._index:
             self._index[key] = len(self.plans)
@@ -86,7 +88,7 @@ class PoolSearch:
         """A placement by each route on which it keeps the SLA."""
         for route in self._routes.values():
             if set(placement) <= set(route.tiers):
-                self._take(route, route.from_whole_line(placement), route.problem.nominal)
+                self._take(route, route.from_whole_line(placement), route.state(self.problem.nominal))
 
     def run(self) -> None:
         """Search all sets of tiers."""

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flagsplit.apps.cli.options import names, pairs, shapes, sizes_and_ranges, sla_file
+from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
-from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_rows
+from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
 from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
 from flagsplit.flagir.frontends.any_model import Source
 
@@ -24,8 +24,9 @@ def command(
     ] = None,
     link: Annotated[
         list[str] | None,
-        typer.Option(metavar="TIER=BW/RTT", help="The link to the tier before, such as edge=100mbit/5ms."),
+        typer.Option(metavar="TIER=BW/RTT", help=LINK_HELP),
     ] = None,
+    region: Annotated[list[str] | None, typer.Option(metavar="TIER=REGION[@HOUR]", help=REGION_HELP)] = None,
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[
         list[str] | None,
@@ -55,6 +56,7 @@ def command(
         shapes=shapes("--shape", shape),
         numerics=numerics,
         catalogues=catalogue or [],
+        regions=pairs("--region", region, commas=True),
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
     with progress_bar(quiet=as_json) as progress:
@@ -95,6 +97,8 @@ def _show(result: BuildResult) -> None:
     out = console()
     pool = result.planning.pool
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(pool.plans), left=2))
+    for note in plan_notes(pool.plans):
+        say(out, note)
     for name, why in pool.absent.items():
         say(out, f"{name} is not among them: {why}")
     out.print()

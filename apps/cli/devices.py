@@ -1,4 +1,4 @@
-"""`flagsplit devices`: the catalogue of devices and links."""
+"""`flagsplit devices`: the catalogue of devices, links and regions."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ def command(
     catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List the devices and links that plans can be made for. Every figure has its source in --json."""
+    """List the devices, links and regions that plans can be made for. Every figure has its source in --json."""
     found = load_catalogue(catalogue or [])
     if as_json:
         print_json(
@@ -30,6 +30,7 @@ def command(
                     }
                     for link in found.links.values()
                 ],
+                "regions": {name: region.model_dump(mode="json") for name, region in found.regions.items()},
             }
         )
         return
@@ -48,6 +49,12 @@ def command(
         for name, link in found.links.items()
     ]
     out.print(table("Links", ("link", "medium", "up", "down", "rtt"), links, left=2))
+    out.print()
+    regions = [
+        (name, region.title, f"{region.intensity.value:g}", "yes" if region.hourly else "no")
+        for name, region in found.regions.items()
+    ]
+    out.print(table("Regions", ("region", "", "gCO2/kWh", "by hour"), regions, left=2))
 
 
 def _row(device: Device) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import typer
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.output import console, print_json, say, shape_text, size_text, table
-from flagsplit.apps.cli.plans import plan_data, plan_rows
+from flagsplit.apps.cli.plans import plan_data, plan_notes, plan_rows
 from flagsplit.runtime.bundle import Bundle, open_bundle
 
 
@@ -69,6 +69,8 @@ def _show(bundle: Bundle) -> None:
     out.print(table("Tiers", ("tier", "device", "target", "segments"), rows, left=3))
     out.print()
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(bundle.plans.pool.plans), left=2))
+    for note in plan_notes(bundle.plans.pool.plans):
+        say(out, note)
     out.print()
     for sentence in bundle.plans.reasons:
         say(out, sentence)

@@ -23,6 +23,7 @@ _INTERRUPTED = 130
 
 _COMMANDS = {
     "build": "command",
+    "plan": "command",
     "inspect": "command",
     "run": "command",
     "serve": "command",
@@ -31,6 +32,7 @@ _COMMANDS = {
     "reference": "command",
     "show": "command",
     "diff": "command",
+    "sla": "app",
     "zoo": "app",
     "keys": "app",
 }

@@ -6,6 +6,9 @@ from pathlib import Path
 from flagsplit.errors import ConfigError
 from flagsplit.splitter.sla import SLA, parse_sla
 
+LINK_HELP = "The link to the tier before, such as edge=100mbit/5ms; or a by-pass: phone-cloud=20mbit/40ms."
+REGION_HELP = "Where a tier draws its power, such as cloud=DEU or cloud=DEU@14; docs/devices.md."
+
 
 def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> dict[str, str]:
     """`NAME=VALUE` texts as a mapping.
@@ -28,6 +31,15 @@ def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> 
                 raise ConfigError(f"{option} names {name!r} twice; give it once")
             found[name] = value
     return found
+
+
+def changes(option: str, given: Iterable[str] | None) -> list[tuple[str, str]]:
+    """`NAME=VALUE` texts in their order; a name may stand more than once.
+
+    Raises:
+        ConfigError: a text is no pair.
+    """
+    return [pair for text in given or () for pair in pairs(option, [text]).items()]
 
 
 def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:

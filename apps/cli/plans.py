@@ -5,8 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flagsplit.apps.cli.output import size_text
+from flagsplit.flagir.codecs import NO_CODEC
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.plan import Plan
+
+_MOST_NAMED = 3
 
 
 def plan_data(plan: Plan) -> dict[str, Any]:
@@ -15,6 +18,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
     return {
         "name": plan.name,
         "tiers": [plan.tiers[index] for index in plan.used_tiers],
+        "route": [plan.tiers[index] for index in plan.route] or list(plan.tiers),
         "blocks": {tier: plan.placement.count(index) for index, tier in enumerate(plan.tiers)},
         "cuts": [
             {
@@ -35,9 +39,32 @@ def plan_data(plan: Plan) -> dict[str, Any]:
             "resident_bytes": dict(zip(plan.tiers, features.resident_bytes, strict=True)),
             "up_bytes": list(features.up_bytes),
             "down_bytes": list(features.down_bytes),
+            "carbon_per_1k_g": plan.predicted.carbon_per_1k_g,
+            "bottleneck_ms": plan.predicted.bottleneck_s * 1e3,
+            "cold_start_ms": plan.predicted.cold_start_s * 1e3,
             "basis": plan.predicted.basis,
         },
     }
+
+
+def encoded_cuts(plan: Plan) -> list[tuple[str, str]]:
+    """Values that travel encoded, each with its codec; one that goes both ways stands twice if the codecs differ."""
+    return list(dict.fromkeys((cut.value, cut.codec) for cut in plan.cuts if cut.codec != NO_CODEC))
+
+
+def plan_notes(plans: Sequence[Plan]) -> list[str]:
+    """What no column says: a sentence for each plan with codecs, and for each that goes round a tier."""
+    notes = []
+    for plan in plans:
+        coded = encoded_cuts(plan)
+        if coded:
+            shown = ", ".join(f"{value} as {name}" for value, name in coded[:_MOST_NAMED])
+            more = f" and {len(coded) - _MOST_NAMED} more" if len(coded) > _MOST_NAMED else ""
+            notes.append(f"{plan.name} is lossy: it sends {shown}{more}")
+        passed_by = [tier for index, tier in enumerate(plan.tiers) if plan.route and index not in plan.route]
+        if passed_by:
+            notes.append(f"{plan.name} passes by {', '.join(passed_by)}")
+    return notes
 
 
 def plan_rows(plans: Sequence[Plan]) -> list[tuple[str, ...]]:

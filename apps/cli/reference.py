@@ -9,11 +9,11 @@ import typer
 from flagsplit import flagir
 from flagsplit.apps.cli.output import console, print_json, size_text
 from flagsplit.apps.outputs import check_output
+from flagsplit.apps.plan_graphs import cuts_of
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.codecs import BoundaryCut
 from flagsplit.flagir.reference import DATA_SUFFIX, reference, write_reference
 from flagsplit.runtime.bundle import GRAPH_NAME, open_bundle
-from flagsplit.splitter.plan import Plan
 
 _ZIP = b"PK"
 
@@ -55,7 +55,7 @@ def _read(source: Path, plan: str) -> tuple[ir.Model, list[BoundaryCut]]:
         flagir.check(model)
         return model, []
     bundle = open_bundle(source)
-    return flagir.read_model(bundle.folder / GRAPH_NAME), _cuts(bundle.plan(plan))
+    return flagir.read_model(bundle.folder / GRAPH_NAME), cuts_of(bundle.plan(plan))
 
 
 def _is_archive(path: Path) -> bool:
@@ -63,10 +63,6 @@ def _is_archive(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(len(_ZIP)) == _ZIP
-
-
-def _cuts(plan: Plan) -> list[BoundaryCut]:
-    return [BoundaryCut(cut.value, cut.from_tier, cut.to_tier, cut.codec) for cut in plan.cuts]
 
 
 def _data(model: ir.Model, plan: str, cuts: list[BoundaryCut], files: tuple[Path, ...]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ import typer
 from flagsplit.apps import api, compare
 from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
+from flagsplit.apps.cli.plans import encoded_cuts
 from flagsplit.apps.outputs import check_output
+from flagsplit.apps.plan_graphs import is_lossy, plan_reference
 from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.inputs import check_inputs, random_inputs
@@ -67,9 +69,7 @@ def command(
             _warn_of_absent(session, opened, plan)
             answers = _ask(session, inputs, plan, repeat, progress)
             tiers = session.tiers
-    difference = None
-    if check:
-        difference = compare.to_data(compare.compare(_reference(opened, inputs, host), answers[-1]))
+    difference = _check(opened, inputs, host, answers[-1]) if check else None
     if output is not None:
         _write(output, answers[-1])
     data = _data(opened, answers, difference, tiers)
@@ -134,12 +134,19 @@ def _ask(session: Session, inputs: Mapping[str, Array], plan: str, repeat: int, 
     return answers
 
 
-def _reference(bundle: Bundle, inputs: Mapping[str, Array], host: LoadOptions) -> dict[str, Array]:
+def _check(bundle: Bundle, inputs: Mapping[str, Array], host: LoadOptions, answer: Answer) -> dict[str, Any]:
+    """The answer against the unsplit model and, if its plan is lossy, against the plan's own reference."""
     whole = bundle.load_whole(host)
     try:
-        return whole.run(inputs)
+        found = compare.to_data(compare.compare(whole.run(inputs), answer))
     finally:
         whole.close()
+    plan = bundle.plan(answer.report.plan)
+    if is_lossy(plan):
+        with plan_reference(bundle, plan.name, host) as made:
+            found["plan_reference"] = compare.to_data(compare.compare(made.run(inputs), answer))
+        found["codecs"] = [{"value": value, "codec": codec} for value, codec in encoded_cuts(plan)]
+    return found
 
 
 def _write(path: Path, answer: Answer) -> None:
@@ -199,5 +206,10 @@ def _show(bundle: Bundle, data: dict[str, Any]) -> None:
         check = data["check"]
         relative = f"{check['max_rel']:.3g} of the output's range"
         say(out, f"against the unsplit model: largest difference {check['max_abs']:.3g}, {relative}")
+        if "plan_reference" in check:
+            codecs = ", ".join(dict.fromkeys(each["codec"] for each in check["codecs"]))
+            own = f"largest difference {check['plan_reference']['max_abs']:.3g}"
+            say(out, f"the plan is lossy: {len(check['codecs'])} tensors travel as {codecs}")
+            say(out, f"against the plan's own reference: {own}")
     for name, tensor in data["outputs"].items():
         say(out, f"output {name}: {tensor['dtype']} {shape_text(tensor['shape'])}")

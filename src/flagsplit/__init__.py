@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from flagsplit._version import VERSION
 
 if TYPE_CHECKING:
-    from flagsplit.apps.api import build, build_async, connect, connect_async, open, open_async  # noqa: A004 - flagsplit.open
+    from flagsplit.apps.api import build, build_async, connect, connect_async, open, open_async, plan  # noqa: A004 - flagsplit.open
     from flagsplit.apps.pipeline import BuildResult
+    from flagsplit.apps.planning import PlanReport
     from flagsplit.errors import FlagsplitError
     from flagsplit.runtime.bundle import Bundle
     from flagsplit.runtime.session import Answer, AsyncSession, Session, SessionSettings
@@ -30,6 +31,7 @@ _HOMES = {
     "BuildResult": "flagsplit.apps.pipeline",
     "Bundle": "flagsplit.runtime.bundle",
     "FlagsplitError": "flagsplit.errors",
+    "PlanReport": "flagsplit.apps.planning",
     "SLA": "flagsplit.splitter.sla",
     "Session": "flagsplit.runtime.session",
     "SessionSettings": "flagsplit.runtime.session",
@@ -39,6 +41,7 @@ _HOMES = {
     "connect_async": "flagsplit.apps.api",
     "open": "flagsplit.apps.api",
     "open_async": "flagsplit.apps.api",
+    "plan": "flagsplit.apps.api",
 }
 
 __all__ = [
@@ -48,6 +51,7 @@ __all__ = [
     "BuildResult",
     "Bundle",
     "FlagsplitError",
+    "PlanReport",
     "Session",
     "SessionSettings",
     "__version__",
@@ -57,6 +61,7 @@ __all__ = [
     "connect_async",
     "open",
     "open_async",
+    "plan",
 ]
 
 

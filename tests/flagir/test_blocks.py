@@ -180,3 +180,13 @@ def test_an_input_that_nobody_reads() -> None:
         ("u", GRAPH_INPUT, ()),
     ]
     assert graph.outputs[0].size_bytes == 8
+
+
+def test_sizes_by_codec() -> None:
+    """Those of numbers with a fraction, parameters included, at the nominal sizes; inputs too."""
+    text = """g (int64[N, 3] ids, float[N, 3] x, string[2] s) => (float[N, 3] y, string[2] z) {
+        f = Cast <to = 1> (ids) h = Add(f, x) y = Softmax(h) z = Identity(s) }"""
+    values = {value.name: value.codec_bytes for value in block_graph(canonical(parse(text)), {"N": 2}).values}
+    assert values["ids"] == {}
+    assert values["s"] == values["z"] == {}
+    assert values["x"] == values["y"] == {"fp16": 12, "u8_per_channel": 6 + 2 * 5, "u8": 6 + 5, "u4_per_channel": 29}

@@ -1,6 +1,7 @@
 """Slow, plain answers to compare the splitter with: costs from a simulated request, written out figure by figure.
 
-Nothing here uses `Usage`, `Rates` or a solver; codecs are left aside, what they do is written out in `test_codecs.py`.
+Nothing here uses `Usage`, `Rates` or a solver. Codecs are left aside; what they do is written out in
+`test_codec_charges.py`.
 """
 
 import random

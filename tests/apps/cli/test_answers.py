@@ -33,7 +33,7 @@ def test_inspect(cli: Cli, split_bundle: Path) -> None:
     ]
     assert [tier["name"] for tier in data["tiers"]] == ["phone", "edge", "cloud"]
     assert data["nominal_dims"] == {"N": 1, "H": 224, "W": 224}
-    assert len(data["plans"]) > 1
+    assert data["plans"]
     for plan in data["plans"]:
         assert plan["tiers"][0] == "phone"
         assert plan["tiers"][-1] == "cloud"

@@ -17,7 +17,7 @@ TIERS = ("--tiers", "phone,edge")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "missing command; flagsplit expects one of build, inspect, run"),
+        ((), "missing command; flagsplit expects one of build, plan, inspect, run"),
         (("bild",), "no such command 'bild'. Did you mean 'build'; flagsplit expects one of build"),
         (("zoo",), "missing command; flagsplit zoo expects one of list, pull"),
         (("keys", "shew"), "flagsplit keys expects one of show, allow, revoke, trust"),

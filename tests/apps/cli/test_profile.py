@@ -79,3 +79,16 @@ def test_misuse(cli: Cli, small_bundle: Path, small_model: Path, tmp_path: Path)
     assert "cannot be read" in cli(*build, "--profile", "edge=none.json").error
     assert "--profile expects NAME=VALUE" in cli(*build, "--profile", "none.json").error
     assert "--profile names tier 'moon'" in cli(*build, "--profile", "moon=none.json").error
+
+
+@pytest.mark.slow
+def test_profile_then_plan(cli: Cli, small_model: Path, tmp_path: Path) -> None:
+    cli("build", small_model, *FAST_EDGE, "-o", "draft.flagsplit")
+    cli("profile", "draft.flagsplit", "--tier", "edge", "--seconds", "0.01", "-o", "edge.json")
+    data = cli("plan", small_model, *FAST_EDGE, "--profile", "edge=edge.json", "--pareto", "--json").data
+    assert data["times_basis"] == {"phone": "modelled", "edge": "measured"}
+    assert data["profiles"]["edge"]["measured_share"] == 1.0
+    assert data["frontier"]["points"][0]["figures"]["latency_ms"] == pytest.approx(data["plan"]["latency_ms"])
+    out = cli("plan", "draft.flagsplit", "--profile", "edge=edge.json", "--pareto").out
+    assert "note: edge: 5 of 5 blocks measured" in out
+    assert "No plan beats these in everything (modelled, complete)" in out

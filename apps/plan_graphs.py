@@ -1,0 +1,103 @@
+"""The graph of a plan: the model as the plan places it, with the codecs of its cuts.
+
+A bundle's segments come from here, and so does the one model that a split run must match bit for bit.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit import flagir
+from flagsplit.flagir import BlockGraph, Step
+from flagsplit.flagir.codecs import NO_CODEC, BoundaryCut, apply_codecs, join_variant, name_what_is_lossy
+from flagsplit.flagir.reference import reference
+from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle
+from flagsplit.splitter.plan import Plan
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import Executable, LoadOptions
+
+
+@dataclass(frozen=True)
+class PlanGraphs:
+    """All plans, cut.
+
+    Attributes:
+        model: every segment can be taken out of it: the model, and whatever plans with codecs have besides.
+        steps: by plan, its segments in execution order.
+        answers: by plan, the names under which it makes graph outputs, where they are others.
+    """
+
+    model: ir.Model
+    steps: Mapping[str, tuple[Step, ...]]
+    answers: Mapping[str, Mapping[str, str]]
+
+
+def cuts_of(plan: Plan) -> list[BoundaryCut]:
+    """What crosses links under a plan, and how."""
+    return [BoundaryCut(cut.value, cut.from_tier, cut.to_tier, cut.codec) for cut in plan.cuts]
+
+
+def is_lossy(plan: Plan) -> bool:
+    """Whether some tensor travels encoded."""
+    return any(cut.codec != NO_CODEC for cut in plan.cuts)
+
+
+def tier_by_node(graph: BlockGraph, plan: Plan) -> dict[str, int]:
+    """The tier's position for each node of the model."""
+    return {node: plan.placement[block.index] for block in graph.blocks for node in block.nodes}
+
+
+def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> PlanGraphs:
+    """Cut a model as each of the plans wants it.
+
+    Args:
+        model: a canonical model without plans; it stays as it is.
+        graph: its blocks.
+        plans: with different names, all over these blocks.
+
+    Raises:
+        ModelError: a cut names a value that does not travel that way or that its codec does not take.
+    """
+    steps: dict[str, tuple[Step, ...]] = {}
+    answers: dict[str, Mapping[str, str]] = {}
+    joined = model.clone() if any(map(is_lossy, plans)) else model
+    for plan in plans:
+        placement = tier_by_node(graph, plan)
+        if not is_lossy(plan):
+            steps[plan.name] = flagir.cut_into_steps(model, placement, len(plan.tiers))
+            continue
+        variant = model.clone()
+        flagir.write_placement(variant, plan.name, plan.tiers, placement)
+        apply_codecs(variant, cuts_of(plan))
+        renamed = name_what_is_lossy(variant)
+        placement = flagir.read_placement(variant, plan.name)
+        steps[plan.name] = flagir.cut_into_steps(variant, placement, len(plan.tiers))
+        if renamed:
+            answers[plan.name] = renamed
+        join_variant(joined, variant)
+    return PlanGraphs(joined, steps, answers)
+
+
+@contextmanager
+def plan_reference(bundle: Bundle, plan: str, host: LoadOptions) -> Iterator[Executable]:
+    """The one model that a plan's split run must match, codecs included, loaded for the length of a `with` statement.
+
+    Raises:
+        PolicyError: the pool has no plan of that name.
+        BundleError: the engine cannot load it.
+    """
+    cuts = cuts_of(bundle.plan(plan))
+    made = reference(flagir.read_model(bundle.folder / GRAPH_NAME), plan, cuts)
+    with tempfile.TemporaryDirectory(prefix="flagsplit-reference-") as folder:
+        file = Path(folder) / "reference.onnx"
+        file.write_bytes(flagir.to_bytes(made))
+        options = bundle.facts.tiers[0].artifacts[0].options
+        loaded = get_target("ort").load(file, bundle.folder / WEIGHTS_MEMBER, options, host)
+        try:
+            yield loaded
+        finally:
+            loaded.close()
