@@ -349,7 +349,8 @@ class _LinkFlow:
         gains, losses = np.maximum(-more, 0.0), np.maximum(more, 0.0)
         # Twice a cut that is there is as good as infinite: all on this side, or all that may be on the other.
         reachable = min(gains.sum() + moved.sum() * self._fixed.any(), losses.sum() + moved.sum()) + trips.sum()
-        capacities = np.minimum(np.concatenate([gains, losses, moved, trips]), 2 * reachable)
+        capacities = np.concatenate([gains, losses, moved, trips])
+        capacities = np.minimum(capacities, 2 * reachable) if reachable > 0 else capacities
         total = float(capacities.sum())
         if not len(self._free) or total == 0:
             return self._fixed.copy(), 0.0

@@ -190,6 +190,7 @@ def test_links(catalogue: Catalogue) -> None:
     assert min(passed, refused) >= 50
 
 
+@pytest.mark.slow
 def test_profiles(tmp_path: Path) -> None:
     block = {"name": "conv", "seconds": 0.1, "added_s": 0.09, "spread": 0.1, "runs": 5, "features": {"flops": 1.0}}
     profile = {
