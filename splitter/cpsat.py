@@ -24,6 +24,7 @@ _UNITS = 1 << 24
 _OBJECTIVE_UNITS = 1 << 30
 _MOST_UNITS = 1 << 44
 _ROOM = 1e-7
+_FEW_BLOCKS = 200
 
 
 class CpSatProgram:
@@ -195,7 +196,11 @@ class CpSatProgram:
     def _add_peak_rows(self, tier: int, peak: Any) -> None:
         """Block n on the tier implies weights + live values <= peak."""
         values, on = self.problem.values, [row[tier] for row in self._on]
-        weights = sum(int(w) * on[v] for v, w in enumerate(self.problem.weight_bytes) if w)
+        weights: Any = sum(int(w) * on[v] for v, w in enumerate(self.problem.weight_bytes) if w)
+        if self._n > _FEW_BLOCKS:  # the sum once, and not in a row for each block
+            total = self.model.new_int_var(0, int(self.problem.weight_bytes.sum()), "")
+            self.model.add(weights <= total)
+            weights = total
         resident = [self._any_on([on[end] for end in ends]) for ends in self._ends]
         self.model.add(weights <= peak)
         for n in range(self._n):

@@ -143,7 +143,7 @@ def test_what_is_accepted_is_solved(catalogue: Catalogue) -> None:
         solution = solve(problem, milp_seconds=1.0)
         assert solution.bound <= solution.objective
 
-    passed, refused = _tried(120, attempt)
+    passed, refused = _tried(70, attempt)
     assert min(passed, refused) >= 10
 
 

@@ -16,7 +16,7 @@ from flagsplit.splitter.testing import placements, random_problem, with_random_l
 @pytest.mark.parametrize("goal", ["latency", "throughput"])
 def test_never_breaks_a_limit(catalogue: Catalogue, goal: str) -> None:
     best_found = tried = 0
-    for seed in range(8000, 8030):
+    for seed in range(8000, 8012):
         rng = random.Random(seed)
         problem = with_random_limits(rng, random_problem(rng, catalogue, most_placements=150))
         data = problem.sla.model_dump(mode="json", exclude_none=True)
@@ -34,5 +34,5 @@ def test_never_breaks_a_limit(catalogue: Catalogue, goal: str) -> None:
         best = min(goal_value(problem, placement, state) for placement in able)
         tried += 1
         best_found += guess.objective <= best * (1 + 1e-6)
-    assert tried >= 10
+    assert tried >= 4
     assert best_found >= 0.8 * tried
