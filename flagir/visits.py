@@ -24,13 +24,19 @@ class Visit:
     items: tuple[int, ...]
 
 
-def visits(placement: Sequence[int], predecessors: Sequence[Sequence[int]], tier_count: int) -> tuple[Visit, ...]:
+def visits(
+    placement: Sequence[int],
+    predecessors: Sequence[Sequence[int]],
+    tier_count: int,
+    readers: Sequence[Sequence[int]] | None = None,
+) -> tuple[Visit, ...]:
     """The visits of a request.
 
     Args:
         placement: the tier of each item (a node or a block), items in topological order.
         predecessors: for each item, the items whose results it needs, without repeats.
         tier_count: how many tiers the line has.
+        readers: for each item, the items that need its result, if known already: `readers_of_each(predecessors)`.
 
     Returns:
         Visits in order; every item is in exactly one. Tiers that only relay do not appear.
@@ -38,7 +44,7 @@ def visits(placement: Sequence[int], predecessors: Sequence[Sequence[int]], tier
     Raises:
         InternalError: the items have a cycle.
     """
-    lift = _Lift(placement, predecessors, tier_count)
+    lift = _Lift(placement, predecessors, tier_count, readers or readers_of_each(predecessors))
     found: list[Visit] = []
     tier, direction = 0, 1
     while any(lift.pending):
@@ -56,13 +62,16 @@ def visits(placement: Sequence[int], predecessors: Sequence[Sequence[int]], tier
 class _Lift:
     """What is ready and what is still to come, by tier."""
 
-    def __init__(self, placement: Sequence[int], predecessors: Sequence[Sequence[int]], tier_count: int) -> None:
+    def __init__(
+        self,
+        placement: Sequence[int],
+        predecessors: Sequence[Sequence[int]],
+        tier_count: int,
+        readers: Sequence[Sequence[int]],
+    ) -> None:
         self._placement = placement
         self._waiting = [len(needed) for needed in predecessors]
-        self._readers: list[list[int]] = [[] for _ in placement]
-        for item, needed in enumerate(predecessors):
-            for maker in needed:
-                self._readers[maker].append(item)
+        self._readers = readers
         self.pending = [0] * tier_count
         self.ready: list[list[int]] = [[] for _ in range(tier_count)]
         for item, tier in enumerate(placement):
@@ -73,12 +82,29 @@ class _Lift:
     def run_ready(self, tier: int) -> list[int]:
         """Run all that is ready at a tier, and what becomes ready there by it."""
         ran: list[int] = []
-        while self.ready[tier]:
-            item = self.ready[tier].pop()
+        # Local names: this loop is most of what planning a large graph costs beside the flow.
+        waiting, ready, placement, readers, here = (
+            self._waiting,
+            self.ready,
+            self._placement,
+            self._readers,
+            self.ready[tier],
+        )
+        while here:
+            item = here.pop()
             ran.append(item)
-            for reader in self._readers[item]:
-                self._waiting[reader] -= 1
-                if not self._waiting[reader]:
-                    self.ready[self._placement[reader]].append(reader)
+            for reader in readers[item]:
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    ready[placement[reader]].append(reader)
         self.pending[tier] -= len(ran)
         return ran
+
+
+def readers_of_each(predecessors: Sequence[Sequence[int]]) -> list[list[int]]:
+    """For each item, the items that need its result."""
+    found: list[list[int]] = [[] for _ in predecessors]
+    for item, needed in enumerate(predecessors):
+        for maker in needed:
+            found[maker].append(item)
+    return found

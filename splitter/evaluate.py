@@ -143,7 +143,8 @@ class Usage:
         return tiers
 
     def _walked(self, placement: NDArray[np.int64]) -> NDArray[np.float64]:
-        stops = visits(placement.tolist(), self.problem.predecessors, len(self.problem.tiers))
+        problem = self.problem
+        stops = visits(placement.tolist(), problem.predecessors, len(problem.tiers), problem.readers)
         before = np.array([0, *(stop.tier for stop in stops)])
         after = np.append(before[1:], 0)
         passes = (before[:, np.newaxis] < self._links) & (after[:, np.newaxis] >= self._links)

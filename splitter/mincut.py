@@ -90,9 +90,12 @@ class CutNetwork:
         self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
 
     def _apart(self, once: NDArray[np.int64]) -> "list[_LinkFlow]":
-        """A flow for each link alone, if there are several and every block's tiers are neighbors."""
+        """A flow for each link alone, where there are two and every block's tiers are neighbors.
+
+        Of more links the answers seldom nest, and the attempt would cost more than it saves.
+        """
         spread = [np.flatnonzero(row) for row in self.allowed]
-        if self.allowed.shape[1] < 3 or any(options[-1] - options[0] + 1 != len(options) for options in spread):
+        if self.allowed.shape[1] != 3 or any(options[-1] - options[0] + 1 != len(options) for options in spread):
             return []
         transfers = self._fixed_arcs[self._sections[0] :]
         kinds = np.repeat([0, 1], [len(self._ups), len(self._downs)])

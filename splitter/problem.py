@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, BlockGraph
+from flagsplit.flagir.visits import readers_of_each
 from flagsplit.splitter.codecs import CODEC_COSTS, NONE, allowed_codecs
 from flagsplit.splitter.constraints import Constraints, Support, build_constraints
 from flagsplit.splitter.costs import CostModel, Tier, check_costs, model_costs, on_other_links
@@ -89,6 +90,11 @@ class Problem:
     def tier_names(self) -> tuple[str, ...]:
         """Names of the tiers, in line order."""
         return tuple(tier.name for tier in self.tiers)
+
+    @cached_property
+    def readers(self) -> list[list[int]]:
+        """By block, the blocks that need its results."""
+        return readers_of_each(self.predecessors)
 
     @cached_property
     def everything_bytes(self) -> float:
