@@ -33,6 +33,7 @@ _INFINITE = 1 << 53
 _TIGHT = 1e-7
 
 _Arc = tuple[int, int, int, int]
+_Charges = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,15 @@ class CutNetwork:
         self._add_values()
         once: list[_Arc] = []
         for k in range(1, allowed.shape[1]):
-            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]}), k), _SINK, 0, k - 1)
+            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]}), -k), _SINK, 0, k - 1)
         self._sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
         self._fixed_arcs = _table([*self._unary, *self._ups, *self._downs])
         self._infinite_arcs = _table(self._infinite)
         self._once = _Flow(self._nodes, self._fixed_arcs, _table(once), self._infinite_arcs)
-        self._links = self._apart(_table(once))
+        self._links = self._apart()
         self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
 
-    def _apart(self, once: NDArray[np.int64]) -> "list[_LinkFlow]":
+    def _apart(self) -> "list[_LinkFlow]":
         """A flow for each link alone, where there are two and every block's tiers are neighbors.
 
         Of more links the answers seldom nest, and the attempt would cost more than it saves.
@@ -103,7 +104,7 @@ class CutNetwork:
         for k in range(1, self.allowed.shape[1]):
             mine = transfers[:, 3] == k - 1
             inner = self._infinite_arcs[self._infinite_arcs[:, 3] == k]
-            found.append(_LinkFlow(k, self._y[:-1, k], transfers[mine], kinds[mine], once[once[:, 3] == k - 1], inner))
+            found.append(_LinkFlow(k, self._y[:-1, k], transfers[mine], kinds[mine], inner))
         return found
 
     def _new_node(self) -> int:
@@ -188,7 +189,7 @@ class CutNetwork:
             rates: the measure.
             good_enough: gap, relative, at which not to look further; looking further takes three more flows.
         """
-        result = self.solve(rates)
+        result = self.solve(rates, good_enough=good_enough)
         if result.exact or result.gap <= good_enough:
             return result
         chain = worst_chain(self.problem, result.placement)
@@ -204,22 +205,41 @@ class CutNetwork:
             return []
         return [self._solve_charged(rates, transfer_charges(self.problem, rates, 1.0), None)]
 
-    def solve(self, rates: Rates, chain: Sequence[int] | None = None) -> CutResult:
+    def solve(self, rates: Rates, chain: Sequence[int] | None = None, good_enough: float = 0.0) -> CutResult:
         """The placement of least measure if round trips are charged once per link, or by the turns along a chain.
 
         `rates` must not be negative anywhere. The bound holds for the real measure if the chain is one of dependence.
         """
-        return self._solve_charged(rates, transfer_charges(self.problem, rates), chain)
+        return self._solve_charged(rates, transfer_charges(self.problem, rates), chain, good_enough)
+
+    def _link_by_link(self, rates: Rates, charges: _Charges, good_enough: float) -> CutResult | None:
+        """The answer where each link may decide by itself, or one that is made of those answers and good enough.
+
+        Where the answers nest they are the answer of all together. Where they do not, a block is beyond the second link
+        and not beyond the first: it is taken back, or along, and what each link would have liked bounds the measure.
+        """
+        sides = [link.beyond(rates, charges, self.problem.graph.name) for link in self._links]
+        first, second = (side for side, _, _ in sides)
+        error = sum(each for _, _, each in sides)
+        if not (second & ~first).any():
+            return self._result(first.astype(np.int64) + second, rates, charges, None, error)
+        if not good_enough:
+            return None
+        nearest = np.where(self.allowed, np.arange(self.allowed.shape[1]), len(self.allowed[0])).min(axis=1)
+        start = float(rates.unary[np.arange(len(nearest)), nearest].sum())
+        bound = start + sum(value for _, value, _ in sides) - error
+        merged = [(first | second) + second.astype(np.int64), first + (first & second).astype(np.int64)]
+        tried = [self._result(np.asarray(row, dtype=np.int64), rates, charges, None, error) for row in merged]
+        best = replace(min(tried, key=lambda result: result.objective), bound=bound)
+        return best if best.gap <= good_enough else None
 
     def _solve_charged(
-        self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], chain: Sequence[int] | None
+        self, rates: Rates, charges: _Charges, chain: Sequence[int] | None, good_enough: float = 0.0
     ) -> CutResult:
         if chain is None and self._links:
-            sides = [link.beyond(rates, charges, self.problem.graph.name) for link in self._links]
-            beyond = np.array([side for side, _ in sides])
-            # Links decide one by one; where the answers nest they are the answer of all together.
-            if (beyond[:-1] >= beyond[1:]).all():
-                return self._result(beyond.sum(axis=0), rates, charges, chain, sum(error for _, error in sides))
+            found = self._link_by_link(rates, charges, good_enough)
+            if found is not None:
+                return found
         flow = self._once if chain is None else self._along(chain)
         least = np.where(self.allowed, rates.unary, np.inf).min(axis=1)
         unary, ups, downs = np.split(self._fixed_arcs, self._sections[:-1])
@@ -291,6 +311,11 @@ class _Flow:
         tails, heads = arcs[:, 0].astype(np.int32), arcs[:, 1].astype(np.int32)
         self._arcs = self._flow.add_arcs_with_capacity(tails, heads, capacities)[: self._count]
 
+    @property
+    def value(self) -> int:
+        """Of the cut that was found last, in units of the capacities."""
+        return int(self._flow.optimal_flow())
+
     def source_side(self, capacities: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
         """The nodes that are on the source's side of a minimum cut."""
         self._flow.set_arcs_capacity(self._arcs, capacities)
@@ -306,12 +331,13 @@ class _Flow:
 class _LinkFlow:
     """Which blocks are beyond one link, the others left aside: a cut of its own, and a much smaller one.
 
+    The round trip is not in the network: it is the same for all answers but the one that leaves the link unused.
+
     Args:
         k: the tier that the link leads to.
         nodes: of each block, that which says whether it is beyond.
         transfers: arcs of the values that cross the link.
         kinds: of those, 0 away from the first tier, 1 towards it.
-        trips: the arc of the round trips.
         inner: infinite arcs between these nodes and their helpers.
     """
 
@@ -321,7 +347,6 @@ class _LinkFlow:
         nodes: NDArray[np.int64],
         transfers: NDArray[np.int64],
         kinds: NDArray[np.int64],
-        trips: NDArray[np.int64],
         inner: NDArray[np.int64],
     ) -> None:
         self._k = k
@@ -330,7 +355,7 @@ class _LinkFlow:
         unary = [(_SOURCE, int(nodes[v]), int(v), 0) for v in self._free]
         unary += [(int(nodes[v]), _SINK, int(v), 0) for v in self._free]
         arcs = np.concatenate([_table(unary), transfers])
-        used = np.unique(np.concatenate([[_SOURCE, _SINK], *(t[:, :2].ravel() for t in (arcs, trips, inner))]))
+        used = np.unique(np.concatenate([[_SOURCE, _SINK], *(t[:, :2].ravel() for t in (arcs, inner))]))
         number = np.zeros(int(used.max()) + 1, dtype=np.int64)
         number[used] = np.arange(len(used))
 
@@ -338,28 +363,32 @@ class _LinkFlow:
             return np.concatenate([number[table[:, :2]], table[:, 2:]], axis=1)
 
         self._node = number[nodes]
-        self._values, self._kinds, self._trips = transfers[:, 2], kinds, len(trips)
-        self._flow = _Flow(len(used), renamed(arcs), renamed(trips), renamed(inner))
+        self._values, self._kinds = transfers[:, 2], kinds
+        self._flow = _Flow(len(used), renamed(arcs), _table([]), renamed(inner))
 
     def beyond(
         self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], name: str
-    ) -> tuple[NDArray[np.bool_], float]:
-        """Whether each block is beyond the link in the best cut, and by how much rounding can have misled it."""
+    ) -> tuple[NDArray[np.bool_], float, float]:
+        """Whether each block is beyond the link in the best cut, what that adds to leaving all on this side, and by
+        how much rounding can have misled it."""
         link = self._k - 1
         more = rates.unary[self._free, self._k] - rates.unary[self._free, link]
         moved = np.where(self._kinds == 0, charges[0][link, self._values], charges[1][link, self._values])
-        trips = np.full(self._trips, rates.message[link])
         gains, losses = np.maximum(-more, 0.0), np.maximum(more, 0.0)
+        must = bool(self._fixed.any())
         # Twice a cut that is there is as good as infinite: all on this side, or all that may be on the other.
-        reachable = min(gains.sum() + moved.sum() * self._fixed.any(), losses.sum() + moved.sum()) + trips.sum()
-        capacities = np.concatenate([gains, losses, moved, trips])
+        reachable = min(gains.sum() + moved.sum() * must, losses.sum() + moved.sum())
+        capacities = np.concatenate([gains, losses, moved])
         capacities = np.minimum(capacities, 2 * reachable) if reachable > 0 else capacities
         total = float(capacities.sum())
         if not len(self._free) or total == 0:
-            return self._fixed.copy(), 0.0
+            return self._fixed.copy(), rates.message[link] * must, 0.0
         scale = _SCALED_TOTAL / total
         side = self._flow.source_side(np.rint(capacities * scale).astype(np.int64), name)
-        return side[self._node], len(capacities) / scale
+        used = self._flow.value / scale + float(rates.message[link])
+        if not must and gains.sum() <= used:
+            return self._fixed.copy(), 0.0, len(capacities) / scale
+        return side[self._node], used - float(gains.sum()), len(capacities) / scale
 
 
 def transfer_charges(

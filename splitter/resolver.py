@@ -55,7 +55,7 @@ class Resolver:
         self._networks: dict[tuple[bool, ...], list[tuple[Route, CutNetwork]]] = {}
         self._alive(problem.nominal.alive)
 
-    def resolve(self, state: State, good_enough: float = 1e-3) -> Resolved:
+    def resolve(self, state: State, good_enough: float = 5e-3) -> Resolved:
         """The best plan in a state.
 
         Args:
