@@ -16,7 +16,6 @@ The arcs are built once; another measure sets their capacities in place, so solv
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,6 +87,8 @@ class CutNetwork:
         self._infinite_arcs = _table(self._infinite)
         self._once = _Flow(self._nodes, self._fixed_arcs, _table(once), self._infinite_arcs)
         self._links = self._apart()
+        self._in_order = tuple(range(len(allowed)))
+        self._order_flow: _Flow | None = None
         self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
 
     def _apart(self) -> "list[_LinkFlow]":
@@ -174,13 +175,15 @@ class CutNetwork:
             self._arc(self._infinite, helper, node, 0, k)
         return helper
 
-    def _turns(self, chain: Sequence[int]) -> list[_Arc]:
+    def _turns(self, chain: Sequence[int]) -> NDArray[np.int64]:
         """A round trip over a link each time that control goes beyond it along a chain of blocks."""
-        arcs: list[_Arc] = []
-        for before, after in pairwise([self.allowed.shape[0], *chain]):
-            for k in range(1, self.allowed.shape[1]):
-                self._arc(arcs, int(self._y[after, k]), int(self._y[before, k]), 0, k - 1)
-        return arcs
+        walk = np.array([self.allowed.shape[0], *chain])
+        tails, heads = self._y[walk[1:], 1:-1], self._y[walk[:-1], 1:-1]
+        links = np.broadcast_to(np.arange(tails.shape[1]), tails.shape)
+        arcs = np.stack([tails, heads, np.zeros_like(tails), links], axis=2).reshape(-1, 4)
+        counts = (arcs[:, 0] != arcs[:, 1]) & (arcs[:, 0] != _SINK) & (arcs[:, 1] != _SOURCE)
+        turns: NDArray[np.int64] = arcs[counts]
+        return turns
 
     def least(self, rates: Rates, good_enough: float = 0.0) -> CutResult:
         """The best placement that cuts alone can find, with the best bound that they prove.
@@ -192,13 +195,15 @@ class CutNetwork:
         result = self.solve(rates, good_enough=good_enough)
         if result.exact or result.gap <= good_enough:
             return result
-        chain = worst_chain(self.problem, result.placement)
-        other = self.solve(rates, chain) if chain else result
         # Block order is no chain of dependent blocks, so it proves nothing, but its plans seldom turn back. Nor does
         # charging a codec's whole work on each link, but it seldom sends a value coded where that does not pay.
-        more = [self.solve(rates, range(len(self.allowed))), *self._with_whole_codecs(rates)]
-        best = min((result, other, *more), key=lambda r: (r.objective, r.placement))
-        return replace(best, bound=min(max(result.bound, other.bound), best.objective))
+        found = [result, self.solve(rates, self._in_order), *self._with_whole_codecs(rates)]
+        best, bound = min(found, key=lambda r: (r.objective, r.placement)), result.bound
+        if best.objective - bound > good_enough * best.objective:
+            chain = worst_chain(self.problem, result.placement)
+            other = self.solve(rates, chain) if chain else result
+            best, bound = min(best, other, key=lambda r: (r.objective, r.placement)), max(bound, other.bound)
+        return replace(best, bound=min(bound, best.objective))
 
     def _with_whole_codecs(self, rates: Rates) -> list[CutResult]:
         if len(self.problem.codecs) == 1 or len(self.problem.tiers) == 2:
@@ -228,9 +233,13 @@ class CutNetwork:
         nearest = np.where(self.allowed, np.arange(self.allowed.shape[1]), len(self.allowed[0])).min(axis=1)
         start = float(rates.unary[np.arange(len(nearest)), nearest].sum())
         bound = start + sum(value for _, value, _ in sides) - error
-        merged = [(first | second) + second.astype(np.int64), first + (first & second).astype(np.int64)]
-        tried = [self._result(np.asarray(row, dtype=np.int64), rates, charges, None, error) for row in merged]
-        best = replace(min(tried, key=lambda result: result.objective), bound=bound)
+        merged = np.array([(first | second) + second.astype(np.int64), first + (first & second).astype(np.int64)])
+        usage = Usage.for_measure(self.problem, merged, rates)
+        charged = usage.measure(rates, usage.used_links)
+        at = int(charged.argmin())
+        if charged[at] - bound > good_enough * charged[at]:
+            return None
+        best = replace(self._result(merged[at], rates, charges, None, error), bound=bound)
         return best if best.gap <= good_enough else None
 
     def _solve_charged(
@@ -264,7 +273,12 @@ class CutNetwork:
         return self._result(placement, rates, charges, chain, len(capacities) / scale)
 
     def _along(self, chain: Sequence[int]) -> "_Flow":
-        return _Flow(self._nodes, self._fixed_arcs, _table(self._turns(chain)), self._infinite_arcs)
+        key = tuple(chain)
+        if key != self._in_order:
+            return _Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
+        if self._order_flow is None:
+            self._order_flow = _Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
+        return self._order_flow
 
     def _ceiling(self, rates: Rates, chain: Sequence[int] | None) -> float:
         """The charged measure of the best of a few obvious placements, without codecs."""
@@ -441,9 +455,13 @@ def worst_chain(problem: Problem, placement: Sequence[int]) -> tuple[int, ...]:
         via: list[int] = []
         for v, needs in enumerate(problem.predecessors):
             beyond = placement[v] >= k
-            through = max(needs, key=lambda p: turns[p] + (beyond and placement[p] < k), default=-1)
+            most, through = (int(beyond), -1) if not needs else (-1, -1)
+            for p in needs:
+                along = turns[p] + (beyond and placement[p] < k)
+                if along > most:
+                    most, through = along, p
             via.append(through)
-            turns.append(int(beyond) if through < 0 else turns[through] + (beyond and placement[through] < k))
+            turns.append(most)
         end = max(range(len(turns)), key=turns.__getitem__)
         if turns[end] > best[0]:
             best = turns[end], _walk_back(via, end)
