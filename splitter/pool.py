@@ -3,6 +3,7 @@
 NumPy only, so that the runtime can load it without a solver; pools are made in `flagsplit.splitter.pool_builder`.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.state import State
 
 FORMAT_VERSION = 2
+_FEW_TIERS = 6
 _GOALS = ("latency", "throughput")
 
 
@@ -111,6 +113,9 @@ class Pool:
         object.__setattr__(self, "_uses", np.array(uses))
         object.__setattr__(self, "_bias", np.array(self.bias))
         object.__setattr__(self, "_usable_by", {})
+        for alive in itertools.product((True, False), repeat=min(len(self.tiers), _FEW_TIERS)):
+            if len(alive) == len(self.tiers):
+                self._usable(alive)
         object.__setattr__(self, "_index", {plan.name: i for i, plan in enumerate(self.plans)})
 
     @property
