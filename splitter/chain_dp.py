@@ -6,6 +6,8 @@ that must be used. Where coming back before the end costs more than a whole plac
 along the chain, and a few running minima do.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,6 +89,7 @@ def _rising(
     """
     n, tiers = unary.shape
     allowed = np.isfinite(unary)
+    stretches = [_stretches(allowed[:, tier]) for tier in range(tiers)]
     run = np.vstack([np.zeros(tiers), np.cumsum(np.where(allowed, unary, 0.0), axis=0)]).T
     start = np.full(n + 1, np.inf)
     start[0] = 0.0
@@ -99,7 +102,7 @@ def _rising(
         for mask, came in ways.items():
             enter = np.minimum.reduce([cost for _, _, cost in came]) - run[tier]
             reached = np.full(n + 1, np.inf)
-            for first, end in _stretches(allowed[:, tier]):
+            for first, end in stretches[tier]:
                 reached[first + 1 : end + 1] = run[tier, first + 1 : end + 1] + np.minimum.accumulate(enter[first:end])
             best[tier, mask] = reached
             entries[tier, mask] = came
@@ -107,11 +110,13 @@ def _rising(
     if not ends or not np.isfinite(min(ends.values())):
         return None
     tier = min(ends, key=lambda k: (ends[k], k))
-    return CutResult(_unwound(entries, run, allowed, tier, masks - 1), float(ends[tier]), float(ends[tier]))
+    return CutResult(_unwound(entries, run, stretches, tier, masks - 1), float(ends[tier]), float(ends[tier]))
 
 
 def _stretches(allowed: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """First block and end of each stretch of blocks that a tier can run without a break."""
+    if allowed.all():
+        return [(0, len(allowed))]
     edges = np.flatnonzero(np.diff(allowed, prepend=False, append=False)).tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -119,14 +124,14 @@ def _stretches(allowed: NDArray[np.bool_]) -> list[tuple[int, int]]:
 def _unwound(
     entries: dict[tuple[int, int], list[_Way]],
     run: NDArray[np.float64],
-    allowed: NDArray[np.bool_],
+    stretches: Sequence[Sequence[tuple[int, int]]],
     tier: int,
     mask: int,
 ) -> tuple[int, ...]:
     """The placement that a chain of best entries stands for, from its end."""
     end, runs = run.shape[1] - 1, []
     while tier >= 0:
-        first = max((a for a, b in _stretches(allowed[:, tier]) if a < end <= b), default=0)
+        first = max((a for a, b in stretches[tier] if a < end <= b), default=0)
         offers = []
         for before, left, cost in entries[tier, mask]:
             enter = (cost - run[tier])[first:end]
