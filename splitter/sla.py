@@ -210,6 +210,8 @@ def first_problem(error: ValidationError) -> str:
     got = problem["input"]
     shown = f" (got {got!r:.{_LONGEST}})" if isinstance(got, str | int | float) else ""
     message = _plain(problem["msg"].removeprefix("Value error, "))
+    if problem["type"] == "greater_than_equal" and problem["ctx"]["ge"] == _LEAST:
+        message = "Input should be greater than 0"
     return f"{where}: {message}{shown}" if where else f"{message}{shown}"
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -11,7 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 import flagsplit
-from flagsplit.splitter.pipeline import PlanningResult, plan_model
+from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.interface import Array
 
@@ -59,14 +59,14 @@ def write_model(path: Path, width: int = _WIDTH) -> Path:
 def build_bundle(folder: Path, plans: Sequence[dict[str, str]] = PLANS) -> Path:
     """A bundle whose pool has the best plan under each of these pins, preferred in this order."""
 
-    def plan_each(graph: Any, tiers: Any, links: Any, sla: SLA, supports: Any, *_more: Any) -> PlanningResult:
-        results = [plan_model(graph, tiers, links, SLA(pins=pins), supports) for pins in plans]
+    def plan_each(problem: Problem) -> PlanningResult:
+        results = [plan_problem(problem.with_sla(SLA(pins=pins))) for pins in plans]
         chosen = [replace(result.chosen.plan, name=f"plan{at}") for at, result in enumerate(results)]
         pool = replace(results[0].pool, plans=tuple(chosen), bias=tuple(1e3 * at for at in range(len(chosen))))
         return replace(results[0], pool=pool)
 
     path = folder / "tiny.flagsplit"
-    with mock.patch("flagsplit.apps.pipeline.plan_model", plan_each):
+    with mock.patch("flagsplit.apps.pipeline.plan_problem", plan_each):
         flagsplit.build(write_model(folder / "tiny.onnx"), TIERS, path, dims={"batch": 2})
     return path
 
