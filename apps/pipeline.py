@@ -19,12 +19,13 @@ import onnx_ir as ir
 
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
-from flagsplit.apps.extra_plans import ExtraPlans, add_plans
+from flagsplit.apps.extra_plans import add_plans
+from flagsplit.apps.groundwork import BuildOptions, pose, prepare
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
-from flagsplit.apps.profiled import ProfiledCosts, load_profiles, profiled_costs
+from flagsplit.apps.profiled import load_profiles
 from flagsplit.errors import ConfigError, ModelError, PolicyError
-from flagsplit.flagir import Block, BlockGraph, Skeleton, Step
+from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
@@ -32,13 +33,10 @@ from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
-from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
-from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
-from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
 from flagsplit.transport.messages import MAX_HOPS
 
@@ -47,34 +45,6 @@ _MAX_METADATA_BYTES = 1 << 20
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of the build is done, 0 to 1."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Choices of a build beside the deployment and the SLA.
-
-    Attributes:
-        dims: nominal size of symbolic dimensions, by symbol.
-        shapes: nominal shape of inputs, by input; another way to say the same.
-        ranges: smallest and largest size of symbolic dimensions, by symbol. The graph is checked at both ends, and
-            requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
-        numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
-        catalogues: files with devices and links of the user's own.
-        regions: where tiers draw their power, by tier; see `describe_deployment`.
-        costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
-        extra_plans: further placements to ship, by name.
-        profiles: file with measured times by tier name, from `flagsplit profile`.
-    """
-
-    dims: Mapping[str, int] = field(default_factory=dict)
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    numerics: Numerics = "exact"
-    catalogues: Sequence[Path] = ()
-    regions: Mapping[str, str] = field(default_factory=dict)
-    costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
-    extra_plans: ExtraPlans | None = None
-    profiles: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,48 +187,6 @@ def _build(
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Groundwork:
-    """What planning needs to know of a model.
-
-    Attributes:
-        dims: nominal size of its symbolic dimensions.
-        graph: its blocks.
-        targets: the compiler back end of each tier.
-        supports: by tier name, for each block why its target cannot take it, or None.
-        profiled: costs from the user's profiles, if there are any.
-    """
-
-    dims: dict[str, int]
-    graph: BlockGraph
-    targets: list[Target]
-    supports: dict[str, list[str | None]]
-    profiled: ProfiledCosts
-
-
-def prepare(
-    model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
-) -> Groundwork:
-    """Read off a canonical model what planning needs; nothing is compiled or written."""
-    skeleton = Skeleton(model)
-    dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
-    _check_ranges(skeleton, dims, options.ranges)
-    graph = flagir.block_graph(model, dims, skeleton)
-    targets = [get_target(name) for name in deployment.targets]
-    supports = {
-        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
-    }
-    return Groundwork(dims, graph, targets, supports, profiled_costs(graph, deployment, profiles))
-
-
-def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
-    """The placement problem of a model on a line of tiers."""
-    graph, tiers, links, costs = ground.graph, deployment.tiers, deployment.links, ground.profiled.costs
-    if options.costs is not None:
-        costs = options.costs(graph, costs or model_costs(graph, tiers, links))
-    return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
-
-
 class _Clock:
     """Times the steps and passes them on as progress."""
 
@@ -279,42 +207,9 @@ class _Clock:
         self._progress(name, share)
 
 
-def _given_dims(skeleton: Skeleton, options: BuildOptions) -> dict[str, int]:
-    """The sizes that the user named, one way or the other."""
-    dims = flagir.dims_of_shapes(skeleton, options.shapes)
-    wanted = {name: high for name, (_, high) in options.ranges.items()} | dict(options.dims)
-    for name, size in wanted.items():
-        if dims.setdefault(name, size) != size:
-            raise ConfigError(f"dimension {name!r} is {size} by name and {dims[name]} by the shapes; give one of them")
-    return dims
-
-
-def _check_ranges(skeleton: Skeleton, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
-    """The graph must make sense at both ends of each range, and the nominal size lie inside."""
-    for name, (low, high) in ranges.items():
-        if not 1 <= low <= dims[name] <= high:
-            raise ConfigError(f"dimension {name!r} is planned for {dims[name]}, outside its range {low}..{high}")
-        for end in (low, high):
-            skeleton.types({**dims, name: end})
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verdicts(model: ir.Model, graph: BlockGraph, target: Target) -> list[str | None]:
-    """For each block, why the target cannot take it, or None."""
-    reasons: dict[str, str] = {}
-    for node in model.graph:
-        verdict = target.supports(node)
-        if not verdict.supported:
-            reasons[node.name or ""] = verdict.reason
-    return [_first_reason(block, reasons) for block in graph.blocks]
-
-
-def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
-    return next((reasons[node] for node in block.nodes if node in reasons), None)
 
 
 def _plan_set(planning: PlanningResult, graphs: PlanGraphs) -> PlanSet:

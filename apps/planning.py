@@ -13,8 +13,8 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
+from flagsplit.apps.groundwork import BuildOptions, pose, prepare
 from flagsplit.apps.models import is_bundle
-from flagsplit.apps.pipeline import BuildOptions, pose, prepare
 from flagsplit.apps.profiled import load_profiles
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.frontends.any_model import Source

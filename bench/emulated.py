@@ -16,8 +16,9 @@ import numpy as np
 from onnx import TensorProto, helper, save
 
 import flagsplit
+from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.local import LocalWorkers
-from flagsplit.apps.pipeline import BuildOptions, build
+from flagsplit.apps.pipeline import build
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.splitter.state import State

@@ -14,7 +14,8 @@ from block_times import Profiled
 from emulated import NETWORKS, NOMINAL, SLOWDOWNS, TIERS, Overheads
 
 import flagsplit
-from flagsplit.apps.pipeline import BuildOptions, build
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import build
 from flagsplit.apps.zoo import pull
 from flagsplit.flagir import BlockGraph
 from flagsplit.flagir.blockgraph import GRAPH_INPUT

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flagsplit.splitter.mincut import CutResult, transfer_charges
+from flagsplit.splitter.charges import transfer_charges
+from flagsplit.splitter.mincut import CutResult
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 

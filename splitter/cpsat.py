@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from flagsplit.splitter.charges import transfer_charges
 from flagsplit.splitter.milp_form import Found, Goal, Turns, chain_cover, size_of_goal
-from flagsplit.splitter.mincut import transfer_charges
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 from flagsplit.splitter.sla import BYTES_PER_MB

@@ -15,10 +15,11 @@ from operator import add
 import numpy as np
 from numpy.typing import NDArray
 
+from flagsplit.splitter.charges import transfer_charges
 from flagsplit.splitter.evaluate import Usage
 from flagsplit.splitter.limits import limits_used
 from flagsplit.splitter.milp_form import chain_cover
-from flagsplit.splitter.mincut import CutNetwork, transfer_charges
+from flagsplit.splitter.mincut import CutNetwork
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates, bound_rates, no_rates
 

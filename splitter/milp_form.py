@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flagsplit.splitter.charges import worst_chain
 from flagsplit.splitter.evaluate import Usage
-from flagsplit.splitter.mincut import worst_chain
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 from flagsplit.splitter.sla import BYTES_PER_MB

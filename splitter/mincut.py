@@ -16,23 +16,17 @@ The arcs are built once; another measure sets their capacities in place, so solv
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flagsplit.errors import InternalError
+from flagsplit.splitter.charges import Charges, charged_trips, transfer_charges, worst_chain
 from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.flows import SCALED_TOTAL, SINK, SOURCE, Arc, Flow, LinkFlow, arc_table
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.rates import Rates
 
-_SOURCE, _SINK = 0, 1
-_SCALED_TOTAL = 1 << 52
-_INFINITE = 1 << 53
 _TIGHT = 1e-7
-
-_Arc = tuple[int, int, int, int]
-_Charges = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -72,26 +66,26 @@ class CutNetwork:
         self.problem = problem
         self.allowed = allowed
         self._nodes = 2
-        self._unary: list[_Arc] = []
-        self._ups: list[_Arc] = []
-        self._downs: list[_Arc] = []
-        self._infinite: list[_Arc] = []
+        self._unary: list[Arc] = []
+        self._ups: list[Arc] = []
+        self._downs: list[Arc] = []
+        self._infinite: list[Arc] = []
         self._y = self._place_nodes()
         self._add_unary()
         self._add_values()
-        once: list[_Arc] = []
+        once: list[Arc] = []
         for k in range(1, allowed.shape[1]):
-            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]}), -k), _SINK, 0, k - 1)
+            self._arc(once, self._any_of(sorted({int(node) for node in self._y[:-1, k]}), -k), SINK, 0, k - 1)
         self._sections = np.cumsum([len(self._unary), len(self._ups), len(self._downs)])
-        self._fixed_arcs = _table([*self._unary, *self._ups, *self._downs])
-        self._infinite_arcs = _table(self._infinite)
-        self._once = _Flow(self._nodes, self._fixed_arcs, _table(once), self._infinite_arcs)
+        self._fixed_arcs = arc_table([*self._unary, *self._ups, *self._downs])
+        self._infinite_arcs = arc_table(self._infinite)
+        self._once = Flow(self._nodes, self._fixed_arcs, arc_table(once), self._infinite_arcs)
         self._links = self._apart()
         self._in_order = tuple(range(len(allowed)))
-        self._order_flow: _Flow | None = None
+        self._order_flow: Flow | None = None
         self._whole_tiers = np.flatnonzero(allowed.all(axis=0))
 
-    def _apart(self) -> "list[_LinkFlow]":
+    def _apart(self) -> "list[LinkFlow]":
         """A flow for each link alone, where there are two and every block's tiers are neighbors.
 
         Of more links the answers seldom nest, and the attempt would cost more than it saves.
@@ -105,7 +99,7 @@ class CutNetwork:
         for k in range(1, self.allowed.shape[1]):
             mine = transfers[:, 3] == k - 1
             inner = self._infinite_arcs[self._infinite_arcs[:, 3] == k]
-            found.append(_LinkFlow(k, self._y[:-1, k], transfers[mine], kinds[mine], inner))
+            found.append(LinkFlow(k, self._y[:-1, k], transfers[mine], kinds[mine], inner))
         return found
 
     def _new_node(self) -> int:
@@ -118,18 +112,18 @@ class CutNetwork:
         So no infinite arc leaves the source, and the flow stays within 64 bits for any number of pins.
         """
         n, tiers = self.allowed.shape
-        y = np.full((n + 1, tiers + 1), _SINK, dtype=np.int64)
-        y[:, 0] = _SOURCE
+        y = np.full((n + 1, tiers + 1), SINK, dtype=np.int64)
+        y[:, 0] = SOURCE
         for v in range(n):
             options = np.flatnonzero(self.allowed[v])
-            y[v, : options[0] + 1] = _SOURCE
+            y[v, : options[0] + 1] = SOURCE
             for k in range(int(options[0]) + 1, int(options[-1]) + 1):
                 y[v, k] = self._new_node()
         return y
 
-    def _arc(self, arcs: list[_Arc], tail: int, head: int, first: int = 0, second: int = 0) -> None:
+    def _arc(self, arcs: list[Arc], tail: int, head: int, first: int = 0, second: int = 0) -> None:
         """An arc counts when its tail is on the source side and its head is not."""
-        if tail not in (head, _SINK) and head != _SOURCE:
+        if tail not in (head, SINK) and head != SOURCE:
             arcs.append((tail, head, first, second))
 
     def _add_unary(self) -> None:
@@ -153,11 +147,11 @@ class CutNetwork:
 
     def _any_of(self, nodes: Sequence[int], k: int) -> int:
         """A node that is on the source side as soon as one of `nodes` is."""
-        inner = [node for node in nodes if node != _SINK]
-        if _SOURCE in inner:
-            return _SOURCE
+        inner = [node for node in nodes if node != SINK]
+        if SOURCE in inner:
+            return SOURCE
         if len(inner) < 2:
-            return inner[0] if inner else _SINK
+            return inner[0] if inner else SINK
         helper = self._new_node()
         for node in inner:
             self._arc(self._infinite, node, helper, 0, k)
@@ -165,11 +159,11 @@ class CutNetwork:
 
     def _all_of(self, nodes: Sequence[int], k: int) -> int:
         """A node that is on the source side only if all of `nodes` are."""
-        inner = [node for node in nodes if node != _SOURCE]
-        if _SINK in inner:
-            return _SINK
+        inner = [node for node in nodes if node != SOURCE]
+        if SINK in inner:
+            return SINK
         if len(inner) < 2:
-            return inner[0] if inner else _SOURCE
+            return inner[0] if inner else SOURCE
         helper = self._new_node()
         for node in inner:
             self._arc(self._infinite, helper, node, 0, k)
@@ -181,7 +175,7 @@ class CutNetwork:
         tails, heads = self._y[walk[1:], 1:-1], self._y[walk[:-1], 1:-1]
         links = np.broadcast_to(np.arange(tails.shape[1]), tails.shape)
         arcs = np.stack([tails, heads, np.zeros_like(tails), links], axis=2).reshape(-1, 4)
-        counts = (arcs[:, 0] != arcs[:, 1]) & (arcs[:, 0] != _SINK) & (arcs[:, 1] != _SOURCE)
+        counts = (arcs[:, 0] != arcs[:, 1]) & (arcs[:, 0] != SINK) & (arcs[:, 1] != SOURCE)
         turns: NDArray[np.int64] = arcs[counts]
         return turns
 
@@ -217,7 +211,7 @@ class CutNetwork:
         """
         return self._solve_charged(rates, transfer_charges(self.problem, rates), chain, good_enough)
 
-    def _link_by_link(self, rates: Rates, charges: _Charges, good_enough: float) -> CutResult | None:
+    def _link_by_link(self, rates: Rates, charges: Charges, good_enough: float) -> CutResult | None:
         """The answer where each link may decide by itself, or one that is made of those answers and good enough.
 
         Where the answers nest they are the answer of all together. Where they do not, a block is beyond the second link
@@ -243,7 +237,7 @@ class CutNetwork:
         return best if best.gap <= good_enough else None
 
     def _solve_charged(
-        self, rates: Rates, charges: _Charges, chain: Sequence[int] | None, good_enough: float = 0.0
+        self, rates: Rates, charges: Charges, chain: Sequence[int] | None, good_enough: float = 0.0
     ) -> CutResult:
         if chain is None and self._links:
             found = self._link_by_link(rates, charges, good_enough)
@@ -266,18 +260,18 @@ class CutNetwork:
         total = float(capacities.sum())
         if self._nodes == 2 or total == 0:
             return self._result(self.allowed.argmax(axis=1), rates, charges, chain, 0.0)
-        scale = _SCALED_TOTAL / total
+        scale = SCALED_TOTAL / total
         side = flow.source_side(np.rint(capacities * scale).astype(np.int64), self.problem.graph.name)
         placement: NDArray[np.int64] = side[self._y[:-1, 1:-1]].sum(axis=1)
         # Rounding moves any cut by at most half a unit for each finite arc, so two cuts swap by at most one unit each.
         return self._result(placement, rates, charges, chain, len(capacities) / scale)
 
-    def _along(self, chain: Sequence[int]) -> "_Flow":
+    def _along(self, chain: Sequence[int]) -> "Flow":
         key = tuple(chain)
         if key != self._in_order:
-            return _Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
+            return Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
         if self._order_flow is None:
-            self._order_flow = _Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
+            self._order_flow = Flow(self._nodes, self._fixed_arcs, self._turns(chain), self._infinite_arcs)
         return self._order_flow
 
     def _ceiling(self, rates: Rates, chain: Sequence[int] | None) -> float:
@@ -291,7 +285,7 @@ class CutNetwork:
         self,
         placement: NDArray[np.int64],
         rates: Rates,
-        charges: tuple[NDArray[np.float64], NDArray[np.float64]],
+        charges: Charges,
         chain: Sequence[int] | None,
         error: float,
     ) -> CutResult:
@@ -305,175 +299,6 @@ class CutNetwork:
             run = float(rates.unary[np.arange(len(placement)), placement].sum())
             charged = run + sent + float(trips[0] @ rates.message)
         return CutResult(tuple(placement.tolist()), real, min(charged - error, real))
-
-
-class _Flow:
-    """A maximum flow whose arcs stay while their capacities change."""
-
-    def __init__(
-        self, nodes: int, fixed: NDArray[np.int64], trips: NDArray[np.int64], infinite: NDArray[np.int64]
-    ) -> None:
-        from ortools.graph.python import max_flow
-
-        self.trips = trips
-        self._nodes = nodes
-        self._count = len(fixed) + len(trips)
-        flow: Any = max_flow.SimpleMaxFlow()
-        self._flow = flow
-        arcs = np.concatenate([fixed, trips, infinite])
-        capacities = np.full(len(arcs), _INFINITE)
-        tails, heads = arcs[:, 0].astype(np.int32), arcs[:, 1].astype(np.int32)
-        self._arcs = self._flow.add_arcs_with_capacity(tails, heads, capacities)[: self._count]
-
-    @property
-    def value(self) -> int:
-        """Of the cut that was found last, in units of the capacities."""
-        return int(self._flow.optimal_flow())
-
-    def source_side(self, capacities: NDArray[np.int64], name: str) -> NDArray[np.bool_]:
-        """The nodes that are on the source's side of a minimum cut."""
-        self._flow.set_arcs_capacity(self._arcs, capacities)
-        status = self._flow.solve(_SOURCE, _SINK)
-        if status != self._flow.OPTIMAL or self._flow.optimal_flow() >= _INFINITE:
-            raise InternalError(f"the flow of {name!r} ended as {status}; please report the model")
-        side = np.zeros(self._nodes, dtype=bool)
-        side[self._flow.get_source_side_min_cut()] = True
-        side[_SOURCE] = True
-        return side
-
-
-class _LinkFlow:
-    """Which blocks are beyond one link, the others left aside: a cut of its own, and a much smaller one.
-
-    The round trip is not in the network: it is the same for all answers but the one that leaves the link unused.
-
-    Args:
-        k: the tier that the link leads to.
-        nodes: of each block, that which says whether it is beyond.
-        transfers: arcs of the values that cross the link.
-        kinds: of those, 0 away from the first tier, 1 towards it.
-        inner: infinite arcs between these nodes and their helpers.
-    """
-
-    def __init__(
-        self,
-        k: int,
-        nodes: NDArray[np.int64],
-        transfers: NDArray[np.int64],
-        kinds: NDArray[np.int64],
-        inner: NDArray[np.int64],
-    ) -> None:
-        self._k = k
-        self._free = np.flatnonzero(nodes > _SINK)
-        self._fixed = nodes == _SOURCE
-        unary = [(_SOURCE, int(nodes[v]), int(v), 0) for v in self._free]
-        unary += [(int(nodes[v]), _SINK, int(v), 0) for v in self._free]
-        arcs = np.concatenate([_table(unary), transfers])
-        used = np.unique(np.concatenate([[_SOURCE, _SINK], *(t[:, :2].ravel() for t in (arcs, inner))]))
-        number = np.zeros(int(used.max()) + 1, dtype=np.int64)
-        number[used] = np.arange(len(used))
-
-        def renamed(table: NDArray[np.int64]) -> NDArray[np.int64]:
-            return np.concatenate([number[table[:, :2]], table[:, 2:]], axis=1)
-
-        self._node = number[nodes]
-        self._values, self._kinds = transfers[:, 2], kinds
-        self._flow = _Flow(len(used), renamed(arcs), _table([]), renamed(inner))
-
-    def beyond(
-        self, rates: Rates, charges: tuple[NDArray[np.float64], NDArray[np.float64]], name: str
-    ) -> tuple[NDArray[np.bool_], float, float]:
-        """Whether each block is beyond the link in the best cut, what that adds to leaving all on this side, and by
-        how much rounding can have misled it."""
-        link = self._k - 1
-        more = rates.unary[self._free, self._k] - rates.unary[self._free, link]
-        moved = np.where(self._kinds == 0, charges[0][link, self._values], charges[1][link, self._values])
-        gains, losses = np.maximum(-more, 0.0), np.maximum(more, 0.0)
-        must = bool(self._fixed.any())
-        # Twice a cut that is there is as good as infinite: all on this side, or all that may be on the other.
-        reachable = min(gains.sum() + moved.sum() * must, losses.sum() + moved.sum())
-        capacities = np.concatenate([gains, losses, moved])
-        capacities = np.minimum(capacities, 2 * reachable) if reachable > 0 else capacities
-        total = float(capacities.sum())
-        if not len(self._free) or total == 0:
-            return self._fixed.copy(), rates.message[link] * must, 0.0
-        scale = _SCALED_TOTAL / total
-        side = self._flow.source_side(np.rint(capacities * scale).astype(np.int64), name)
-        used = self._flow.value / scale + float(rates.message[link])
-        if not must and gains.sum() <= used:
-            return self._fixed.copy(), 0.0, len(capacities) / scale
-        return side[self._node], used - float(gains.sum()), len(capacities) / scale
-
-
-def transfer_charges(
-    problem: Problem, rates: Rates, share: float | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What it costs at least to move each value over each link, (K-1, values), away from and towards the first tier.
-
-    Args:
-        problem: whose values and codecs.
-        rates: the measure.
-        share: part of a codec's work that each link carries; the default, one part per link, never charges too much.
-    """
-    values, links = problem.values, len(problem.links)
-    up = np.outer(rates.up_byte, values.size_bytes)
-    down = np.outer(rates.down_byte, values.size_bytes)
-    part = 1 / max(links, 1) if share is None else share
-    for c in range(1, len(problem.codecs)):
-        allowed = np.isfinite(values.coded_bytes[c])
-        size = np.where(allowed, values.coded_bytes[c], 0.0)
-        for k in range(links):
-            near, far = rates.encode[c, : k + 1].min(), rates.encode[c, k + 1 :].min()
-            near_reads, far_reads = rates.decode[c, : k + 1].min(), rates.decode[c, k + 1 :].min()
-            one_way = rates.up_byte[k] * size + part * (near + far_reads) * values.size_bytes
-            way_back = rates.down_byte[k] * size + part * (far + near_reads) * values.size_bytes
-            up[k] = np.where(allowed, np.minimum(up[k], one_way), up[k])
-            down[k] = np.where(allowed & ~values.is_output, np.minimum(down[k], way_back), down[k])
-    return up, down
-
-
-def _table(arcs: Sequence[_Arc]) -> NDArray[np.int64]:
-    return np.array(arcs, dtype=np.int64).reshape(-1, 4)
-
-
-def charged_trips(usage: Usage, chain: Sequence[int] | None) -> NDArray[np.float64]:
-    """What a cut charges for round trips, (m, K-1): once for each link in use, or the turns along a chain."""
-    if chain is None:
-        return usage.used_links
-    after = usage.placements[:, list(chain), np.newaxis]
-    before = np.concatenate([np.zeros_like(after[:, :1]), after[:, :-1]], axis=1)
-    links = np.arange(1, len(usage.problem.tiers))
-    trips: NDArray[np.float64] = ((before < links) & (after >= links)).sum(axis=1).astype(np.float64)
-    return trips
-
-
-def worst_chain(problem: Problem, placement: Sequence[int]) -> tuple[int, ...]:
-    """The chain of dependent blocks along which a placement turns back most often, over whichever link that is."""
-    best: tuple[int, tuple[int, ...]] = (0, ())
-    for k in range(1, len(problem.tiers)):
-        turns: list[int] = []
-        via: list[int] = []
-        for v, needs in enumerate(problem.predecessors):
-            beyond = placement[v] >= k
-            most, through = (int(beyond), -1) if not needs else (-1, -1)
-            for p in needs:
-                along = turns[p] + (beyond and placement[p] < k)
-                if along > most:
-                    most, through = along, p
-            via.append(through)
-            turns.append(most)
-        end = max(range(len(turns)), key=turns.__getitem__)
-        if turns[end] > best[0]:
-            best = turns[end], _walk_back(via, end)
-    return best[1]
-
-
-def _walk_back(via: Sequence[int], end: int) -> tuple[int, ...]:
-    chain = []
-    while end >= 0:
-        chain.append(end)
-        end = via[end]
-    return tuple(reversed(chain))
 
 
 def min_cut(problem: Problem, rates: Rates) -> CutResult:

@@ -8,7 +8,8 @@ import typer
 from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
-from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import BuildResult, build
 from flagsplit.flagir.frontends.any_model import Source
 
 PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "down")

@@ -11,8 +11,8 @@ from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, changes, names, pairs, shapes, sizes_and_ranges, sla_file
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
 from flagsplit.apps.cli.plans import calibration_texts, plan_rows
+from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.outputs import check_output
-from flagsplit.apps.pipeline import BuildOptions
 from flagsplit.apps.planning import PlanReport, plan
 from flagsplit.apps.report.data import report_data
 from flagsplit.apps.report.figures import basis, by_link, by_tier, scope_energy_mj, split_ms, times_basis, totals

@@ -13,7 +13,8 @@ from tests.apps import models
 
 import flagsplit
 from flagsplit.apps.extra_plans import add_plans
-from flagsplit.apps.pipeline import BuildOptions, build
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import build
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.problem import Problem

@@ -12,7 +12,8 @@ from tests.apps.conftest import Serve
 
 import flagsplit
 from flagsplit.apps.extra_plans import add_plans
-from flagsplit.apps.pipeline import BuildOptions, BuildResult, build
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import BuildResult, build
 from flagsplit.errors import PolicyError
 from flagsplit.flagir import BlockGraph
 from flagsplit.splitter.costs import CostModel

@@ -11,7 +11,8 @@ from tests.apps.conftest import Serve
 import flagsplit
 from flagsplit.apps import zoo
 from flagsplit.apps.compare import compare, to_data
-from flagsplit.apps.pipeline import BuildOptions, build
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import build
 from flagsplit.apps.plan_graphs import is_lossy, plan_reference
 from flagsplit.errors import BundleError, PeerError
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, Bundle, PlanSet

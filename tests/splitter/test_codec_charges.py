@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from tests.splitter.oracles import random_state
 
+from flagsplit.splitter.charges import transfer_charges
 from flagsplit.splitter.codecs import CODEC_COSTS
 from flagsplit.splitter.devices import Catalogue
 from flagsplit.splitter.evaluate import Usage
 from flagsplit.splitter.heuristics import Heuristic
 from flagsplit.splitter.limits import violations_of
-from flagsplit.splitter.mincut import CutNetwork, transfer_charges
+from flagsplit.splitter.mincut import CutNetwork
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.rates import Rates, energy_rates, objective_rates, price_rates, stage_rates
 from flagsplit.splitter.sla import parse_sla
