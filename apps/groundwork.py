@@ -20,7 +20,7 @@ from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Numerics, Target
+from flagsplit.targets.interface import Numerics, Target, TargetDescription
 
 
 @dataclass(frozen=True)
@@ -114,12 +114,25 @@ def _check_ranges(skeleton: Skeleton, dims: Mapping[str, int], ranges: Mapping[s
 
 def _verdicts(model: ir.Model, graph: BlockGraph, target: Target) -> list[str | None]:
     """For each block, why the target cannot take it, or None."""
-    reasons: dict[str, str] = {}
+    description, reasons = target.describe(), dict[str, str]()
     for node in model.graph:
         verdict = target.supports(node)
-        if not verdict.supported:
-            reasons[node.name or ""] = verdict.reason
+        why = verdict.reason if not verdict.supported else _against(description, node)
+        if why is not None:
+            reasons[node.name or ""] = why
     return [_first_reason(block, reasons) for block in graph.blocks]
+
+
+def _against(description: TargetDescription, node: ir.Node) -> str | None:
+    """Why a target does not take the shapes of a node's tensors, or None."""
+    for value in (*node.inputs, *node.outputs):
+        dims = tuple(value.shape) if value is not None and value.shape is not None else ()
+        opened = next((dim for dim in dims if not isinstance(dim, int)), None)
+        if description.static_shapes and opened is not None and value is not None:
+            return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open"
+        if len(dims) > description.max_rank and value is not None:
+            return f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"
+    return None
 
 
 def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
