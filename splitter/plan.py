@@ -139,6 +139,19 @@ class Plan:
         """Time of the slowest stage in that state."""
         return float((self.features.latency_vector() * state.vector())[: self.features.stages].max())
 
+    def named_cuts(self) -> list[dict[str, Any]]:
+        """The cuts as plain data for people's programs: tiers by name, bytes before any codec."""
+        return [
+            {
+                "value": cut.value,
+                "from": self.tiers[cut.from_tier],
+                "to": self.tiers[cut.to_tier],
+                "bytes": cut.size_bytes,
+                "codec": cut.codec,
+            }
+            for cut in self.cuts
+        ]
+
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)

@@ -20,16 +20,7 @@ def plan_data(plan: Plan) -> dict[str, Any]:
         "tiers": [plan.tiers[index] for index in plan.used_tiers],
         "route": [plan.tiers[index] for index in plan.route] or list(plan.tiers),
         "blocks": {tier: plan.placement.count(index) for index, tier in enumerate(plan.tiers)},
-        "cuts": [
-            {
-                "value": cut.value,
-                "from": plan.tiers[cut.from_tier],
-                "to": plan.tiers[cut.to_tier],
-                "bytes": cut.size_bytes,
-                "codec": cut.codec,
-            }
-            for cut in plan.cuts
-        ],
+        "cuts": plan.named_cuts(),
         "predicted": {
             "latency_ms": plan.predicted.latency_s * 1e3,
             "energy_mj": plan.predicted.total_energy_j * 1e3,

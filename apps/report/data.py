@@ -62,16 +62,7 @@ def _plan(problem: Problem, plan: Plan) -> dict[str, Any]:
         "tier_figures": [vars(each) for each in by_tier(problem, plan)],
         "link_figures": [{**vars(each), "codecs": list(each.codecs)} for each in by_link(problem, plan)],
         "totals": [vars(each) for each in totals(problem, plan)],
-        "cuts": [
-            {
-                "value": cut.value,
-                "from": plan.tiers[cut.from_tier],
-                "to": plan.tiers[cut.to_tier],
-                "bytes": cut.size_bytes,
-                "codec": cut.codec,
-            }
-            for cut in plan.cuts
-        ],
+        "cuts": plan.named_cuts(),
     }
 
 
