@@ -151,7 +151,7 @@ def resolved(catalogue: Catalogue, *, quick: bool) -> dict[str, float]:
     five = line(*names, links=["wifi", "ethernet", "wan", "ethernet"], catalogue=catalogue)
     cases = [
         ("fused", [fused_network("light-resnet50"), fused_network("light-densenet121")], three, 150),
-        ("1k", [deep_network(1, 1_000), deep_network(2, 1_000)], three, 50 if quick else 150),
+        ("1k", [deep_network(1, 1_000), deep_network(2, 1_000)], three, 150),
         ("5k", [deep_network(3, 5_000), deep_network(4, 5_000)], three, 15 if quick else 80),
         ("20k", [deep_network(5, 20_000)], five, 5 if quick else 15),
     ]
