@@ -10,9 +10,17 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from flagsplit.errors import ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Marks a field that came after the first version: it stays off the wire where it has its default."""
+
+
+APPENDED: Final = Appended()
 
 
 class Check(Protocol):
@@ -152,23 +160,28 @@ class StructOf:
     def __init__(self, cls: type) -> None:
         self.cls = cls
         hints = typing.get_type_hints(cls, include_extras=True)
-        self._fields: list[tuple[str, Check, Callable[[], object] | None]] = []
+        self._fields: list[tuple[str, Check, Callable[[], object] | None, bool]] = []
         for field in dataclasses.fields(cls):
-            checks = [m for m in getattr(hints[field.name], "__metadata__", ()) if hasattr(m, "load")]
+            marks = getattr(hints[field.name], "__metadata__", ())
+            checks = [mark for mark in marks if hasattr(mark, "load")]
             if checks:
-                self._fields.append((field.name, checks[0], _default_of(field)))
+                self._fields.append((field.name, checks[0], _default_of(field), APPENDED in marks))
 
     def dump(self, value: Any, where: str) -> dict[str, object]:
         if type(value) is not self.cls:
             raise _expected(where, f"a {self.cls.__name__}", value)
         _cross_check(value, where)
-        return {name: check.dump(getattr(value, name), f"{where}.{name}") for name, check, _ in self._fields}
+        return {
+            name: check.dump(getattr(value, name), f"{where}.{name}")
+            for name, check, default, appended in self._fields
+            if not (appended and default is not None and getattr(value, name) == default())
+        }
 
     def load(self, raw: object, where: str, **off_wire: object) -> Any:
         if not isinstance(raw, Mapping):
             raise _expected(where, "a map", raw)
         values: dict[str, object] = dict(off_wire)
-        for name, check, default in self._fields:
+        for name, check, default, _ in self._fields:
             if name in raw:
                 values[name] = check.load(raw[name], f"{where}.{name}")
             elif default is None:

@@ -403,7 +403,7 @@ def test_answers_of_older_attempts_and_other_sessions_are_ignored() -> None:
         Failed("6" * 32, 1, 1, "edge", "busy"),
         Failed(S, 1, 0, "edge", "busy"),
         Failed(S, 99, 1, "edge", "busy"),
-        Chunk(S, 1, 1, 4, 0, 0, 0, b"12345678"),
+        Chunk(S, 1, 1, 4, 0, 0, 0, payload=b"12345678"),
         Pong(0, 0),
         Ping(0, 0),
         Done(S, 1),

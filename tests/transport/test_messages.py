@@ -15,25 +15,35 @@ from flagsplit.transport.messages import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     MESSAGE_TYPES,
+    VERSION,
     Attach,
+    BundleOffer,
+    BundlePart,
+    BundleRetire,
+    BundleStatus,
     Bye,
     Cancel,
     Chunk,
+    Credit,
     Done,
     Drain,
     Failed,
     Frame,
+    Have,
     Hello,
     Hop,
     HopTiming,
+    LinkGauge,
     Message,
     Open,
     PeerAddress,
     Ping,
     Pong,
+    Probe,
     Reject,
     TensorHeader,
     Welcome,
+    agreed_version,
     decode,
     encode,
 )
@@ -80,6 +90,47 @@ SAMPLES: dict[str, Message] = {
     "chunk": Chunk("s-1", 42, 1, 1, tensor=0, offset=0, crc32=0x1DB55E4A, payload=b"twelve bytes"),
 }
 
+SINCE_1_1: dict[str, Message] = {
+    "hello": Hello((1, 0), (1, 1), INSTANCE, "worker", DIGEST, 500, {}, ("credit",), credit_bytes=8 << 20),
+    "welcome": Welcome(
+        (1, 1),
+        INSTANCE,
+        7,
+        DIGEST,
+        "edge",
+        268435456,
+        262144,
+        ("credit",),
+        credit_bytes=4 << 20,
+        slowdown_permille=12_500,
+    ),
+    "pong": Pong(3, 5, 2, 7, wait_us=1500, held_bytes=1 << 20, links=(LinkGauge("cloud", 2_500_000, 41_000, 5),)),
+    "drain": Drain("new bundle", bundle=DIGEST, successor="sha256:" + "cd" * 32),
+    "credit": Credit(received_bytes=3 << 20, limit_bytes=11 << 20, held_us=900),
+    "have": Have("s-1", 42, 2, 1, (12, 0)),
+    "bundle_offer": BundleOffer("ab" * 32, DIGEST, 1 << 30),
+    "bundle_status": BundleStatus(DIGEST, "partial", 1 << 20, "8 % are here"),
+    "bundle_retire": BundleRetire(DIGEST, "sha256:" + "cd" * 32),
+    "open": Open(
+        sid="s-1",
+        rid=42,
+        attempt=2,
+        epoch=8,
+        plan="plan-3",
+        hop=1,
+        route=(Hop("phone", "p0", ("a",)), Hop("cloud", "p2")),
+        tensors=(TensorHeader("a", "float16", (1, 3, 2), 12),),
+        deadline_ms=250,
+        trace=(HopTiming("phone", "p0", 10, 2000, 0, 12, batch=4),),
+        bundle=DIGEST,
+        resume=True,
+        traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    ),
+    "chunk": Chunk("s-1", 42, 1, 1, 0, 0, 0x1DB55E4A, squeeze="zstd", raw_bytes=4096, payload=b"twelve bytes"),
+    "bundle_part": BundlePart(DIGEST, 1 << 20, 0x1DB55E4A, payload=b"twelve bytes"),
+    "probe": Probe(9, 65536, payload=b"\0" * 16),
+}
+
 
 def header_of(name: str) -> dict[str, object]:
     header: dict[str, object] = msgpack.unpackb(encode(SAMPLES[name])[0])  # type: ignore[attr-defined,no-untyped-call]
@@ -93,7 +144,7 @@ def frames_of(name: str, **changes: object) -> list[Frame]:
 
 
 def test_every_type_has_a_sample() -> None:
-    assert {type(message) for message in SAMPLES.values()} == set(MESSAGE_TYPES.values())
+    assert {type(message) for message in (*SAMPLES.values(), *SINCE_1_1.values())} == set(MESSAGE_TYPES.values())
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -101,6 +152,21 @@ def test_golden_bytes_of_version_1(name: str) -> None:
     golden = [bytes.fromhex(line) for line in (GOLDEN / f"{name}.v1.hex").read_text().split()]
     assert [bytes(frame) for frame in encode(SAMPLES[name])] == golden
     assert decode(golden) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", SINCE_1_1)
+def test_golden_bytes_of_version_1_1(name: str) -> None:
+    golden = [bytes.fromhex(line) for line in (GOLDEN / f"{name}.v1_1.hex").read_text().split()]
+    assert [bytes(frame) for frame in encode(SINCE_1_1[name])] == golden
+    assert decode(golden) == SINCE_1_1[name]
+
+
+def test_the_version_agreed_on_is_the_highest_that_both_speak() -> None:
+    assert agreed_version((1, 0), (1, 0)) == (1, 0)
+    assert agreed_version((1, 0), (1, 9)) == VERSION
+    assert agreed_version((1, 0), (3, 2)) == VERSION
+    assert agreed_version((2, 0), (2, 1)) is None
+    assert agreed_version((0, 1), (0, 9)) is None
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -159,6 +225,15 @@ def test_unknown_keys_are_ignored_and_defaults_fill_in(name: str) -> None:
         ("open", {"outputs": ["x" * 257]}),
         ("chunk", {"crc32": 2**32}),
         ("chunk", {"tensor": 256}),
+        ("chunk", {"squeeze": "gzip", "raw_bytes": 5}),
+        ("chunk", {"squeeze": "zstd"}),
+        ("chunk", {"raw_bytes": 5}),
+        ("chunk", {"squeeze": "zstd", "raw_bytes": MAX_PAYLOAD_BYTES + 1}),
+        ("hello", {"credit_bytes": -1}),
+        ("welcome", {"slowdown_permille": 1e9}),
+        ("open", {"traceparent": "00-zz"}),
+        ("open", {"resume": 1}),
+        ("pong", {"links": [{"tier": "cloud", "bytes_per_s": 1, "rtt_us": 1, "loss_permille": 1001}]}),
     ],
 )
 def test_fields_out_of_bounds_are_refused(name: str, changes: dict[str, object]) -> None:

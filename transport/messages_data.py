@@ -1,0 +1,163 @@
+"""What is said on the data lane: tensors and their way, parts of bundles, probes.
+
+Bytes and limits are in `docs/wire.md`; `tensors.py` makes Chunks of tensors and back.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from flagsplit.errors import ProtocolError
+from flagsplit.transport.message_fields import (
+    ITEM_SIZE_BYTES,
+    MAX_DIMS,
+    MAX_HOPS,
+    MAX_PAYLOAD_BYTES,
+    MAX_TENSORS,
+    UINT53,
+    Crc32,
+    Digest,
+    Frame,
+    HopIndex,
+    Instance,
+    Lane,
+    Name,
+    Natural,
+    OptionalDigest,
+    Squeeze,
+    TensorName,
+    TensorNames,
+    Tier,
+    TraceParent,
+)
+from flagsplit.transport.schema import APPENDED, Flag, ListOf, StructOf, Text, Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """First message on a data connection: ties it to the peer's control connection. Channels keep it to themselves."""
+
+    TYPE: ClassVar[str] = "AT"
+    LANE: ClassVar[Lane] = Lane.DATA
+    instance: Instance
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One tier of a route. `segment` is empty where it passes tensors through; `carry` names those it hands on."""
+
+    tier: Tier
+    segment: Annotated[str, Text(128)] = ""
+    carry: TensorNames = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HopTiming:
+    """What a hop that is done already measured about itself; `batch` requests ran together."""
+
+    tier: Tier
+    segment: Annotated[str, Text(128)]
+    wait_us: Natural
+    run_us: Natural
+    bytes_in: Natural
+    bytes_out: Natural
+    batch: Annotated[int, Whole(1, 65535), APPENDED] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorHeader:
+    """A tensor announced by Open; its bytes follow in Chunks, little-endian and row-major."""
+
+    name: TensorName
+    dtype: Annotated[str, Text(16)]
+    shape: Annotated[tuple[int, ...], ListOf(Whole(0, UINT53), most=MAX_DIMS)]
+    size_bytes: Natural
+
+    def check_wire(self, where: str) -> None:
+        item_bytes = ITEM_SIZE_BYTES.get(self.dtype)
+        if item_bytes is None:
+            raise ProtocolError(f"{where}.dtype: expected one of {', '.join(ITEM_SIZE_BYTES)}, got {self.dtype!r}")
+        if math.prod(self.shape) * item_bytes != self.size_bytes:
+            raise ProtocolError(
+                f"{where}: {self.dtype} of shape {list(self.shape)} takes {math.prod(self.shape) * item_bytes} bytes, "
+                f"but size_bytes says {self.size_bytes}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Announces the tensors of one hop of one attempt; Chunks follow. `deadline_ms` is what is left when it is sent.
+
+    `bundle` is empty for the one that the last Hello named. With `resume` its Chunks wait for a Have.
+    """
+
+    TYPE: ClassVar[str] = "OP"
+    LANE: ClassVar[Lane] = Lane.DATA
+    sid: Name
+    rid: Natural
+    attempt: Natural
+    epoch: Natural
+    plan: Digest
+    hop: HopIndex
+    route: Annotated[tuple[Hop, ...], ListOf(StructOf(Hop), most=MAX_HOPS, fewest=1)]
+    tensors: Annotated[tuple[TensorHeader, ...], ListOf(StructOf(TensorHeader), most=MAX_TENSORS)]
+    deadline_ms: Natural
+    trace: Annotated[tuple[HopTiming, ...], ListOf(StructOf(HopTiming), most=MAX_HOPS)] = ()
+    outputs: TensorNames = ()
+    bundle: OptionalDigest = ""
+    resume: Annotated[bool, Flag(), APPENDED] = False
+    traceparent: TraceParent = ""
+
+    def check_wire(self, where: str) -> None:
+        if self.hop >= len(self.route):
+            raise ProtocolError(
+                f"{where}.hop: expected less than the {len(self.route)} hops of the route, got {self.hop}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes `offset`.. of tensor number `tensor` of the Open with the same sid, rid, attempt and hop.
+
+    A squeezed payload becomes `raw_bytes` bytes again; the checksum is of the payload as it is sent.
+    """
+
+    TYPE: ClassVar[str] = "CH"
+    LANE: ClassVar[Lane] = Lane.DATA
+    sid: Name
+    rid: Natural
+    attempt: Natural
+    hop: HopIndex
+    tensor: Annotated[int, Whole(0, MAX_TENSORS - 1)]
+    offset: Natural
+    crc32: Crc32
+    squeeze: Squeeze = ""
+    raw_bytes: Annotated[int, Whole(0, MAX_PAYLOAD_BYTES), APPENDED] = 0
+    payload: Frame = field(default=b"", hash=False, repr=False)
+
+    def check_wire(self, where: str) -> None:
+        if bool(self.squeeze) != bool(self.raw_bytes):
+            raise ProtocolError(f"{where}.raw_bytes: expected bytes if and only if squeezed, got {self.raw_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class BundlePart:
+    """Bytes `offset`.. of the file of the bundle that was offered last. Feature "bundles"."""
+
+    TYPE: ClassVar[str] = "BP"
+    LANE: ClassVar[Lane] = Lane.DATA
+    bundle: Digest
+    offset: Natural
+    crc32: Crc32
+    payload: Frame = field(default=b"", hash=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Bytes that only measure the link; a listener answers with a Probe of `reply_bytes`, if any. Feature "probe"."""
+
+    TYPE: ClassVar[str] = "PB"
+    LANE: ClassVar[Lane] = Lane.DATA
+    seq: Natural
+    reply_bytes: Annotated[int, Whole(0, MAX_PAYLOAD_BYTES)] = 0
+    payload: Frame = field(default=b"", hash=False, repr=False)
