@@ -5,6 +5,7 @@ clocks are in `flagsplit.runtime.shell`, which also turns channel events into ca
 `flagsplit.runtime.testing`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Ran:
         error: why it failed, "" if it did not.
         wait_us: microseconds between the asking and the start.
         run_us: microseconds of the run itself.
+        batch: how many requests ran together.
     """
 
     token: int
@@ -32,6 +34,7 @@ class Ran:
     error: str = ""
     wait_us: int = 0
     run_us: int = 0
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,17 @@ class Run:
         token: names this run.
         segment: id of the segment.
         inputs: its inputs.
+        bundle: digest of the bundle that has it.
+        client: who asked, so that nobody waits for another's many requests.
+        deadline: time after which nobody wants the result.
     """
 
     token: int
     segment: str
     inputs: Mapping[str, Array] = field(repr=False)
+    bundle: str = ""
+    client: str = ""
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
-from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Hop, HopTiming, Open, TensorHeader
-from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
+from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Have, Hop, HopTiming, Open, TensorHeader
+from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of
 
 FlightKey = tuple[str, int]
 
 _MAX_DEADLINE_S = 1e9
+# Below this the question what is there already takes longer than sending it all again.
+RESUME_FROM_BYTES = 64 << 10
 
 
 @dataclass
@@ -32,8 +34,13 @@ class Flight:
         plan: name of its plan.
         route: its hops.
         deadline: local time after which nobody waits for it.
+        bundle: digest of its bundle.
+        epoch: the session's count of its bundles and policies.
+        traceparent: the trace that it belongs to, as in W3C Trace Context, or "".
         values: every tensor of it that this tier made or received.
         arrivals: tensors on their way in, by hop.
+        partial: tensors that began to come in under an earlier attempt, by name.
+        departures: tensors that wait for the receiver to say how much of them it has, by hop.
         reached: hops that this tier already took up in this attempt.
         neighbors: peer to which a tier of the route belongs, as messages came from it.
         trace: timings of the hops so far.
@@ -46,8 +53,13 @@ class Flight:
     plan: str
     route: tuple[Hop, ...]
     deadline: float
+    bundle: str = ""
+    epoch: int = 0
+    traceparent: str = ""
     values: dict[str, Array] = field(default_factory=dict)
     arrivals: dict[int, tuple[Open, Assembly]] = field(default_factory=dict)
+    partial: dict[str, Incoming] = field(default_factory=dict)
+    departures: dict[int, tuple[Open, list[memoryview]]] = field(default_factory=dict)
     reached: set[int] = field(default_factory=set)
     neighbors: dict[str, str] = field(default_factory=dict)
     trace: tuple[HopTiming, ...] = ()
@@ -61,16 +73,26 @@ class Flight:
     @property
     def held_bytes(self) -> int:
         """Bytes of all values held, and of those announced."""
-        coming = sum(header.size_bytes for opened, _ in self.arrivals.values() for header in opened.tensors)
-        return coming + sum(value.nbytes for value in self.values.values())
+        coming = {header.name: header.size_bytes for opened, _ in self.arrivals.values() for header in opened.tensors}
+        begun = {name: incoming.header.size_bytes for name, incoming in self.partial.items()}
+        return sum((begun | coming).values()) + sum(value.nbytes for value in self.values.values())
 
     def restart(self, attempt: int, plan: str, route: tuple[Hop, ...]) -> None:
-        """Begin a new attempt; values stay."""
+        """Begin a new attempt; values stay, and what there is of those that were on their way."""
         self.attempt, self.plan, self.route = attempt, plan, route
-        self.arrivals.clear()
+        self.set_arrivals_aside()
+        self.departures.clear()
         self.reached.clear()
         self.neighbors.clear()
         self.trace, self.bytes_in = (), 0
+
+    def set_arrivals_aside(self) -> None:
+        """Nobody waits for what is on its way in, but a later attempt may go on from there."""
+        for _, assembly in self.arrivals.values():
+            self.partial.update(
+                (name, incoming) for name, incoming in assembly.incoming.items() if incoming.received_bytes
+            )
+        self.arrivals.clear()
 
 
 @dataclass(frozen=True)
@@ -89,13 +111,13 @@ class Relay:
 
     Args:
         tier: the tier's name.
-        segments: by id, what each segment of this tier reads and makes.
+        segments: by bundle and id, what each segment of this tier reads and makes.
         limits: on tensors that come in.
     """
 
-    def __init__(self, tier: str, segments: Mapping[str, PlannedStep], limits: TransferLimits) -> None:
+    def __init__(self, tier: str, segments: Mapping[str, Mapping[str, PlannedStep]], limits: TransferLimits) -> None:
         self.tier = tier
-        self.segments = segments
+        self.segments = {bundle: dict(steps) for bundle, steps in segments.items()}
         self.limits = limits
         self.now = 0.0
         self.flights: dict[FlightKey, Flight] = {}
@@ -107,8 +129,8 @@ class Relay:
         """Segments asked for that have not come back."""
         return len(self._runs)
 
-    def check_open(self, opened: Open) -> None:
-        """Whether an announcement makes sense at this tier, whatever is here already.
+    def check_open(self, opened: Open, bundle: str) -> None:
+        """Whether an announcement for a bundle makes sense at this tier, whatever is here already.
 
         Raises:
             ProtocolError: it does not.
@@ -116,7 +138,7 @@ class Relay:
         hop = opened.hop
         if hop == 0 or opened.route[hop].tier != self.tier:
             raise ProtocolError(f"expected a hop of tier {self.tier}, came hop {hop} of {opened.route[hop].tier!r}")
-        if opened.route[hop].segment and opened.route[hop].segment not in self.segments:
+        if opened.route[hop].segment and opened.route[hop].segment not in self.segments.get(bundle, {}):
             raise ProtocolError(f"tier {self.tier} has no segment {opened.route[hop].segment!r}")
         names = tuple(header.name for header in opened.tensors)
         if names != opened.route[hop - 1].carry:
@@ -139,9 +161,34 @@ class Relay:
         if opened.route != flight.route:
             raise ProtocolError(f"request {opened.rid} changed its route within attempt {opened.attempt}")
         flight.neighbors[opened.route[hop - 1].tier] = peer
-        assembly = Assembly(opened, self.limits)
+        assembly = Assembly(opened, self.limits, self._kept(flight, opened) if opened.resume else None)
+        for header in opened.tensors:
+            flight.partial.pop(header.name, None)
         flight.arrivals[hop] = (opened, assembly)
         return assembly.complete
+
+    @staticmethod
+    def _kept(flight: Flight, opened: Open) -> dict[str, Incoming]:
+        """What is here already of tensors that are announced again."""
+        kept = dict(flight.partial)
+        for header in opened.tensors:
+            value = flight.values.get(header.name)
+            if value is not None and _header(header.name, value) == header:
+                kept[header.name] = Incoming.whole(header, np.frombuffer(_bytes(value), np.uint8))
+        return kept
+
+    def have(self, flight: Flight, hop: int) -> Have:
+        """How much of the tensors of a hop is here, for a sender that asked to resume."""
+        offsets = flight.arrivals[hop][1].offsets()
+        return Have(flight.sid, flight.rid, flight.attempt, hop, offsets)
+
+    def depart(self, message: Have) -> Iterator[Instruction]:
+        """The receiver said how much it has: send the rest. What nobody asked about is ignored."""
+        flight = self.flights.get((message.sid, message.rid))
+        if flight is None or flight.attempt != message.attempt or message.hop not in flight.departures:
+            return
+        opened, buffers = flight.departures.pop(message.hop)
+        yield from self.send_on(flight, message.hop, tuple(chunks_of(opened, buffers, offsets=message.offsets)))
 
     def accept_chunk(self, chunk: Chunk) -> Flight | None:
         """Put a chunk in its place.
@@ -170,10 +217,11 @@ class Relay:
         """Run the segment of a hop, unless its results are here from an earlier attempt."""
         flight.reached.add(hop)
         segment = flight.route[hop].segment
-        if not segment or all(name in flight.values for name in self.segments[segment].outputs):
+        step = self.segments[flight.bundle][segment] if segment else None
+        if step is None or all(name in flight.values for name in step.outputs):
             yield from self.pass_on(flight, hop, HopTiming(self.tier, "", 0, 0, flight.bytes_in, 0))
             return
-        missing = [name for name in self.segments[segment].inputs if name not in flight.values]
+        missing = [name for name in step.inputs if name not in flight.values]
         if missing:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
         run = _Outstanding(flight.key, segment, flight.attempt, hop)
@@ -183,8 +231,8 @@ class Relay:
                 return
         self._next_token += 1
         self._runs[self._next_token] = run
-        inputs = {name: flight.values[name] for name in self.segments[segment].inputs}
-        yield Run(self._next_token, segment, inputs)
+        inputs = {name: flight.values[name] for name in step.inputs}
+        yield Run(self._next_token, segment, inputs, flight.bundle, flight.sid, flight.deadline)
 
     def finish_run(self, event: Ran) -> tuple[Flight, int] | None:
         """Keep a run's results.
@@ -225,16 +273,27 @@ class Relay:
             sid=flight.sid,
             rid=flight.rid,
             attempt=flight.attempt,
-            epoch=0,
+            epoch=flight.epoch,
             plan=flight.plan,
             hop=hop + 1,
             route=flight.route,
             tensors=headers,
             deadline_ms=int(min(max(0.0, flight.deadline - self.now), _MAX_DEADLINE_S) * 1000),
             trace=flight.trace,
+            bundle=flight.bundle,
+            resume=sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.can_resume(flight, hop + 1),
+            traceparent=flight.traceparent,
         )
         buffers = [_bytes(flight.values[name]) for name in carry]
-        yield from self.send_on(flight, hop + 1, (opened, *chunks_of(opened, buffers)))
+        if opened.resume:
+            flight.departures[hop + 1] = (opened, buffers)
+            yield from self.send_on(flight, hop + 1, (opened,))
+        else:
+            yield from self.send_on(flight, hop + 1, (opened, *chunks_of(opened, buffers)))
+
+    def can_resume(self, flight: Flight, hop: int) -> bool:  # noqa: ARG002
+        """Whether the peer of a hop may have part of its tensors, and can say so."""
+        return False
 
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The route ends here. Only a session is at the end of a route."""

@@ -158,7 +158,7 @@ class SessionMachine(Relay):
         limits: TransferLimits | None = None,
     ) -> None:
         own = {step.segment: step for steps in facts.steps.values() for step in steps if step.tier == 0}
-        super().__init__(facts.tiers[0], own, limits or TransferLimits())
+        super().__init__(facts.tiers[0], {facts.bundle: own}, limits or TransferLimits())
         self._facts = facts
         self._peers = {tier: _Peer(address) for tier, address in workers.items()}
         self._instance = instance
@@ -262,7 +262,8 @@ class SessionMachine(Relay):
             if self.now >= submit.deadline:
                 yield Fail(submit.rid, UnavailableError("the deadline passed before the request's turn came"))
                 continue
-            flight = Flight(self._instance, submit.rid, 0, "", (), submit.deadline, dict(submit.inputs))
+            flight = Flight(self._instance, submit.rid, 0, "", (), submit.deadline, self._facts.bundle)
+            flight.values.update(submit.inputs)
             request = _Request(flight, submit.plan, self.now)
             self._requests[submit.rid] = request
             self.flights[flight.key] = flight
@@ -363,7 +364,7 @@ class SessionMachine(Relay):
             return
         try:
             if isinstance(message, Open):
-                self.check_open(message)
+                self.check_open(message, request.flight.bundle)
                 ready = request.flight if self.accept_open(request.flight, message, tier) else None
             else:
                 ready = self.accept_chunk(message)

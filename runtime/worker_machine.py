@@ -115,7 +115,7 @@ class WorkerMachine(Relay):
         options: WorkerOptions | None = None,
         limits: TransferLimits | None = None,
     ) -> None:
-        super().__init__(tier, segments, limits or TransferLimits())
+        super().__init__(tier, {bundle: segments}, limits or TransferLimits())
         self._tiers = tiers
         self._bundle = bundle
         self._instance = instance
@@ -212,7 +212,7 @@ class WorkerMachine(Relay):
 
     def _fail(self, flight: Flight, tier: str, code: str, reason: str, *, retryable: bool) -> Iterator[Instruction]:
         """Say that an attempt failed; values stay for the next attempt."""
-        flight.arrivals.clear()
+        flight.set_arrivals_aside()
         message = Failed(flight.sid, flight.rid, flight.attempt, tier, code, reason[:900], retryable)
         yield from self._tell_session(flight, message)
 
@@ -333,7 +333,7 @@ class WorkerMachine(Relay):
     def _on_tensors(self, peer: str, message: Open | Chunk) -> Iterator[Instruction]:
         try:
             if isinstance(message, Open):
-                self.check_open(message)
+                self.check_open(message, self._bundle)
                 flight = yield from self._flight_for(peer, message)
                 ready = flight if flight is not None and self.accept_open(flight, message, peer) else None
             else:
@@ -361,7 +361,7 @@ class WorkerMachine(Relay):
             yield Send(peer, Failed(opened.sid, opened.rid, opened.attempt, self.tier, "busy", reason, retryable=True))
             return None
         if flight is None:
-            flight = Flight(opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline)
+            flight = Flight(opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, self._bundle)
             self.flights[flight.key] = flight
         flight.deadline = deadline
         return flight

@@ -7,7 +7,7 @@ mean is between the segments, and `messages.TensorHeader` has checked that dtype
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,9 +40,14 @@ class TransferLimits:
 
 
 def chunks_of(
-    opened: Open, buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray], chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    opened: Open,
+    buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray],
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    offsets: Sequence[int] = (),
 ) -> Iterator[Chunk]:
     """Chunks of the tensors that `opened` announces, in order, as views of `buffers` and not copies.
+
+    `offsets` says for each tensor how many bytes the receiver has already; none of them without it.
 
     The buffers must be contiguous, of the sizes announced, and must not change until the peer has answered. Tensors
     without bytes have no chunk. Raises InternalError when buffers and announcement differ.
@@ -51,7 +56,8 @@ def chunks_of(
         raise InternalError(f"{len(opened.tensors)} tensors are announced, but there are {len(buffers)} buffers")
     for index, (header, buffer) in enumerate(zip(opened.tensors, buffers, strict=True)):
         data = _bytes_of(header, buffer)
-        for offset in range(0, header.size_bytes, chunk_bytes):
+        start = min(offsets[index], header.size_bytes) if index < len(offsets) else 0
+        for offset in range(start, header.size_bytes, chunk_bytes):
             payload = data[offset : offset + chunk_bytes]
             yield Chunk(
                 opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
@@ -75,14 +81,37 @@ def _bytes_of(header: TensorHeader, buffer: npt.NDArray[np.generic] | Frame | by
 
 
 @dataclass(slots=True)
-class _Incoming:
-    """One tensor on its way in; allocated with its first chunk."""
+class Incoming:
+    """One tensor on its way in; allocated with its first chunk. It can outlive its Assembly, for another to go on."""
 
     header: TensorHeader
     data: _Bytes | None = None
     received_bytes: int = 0
     starts: list[int] = field(default_factory=list)
     chunks: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """How many bytes from the start are here without a gap."""
+        end = 0
+        for start in self.starts:
+            if start != end:
+                break
+            end += self.chunks[start][0]
+        return end
+
+    @classmethod
+    def whole(cls, header: TensorHeader, data: _Bytes) -> "Incoming":
+        """A tensor that is here already."""
+        size_bytes = header.size_bytes
+        return cls(header, data, size_bytes, [0] if size_bytes else [], {0: (size_bytes, 0)} if size_bytes else {})
+
+    def trim(self) -> None:
+        """Forget what came after a gap: whoever goes on does so from the first byte that is missing."""
+        prefix_bytes = self.prefix_bytes
+        self.starts = [start for start in self.starts if start < prefix_bytes]
+        self.chunks = {start: self.chunks[start] for start in self.starts}
+        self.received_bytes = prefix_bytes
 
     def overlaps(self, start: int, stop: int) -> bool:
         place = bisect_left(self.starts, start)
@@ -101,14 +130,28 @@ class _Incoming:
 
 
 class Assembly:
-    """Puts the tensors of one Open together. Raises ProtocolError when it announces more than the limits allow."""
+    """Puts the tensors of one Open together.
 
-    def __init__(self, opened: Open, limits: TransferLimits) -> None:
+    Args:
+        opened: what was announced.
+        limits: what is taken.
+        kept: by name, tensors that began to come in before; those with another header are left alone.
+
+    Raises:
+        ProtocolError: more is announced than the limits allow.
+    """
+
+    def __init__(self, opened: Open, limits: TransferLimits, kept: Mapping[str, Incoming] | None = None) -> None:
         _check_limits(opened, limits)
         self._key = (opened.sid, opened.rid, opened.attempt, opened.hop)
         self._limits = limits
-        self._tensors = [_Incoming(header) for header in opened.tensors]
-        self._missing_bytes = sum(header.size_bytes for header in opened.tensors)
+        self._tensors = [Incoming(header) for header in opened.tensors]
+        for index, header in enumerate(opened.tensors):
+            earlier = (kept or {}).get(header.name)
+            if earlier is not None and earlier.header == header:
+                self._tensors[index] = earlier
+                earlier.trim()
+        self._missing_bytes = sum(tensor.header.size_bytes - tensor.received_bytes for tensor in self._tensors)
 
     @property
     def complete(self) -> bool:
@@ -117,6 +160,15 @@ class Assembly:
     @property
     def missing_bytes(self) -> int:
         return self._missing_bytes
+
+    @property
+    def incoming(self) -> dict[str, Incoming]:
+        """The tensors by name, as far as they are here."""
+        return {tensor.header.name: tensor for tensor in self._tensors}
+
+    def offsets(self) -> tuple[int, ...]:
+        """For each tensor, how many bytes from its start are here: where a sender may go on."""
+        return tuple(tensor.prefix_bytes for tensor in self._tensors)
 
     def accept(self, chunk: Chunk) -> bool:
         """Store a chunk; True once everything is here. A repeated chunk is ignored.
@@ -148,7 +200,7 @@ class Assembly:
             )
         return [(_aligned(0) if tensor.data is None else tensor.data).data for tensor in self._tensors]
 
-    def _check_place(self, tensor: _Incoming, offset: int, size_bytes: int) -> None:
+    def _check_place(self, tensor: Incoming, offset: int, size_bytes: int) -> None:
         stop, total_bytes = offset + size_bytes, tensor.header.size_bytes
         if not size_bytes or stop > total_bytes or size_bytes > self._limits.max_chunk_bytes:
             raise ProtocolError(
@@ -187,5 +239,5 @@ def _key_of(chunk: Chunk) -> tuple[str, int, int, int]:
     return (chunk.sid, chunk.rid, chunk.attempt, chunk.hop)
 
 
-def _place(tensor: _Incoming, offset: int, size_bytes: int) -> str:
+def _place(tensor: Incoming, offset: int, size_bytes: int) -> str:
     return f"chunk {offset}..{offset + size_bytes} of tensor {tensor.header.name!r}"
