@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.report import Report
+from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Down, Received, Up, Violated
 from flagsplit.transport.messages import Message
@@ -46,12 +47,14 @@ class Submit:
         inputs: one array per graph input; nobody changes them any more.
         deadline: time by which it must be answered.
         plan: name of the plan wanted, or "" for the best.
+        traceparent: the trace that it belongs to, as in W3C Trace Context, or "".
     """
 
     rid: int
     inputs: Mapping[str, Array]
     deadline: float
     plan: str = ""
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ class Abandon:
     """The application does not want the answer any more."""
 
     rid: int
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """From now on answer by another bundle, or the same under another policy, as soon as the workers are ready.
+
+    Attributes:
+        facts: of the bundle and its policy.
+    """
+
+    facts: SessionFacts
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class Leave:
     """Say goodbye to everybody; nothing follows."""
 
 
-Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Tick | Leave
+Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Adopt | Tick | Leave
 
 
 @dataclass(frozen=True)
@@ -154,11 +168,36 @@ class Fail:
 
 @dataclass(frozen=True)
 class TierChanged:
-    """A tier came, went or refused us; `state` is "up", "down" or "refused"."""
+    """A tier came, went, refused us or is about to go; `state` is "up", "down", "refused" or "draining"."""
 
     tier: str
     state: str
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """New requests are answered by this bundle and policy from now on; `without` are the tiers that do not serve it."""
+
+    epoch: int
+    bundle: str
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Released:
+    """No request needs a bundle any more: what was loaded for it can go."""
+
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A worker says that it will stop to serve a bundle, and what takes its place."""
+
+    tier: str
+    bundle: str
+    successor: str
 
 
 @dataclass(frozen=True)
@@ -168,4 +207,18 @@ class Note:
     text: str
 
 
-Instruction = Send | Run | Skip | Connect | Disconnect | Withdraw | Deliver | Fail | TierChanged | Note
+Instruction = (
+    Send
+    | Run
+    | Skip
+    | Connect
+    | Disconnect
+    | Withdraw
+    | Deliver
+    | Fail
+    | TierChanged
+    | Adopted
+    | Released
+    | Superseded
+    | Note
+)

@@ -46,6 +46,7 @@ def itinerary(
     inputs: Collection[str],
     outputs: Sequence[str],
     alive: Collection[int],
+    apart: Collection[frozenset[int]] = (),
 ) -> tuple[PlannedHop, ...]:
     """The stops of a request, from tier 0 and back to it.
 
@@ -54,8 +55,11 @@ def itinerary(
         inputs: graph inputs, present at tier 0.
         outputs: graph outputs, wanted at tier 0.
         alive: positions of the tiers that can relay; a dead tier between two stops is passed by directly.
+        apart: pairs of tiers that cannot reach each other now; what goes between them goes through tier 0.
     """
     stops = _stops(steps, alive)
+    if apart:
+        stops = _through_the_first(stops, apart)
     carry: list[dict[str, None]] = [{} for _ in stops]
     holders: dict[str, dict[int, int]] = {name: {0: 0} for name in inputs}
     for index, (tier, step) in enumerate(stops):
@@ -87,6 +91,36 @@ def _stops(steps: Sequence[PlannedStep], alive: Collection[int]) -> list[_Stop]:
         stops.extend((tier, None) for tier in _between(stops[-1][0], 0) if tier in alive)
         stops.append((0, None))
     return stops
+
+
+def _through_the_first(stops: Sequence[_Stop], apart: Collection[frozenset[int]]) -> list[_Stop]:
+    """The same stops with one at tier 0 between those that are apart, and without relays that then lead nowhere."""
+    found: list[_Stop] = []
+    for stop in stops:
+        if found and 0 not in (found[-1][0], stop[0]) and frozenset((found[-1][0], stop[0])) in apart:
+            _drop_relays(found)
+            if found[-1][0] != 0:
+                found.append((0, None))
+        elif found and stop[0] == 0 and _last_work(found)[0] == 0:
+            _drop_relays(found)
+        if found and found[-1] == (0, None) and stop[0] == 0:
+            found[-1] = stop
+        else:
+            found.append(stop)
+    return found
+
+
+def _is_relay(stop: _Stop) -> bool:
+    return stop[1] is None and stop[0] != 0
+
+
+def _last_work(stops: Sequence[_Stop]) -> _Stop:
+    return next(stop for stop in reversed(stops) if not _is_relay(stop))
+
+
+def _drop_relays(stops: list[_Stop]) -> None:
+    while _is_relay(stops[-1]):
+        stops.pop()
 
 
 def _between(start: int, end: int) -> range:

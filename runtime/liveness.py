@@ -13,11 +13,12 @@ class LivenessOptions:
 
     Attributes:
         heartbeat_s: seconds between pings.
-        missed: heartbeats without a word after which a peer counts as gone.
+        missed: heartbeats without a word after which a peer counts as gone. With 2.5 a partition is noticed, and
+            answers come from elsewhere, within three heartbeats.
     """
 
     heartbeat_s: float = 1.0
-    missed: int = 4
+    missed: float = 2.5
 
 
 @dataclass
@@ -32,7 +33,11 @@ class Liveness:
     def __init__(self, options: LivenessOptions) -> None:
         self._options = options
         self._peers: dict[str, _Watched] = {}
-        self._ticked = 0.0
+        self._ticked: float | None = None
+
+    @property
+    def _patience_s(self) -> float:
+        return self._options.heartbeat_s * self._options.missed
 
     def watch(self, peer: str, now: float) -> None:
         """Start to ping a peer."""
@@ -51,16 +56,24 @@ class Liveness:
         """What is due.
 
         Returns:
-            Peers to ping now, and peers that have been silent for too long.
+            Peers to ping now, and peers that have been silent for too long. If nobody asked for much longer than a
+            heartbeat, as when this process was frozen or its clock jumped, the peers get another chance first: what
+            they said meanwhile may not have been read yet.
         """
+        last = now if self._ticked is None else self._ticked
+        frozen = not 0 <= now - last <= self._patience_s
         self._ticked = now
-        patience_s = self._options.heartbeat_s * self._options.missed
-        silent = [peer for peer, seen in self._peers.items() if now - seen.last_heard > patience_s]
+        if frozen:
+            for seen in self._peers.values():
+                seen.last_heard = now - self._options.heartbeat_s
+                seen.next_ping = min(seen.next_ping, now)
+        silent = [peer for peer, seen in self._peers.items() if now >= seen.last_heard + self._patience_s]
         due = [peer for peer, seen in self._peers.items() if peer not in silent and seen.next_ping <= now]
         for peer in due:
             self._peers[peer].next_ping = now + self._options.heartbeat_s
         return due, silent
 
     def next_tick(self) -> float:
-        """When the next ping is due; at the latest a heartbeat after the last tick, however much happens meanwhile."""
-        return min((seen.next_ping for seen in self._peers.values()), default=self._ticked + self._options.heartbeat_s)
+        """When a ping is due or a silence is long enough; at the latest a heartbeat after the last tick."""
+        times = (min(seen.next_ping, seen.last_heard + self._patience_s) for seen in self._peers.values())
+        return min(times, default=(self._ticked or 0.0) + self._options.heartbeat_s)

@@ -54,6 +54,7 @@ class Report:
         tiers: what each tier did, the session's own first.
         links: what crossed each link, in order of first use.
         basis: of the milliseconds.
+        epoch: how many bundles and policies the session had before the one that answered.
     """
 
     plan: str
@@ -62,6 +63,7 @@ class Report:
     tiers: tuple[TierReport, ...]
     links: tuple[LinkReport, ...]
     basis: Basis = "measured"
+    epoch: int = 0
 
     def to_data(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -70,6 +72,7 @@ class Report:
             "attempts": self.attempts,
             "latency_ms": self.latency_ms,
             "basis": self.basis,
+            "epoch": self.epoch,
             "tiers": [
                 {"tier": t.tier, "segments": list(t.segments), "wait_ms": t.wait_ms, "run_ms": t.run_ms}
                 for t in self.tiers
@@ -81,7 +84,9 @@ class Report:
         }
 
 
-def make_report(plan: str, attempts: int, latency_s: float, route: Sequence[Hop], trace: Sequence[HopTiming]) -> Report:
+def make_report(
+    plan: str, attempts: int, latency_s: float, route: Sequence[Hop], trace: Sequence[HopTiming], epoch: int = 0
+) -> Report:
     """Put a report together from the timings that the hops left.
 
     Args:
@@ -90,6 +95,7 @@ def make_report(plan: str, attempts: int, latency_s: float, route: Sequence[Hop]
         latency_s: seconds from submission to answer.
         route: the hops of the attempt that answered.
         trace: one timing per hop, in order.
+        epoch: of the session.
     """
     tiers: dict[str, TierReport] = {}
     for timing in trace:
@@ -105,4 +111,4 @@ def make_report(plan: str, attempts: int, latency_s: float, route: Sequence[Hop]
         key = (hop.tier, following.tier)
         before = links.get(key, LinkReport(*key, 0, 0))
         links[key] = LinkReport(*key, before.bytes + timing.bytes_out, before.messages + 1)
-    return Report(plan, attempts, latency_s * 1000, tuple(tiers.values()), tuple(links.values()))
+    return Report(plan, attempts, latency_s * 1000, tuple(tiers.values()), tuple(links.values()), epoch=epoch)

@@ -2,7 +2,8 @@
 
 A request is retained until its answer is here. When a tier of its route goes, when a tier says that it failed, or when
 an attempt takes too long, the best plan that is left takes over in a new attempt, from whatever this tier still holds.
-Only the answer of the newest attempt counts, so every request is answered once.
+Only the answer of the newest attempt counts, so every request is answered once. Another bundle or policy begins a new
+epoch: requests that began in an older one end in it.
 """
 
 from collections import deque
@@ -20,6 +21,8 @@ from flagsplit.errors import (
 )
 from flagsplit.runtime.events import (
     Abandon,
+    Adopt,
+    Adopted,
     Connect,
     Deliver,
     Disconnect,
@@ -29,29 +32,31 @@ from flagsplit.runtime.events import (
     Leave,
     Note,
     Ran,
+    Released,
     Send,
     Submit,
+    Superseded,
     Tick,
     TierChanged,
     Withdraw,
 )
-from flagsplit.runtime.itinerary import PlannedStep, itinerary
-from flagsplit.runtime.liveness import Liveness, LivenessOptions
+from flagsplit.runtime.liveness import Liveness
 from flagsplit.runtime.relay import Flight, Relay
 from flagsplit.runtime.report import make_report
-from flagsplit.splitter.pool import Pool
-from flagsplit.splitter.state import State
+from flagsplit.runtime.session_facts import SessionFacts as SessionFacts
+from flagsplit.runtime.session_facts import SessionOptions as SessionOptions
+from flagsplit.runtime.session_peers import WorkerPeer
+from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
 from flagsplit.transport.channel import Down, Received, Up, Violated
 from flagsplit.transport.messages import (
-    MAX_HOPS,
-    VERSION,
+    RESUME,
     Bye,
     Cancel,
     Chunk,
     Done,
     Drain,
     Failed,
-    Hello,
+    Have,
     Hop,
     HopTiming,
     Message,
@@ -60,63 +65,8 @@ from flagsplit.transport.messages import (
     Ping,
     Reject,
     Welcome,
-    encode,
 )
 from flagsplit.transport.tensors import TransferLimits
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """Limits and times of a session.
-
-    Attributes:
-        window: requests on their way at once; more wait their turn.
-        attempt_s: seconds after which an attempt counts as lost, doubled with each further attempt.
-        max_attempts: attempts before a request fails.
-        liveness: heartbeats to the workers.
-    """
-
-    window: int = 8
-    attempt_s: float = 15.0
-    max_attempts: int = 16
-    liveness: LivenessOptions = field(default_factory=LivenessOptions)
-
-
-@dataclass(frozen=True)
-class SessionFacts:
-    """What a session knows of its bundle.
-
-    Attributes:
-        bundle: its digest.
-        tiers: names of the tiers; the session is the first.
-        pool: the plans.
-        steps: the segments of each plan.
-        nominal: the state that the plans were made for.
-        inputs: names of the graph inputs.
-        outputs: names of the graph outputs.
-        answers: by plan, the names under which it makes them, where those are others.
-    """
-
-    bundle: str
-    tiers: tuple[str, ...]
-    pool: Pool
-    steps: Mapping[str, tuple[PlannedStep, ...]]
-    nominal: State
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-
-    def answers_of(self, plan: str) -> dict[str, str]:
-        """For each graph output, the value that is it under a plan."""
-        renamed = self.answers.get(plan, {})
-        return {output: renamed.get(output, output) for output in self.outputs}
-
-
-@dataclass
-class _Peer:
-    address: PeerAddress
-    up: bool = False
-    reason: str = "not connected yet"
 
 
 @dataclass
@@ -124,6 +74,7 @@ class _Request:
     """What only the session knows of a request."""
 
     flight: Flight
+    epoch: Epoch
     wanted: str
     submitted: float
     expires: float = 0.0
@@ -157,16 +108,17 @@ class SessionMachine(Relay):
         options: SessionOptions | None = None,
         limits: TransferLimits | None = None,
     ) -> None:
-        own = {step.segment: step for steps in facts.steps.values() for step in steps if step.tier == 0}
-        super().__init__(facts.tiers[0], {facts.bundle: own}, limits or TransferLimits())
-        self._facts = facts
-        self._peers = {tier: _Peer(address) for tier, address in workers.items()}
+        super().__init__(facts.tiers[0], {facts.bundle: facts.own_segments()}, limits or TransferLimits())
+        self._peers = {tier: WorkerPeer(tier, address) for tier, address in workers.items()}
         self._instance = instance
         self._options = options or SessionOptions()
         self._liveness = Liveness(self._options.liveness)
         self._requests: dict[int, _Request] = {}
         self._queue: deque[Submit] = deque()
-        self._routes: dict[tuple[str, tuple[int, ...]], tuple[Hop, ...]] = {}
+        self._rifts = Rifts(self._options.shun_s)
+        self._epoch = Epoch(0, facts)
+        self._epochs = [self._epoch]
+        self._adopt_by = 0.0
 
     def start(self) -> list[Instruction]:
         """Connect to all workers."""
@@ -182,6 +134,7 @@ class SessionMachine(Relay):
         times = [self._liveness.next_tick()]
         times += [min(request.expires, request.flight.deadline) for request in self._requests.values()]
         times += [submit.deadline for submit in self._queue]
+        times += [self._adopt_by] if self._coming else []
         return min(times)
 
     def _handle(self, event: Event) -> Iterator[Instruction]:
@@ -195,22 +148,25 @@ class SessionMachine(Relay):
                 self._liveness.heard(tier, self.now)
                 yield from self._on_message(tier, message)
             case Up(tier):
-                yield from self._greet(tier)
+                self._peers[tier].connected = True
+                for bundle in dict.fromkeys(epoch.facts.bundle for epoch in self._epochs):
+                    yield self._greeting(tier, bundle)
             case Down(tier, reason) | Violated(tier, reason):
                 yield from self._lose(tier, reason)
             case Tick():
                 yield from self._on_tick()
             case Abandon(rid):
                 yield from self._abandon(rid)
+            case Adopt(facts):
+                yield from self._adopt(facts)
             case Leave():
-                yield from (Send(tier, Bye("the session ends")) for tier, peer in self._peers.items() if peer.up)
+                yield from (Send(tier, Bye("the session ends")) for tier, peer in self._peers.items() if peer.serves)
             case _:
                 raise InternalError(f"a session cannot handle {event}")
 
-    def _greet(self, tier: str) -> Iterator[Instruction]:
-        heartbeat_ms = int(self._options.liveness.heartbeat_s * 1000)
+    def _greeting(self, tier: str, bundle: str) -> Send:
         others = {name: peer.address for name, peer in self._peers.items() if name != tier}
-        yield Send(tier, Hello(VERSION, VERSION, self._instance, "session", self._facts.bundle, heartbeat_ms, others))
+        return Send(tier, self._peers[tier].hello(bundle, self._instance, others, self._options.liveness))
 
     def _on_message(self, tier: str, message: Message) -> Iterator[Instruction]:
         match message:
@@ -219,42 +175,119 @@ class SessionMachine(Relay):
             case Reject(code="draining"):
                 yield from self._lose(tier, message.reason)
             case Reject():
-                yield Disconnect(tier)
-                yield from self._lose(tier, message.reason, "refused")
-            case Bye() | Drain():
+                yield from self._rejected(tier, message)
+            case Bye():
                 yield from self._lose(tier, message.reason or "it left")
+            case Drain():
+                yield from self._on_drain(tier, message)
             case Failed():
                 yield from self._on_failed(message)
             case Open() | Chunk():
                 yield from self._on_tensors(tier, message)
+            case Have():
+                yield from self.depart(message)
             case _:
                 pass
 
     def _welcomed(self, tier: str, message: Welcome) -> Iterator[Instruction]:
-        if (message.tier, message.bundle) != (tier, self._facts.bundle):
-            yield Disconnect(tier)
-            address = self._peers[tier].address.address
+        peer = self._peers[tier]
+        if message.tier != tier or all(epoch.facts.bundle != message.bundle for epoch in self._epochs):
             serves = f"tier {message.tier} of bundle {message.bundle[:12]}"
-            wanted = f"tier {tier} of {self._facts.bundle[:12]}"
-            yield from self._lose(tier, f"the worker at {address} serves {serves}, not {wanted}", "refused")
+            wanted = f"tier {tier} of {self._epoch.facts.bundle[:12]}"
+            reason = f"the worker at {peer.address.address} serves {serves}, not {wanted}"
+            yield Disconnect(tier)
+            yield from self._lose(tier, reason, "refused")
             return
-        self._peers[tier].up = True
+        peer.welcomed(message)
         self._liveness.watch(tier, self.now)
-        yield TierChanged(tier, "up")
+        if message.bundle == self._epoch.facts.bundle:
+            yield TierChanged(tier, "up")
+        yield from self._adopt_if_ready()
         for request in list(self._requests.values()):
             if request.waits_for_tier:
                 yield from self._attempt(request)
 
+    def _rejected(self, tier: str, message: Reject) -> Iterator[Instruction]:
+        peer = self._peers[tier]
+        bundle = peer.asked.popleft() if peer.asked else ""
+        if peer.serves or any(other != bundle for other in peer.asked):
+            yield Note(f"{tier} does not serve {bundle[:12]}: {message.reason}")
+            yield from self._adopt_if_ready()
+            return
+        yield Disconnect(tier)
+        yield from self._lose(tier, message.reason, "refused")
+
+    def _on_drain(self, tier: str, message: Drain) -> Iterator[Instruction]:
+        """It takes nothing new; what is there already it finishes."""
+        self._peers[tier].draining.add(message.bundle)
+        if message.bundle in ("", self._epoch.facts.bundle):
+            yield TierChanged(tier, "draining", message.reason)
+        if message.bundle and message.successor:
+            yield Superseded(tier, message.bundle, message.successor)
+
     def _lose(self, tier: str, reason: str, state: str = "down") -> Iterator[Instruction]:
         peer = self._peers[tier]
         self._liveness.forget(tier)
-        if peer.up or peer.reason != reason:
+        if peer.serves or peer.reason != reason:
             yield TierChanged(tier, state, reason)
-        peer.up, peer.reason = False, reason
+        peer.lost(reason)
+        yield from self._adopt_if_ready()
         for request in list(self._requests.values()):
             if any(hop.tier == tier for hop in request.flight.route):
                 request.last_reason = f"{tier}: {reason}"
                 yield from self._attempt(request)
+
+    @property
+    def _coming(self) -> Epoch | None:
+        """The epoch that is being prepared."""
+        return self._epochs[-1] if self._epochs[-1] is not self._epoch else None
+
+    def _adopt(self, facts: SessionFacts) -> Iterator[Instruction]:
+        """Prepare another epoch; one that was being prepared already will never be."""
+        if self._coming is not None:
+            yield from self._part_with([self._epochs.pop()])
+        self._epochs.append(Epoch(self._epoch.number + 1, facts))
+        self._adopt_by = self.now + self._options.adopt_s
+        self.segments[facts.bundle] = self.segments.get(facts.bundle, {}) | facts.own_segments()
+        for tier, peer in self._peers.items():
+            if peer.connected and facts.bundle not in peer.serves and facts.bundle not in peer.asked:
+                yield self._greeting(tier, facts.bundle)
+        yield from self._adopt_if_ready()
+
+    def _adopt_if_ready(self) -> Iterator[Instruction]:
+        """The new epoch begins when every worker that is there has said whether it serves the bundle."""
+        coming = self._coming
+        if coming is None:
+            return
+        bundle = coming.facts.bundle
+        if self.now < self._adopt_by and any(bundle in peer.asked for peer in self._peers.values()):
+            return
+        self._epoch = coming
+        without = tuple(tier for tier, peer in self._peers.items() if not peer.takes(bundle))
+        yield Adopted(coming.number, bundle, without)
+        yield from self._release()
+        for request in list(self._requests.values()):
+            if request.waits_for_tier and request.flight.attempt == 0:
+                self._enter(request, coming)
+                yield from self._attempt(request)
+
+    def _enter(self, request: _Request, epoch: Epoch) -> None:
+        request.epoch.requests -= 1
+        epoch.requests += 1
+        request.epoch = epoch
+        request.flight.bundle, request.flight.epoch = epoch.facts.bundle, epoch.number
+
+    def _release(self) -> Iterator[Instruction]:
+        """Older epochs without requests are over."""
+        over = [epoch for epoch in self._epochs if epoch.number < self._epoch.number and not epoch.requests]
+        self._epochs = [epoch for epoch in self._epochs if epoch not in over]
+        yield from self._part_with(over)
+
+    def _part_with(self, over: Sequence[Epoch]) -> Iterator[Instruction]:
+        for bundle in dict.fromkeys(epoch.facts.bundle for epoch in over):
+            if all(epoch.facts.bundle != bundle for epoch in self._epochs):
+                del self.segments[bundle]
+                yield Released(bundle)
 
     def _fill_window(self) -> Iterator[Instruction]:
         while self._queue and len(self._requests) < self._options.window:
@@ -262,9 +295,12 @@ class SessionMachine(Relay):
             if self.now >= submit.deadline:
                 yield Fail(submit.rid, UnavailableError("the deadline passed before the request's turn came"))
                 continue
-            flight = Flight(self._instance, submit.rid, 0, "", (), submit.deadline, self._facts.bundle)
+            epoch = self._epoch
+            flight = Flight(self._instance, submit.rid, 0, "", (), submit.deadline, epoch.facts.bundle, epoch.number)
+            flight.traceparent = submit.traceparent
             flight.values.update(submit.inputs)
-            request = _Request(flight, submit.plan, self.now)
+            request = _Request(flight, epoch, submit.plan, self.now)
+            epoch.requests += 1
             self._requests[submit.rid] = request
             self.flights[flight.key] = flight
             yield from self._attempt(request)
@@ -305,45 +341,25 @@ class SessionMachine(Relay):
         return min(first_s * 2.0 ** min(times, 32), left_s)
 
     def _route(self, plan: str, request: _Request) -> tuple[Hop, ...]:
-        """The hops of a plan past the tiers that are not there, and those that the plan goes round.
-
-        Raises:
-            PolicyError: it is beyond the limits of the protocol.
-        """
-        passed = self._facts.pool.plan(plan).route or range(len(self._facts.tiers))
-        alive = tuple(i for i in passed if i == 0 or self._usable(self._facts.tiers[i], request))
-        known = self._routes.get((plan, alive))
-        if known is not None:
-            return known
-        answers = tuple(self._facts.answers_of(plan).values())
-        hops = itinerary(self._facts.steps[plan], self._facts.inputs, answers, alive)
-        route = tuple(Hop(self._facts.tiers[hop.tier], hop.segment, hop.carry) for hop in hops)
-        if len(route) > MAX_HOPS:
-            raise PolicyError(
-                f"plan {plan!r} goes from tier to tier {len(route) - 1} times, at most {MAX_HOPS - 1} can be sent; "
-                "choose another, or build with fewer changes of the tier"
-            )
-        try:
-            encode(Open(self._instance, 0, 0, 0, plan, 0, route, (), 0))
-        except InternalError as error:
-            raise PolicyError(f"plan {plan!r} cannot be sent: {error}; choose another") from None
-        self._routes[plan, alive] = route
-        return route
+        alive = [tier for tier in request.epoch.facts.tiers if self._usable(tier, request)]
+        return request.epoch.route(plan, alive, self._rifts.now(self.now))
 
     def _withdraw(self, request: _Request) -> Iterator[Instruction]:
         """What is still queued of an earlier attempt would only hold up the next."""
         yield from (Withdraw(tier, request.flight.sid, request.flight.rid) for tier in sorted(request.asked))
 
     def _choose(self, request: _Request) -> str:
-        alive = tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(self._facts.tiers))
-        if request.wanted:
-            used = self._facts.pool.plan(request.wanted).used_tiers
+        facts = request.epoch.facts
+        alive = tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(facts.tiers))
+        if request.wanted and request.wanted in facts.steps:
+            used = facts.pool.plan(request.wanted).used_tiers
             if all(alive[tier] for tier in used):
                 return request.wanted
-        return self._facts.pool.choose(replace(self._facts.nominal, alive=alive)).plan.name
+        return facts.pool.choose(replace(facts.nominal, alive=alive)).plan.name
 
     def _usable(self, tier: str, request: _Request) -> bool:
-        return tier in self._peers and self._peers[tier].up and tier not in request.avoid
+        peer = self._peers.get(tier)
+        return peer is not None and peer.takes(request.flight.bundle) and tier not in request.avoid
 
     def _cancel(self, request: _Request) -> Iterator[Instruction]:
         """Let the workers forget a request: who waits must not hold what others wait for."""
@@ -363,18 +379,24 @@ class SessionMachine(Relay):
         if request is None:
             return
         try:
-            if isinstance(message, Open):
-                self.check_open(message, request.flight.bundle)
-                ready = request.flight if self.accept_open(request.flight, message, tier) else None
-            else:
-                ready = self.accept_chunk(message)
-            if ready is not None:
-                yield from self.arrive(ready, message.hop)
+            yield from self._take_in(request, tier, message)
         except ProtocolError as error:
             request.avoid.add(tier)
             request.last_reason = f"{tier}: {error}"
             yield Note(f"request {message.rid}: {tier} broke the protocol: {error}")
             yield from self._attempt(request)
+
+    def _take_in(self, request: _Request, tier: str, message: Open | Chunk) -> Iterator[Instruction]:
+        flight = request.flight
+        if isinstance(message, Chunk):
+            is_ready = self.accept_chunk(message) is not None
+        else:
+            self.check_open(message, flight.bundle)
+            is_ready = self.accept_open(flight, message, tier)
+            if message.resume and not is_ready and message.hop in flight.arrivals:
+                yield Send(tier, self.have(flight, message.hop))
+        if is_ready:
+            yield from self.arrive(flight, message.hop)
 
     def _on_ran(self, event: Ran) -> Iterator[Instruction]:
         found = self.finish_run(event)
@@ -385,7 +407,8 @@ class SessionMachine(Relay):
         if event.error:
             yield from self._give_up(request, InputError(event.error))
             return
-        timing = HopTiming(self.tier, flight.route[hop].segment, event.wait_us, event.run_us, flight.bytes_in, 0)
+        segment = flight.route[hop].segment
+        timing = HopTiming(self.tier, segment, event.wait_us, event.run_us, flight.bytes_in, 0, event.batch)
         yield from self._guarded(request, self.pass_on(flight, hop, timing))
 
     def _waiting_for(self, message: Open | Chunk | Failed) -> _Request | None:
@@ -399,7 +422,11 @@ class SessionMachine(Relay):
         request = self._waiting_for(message)
         if request is None:
             return
-        request.avoid.add(message.tier)
+        rift = way_into(request.flight.route, message.tier, self.tier) if message.code == "unreachable" else None
+        if rift is not None and self._usable(message.tier, request):
+            self._rifts.note(rift, self.now)
+        else:
+            request.avoid.add(message.tier)
         request.last_reason = f"{message.tier}: {message.reason}"
         if message.code == "compute":
             request.compute_error = request.compute_error or request.last_reason
@@ -411,27 +438,39 @@ class SessionMachine(Relay):
         for message in messages:
             yield Send(flight.route[hop].tier, message)
 
+    def can_resume(self, flight: Flight, hop: int) -> bool:
+        """Whether the worker of a hop understands resuming."""
+        return RESUME in self._peers[flight.route[hop].tier].features
+
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The answer is here."""
-        request = self._requests.pop(flight.rid)
-        del self.flights[flight.key]
-        report = make_report(flight.plan, flight.attempt, self.now - request.submitted, flight.route, flight.trace)
+        request = self._forget(flight)
+        self._rifts.forget(flight.route)
+        latency_s = self.now - request.submitted
+        report = make_report(flight.plan, flight.attempt, latency_s, flight.route, flight.trace, flight.epoch)
         yield from self.skip_runs(flight)
         yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
-        answers = self._facts.answers_of(flight.plan)
+        answers = request.epoch.facts.answers_of(flight.plan)
         yield Deliver(flight.rid, {name: flight.values[made] for name, made in answers.items()}, report)
+        yield from self._release()
         yield from self._fill_window()
 
     def _give_up(self, request: _Request, error: FlagsplitError) -> Iterator[Instruction]:
         flight = request.flight
-        del self._requests[flight.rid]
-        del self.flights[flight.key]
+        self._forget(flight)
         yield from self.skip_runs(flight)
         yield from self._withdraw(request)
         yield from self._cancel(request)
         yield Fail(flight.rid, error)
+        yield from self._release()
         yield from self._fill_window()
+
+    def _forget(self, flight: Flight) -> _Request:
+        request = self._requests.pop(flight.rid)
+        del self.flights[flight.key]
+        request.epoch.requests -= 1
+        return request
 
     def _abandon(self, rid: int) -> Iterator[Instruction]:
         request = self._requests.get(rid)
@@ -448,7 +487,10 @@ class SessionMachine(Relay):
             yield from self._lose(tier, "it went silent")
             yield Disconnect(tier)
             yield Connect(tier, self._peers[tier].address.address, self._peers[tier].address.server_key)
+        yield from self._adopt_if_ready()
         for request in list(self._requests.values()):
+            if request.flight.key not in self.flights:
+                continue
             if self.now >= request.flight.deadline:
                 yield from self._give_up(request, self._too_late(request))
             elif self.now >= request.expires:
@@ -472,6 +514,6 @@ class SessionMachine(Relay):
         yield from self._attempt(request)
 
     def _too_late(self, request: _Request) -> UnavailableError:
-        states = [f"{tier} {'up' if peer.up else f'down ({peer.reason})'}" for tier, peer in self._peers.items()]
+        states = [f"{tier} {'up' if peer.serves else f'down ({peer.reason})'}" for tier, peer in self._peers.items()]
         why = f"; last: {request.last_reason}" if request.last_reason else ""
         return UnavailableError(f"no answer within the deadline; {', '.join(states) or 'no workers'}{why}")

@@ -10,7 +10,11 @@ from flagsplit.runtime.itinerary import PlannedHop, PlannedStep, itinerary
 
 
 def _walk(
-    steps: tuple[PlannedStep, ...], outputs: tuple[str, ...], alive: set[int], hops: tuple[PlannedHop, ...]
+    steps: tuple[PlannedStep, ...],
+    outputs: tuple[str, ...],
+    alive: set[int],
+    hops: tuple[PlannedHop, ...],
+    apart: set[frozenset[int]] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """Follow the hops with a set of values per tier, and check every promise on the way."""
     assert hops[0].tier == hops[-1].tier == 0
@@ -40,6 +44,9 @@ def _walk(
             assert hop.carry == ()
     assert held[0] >= set(outputs)
     for one, other in pairwise(hops):
+        assert frozenset((one.tier, other.tier)) not in apart
+        if apart:
+            continue
         low, high = sorted((one.tier, other.tier))
         assert not set(range(low + 1, high)) & alive, "a tier that is there is not passed by"
 
@@ -58,6 +65,22 @@ def test_any_plan_over_any_tiers(block: int) -> None:
         _walk(steps, graph.outputs, alive, hops)
         if set(placement) == {0}:
             assert hops == (PlannedHop(0, steps[0].segment, ()),)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_any_plan_where_some_tiers_cannot_reach_each_other(block: int) -> None:
+    for seed in range(block * 50, block * 50 + 50):
+        rng = random.Random(seed)
+        count = rng.randint(3, 5)
+        graph = random_graph(rng, rng.randint(1, 10))
+        placement = [rng.randrange(count) for _ in graph.reads]
+        steps = graph.steps(placement, count)
+        pairs = [frozenset((i, j)) for i in range(1, count) for j in range(i + 1, count)]
+        apart = set(rng.sample(pairs, rng.randint(1, len(pairs))))
+        hops = itinerary(steps, {"x"}, graph.outputs, range(count), apart)
+        _walk(steps, graph.outputs, set(range(count)), hops, apart)
+        relays = [at for at, hop in enumerate(hops) if hop.tier and not hop.segment]
+        assert all((hops[at - 1].tier, hops[at + 1].tier) != (0, 0) for at in relays), "a relay from home to home"
 
 
 def test_a_dead_tier_between_is_passed_by() -> None:

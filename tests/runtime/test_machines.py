@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.runtime.lone import ALONE, BY_CLOUD, GRAPH, SESSION, TIERS, TRIP, Lone, S, X, facts
 from tests.runtime.worlds import Graph, Numbers, make_facts, same
 
 from flagsplit.errors import InputError, InternalError, PeerError, PolicyError, UnavailableError
@@ -27,10 +28,9 @@ from flagsplit.runtime.events import (
     Withdraw,
 )
 from flagsplit.runtime.liveness import LivenessOptions
-from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
+from flagsplit.runtime.session_machine import SessionMachine, SessionOptions
 from flagsplit.runtime.testing import Cluster
 from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
-from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
     VERSION,
@@ -38,7 +38,6 @@ from flagsplit.transport.messages import (
     Cancel,
     Chunk,
     Done,
-    Drain,
     Failed,
     Hello,
     Hop,
@@ -53,18 +52,6 @@ from flagsplit.transport.messages import (
     Welcome,
 )
 from flagsplit.transport.tensors import chunks_of
-
-TIERS = ("phone", "edge", "cloud")
-# x → v0 on the phone → v1 on the edge → v2 in the cloud → v3 on the phone, which reads v0 again.
-GRAPH = Graph((("x",), ("v0",), ("v1",), ("v2", "v0")), ("v3",))
-TRIP, BY_CLOUD, ALONE = (0, 1, 2, 0), (0, 2, 2, 0), (0, 0, 0, 0)
-X: dict[str, Array] = {"x": np.arange(5)}
-S = "5" * 32
-SESSION = f"in:{S}"
-
-
-def facts(**placements: tuple[int, ...]) -> SessionFacts:
-    return make_facts(GRAPH, TIERS, placements or {"trip": TRIP, "by-cloud": BY_CLOUD, "alone": ALONE})
 
 
 def cluster(seed: int = 0, **placements: tuple[int, ...]) -> Cluster:
@@ -279,49 +266,6 @@ def test_a_run_that_ends_while_its_request_waits_for_a_tier_is_kept() -> None:
 # --- a session by itself
 
 
-class Lone:
-    """A session machine and what it said."""
-
-    def __init__(self, options: SessionOptions | None = None, **placements: tuple[int, ...]) -> None:
-        addresses = {tier: PeerAddress(f"tcp://{tier}:1") for tier in TIERS[1:]}
-        self.facts = facts(**placements)
-        self.machine = SessionMachine(self.facts, addresses, S, options)
-        self.now = 100.0
-        self.said: list[Instruction] = self.machine.start()
-
-    def tell(self, event: object, after_s: float = 0.0) -> list[Instruction]:
-        self.now += after_s
-        said = self.machine.handle(event, self.now)  # type: ignore[arg-type]
-        self.said += said
-        return said
-
-    def up(self, tier: str) -> None:
-        self.tell(Up(tier))
-        self.tell(Received(tier, self.welcome(tier)))
-
-    def welcome(self, tier: str) -> Welcome:
-        return Welcome(VERSION, "0" * 32, 0, self.facts.bundle, tier, 1 << 20, 1 << 20)
-
-    def submit(self, rid: int = 1, deadline_s: float = 60.0, plan: str = "") -> list[Instruction]:
-        return self.tell(Submit(rid, X, self.now + deadline_s, plan))
-
-    def sent(self, kind: type) -> list[object]:
-        return [said.message for said in self.said if isinstance(said, Send) and isinstance(said.message, kind)]
-
-    def run(self) -> Run:
-        return next(said for said in reversed(self.said) if isinstance(said, Run))
-
-    def ran(self) -> list[Instruction]:
-        run = self.run()
-        return self.tell(Ran(run.token, GRAPH.run(run.segment, run.inputs)))
-
-    def to_edge(self, rid: int = 1) -> Open:
-        """Submit, run the first segment; gives what went to the edge."""
-        self.submit(rid)
-        opened = [said.message for said in self.ran() if isinstance(said, Send) and isinstance(said.message, Open)]
-        return opened[0]
-
-
 def test_start_connects_to_all_and_greets_with_the_addresses_of_the_others() -> None:
     lone = Lone()
     assert lone.said == [Connect("edge", "tcp://edge:1", ""), Connect("cloud", "tcp://cloud:1", "")]
@@ -351,13 +295,12 @@ def test_a_reject_is_final_unless_the_worker_is_only_leaving() -> None:
     assert Disconnect("cloud") not in lone.tell(Received("cloud", Reject("draining", "shutting down")))
 
 
-@pytest.mark.parametrize("word", [Bye("maintenance"), Drain("maintenance")])
-def test_a_worker_that_says_goodbye_is_not_asked(word: Message) -> None:
+def test_a_worker_that_says_goodbye_is_not_asked() -> None:
     lone = Lone()
     lone.up("edge")
     lone.up("cloud")
     lone.to_edge()
-    assert TierChanged("edge", "down", "maintenance") in lone.tell(Received("edge", word))
+    assert TierChanged("edge", "down", "maintenance") in lone.tell(Received("edge", Bye("maintenance")))
     assert lone.sent(Open)[-1].plan == "by-cloud"  # type: ignore[attr-defined]
 
 
@@ -505,9 +448,9 @@ def test_a_new_attempt_withdraws_the_last() -> None:
 def test_a_silent_worker_is_dialed_anew() -> None:
     lone = Lone(SessionOptions(liveness=LivenessOptions(heartbeat_s=1.0, missed=3)))
     lone.up("edge")
-    pings = [lone.tell(Tick(), after_s=1.0) for _ in range(4)]
-    assert all(isinstance(said[0], Send) and isinstance(said[0].message, Ping) for said in pings[:3])
-    assert pings[3] == [
+    pings = [lone.tell(Tick(), after_s=1.0) for _ in range(3)]
+    assert all(isinstance(said[0], Send) and isinstance(said[0].message, Ping) for said in pings[:2])
+    assert pings[2] == [
         TierChanged("edge", "down", "it went silent"),
         Disconnect("edge"),
         Connect("edge", "tcp://edge:1", ""),
@@ -772,7 +715,7 @@ def test_a_failed_run_is_told_to_the_session() -> None:
 
 
 def test_what_cannot_go_on_waits_a_while_and_fails() -> None:
-    hired = Hired(WorkerOptions(reach_s=3.0))
+    hired = Hired(WorkerOptions(reach_s=3.0, liveness=LivenessOptions(missed=5)))
     hired.hello()
     hired.ask(hired.opened())
     assert hired.finish() == []

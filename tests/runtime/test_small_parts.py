@@ -94,15 +94,38 @@ def test_who_says_nothing_is_pinged_and_then_given_up() -> None:
     liveness.watch("lively", 10.0)
     assert liveness.next_tick() == 11.0
     assert liveness.tick(10.5) == ([], [])
-    for now in (11.0, 12.0, 13.0):
+    for now in (11.0, 12.0):
         assert liveness.tick(now) == (["quiet", "lively"], [])
         assert liveness.next_tick() == now + 1.0
         liveness.heard("lively", now)
-    assert liveness.tick(14.0) == (["lively"], ["quiet"])
+    assert liveness.tick(13.0) == (["lively"], ["quiet"])
     liveness.forget("quiet")
     liveness.forget("quiet")
-    liveness.heard("quiet", 14.0)
-    assert liveness.tick(15.0) == (["lively"], [])
+    liveness.heard("quiet", 13.0)
+    assert liveness.tick(14.0) == (["lively"], [])
+
+
+def test_a_silence_is_noticed_when_it_is_long_enough_and_not_a_beat_later() -> None:
+    liveness = Liveness(LivenessOptions(heartbeat_s=1.0, missed=2.5))
+    liveness.watch("quiet", 10.0)
+    liveness.heard("quiet", 10.25)
+    for now in (11.0, 12.0):
+        assert liveness.next_tick() == now
+        liveness.tick(now)
+    assert liveness.next_tick() == 12.75
+    assert liveness.tick(12.75) == ([], ["quiet"])
+
+
+@pytest.mark.parametrize("jump_s", [500.0, -500.0])
+def test_who_was_frozen_itself_gives_the_others_another_chance(jump_s: float) -> None:
+    liveness = Liveness(LivenessOptions(heartbeat_s=1.0, missed=2.5))
+    liveness.watch("peer", 1000.0)
+    liveness.tick(1001.0)
+    now = 1001.0 + jump_s
+    assert liveness.tick(now) == (["peer"], [])
+    assert now < liveness.next_tick() <= now + 1.0
+    liveness.tick(now + 1.0)
+    assert liveness.tick(now + 2.0)[1] == ["peer"]
 
 
 def test_a_beat_is_due_even_with_nobody_to_ping() -> None:
@@ -126,6 +149,7 @@ def test_a_report_adds_up() -> None:
         "attempts": 2,
         "latency_ms": 500.0,
         "basis": "measured",
+        "epoch": 0,
         "tiers": [
             {"tier": "phone", "segments": ["a", "c"], "wait_ms": 1.0, "run_ms": 3.0},
             {"tier": "edge", "segments": ["b", "d"], "wait_ms": 1.0, "run_ms": 10.0},
