@@ -60,6 +60,18 @@ def allowed_codecs(accuracy: Accuracy, values: Sequence[BlockValue]) -> list[fro
     return found
 
 
+def codecs_for(accuracy: Accuracy, value: str) -> frozenset[str]:
+    """The lossy codecs that the SLA lets cuts of a value use, whatever its type.
+
+    Raises:
+        PolicyError: the SLA names a codec that does not exist.
+    """
+    for pattern, fidelity in accuracy.cuts.items():
+        if fnmatchcase(value, pattern):
+            return _names(f"accuracy.cuts.{pattern}", fidelity)
+    return _names("accuracy.every_cut", accuracy.every_cut)
+
+
 def _names(where: str, fidelity: Fidelity | None) -> frozenset[str]:
     if fidelity is None:
         return frozenset()
