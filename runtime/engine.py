@@ -1,25 +1,29 @@
-"""The thread on which one tier computes: it loads segments and runs them one after the other.
+"""The thread on which one tier computes, for all clients and bundles that it serves.
 
-Segments of the best plan are loaded before the first request, the others while there is nothing to do, as long as the
-memory budget lasts; beyond it the one that was not used for longest makes room.
+Who is next is decided in `flagsplit.runtime.fair_queue`, what is in memory in `flagsplit.runtime.segment_store`, whose
+thread loads while this one computes; which runs are put together in `flagsplit.runtime.batching`. Engines let go of
+the interpreter while they compute, so messages come and go meanwhile.
 """
 
 import math
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 
 from flagsplit.errors import ConfigError, FlagsplitError
+from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
 from flagsplit.runtime.events import Ran, Run
-from flagsplit.targets.interface import Executable
+from flagsplit.runtime.fair_queue import FairQueue, Job, SegmentKey
+from flagsplit.runtime.residency import Residency
+from flagsplit.runtime.segment_store import Held, SegmentLoader, SegmentStore
+from flagsplit.targets.interface import Array, Executable
 
+SKIPPED = "skipped"
+"""`Ran.error` of a run that nobody waited for any more."""
 
-class SegmentLoader(Protocol):
-    """Loads a segment by id; raises a FlagsplitError if it cannot."""
-
-    def __call__(self, segment: str) -> Executable: ...
+DEADLINE = "deadline"
+"""`Ran.error` of a run that did not begin before its deadline."""
 
 
 def check_slowdown(slowdown: float) -> None:
@@ -32,12 +36,15 @@ class Engine:
     """A compute thread with its loaded segments.
 
     Args:
-        load: loads a segment.
-        order: ids of all segments, the most likely first.
-        size_bytes: for each segment, an estimate of what it holds when loaded.
-        budget_bytes: how much the loaded segments may hold together; one is always allowed.
-        done: called with the result of each run, on the compute thread or the one that skips.
+        load: loads a segment of a bundle; called on the loading thread, while other segments run.
+        order: ids of all segments of the first bundle, the most likely first.
+        size_bytes: for each of them, an estimate of what it holds when loaded.
+        budget_bytes: how much the loaded segments of all bundles may hold together; one is always allowed.
+        done: called with the result of each run, on the compute thread or the one that submits, skips or removes.
         slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all.
+        bundle: digest of the first bundle, as runs say it.
+        batching: whether small runs are put together; off by default.
+        mode: how plans are held, for `residency`.
     """
 
     def __init__(
@@ -48,116 +55,246 @@ class Engine:
         budget_bytes: float,
         done: Callable[[Ran], None],
         slowdown: float = 1.0,
+        *,
+        bundle: str = "",
+        batching: BatchOptions | None = None,
+        mode: str = "segments",
     ) -> None:
-        self._load = load
-        self._size_bytes = size_bytes
-        self._budget_bytes = budget_bytes
         self._done = done
         self._slowdown = slowdown
-        self._loaded: OrderedDict[str, Executable] = OrderedDict()
-        self._spare = deque(order)
-        self._jobs: deque[tuple[Run, float]] = deque()
+        self._bundle = bundle
+        self._batching = batching or BatchOptions()
+        self._mode = mode
+        self._rows_are_independent: dict[SegmentKey, bool] = {}
+        self._queue = FairQueue()
         self._changed = threading.Condition()
+        self._store = SegmentStore(load, budget_bytes, self._changed, lambda key: self._queue.waiting_for(key) > 0)
+        with self._changed:
+            self._store.add(bundle, order, size_bytes, ())
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="flagsplit-engine", daemon=True)
 
     def start(self, preload: Sequence[str]) -> None:
         """Load what the first requests will need, then take jobs.
 
+        Args:
+            preload: ids of segments of the first bundle.
+
         Raises:
             FlagsplitError: a segment cannot be loaded.
         """
         for segment in preload:
-            self._get(segment)
+            self._store.load_now((self._bundle, segment))
+        self._store.start()
         self._thread.start()
+
+    def add(
+        self, bundle: str, order: Sequence[str], size_bytes: Mapping[str, float], preload: Sequence[str] = ()
+    ) -> "Future[None]":
+        """Serve another bundle too. Runs under way are not held up by its loading.
+
+        Args:
+            bundle: its digest.
+            order: ids of all its segments, the most likely first; loaded while the budget lasts.
+            size_bytes: for each segment, an estimate of what it holds when loaded.
+            preload: ids of segments to load in any case; those that were not used for longest make room.
+
+        Returns:
+            Done when `preload` is loaded, or with the error of the first that cannot be. The bundle is served before
+            that too, and stays after an error until it is removed.
+        """
+        with self._changed:
+            return self._store.add(bundle, order, size_bytes, preload)
+
+    def remove(self, bundle: str) -> None:
+        """Serve a bundle no more: a run under way ends, those that wait are skipped, its segments are freed."""
+        with self._changed:
+            left = self._queue.skip_bundle(bundle)
+            self._store.remove(bundle)
+            for key in [key for key in self._rows_are_independent if key[0] == bundle]:
+                del self._rows_are_independent[key]
+        self._tell(left, SKIPPED)
 
     def submit(self, run: Run) -> None:
         """Run a segment when its turn comes; `done` gets the result."""
         with self._changed:
-            self._jobs.append((run, time.monotonic()))
-            self._changed.notify()
+            known = self._store.knows(run.bundle)
+            if known:
+                self._store.want((run.bundle, run.segment))
+                self._queue.push(run, time.monotonic())
+                self._changed.notify_all()
+        if not known:
+            self._tell([run], f"bundle {run.bundle[:12] or '(unnamed)'} is not served here")
 
     def skip(self, token: int) -> None:
         """Do not run what did not begin yet; `done` is told all the same."""
         with self._changed:
-            left = [job for job in self._jobs if job[0].token == token]
-            self._jobs = deque(job for job in self._jobs if job[0].token != token)
-        for run, _ in left:
-            self._done(Ran(run.token, None, "skipped"))
+            left = self._queue.skip(token)
+            self._changed.notify_all()
+        self._tell(left, SKIPPED)
+
+    def expected_wait_s(self, client: str = "") -> float:
+        """Seconds that a run asked for now would wait, as far as earlier runs tell; by default for a new client."""
+        with self._changed:
+            return self._queue.expected_wait_s(time.monotonic(), client)
+
+    def residency(self) -> Residency:
+        """What is loaded, and what it holds."""
+        with self._changed:
+            return self._store.report(self._mode)
 
     def stop(self) -> None:
         """Finish the run under way, drop the others, close the segments."""
         with self._changed:
             self._stopping = True
-            self._changed.notify()
+            self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join()
-        while self._loaded:
-            self._loaded.popitem()[1].close()
+        self._store.stop()
+
+    def _tell(self, runs: Sequence[Run], error: str) -> None:
+        for run in runs:
+            self._done(Ran(run.token, None, error))
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs and not self._stopping and not self._wants_spare():
-                    self._changed.wait()
-                if self._stopping:
-                    return
-                job = self._jobs.popleft() if self._jobs else None
-            if job is None:
-                self._load_spare()
-            else:
-                self._done(self._run(*job))
+        while (turn := self._next_turn()) is not None:
+            for ran in turn:
+                self._done(ran)
 
-    def _run(self, run: Run, asked: float) -> Ran:
-        try:
-            executable = self._get(run.segment)
-            started = time.monotonic()
-            outputs = executable.run(run.inputs)
-        except FlagsplitError as error:
-            return Ran(run.token, None, str(error))
-        except MemoryError:
-            return Ran(run.token, None, f"out of memory while running segment {run.segment}")
-        except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
-            return Ran(run.token, None, f"segment {run.segment} broke: {type(error).__name__}: {error}")
-        self._dawdle((self._slowdown - 1) * (time.monotonic() - started))
-        ended = time.monotonic()
-        return Ran(run.token, outputs, "", int((started - asked) * 1e6), int((ended - started) * 1e6))
-
-    def _dawdle(self, seconds: float) -> None:
-        """Be busy for longer, unless the engine is to stop."""
+    def _next_turn(self) -> Iterator[Ran] | None:
+        """Wait for something to do; None if the engine is to stop."""
         with self._changed:
-            if seconds > 0:
-                self._changed.wait_for(lambda: self._stopping, seconds)
+            while not self._stopping:
+                now = time.monotonic()
+                late = self._queue.expired(now)
+                if late:
+                    return iter([Ran(run.token, None, DEADLINE) for run in late])
+                job = self._queue.choose(now, lambda job: self._store.is_ready(job.key))
+                pause_s = None if job is None else self._pause_s(job, now)
+                if job is not None and pause_s == 0:
+                    return self._begin(job, now)
+                self._changed.wait(pause_s)
+        return None
 
-    def _get(self, segment: str) -> Executable:
-        executable = self._loaded.get(segment)
-        if executable is None:
-            self._make_room(self._size_bytes.get(segment, 0))
-            executable = self._loaded[segment] = self._load(segment)
-        self._loaded.move_to_end(segment)
-        return executable
+    def _pause_s(self, job: Job, now: float) -> float:
+        """How long to wait for others to run with a job: not at all if something else could run meanwhile."""
+        if not self._can_join(job):
+            return 0.0
+        alike = self._queue.waiting_for(job.key)
+        if alike >= self._batching.max_batch or alike < len(self._queue):
+            return 0.0
+        return max(0.0, job.asked_s + self._batching.max_wait_s - now)
 
-    def _held_bytes(self) -> float:
-        return sum(self._size_bytes.get(segment, 0) for segment in self._loaded)
+    def _can_join(self, job: Job) -> bool:
+        if self._batching.max_batch == 1 or not self._rows_are_independent.get(job.key, True):
+            return False
+        executable = self._store.peek(job.key)
+        return executable is not None and can_batch(executable) and form_of(job.run.inputs) is not None
 
-    def _make_room(self, needed_bytes: float) -> None:
-        while self._loaded and self._held_bytes() + needed_bytes > self._budget_bytes:
-            self._loaded.popitem(last=False)[1].close()
-
-    def _wants_spare(self) -> bool:
-        """Whether there is a segment left that fits beside those that are loaded."""
-        while self._spare:
-            segment = self._spare[0]
-            fits = self._held_bytes() + self._size_bytes.get(segment, 0) <= self._budget_bytes
-            if fits and segment not in self._loaded:
-                return True
-            self._spare.popleft()
-        return False
-
-    def _load_spare(self) -> None:
-        segment = self._spare.popleft()
+    def _begin(self, job: Job, now: float) -> Iterator[Ran]:
+        jobs = [job]
+        self._queue.take(job, now)
+        while len(jobs) < self._batching.max_batch and (mate := self._mate_of(job, now)) is not None:
+            self._queue.take(mate, now)
+            jobs.append(mate)
         try:
-            self._get(segment)
-        except Exception:  # noqa: BLE001 - nobody asked for it yet; who does gets the error
-            return
-        self._loaded.move_to_end(segment, last=False)
+            held = self._store.use(job.key)
+        except Exception as error:  # noqa: BLE001 - who asked for the segment gets it
+            for each in jobs:
+                self._queue.finish(each, None)
+            return iter([Ran(each.run.token, None, _text_of(error, each.run.segment)) for each in jobs])
+        return self._run(jobs, held)
+
+    def _mate_of(self, job: Job, now: float) -> Job | None:
+        """The next job that can run together with one, whoever asked for it."""
+        if not self._can_join(job):
+            return None
+        form = form_of(job.run.inputs)
+        return self._queue.choose(now, lambda other: other.key == job.key and form_of(other.run.inputs) == form)
+
+    def _run(self, jobs: Sequence[Job], held: Held) -> Iterator[Ran]:
+        """Run jobs of one segment; each is told when it has ended, and its client charged."""
+        try:
+            if len(jobs) > 1 and (batch := self._run_together(jobs, held)) is not None:
+                yield from batch
+                return
+            for job in jobs:
+                yield self._run_alone(job, held.executable)
+        finally:
+            with self._changed:
+                self._store.release(held)
+
+    def _run_alone(self, job: Job, executable: Executable) -> Ran:
+        started = time.monotonic()
+        outputs, error = _attempt(executable, job.run.inputs, job.run.segment)
+        ended = self._ended(started)
+        self._finish([job], ended - started)
+        if outputs is None:
+            return Ran(job.run.token, None, error)
+        return Ran(job.run.token, outputs, "", _us(started - job.asked_s), _us(ended - started))
+
+    def _run_together(self, jobs: Sequence[Job], held: Held) -> list[Ran] | None:
+        """Run jobs as one; None if they are to run one by one after all."""
+        started = time.monotonic()
+        inputs = [job.run.inputs for job in jobs]
+        try:
+            joined = join(inputs)
+        except MemoryError:
+            return None
+        outputs, _ = _attempt(held.executable, joined, jobs[0].run.segment)
+        parts = None if outputs is None else split(outputs, [rows_of(each) for each in inputs])
+        if outputs is not None and self._refuted(jobs[0], parts, held.executable):
+            return None
+        if parts is None:
+            return None
+        ended = self._ended(started)
+        self._finish(jobs, ended - started)
+        return [
+            Ran(job.run.token, part, "", _us(started - job.asked_s), _us(ended - started), len(jobs))
+            for job, part in zip(jobs, parts, strict=True)
+        ]
+
+    def _refuted(self, job: Job, parts: Sequence[Mapping[str, Array]] | None, executable: Executable) -> bool:
+        """Whether a segment's rows turned out to depend on each other: its first batch is compared with a single run.
+
+        A softmax over the first axis has the right shapes and the wrong results.
+        """
+        if job.key not in self._rows_are_independent:
+            alone, _ = _attempt(executable, job.run.inputs, job.run.segment)
+            self._rows_are_independent[job.key] = parts is not None and alone is not None and agree(parts[0], alone)
+        return not self._rows_are_independent[job.key]
+
+    def _finish(self, jobs: Sequence[Job], took_s: float) -> None:
+        with self._changed:
+            for job in jobs:
+                self._queue.finish(job, took_s / len(jobs))
+
+    def _ended(self, started: float) -> float:
+        """Be busy for as long as a slower device would, unless the engine is to stop; the time then."""
+        left_s = (self._slowdown - 1) * (time.monotonic() - started)
+        with self._changed:
+            until = time.monotonic() + left_s
+            while left_s > 0 and not self._stopping:
+                self._changed.wait(left_s)
+                left_s = until - time.monotonic()
+        return time.monotonic()
+
+
+def _us(seconds: float) -> int:
+    return int(seconds * 1e6)
+
+
+def _attempt(executable: Executable, inputs: Mapping[str, Array], segment: str) -> tuple[dict[str, Array] | None, str]:
+    """The outputs, or why there are none."""
+    try:
+        return executable.run(inputs), ""
+    except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
+        return None, _text_of(error, segment)
+
+
+def _text_of(error: Exception, segment: str) -> str:
+    if isinstance(error, FlagsplitError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory while running segment {segment}"
+    return f"segment {segment} broke: {type(error).__name__}: {error}"

@@ -134,12 +134,13 @@ class Session:
     def _engine(self) -> Engine:
         bundle, host = self.bundle, self._settings.host
         return Engine(
-            lambda segment: bundle.load(0, segment, host),
+            lambda _, segment: bundle.load(0, segment, host),
             order_of(bundle, 0),
             sizes_of(bundle, 0),
             self._settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             self._settings.slowdown,
+            bundle=bundle.digest,
         )
 
     def _await_workers(self) -> None:

@@ -82,12 +82,13 @@ class Worker:
             settings.machine,
         )
         engine = Engine(
-            lambda segment: bundle.load(tier, segment, settings.host),
+            lambda _, segment: bundle.load(tier, segment, settings.host),
             order_of(bundle, tier),
             sizes_of(bundle, tier),
             settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             settings.slowdown,
+            bundle=bundle.digest,
         )
         self._shell = Shell(machine, channel, engine, self._tell, self._broke, f"flagsplit-{bundle.tiers[tier]}")
         try:

@@ -53,7 +53,8 @@ class Bench:
         self.results: Queue[Ran] = Queue()
         self.engine = Engine(self.load, list(order), dict.fromkeys("abcd", 10.0), budget, self.results.put, slowdown)
 
-    def load(self, segment: str) -> Fake:
+    def load(self, bundle: str, segment: str) -> Fake:
+        assert not bundle
         if segment in self.broken:
             raise BundleError(f"cannot load {segment}")
         self.log.append(f"load {segment}")
