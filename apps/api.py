@@ -19,9 +19,10 @@ from flagsplit.apps.planning import PlanReport
 from flagsplit.apps.planning import plan as plan_model
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
+from flagsplit.runtime.async_session import AsyncSession
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.engine import check_slowdown
-from flagsplit.runtime.session import AsyncSession, Session, SessionSettings
+from flagsplit.runtime.session import Session, SessionSettings
 from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.targets.interface import Numerics
 from flagsplit.transport.messages import PeerAddress

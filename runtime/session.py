@@ -1,79 +1,56 @@
 """The session as an application sees it: ask, and get the answer, whatever happens to the tiers meanwhile.
 
 `Session` is thread-safe. Its first tier runs in this process; the machine, the channel and the engine run on threads of
-their own (`flagsplit.runtime.shell`). `AsyncSession` is its asyncio twin.
+their own (`flagsplit.runtime.shell`). The asyncio twin is in `flagsplit.runtime.async_session`, what an application
+chooses in `flagsplit.runtime.session_settings`.
 """
 
-import asyncio
 import itertools
 import math
+import re
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from flagsplit.errors import ConfigError, FlagsplitError, InputError, PeerError, RefusedError
+from flagsplit.errors import ConfigError, FlagsplitError, InputError, PolicyError, RefusedError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.engine import Engine, check_slowdown
-from flagsplit.runtime.events import Abandon, Deliver, Fail, Instruction, Note, Submit, TierChanged
+from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.events import (
+    Abandon,
+    Adopt,
+    Adopted,
+    Deliver,
+    Fail,
+    Instruction,
+    Note,
+    Released,
+    Submit,
+    Superseded,
+    TierChanged,
+)
 from flagsplit.runtime.inputs import check_inputs
-from flagsplit.runtime.report import Basis, Report
+from flagsplit.runtime.pending import Pending
 from flagsplit.runtime.residency import order_of, sizes_of
-from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
+from flagsplit.runtime.session_facts import SessionFacts
+from flagsplit.runtime.session_machine import SessionMachine
+from flagsplit.runtime.session_settings import Answer as Answer
+from flagsplit.runtime.session_settings import SessionSettings as SessionSettings
 from flagsplit.runtime.shell import Shell, describe
-from flagsplit.targets.interface import Array, LoadOptions
+from flagsplit.splitter.pool import Pool
+from flagsplit.splitter.repolicy import repolicy
+from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress
 
+Rebuild = Callable[[Bundle, SLA], Bundle]
+"""Builds a bundle again under another policy, and sees to it that the workers have it."""
 
-class Answer(dict[str, Array]):
-    """The graph outputs by name, and the report of how they came about.
-
-    Attributes:
-        report: where the request ran, what crossed the links, how long it took.
-    """
-
-    def __init__(self, outputs: Mapping[str, Array], report: Report) -> None:
-        super().__init__(outputs)
-        self.report = report
-
-
-@dataclass(frozen=True)
-class SessionSettings:
-    """Choices of the application.
-
-    Attributes:
-        deadline_s: seconds that a request may take unless it says otherwise.
-        connect_s: seconds to wait for the workers at the start.
-        memory_budget_bytes: how much the segments loaded in this process may hold.
-        host: threads and such of the engine.
-        machine: window, attempts, heartbeats.
-        slowdown: makes this tier so many times as slow, to emulate another device.
-        emulated: whether another tier or a link is slowed on purpose; reports then say so, as they do for `slowdown`.
-
-    Raises:
-        ConfigError: the slow-down is below 1 or no number.
-    """
-
-    deadline_s: float = 60.0
-    connect_s: float = 10.0
-    memory_budget_bytes: float = 2e9
-    host: LoadOptions = field(default_factory=LoadOptions)
-    machine: SessionOptions = field(default_factory=SessionOptions)
-    slowdown: float = 1.0
-    emulated: bool = False
-
-    def __post_init__(self) -> None:
-        check_slowdown(self.slowdown)
-
-    @property
-    def basis(self) -> Basis:
-        """What the figures of reports are."""
-        return "emulated" if self.emulated or self.slowdown > 1 else "measured"
+_TRACEPARENT = re.compile("(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
 
 
 class Session:
@@ -84,6 +61,11 @@ class Session:
         workers: address of each worker, by tier name; a tier without one is not used.
         channel: the way to them; the session closes it.
         settings: choices of the application.
+        rebuild: for policies that no pooled plan keeps.
+
+    Attributes:
+        bundle: what answers new requests now.
+        events: what happened lately, one line each.
 
     Raises:
         PolicyError: a tier is unknown, or is the session's own.
@@ -97,24 +79,27 @@ class Session:
         workers: Mapping[str, PeerAddress],
         channel: Channel,
         settings: SessionSettings | None = None,
+        rebuild: Rebuild | None = None,
     ) -> None:
         self.bundle = bundle
-        self._settings = settings or SessionSettings()
-        self._rids = itertools.count(1)
-        self._futures: dict[int, Future[Answer]] = {}
-        self._lock = threading.Lock()
-        self._tiers: dict[str, TierChanged] = {}
-        self._tier_changed = threading.Condition(self._lock)
-        self._broken: FlagsplitError | None = None
-        self._closed = False
         self.events: deque[str] = deque(maxlen=1000)
+        self._settings = settings or SessionSettings()
+        self._rebuild = rebuild
+        self._bundles = {bundle.digest: bundle}
+        self._rids = itertools.count(1)
+        self._pending: Pending[Answer] = Pending(self._settings.max_pending)
+        self._lock = threading.Lock()
+        self._swapping = threading.Lock()
+        self._tiers: dict[str, TierChanged] = {}
+        self._changed = threading.Condition(self._lock)
+        self._adopted: list[Adopted] = [Adopted(0, bundle.digest)]
+        self._broken: FlagsplitError | None = None
         try:
             self._workers = self._checked(workers)
-            self._machine = SessionMachine(_facts(bundle), workers, channel.instance, self._settings.machine)
-            engine = self._engine()
-            self._shell = Shell(self._machine, channel, engine, self._tell, self._fail_all, "flagsplit-session")
-            best = bundle.plans.pool.plans[0].name
-            engine.start([step.segment for step in bundle.plans.steps[best] if step.tier == 0])
+            self._machine = SessionMachine(facts_of(bundle), workers, channel.instance, self._settings.machine)
+            self._engine = self._make_engine()
+            self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, "flagsplit-session")
+            self._engine.start(_first_segments(bundle))
         except FlagsplitError:
             channel.close()
             raise
@@ -131,24 +116,24 @@ class Session:
                 raise ConfigError(f"tier {tier} runs in this process; name only the tiers beyond it")
         return tuple(workers)
 
-    def _engine(self) -> Engine:
-        bundle, host = self.bundle, self._settings.host
+    def _make_engine(self) -> Engine:
+        host = self._settings.host
         return Engine(
-            lambda _, segment: bundle.load(0, segment, host),
-            order_of(bundle, 0),
-            sizes_of(bundle, 0),
+            lambda digest, segment: self._bundles[digest].load(0, segment, host),
+            order_of(self.bundle, 0),
+            sizes_of(self.bundle, 0),
             self._settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             self._settings.slowdown,
-            bundle=bundle.digest,
+            bundle=self.bundle.digest,
         )
 
     def _await_workers(self) -> None:
         """Wait until each worker was heard of; a refusal is an error, an absence is not."""
         deadline = time.monotonic() + self._settings.connect_s
-        with self._tier_changed:
+        with self._changed:
             while not all(tier in self._tiers for tier in self._workers) and self._broken is None:
-                if not self._tier_changed.wait(max(0.0, deadline - time.monotonic())):
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
                     break
             refused = [change for change in self._tiers.values() if change.state == "refused"]
             broken = self._broken
@@ -168,15 +153,26 @@ class Session:
             for change in (known.get(tier),)
         }
 
+    @property
+    def epoch(self) -> int:
+        """How many bundles and policies there were before this one."""
+        return self._adopted[-1].epoch
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `submit` would return at once."""
+        return not self._pending.is_full
+
     def submit(
-        self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None
+        self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None, traceparent: str = ""
     ) -> Future[Answer]:
-        """Ask without waiting.
+        """Ask without waiting for the answer; waits for room while `max_pending` others have none.
 
         Args:
             inputs: one array per graph input, of the declared dtype and shape. They are copied.
             plan: name of a pooled plan to use while its tiers are there; "" takes the best.
             deadline_s: seconds after which there is no answer any more.
+            traceparent: the trace that the request belongs to, as in W3C Trace Context.
 
         Returns:
             A future of the answer. Cancelling it before the answer comes abandons the request.
@@ -184,33 +180,29 @@ class Session:
         Raises:
             InputError: an input has the wrong name, dtype or shape, or the deadline is no number.
             PolicyError: the pool has no such plan.
+            UnavailableError: there was no room within the deadline.
             PeerError: the session is closed.
         """
         arrays = check_inputs(self.bundle.inputs, inputs, self.bundle.facts.dim_ranges)
         deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(deadline_s):
             raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")
+        if not _TRACEPARENT.fullmatch(traceparent):
+            raise InputError(f"traceparent: expected 00-TRACE-PARENT-FLAGS in hex, came {traceparent!r:.80}")
         if plan:
             self.bundle.plan(plan)
+        deadline = time.monotonic() + deadline_s
         future: Future[Answer] = Future()
         rid = next(self._rids)
-        with self._lock:
-            if self._broken is not None:
-                raise self._broken
-            if self._closed:
-                raise PeerError("the session is closed; open another")
-            self._futures[rid] = future
+        self._pending.add(rid, future, deadline_s)
         future.add_done_callback(lambda done: self._on_done(rid, done))
-        self._shell.post(Submit(rid, arrays, time.monotonic() + deadline_s, plan))
+        self._shell.post(Submit(rid, arrays, deadline, plan, traceparent))
         return future
 
-    def run(self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None) -> Answer:
-        """Ask and wait.
-
-        Args:
-            inputs: one array per graph input, of the declared dtype and shape.
-            plan: name of a pooled plan to use while its tiers are there; "" takes the best.
-            deadline_s: seconds after which there is no answer any more.
+    def run(
+        self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None, traceparent: str = ""
+    ) -> Answer:
+        """Ask and wait; arguments as in `submit`.
 
         Returns:
             The graph outputs by name, with `.report`.
@@ -219,33 +211,126 @@ class Session:
             InputError: an input has the wrong name, dtype or shape, or the model cannot run on it.
             UnavailableError: no plan could answer within the deadline.
         """
-        return self.submit(inputs, plan=plan, deadline_s=deadline_s).result()
+        return self.submit(inputs, plan=plan, deadline_s=deadline_s, traceparent=traceparent).result()
 
-    def stream(self, requests: Iterable[Mapping[str, object]], *, plan: str = "") -> Iterator[Answer]:
-        """Answers to many requests, in their order, several on their way at once.
+    def stream(
+        self,
+        requests: Iterable[Mapping[str, object]],
+        *,
+        plan: str = "",
+        deadline_s: float | None = None,
+        window: int | None = None,
+        ordered: bool = True,
+    ) -> Iterator[Answer]:
+        """Answers to many requests, several on their way at once.
 
         Args:
             requests: inputs, taken one by one as there is room.
-            plan: as in `run`.
+            plan: as in `submit`.
+            deadline_s: seconds that each may take.
+            window: how many; by default that of the settings.
+            ordered: whether answers come in the order of their requests, or each when it is there.
         """
-        pending: deque[Future[Answer]] = deque()
+        most = window or self._settings.machine.window
+        pending: list[Future[Answer]] = []
         try:
             for inputs in requests:
-                pending.append(self.submit(inputs, plan=plan))
-                if len(pending) >= self._settings.machine.window:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+                pending.append(self.submit(inputs, plan=plan, deadline_s=deadline_s))
+                yield from _take(pending, ordered=ordered, down_to=most - 1)
+            yield from _take(pending, ordered=ordered, down_to=0)
         finally:
             for future in pending:
                 future.cancel()
 
+    def swap(self, bundle: Bundle, *, timeout_s: float = 60.0) -> tuple[str, ...]:
+        """Answer new requests by another bundle; those under way end with the one that they began with.
+
+        The segments of this tier are loaded beside the old ones first, so no request waits for that.
+
+        Args:
+            bundle: with the same inputs and outputs. Workers must serve it already (`flagsplit swap`).
+            timeout_s: how long to wait for the workers' word.
+
+        Returns:
+            Tiers whose workers do not serve it; they are done without.
+
+        Raises:
+            ConfigError: its inputs, outputs or first tier are others.
+            BundleError: a segment of this tier cannot be loaded; the old bundle stays.
+            UnavailableError: the change did not come about in time.
+        """
+        self._check_interchangeable(bundle)
+        with self._swapping:
+            return self._adopt(bundle, facts_of(bundle), timeout_s)
+
+    def update_sla(self, sla: SLA | Mapping[str, Any], *, timeout_s: float = 60.0) -> str:
+        """Answer new requests under another policy.
+
+        The pooled plans that keep it are used where there are any, which takes no time; else the bundle is built
+        again, if this session knows how to, and swapped in.
+
+        Args:
+            sla: the policy, or the plain data of one.
+            timeout_s: how long to wait for workers.
+
+        Returns:
+            "picked" or "rebuilt".
+
+        Raises:
+            PolicyError: no plan keeps it, or it needs a new build and this session cannot make one.
+        """
+        sla = sla if isinstance(sla, SLA) else parse_sla(sla)
+        with self._swapping:
+            try:
+                pool = repolicy(self.bundle.plans.pool, sla)
+            except PolicyError:
+                if self._rebuild is None:
+                    raise
+                built = self._rebuild(self.bundle, sla)
+                self._check_interchangeable(built)
+                self._adopt(built, facts_of(built), timeout_s)
+                return "rebuilt"
+            self._adopt(self.bundle, facts_of(self.bundle, pool), timeout_s)
+            return "picked"
+
+    def _check_interchangeable(self, bundle: Bundle) -> None:
+        old, new = self.bundle, bundle
+        for what, before, after in (
+            ("inputs", old.inputs, new.inputs),
+            ("outputs", old.outputs, new.outputs),
+            ("first tier", old.tiers[0], new.tiers[0]),
+        ):
+            if before != after:
+                raise ConfigError(f"the new bundle's {what} are {after}, expected {before}; open a session of its own")
+
+    def _adopt(self, bundle: Bundle, facts: SessionFacts, timeout_s: float) -> tuple[str, ...]:
+        give_up = time.monotonic() + timeout_s
+        if bundle.digest not in self._bundles:
+            self._bundles[bundle.digest] = bundle
+            loading = self._engine.add(bundle.digest, order_of(bundle, 0), sizes_of(bundle, 0), _first_segments(bundle))
+            try:
+                loading.result(timeout_s)
+            except BaseException as error:
+                self._engine.remove(bundle.digest)
+                del self._bundles[bundle.digest]
+                if isinstance(error, TimeoutError):
+                    raise UnavailableError(f"the new bundle was not loaded within {timeout_s:g} s") from None
+                raise
+        with self._changed:
+            before = len(self._adopted)
+            self._shell.post(Adopt(facts))
+            while len(self._adopted) == before and self._broken is None:
+                if not self._changed.wait(max(0.0, give_up - time.monotonic())):
+                    raise UnavailableError(f"the workers did not say within {timeout_s:g} s what they serve")
+            if self._broken is not None:
+                raise self._broken
+            self.bundle = bundle
+            return self._adopted[-1].without
+
     def close(self) -> None:
         """Abandon what is under way, say goodbye, free everything. A second call does nothing."""
-        with self._lock:
-            self._closed = True
+        self._pending.end()
         self._shell.stop()
-        self._fail_futures(PeerError("the session was closed before the answer came"))
 
     def __enter__(self) -> Self:
         return self
@@ -256,90 +341,78 @@ class Session:
         self.close()
 
     def _on_done(self, rid: int, future: Future[Answer]) -> None:
-        if future.cancelled() and self._futures.pop(rid, None) is not None:
+        if future.cancelled() and self._pending.pop(rid) is not None:
             self._shell.post(Abandon(rid))
 
     def _tell(self, instruction: Instruction) -> None:
         match instruction:
             case Deliver(rid, outputs, report):
-                future = self._futures.pop(rid, None)
+                future = self._pending.pop(rid)
                 if future is not None and future.set_running_or_notify_cancel():
-                    future.set_result(Answer(outputs, replace(report, basis=self._settings.basis)))
+                    basis = "emulated" if self._settings.basis == "emulated" else report.basis
+                    future.set_result(Answer(outputs, replace(report, basis=basis)))
             case Fail(rid, error):
-                future = self._futures.pop(rid, None)
+                future = self._pending.pop(rid)
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_exception(error)
             case TierChanged(tier, state, reason):
                 self.events.append(f"{tier} {state}{': ' + reason if reason else ''}")
-                with self._tier_changed:
+                with self._changed:
                     self._tiers[tier] = instruction
-                    self._tier_changed.notify_all()
+                    self._changed.notify_all()
+            case Adopted(epoch, bundle):
+                self.events.append(f"epoch {epoch}: bundle {bundle[:12]}")
+                with self._changed:
+                    self._adopted.append(instruction)
+                    self._changed.notify_all()
+            case Released(bundle):
+                self._engine.remove(bundle)
+                self._bundles.pop(bundle, None)
+            case Superseded(tier, bundle, successor):
+                self.events.append(f"{tier} will stop to serve {bundle[:12]}; {successor[:12]} takes its place")
             case Note(text):
                 self.events.append(text)
 
     def _fail_all(self, error: Exception) -> None:
         broken = error if isinstance(error, FlagsplitError) else describe(error)
-        with self._tier_changed:
+        with self._changed:
             self._broken = broken
-            self._tier_changed.notify_all()
-        self._fail_futures(broken)
-
-    def _fail_futures(self, error: FlagsplitError) -> None:
-        while self._futures:
-            _, future = self._futures.popitem()
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            self._changed.notify_all()
+        self._pending.end(broken)
 
 
-class AsyncSession:
-    """The asyncio twin of `Session`: the same words, awaited. Use it in an `async with` statement."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    @property
-    def bundle(self) -> Bundle:
-        """What it runs."""
-        return self._session.bundle
-
-    @property
-    def tiers(self) -> dict[str, str]:
-        """As `Session.tiers`."""
-        return self._session.tiers
-
-    async def run(self, inputs: Mapping[str, object], *, plan: str = "", deadline_s: float | None = None) -> Answer:
-        """As `Session.run`; cancelling the task abandons the request."""
-        return await asyncio.wrap_future(self._session.submit(inputs, plan=plan, deadline_s=deadline_s))
-
-    async def stream(
-        self, requests: AsyncIterable[Mapping[str, object]], *, plan: str = "", window: int = 8
-    ) -> AsyncIterator[Answer]:
-        """Answers to many requests, in their order, up to `window` on their way at once."""
-        pending: deque[asyncio.Future[Answer]] = deque()
-        try:
-            async for inputs in requests:
-                pending.append(asyncio.wrap_future(self._session.submit(inputs, plan=plan)))
-                if len(pending) >= window:
-                    yield await pending.popleft()
-            while pending:
-                yield await pending.popleft()
-        finally:
-            for future in pending:
-                future.cancel()
-
-    async def close(self) -> None:
-        """As `Session.close`."""
-        await asyncio.to_thread(self._session.close)
+def _take(pending: list[Future[Answer]], *, ordered: bool, down_to: int) -> Iterator[Answer]:
+    """Answers that are there, and as many others as it takes to leave no more than `down_to` waiting."""
+    while pending:
+        ready = next((each for each in (pending[:1] if ordered else pending) if each.done()), None)
+        if ready is None and len(pending) <= down_to:
+            return
+        if ready is None and not ordered:
+            wait(pending, return_when=FIRST_COMPLETED)
+            continue
+        future = ready or pending[0]
+        answer = future.result()
+        pending.remove(future)
+        yield answer
 
 
-def _facts(bundle: Bundle) -> SessionFacts:
+def _first_segments(bundle: Bundle) -> list[str]:
+    best = bundle.plans.pool.plans[0].name
+    return [step.segment for step in bundle.plans.steps[best] if step.tier == 0]
+
+
+def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
+    """What a session machine needs to know of a bundle, under its own policy or with another pool of its plans."""
+    pool = pool or bundle.plans.pool
+    names = {plan.name for plan in pool.plans}
     return SessionFacts(
         bundle=bundle.digest,
         tiers=bundle.tiers,
-        pool=bundle.plans.pool,
-        steps=bundle.plans.steps,
+        pool=pool,
+        steps={name: steps for name, steps in bundle.plans.steps.items() if name in names},
         nominal=bundle.plans.nominal,
         inputs=tuple(tensor.name for tensor in bundle.inputs),
         outputs=tuple(tensor.name for tensor in bundle.outputs),
         answers=bundle.plans.answers,
+        lossy=frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts)),
     )

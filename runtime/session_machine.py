@@ -19,6 +19,7 @@ from flagsplit.errors import (
     ProtocolError,
     UnavailableError,
 )
+from flagsplit.runtime.engine import DEADLINE
 from flagsplit.runtime.events import (
     Abandon,
     Adopt,
@@ -404,6 +405,8 @@ class SessionMachine(Relay):
             return
         flight, hop = found
         request = self._requests[flight.rid]
+        if event.error == DEADLINE:
+            return  # the tick that is due says so
         if event.error:
             yield from self._give_up(request, InputError(event.error))
             return
@@ -452,6 +455,8 @@ class SessionMachine(Relay):
         yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
         answers = request.epoch.facts.answers_of(flight.plan)
+        if any(self._peers[hop.tier].slowdown > 1 for hop in flight.route if hop.tier != self.tier):
+            report = replace(report, basis="emulated")
         yield Deliver(flight.rid, {name: flight.values[made] for name, made in answers.items()}, report)
         yield from self._release()
         yield from self._fill_window()

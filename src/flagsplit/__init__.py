@@ -19,22 +19,24 @@ if TYPE_CHECKING:
     from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
     from flagsplit.errors import FlagsplitError
+    from flagsplit.runtime.async_session import AsyncSession
     from flagsplit.runtime.bundle import Bundle
-    from flagsplit.runtime.session import Answer, AsyncSession, Session, SessionSettings
+    from flagsplit.runtime.session import Session
+    from flagsplit.runtime.session_settings import Answer, SessionSettings
     from flagsplit.splitter.sla import SLA
 
 __version__ = VERSION
 
 _HOMES = {
-    "Answer": "flagsplit.runtime.session",
-    "AsyncSession": "flagsplit.runtime.session",
+    "Answer": "flagsplit.runtime.session_settings",
+    "AsyncSession": "flagsplit.runtime.async_session",
     "BuildResult": "flagsplit.apps.pipeline",
     "Bundle": "flagsplit.runtime.bundle",
     "FlagsplitError": "flagsplit.errors",
     "PlanReport": "flagsplit.apps.planning",
     "SLA": "flagsplit.splitter.sla",
     "Session": "flagsplit.runtime.session",
-    "SessionSettings": "flagsplit.runtime.session",
+    "SessionSettings": "flagsplit.runtime.session_settings",
     "build": "flagsplit.apps.api",
     "build_async": "flagsplit.apps.api",
     "connect": "flagsplit.apps.api",

@@ -102,7 +102,7 @@ def test_kill_9(bundle: Bundle, fleet: Fleet, whole: Executable, tiers: tuple[st
         assert "plan0" in plans
         assert len(plans) > 1
         assert all(session.tiers[tier] != "up" for tier in tiers)
-        assert not session._futures
+        assert not len(session._pending)
         assert not session._machine.flights
     _nothing_left(before)
 

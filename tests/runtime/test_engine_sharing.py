@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
+from tests.runtime.fake_segments import Host, Timed, wait_for
 
 from flagsplit.errors import BundleError, PeerError
 from flagsplit.runtime.engine import DEADLINE, SKIPPED
 from flagsplit.runtime.events import Ran, Run
-from tests.runtime.fake_segments import Host, Timed, wait_for
 
 
 def test_a_client_with_many_requests_does_not_hold_up_another() -> None:
@@ -76,7 +76,7 @@ def test_runs_go_on_while_another_bundle_is_loaded() -> None:
     host = Host({("", "a"): Timed(0.001), ("new", "b"): Timed()}, load_s=0.1)
     host.engine.start(["a"])
     ready = host.engine.add("new", ["b"], {"b": 10.0}, ["b"])
-    waits = []
+    waits: list[float] = []
     while not ready.done():
         host.submit(len(waits))
         waits.append(host.answers(1)[0].wait_us / 1e6)

@@ -14,8 +14,9 @@ from tests.runtime.bundles import TIERS, build_bundle, inputs_of
 
 import flagsplit
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, PeerError, RefusedError, UnavailableError
+from flagsplit.runtime.async_session import AsyncSession
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.session import Answer, AsyncSession, Session, SessionSettings
+from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.runtime.session_machine import SessionOptions
 from flagsplit.runtime.worker import Worker
 from flagsplit.targets.interface import Array, Executable, LoadOptions
@@ -186,7 +187,7 @@ def test_wrong_requests_are_refused_before_they_are_sent(bundle: Bundle) -> None
         for ask in wrong:
             with pytest.raises(FlagsplitError):
                 ask()
-        assert not session._futures
+        assert not len(session._pending)
 
 
 def test_a_deadline_that_cannot_be_kept(bundle: Bundle, gate: threading.Event) -> None:
@@ -205,7 +206,7 @@ def test_a_request_that_is_cancelled_is_abandoned(bundle: Bundle, gate: threadin
         assert all(future.cancel() for future in futures[:5])
         gate.set()
         assert futures[5].result(10)["y"].shape == (2, 24)
-        assert not session._futures
+        assert not len(session._pending)
         with pytest.raises(CancelledError):
             futures[0].result()
 
@@ -309,7 +310,7 @@ def test_a_cancelled_task_abandons_its_request(bundle: Bundle, gate: threading.E
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert not session._futures
+        assert not len(session._pending)
         gate.set()
         assert (await twin.run(inputs_of(2)))["y"].shape == (2, 24)
         await twin.close()
