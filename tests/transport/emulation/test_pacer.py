@@ -6,7 +6,7 @@ import random
 import pytest
 
 from flagsplit.errors import ConfigError
-from flagsplit.transport.shaping_pacer import LinkShape, Pacer
+from flagsplit.transport.emulation.pacer import LinkShape, Pacer
 
 
 def arrivals(pacer: Pacer, count: int, start: float = 0.0) -> list[float]:

@@ -1,7 +1,7 @@
 """A TCP proxy that behaves like a slow network link: rate, delay, jitter, stalls and resets, without privileges.
 
 All connections through one proxy share one link, direction by direction, and take turns on it. The times come from
-`shaping_pacer.py`, the bytes move through `shaping_pipes.py`; here is the thread that does it. What this emulates and
+`pacer.py`, the bytes move through `pipes.py`; here is the thread that does it. What this emulates and
 what it does not is in `docs/emulation.md`.
 """
 
@@ -21,9 +21,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from flagsplit.errors import ConfigError
-from flagsplit.transport.shaping_pacer import LinkShape as LinkShape
-from flagsplit.transport.shaping_pacer import Pacer
-from flagsplit.transport.shaping_pipes import Connection, Pipe
+from flagsplit.transport.emulation.pacer import LinkShape, Pacer
+from flagsplit.transport.emulation.pipes import Connection, Pipe
 
 _CONNECTING: Final = (0, errno.EINPROGRESS, errno.EWOULDBLOCK)
 _BACKLOG: Final = 128

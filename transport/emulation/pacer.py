@@ -1,7 +1,7 @@
 """When one direction of an emulated link takes bytes, and when they come out: arithmetic on times, no sockets.
 
 A link sends at a fixed rate, delays what it sent, and buffers little; bytes that do not fit wait at the sender. The
-proxy that moves real bytes by these times is in `shaping.py`.
+proxy that moves real bytes by these times is in `proxy.py`.
 """
 
 import math

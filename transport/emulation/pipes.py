@@ -1,7 +1,7 @@
 """The connections of a shaping proxy: two sockets, and a pipe for the bytes of each direction.
 
-A pipe reads what its link takes and writes it when it is due. How fast that goes is in `shaping_pacer.py`, the loop
-that calls these in `shaping.py`.
+A pipe reads what its link takes and writes it when it is due. How fast that goes is in `pacer.py`, the loop
+that calls these in `proxy.py`.
 """
 
 import contextlib

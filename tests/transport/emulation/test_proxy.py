@@ -13,8 +13,8 @@ import pytest
 
 from flagsplit.errors import ConfigError
 from flagsplit.transport.channel import Received, Up
+from flagsplit.transport.emulation import LinkShape, ShapingProxy
 from flagsplit.transport.security import NO_SECURITY
-from flagsplit.transport.shaping import LinkShape, ShapingProxy
 from flagsplit.transport.testing import sample_hello
 from flagsplit.transport.zeromq import ZmqChannel
 
