@@ -1,6 +1,8 @@
 """Links by name and by text: the splitter's own grammar, with a jitter added."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +27,19 @@ def test_names(name: str, shape: LinkShape) -> None:
     profile = parse_profile(f" {name.upper()} ")
     assert profile is PROFILES[name]
     assert (profile.name, profile.up, profile.down) == (name, shape, shape)
+
+
+def test_the_documented_figures() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "emulation.md").read_text()
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+) \|$", page, re.MULTILINE
+    )
+    assert [name for name, *_ in rows] == list(PROFILES)
+    for name, *figures in rows:
+        mbit, delay_ms, jitter_ms, loss_percent, goodput_mbit = map(float, figures)
+        shape = PROFILES[name].up
+        assert shape == LinkShape(mbit * 1e6 / 8, delay_ms / 1e3, jitter_ms / 1e3, loss_percent / 100)
+        assert shape.goodput_bytes_per_s * 8e-6 == pytest.approx(goodput_mbit, rel=0.01)
 
 
 def test_text() -> None:
