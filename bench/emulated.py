@@ -23,7 +23,7 @@ from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.splitter.state import State
 from flagsplit.targets.interface import Array, LoadOptions
-from flagsplit.transport.shaping import LinkShape, ShapingProxy
+from flagsplit.transport.emulation import LinkShape, ShapingProxy
 
 TIERS = ("phone", "edge", "cloud")
 SLOWDOWNS = {"phone": 12.0, "edge": 4.0, "cloud": 1.0}

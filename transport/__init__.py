@@ -3,6 +3,7 @@
     messages.py  what can be said, and its bytes         tensors.py   tensors to chunks and back
     channel.py   the interface of channels               zeromq.py    over TCP and ipc       memory.py  in one process
     security.py  keys, and who may connect               testing.py   conformance suite, faults, virtual clock
+    emulation/   slow and broken links on one host
 
 `docs/wire.md` is the protocol's specification.
 """

@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": "command",
     "run": "command",
     "serve": "command",
+    "netem": "command",
     "profile": "command",
     "devices": "command",
     "reference": "command",

@@ -3,15 +3,14 @@
 import logging
 import os
 import select
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.ending import ending
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
@@ -53,7 +52,7 @@ def command(
     )
     broken: list[Exception] = []
     channel = ZmqChannel(security=KeyStore(keys).security())
-    with _ending() as (ended, end):
+    with ending() as (ended, end):
 
         def failed(error: Exception) -> None:
             broken.append(error)
@@ -78,30 +77,6 @@ def _beyond(bundle: Bundle, index: int, given: Mapping[str, str]) -> dict[str, P
             raise ConfigError(f"--beyond {name}: expected a tier farther away than {bundle.tiers[index]}")
         parse_address(address)
     return {name: PeerAddress(address) for name, address in given.items()}
-
-
-@contextmanager
-def _ending() -> Iterator[tuple[int, Callable[[], None]]]:
-    """What becomes readable when SIGINT or SIGTERM comes, and a function that makes it so too.
-
-    An event would not do: a signal just before the wait for it would be noticed only when something else ends the wait.
-    """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-
-    def end() -> None:
-        os.write(writing, b"\0")
-
-    try:
-        yield reading, end
-    finally:
-        signal.set_wakeup_fd(-1)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(reading)
-        os.close(writing)
 
 
 def _wait(ended: int, *, watch_stdin: bool) -> None:

@@ -11,7 +11,7 @@ from tests.apps.conftest import Serve
 
 import flagsplit
 from flagsplit.runtime.session import Session, SessionSettings
-from flagsplit.transport.shaping import LinkShape, ShapingProxy
+from flagsplit.transport.emulation import LinkShape, ShapingProxy
 
 pytestmark = [pytest.mark.usefixtures("own_folders"), pytest.mark.slow]
 DELAY_S = 0.01

@@ -5,136 +5,28 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
+from tests.transport.emulation.live import (
+    FAST,
+    check_rate,
+    check_trip,
+    client,
+    count,
+    echo,
+    exchange,
+    read,
+    round_trip_s,
+    through,
+)
 
 from flagsplit.errors import ConfigError
 from flagsplit.transport.channel import Received, Up
+from flagsplit.transport.emulation import LinkShape, ShapingProxy
 from flagsplit.transport.security import NO_SECURITY
-from flagsplit.transport.shaping import LinkShape, ShapingProxy
 from flagsplit.transport.testing import sample_hello
 from flagsplit.transport.zeromq import ZmqChannel
-
-FAST = LinkShape(1e9)
-Handler = Callable[[socket.socket], None]
-
-
-def echo(client: socket.socket) -> None:
-    while data := client.recv(65536):
-        client.sendall(data)
-
-
-def count(client: socket.socket) -> None:
-    """Read to the end, then say how much it was."""
-    total = 0
-    while data := client.recv(65536):
-        total += len(data)
-    client.sendall(f"{total}\n".encode())
-
-
-@contextmanager
-def server(handler: Handler) -> Iterator[int]:
-    """A server on threads; its port."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-    threads: list[threading.Thread] = []
-
-    def handle(client: socket.socket) -> None:
-        with client:
-            try:
-                handler(client)
-            except OSError:
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            threads.append(threading.Thread(target=handle, args=(client,)))
-            threads[-1].start()
-
-    accepting = threading.Thread(target=accept)
-    accepting.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        accepting.join()
-        for thread in threads:
-            thread.join()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    descriptors = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
-    before = set(threading.enumerate())
-    with ExitStack() as opened:
-        yield opened
-    assert set(threading.enumerate()) == before
-    if descriptors:
-        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
-
-
-def through(stack: ExitStack, handler: Handler, up: LinkShape, down: LinkShape | None = None) -> ShapingProxy:
-    """A proxy to a new server."""
-    port = stack.enter_context(server(handler))
-    return stack.enter_context(ShapingProxy("127.0.0.1", port, up, down))
-
-
-def client(stack: ExitStack, proxy: ShapingProxy) -> socket.socket:
-    connected = stack.enter_context(socket.create_connection(("127.0.0.1", proxy.port), timeout=10))
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return connected
-
-
-def read(connected: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connected.recv(size - len(data))
-        assert piece, "the connection ended early"
-        data += piece
-    return data
-
-
-def round_trip_s(connected: socket.socket) -> float:
-    started = time.monotonic()
-    connected.sendall(b"ping")
-    read(connected, 4)
-    return time.monotonic() - started
-
-
-def exchange(connected: socket.socket, data: bytes) -> tuple[bytes, float]:
-    """Send and read the echo at the same time; the echo and the seconds."""
-    started = time.monotonic()
-    sender = threading.Thread(target=connected.sendall, args=(data,))
-    sender.start()
-    back = read(connected, len(data))
-    sender.join()
-    return back, time.monotonic() - started
-
-
-def check_trip(connected: socket.socket, asked_s: float) -> None:
-    """No round trip is shorter than asked; a busy machine makes some longer, not all."""
-    trips = [round_trip_s(connected) for _ in range(9)]
-    assert asked_s <= min(trips) < asked_s + 0.03
-
-
-def check_rate(ask: Callable[[], float], size: int, bytes_per_s: float) -> None:
-    """The rate is within 15 % of what was asked; a busy machine makes one try slower, not each of a few.
-
-    `ask` moves so many bytes and gives the seconds that it took, the link's delay left out.
-    """
-    for tries_left in reversed(range(4)):
-        rate = size / ask()
-        assert rate < 1.15 * bytes_per_s
-        if rate > 0.85 * bytes_per_s or not tries_left:
-            break
-    assert rate > 0.85 * bytes_per_s
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The connections of a shaping proxy: two sockets, and a pipe for the bytes of each direction.
 
-A pipe reads what its link takes and writes it when it is due. How fast that goes is in `shaping_pacer.py`, the loop
-that calls these in `shaping.py`.
+A pipe reads what its link takes and writes it when it is due. How fast that goes is in `pacer.py`, the loop that calls
+these in `carrier.py`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class Pipe:
         self.source = source
         self.target = target
         self.queued = self.ended = self.flushed = self.clogged = False
-        self._queue: deque[tuple[float, memoryview]] = deque()
+        self._queue: deque[tuple[float, memoryview | None]] = deque()
         self._held_bytes = 0
         self._last_due = -math.inf
 
@@ -61,15 +61,34 @@ class Pipe:
 
     def put(self, data: bytes, due: float) -> None:
         """Keep bytes until they are due, never before those that were read earlier; none stand for the end."""
+        self._append(memoryview(data), due)
+
+    def end(self, now: float) -> None:
+        """Tell the target, after all that is under way, that no more comes, and read no more."""
+        if not self.ended:
+            self.ended = True
+            self.put(b"", now)
+
+    def break_off(self, due: float) -> None:
+        """Read no more; break the connection after all that is under way."""
+        self.ended = True
+        self._append(None, due)
+
+    def _append(self, data: memoryview | None, due: float) -> None:
         self._last_due = max(due, self._last_due)
-        self._queue.append((self._last_due, memoryview(data)))
-        self._held_bytes += len(data)
+        self._queue.append((self._last_due, data))
+        self._held_bytes += len(data or b"")
 
     def write(self, now: float) -> int:
-        """Write what is due; how many bytes it was. Raises OSError if the connection broke."""
+        """Write what is due; how many bytes it was. Raises OSError if the connection broke or is to break."""
         written = 0
         while self.due <= now:
             due, data = self._queue.popleft()
+            if data is None and written:  # to be told first; the break is next
+                self._queue.appendleft((due, data))
+                break
+            if data is None:
+                raise ConnectionResetError
             if not data:
                 self.target.shutdown(socket.SHUT_WR)
                 self.flushed = True
