@@ -188,7 +188,7 @@ def run(kills: int, silences: int, seed: int) -> dict[str, Any]:
                 _settle(session, load)
                 time.sleep(rng.uniform(0, 0.3))
                 victim = victims.of[rng.choice(TIERS[1:])]
-                {"kill": victim.kill, "freeze": victim.freeze, "cut off": victim.link.stall}[fault]()
+                {"kill": victim.kill, "freeze": victim.freeze, "cut off": victim.link.partition}[fault]()
                 since = time.monotonic()
                 time.sleep(4 * HEARTBEAT_S)
                 gaps["kill" if fault == "kill" else "silence"].append(watch.gap_s(since, time.monotonic()))

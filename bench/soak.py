@@ -41,7 +41,7 @@ from flagsplit.runtime.session import Session, SessionSettings
 from flagsplit.runtime.session_machine import SessionOptions
 from flagsplit.splitter.problem import Problem
 from flagsplit.targets.interface import Array, Executable, LoadOptions
-from flagsplit.transport.shaping import LinkShape
+from flagsplit.transport.emulation import LinkShape
 
 TIERS = ("phone", "edge", "cloud")
 PLANS = ("every-tier", "no-edge", "no-cloud", "")
@@ -148,7 +148,7 @@ class Mayhem:
             "kill -9 both": lambda: (victim.kill(), other.kill() if other is not victim else None),
             "SIGSTOP": victim.freeze,
             "reset": victim.link.cut,
-            "partition": victim.link.stall,
+            "partition": victim.link.partition,
             "slow link": lambda: victim.link.set_shapes(narrow),
             "slow consumer": lambda: victim.link.set_shapes(narrow, _FREE),
             "clock jump": lambda: setattr(self._clock, "offset_s", self._clock.offset_s + self._rng.uniform(-3, 30)),

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from flagsplit.transport.shaping import LinkShape, ShapingProxy
+from flagsplit.transport.emulation import LinkShape, ShapingProxy
 
 
 class Victim:
@@ -48,7 +48,7 @@ class Victim:
 
     def heal(self) -> None:
         """Undo whatever was done to it."""
-        self.link.resume()
+        self.link.heal()
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
         else:
