@@ -193,8 +193,8 @@ def run(seconds: float, requests: int, seed: int) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = build_bundle(Path(scratch))
             whole = bundle.load_whole(LoadOptions(threads=1))
-            with flagsplit.connect(bundle, {}) as alone:
-                alone.run({"x": np.zeros((1, WIDTH), np.float32)})  # what a process makes once and keeps, it makes here
+            with flagsplit.connect(bundle) as before:  # what a process makes once and keeps, it makes here
+                before.run({"x": np.zeros((3_000, WIDTH), np.float32)}, plan=PLANS[0])
             threads, descriptors = threading.active_count(), _descriptors()
             machine = SessionOptions(
                 window=ASKERS, attempt_s=4.0, max_attempts=1 << 20, liveness=LivenessOptions(heartbeat_s=0.25)
