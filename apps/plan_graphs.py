@@ -13,7 +13,14 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.flagir import BlockGraph, Step
-from flagsplit.flagir.codecs import NO_CODEC, BoundaryCut, apply_codecs, join_variant, name_what_is_lossy
+from flagsplit.flagir.codecs import (
+    NO_CODEC,
+    BoundaryCut,
+    add_checks,
+    apply_codecs,
+    join_variant,
+    name_what_is_lossy,
+)
 from flagsplit.flagir.reference import reference
 from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle
 from flagsplit.splitter.plan import Plan
@@ -73,6 +80,7 @@ def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> Plan
         variant = model.clone()
         flagir.write_placement(variant, plan.name, plan.tiers, placement)
         apply_codecs(variant, cuts_of(plan))
+        add_checks(variant)
         renamed = name_what_is_lossy(variant)
         placement = flagir.read_placement(variant, plan.name)
         steps[plan.name] = flagir.cut_into_steps(variant, placement, len(plan.tiers))
