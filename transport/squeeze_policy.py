@@ -24,7 +24,8 @@ class SqueezeOptions:
     """When to look and when to change.
 
     Attributes:
-        least_bytes: smaller tensors travel plain.
+        least_bytes, least_s: tensors that are smaller, or take less time on the link, travel plain: what could be saved
+            is not worth a decision, which costs some microseconds and now and then a sample.
         sample_bytes: how much of a tensor, and at most a quarter, is squeezed to see what is left of it.
         zstd_below_bytes_s: goodput from which on zstd is not tried; where it is in use it stays up to `1 + better_by`
             times that.
@@ -38,6 +39,7 @@ class SqueezeOptions:
     """
 
     least_bytes: int = 4096
+    least_s: float = 0.5e-3
     sample_bytes: int = 64 << 10
     zstd_below_bytes_s: float = 300e6 / 8
     zstd_least_shrink: float = 0.10
@@ -139,7 +141,8 @@ class SqueezePolicy:
             goodput_bytes_s: as for `on_link`, over 0.
             kinds: those that the peer reads, out of `KINDS`.
         """
-        if data.nbytes < self._options.least_bytes:
+        options = self._options
+        if data.nbytes < max(options.least_bytes, options.least_s * goodput_bytes_s):
             return PLAIN
         known = self._known(link, tensor)
         known.since_sample += 1
@@ -147,7 +150,7 @@ class SqueezePolicy:
         able = [kind for kind in kinds if self._may_pay(kind, known, goodput_bytes_s, speeds[kind])]
         sampled = self._sample(known, data, goodput_bytes_s, able)
         times_s = {kind: known.kept[kind] / goodput_bytes_s + speeds[kind].cost_s_per_byte for kind in able}
-        shrink = 1 - self._options.zstd_least_shrink
+        shrink = 1 - options.zstd_least_shrink
         times_s = {kind: time_s for kind, time_s in times_s.items() if kind != ZSTD or known.kept[ZSTD] < shrink}
         times_s[PLAIN] = 1 / goodput_bytes_s
         before, reason = known.kind, self._decide(known, times_s)

@@ -120,6 +120,8 @@ def test_small_tensors_and_fast_links_are_not_even_sampled() -> None:
     assert world.ask(0.8 / SPEEDS[LZ4].cost_s_per_byte) == PLAIN
     world.data = DATA[: OPTIONS.least_bytes - 1]
     assert world.ask(1 * MB) == PLAIN
+    world.data = DATA[:9_999]
+    assert world.ask(20 * MB) == PLAIN, "it takes less than half a millisecond"
     assert world.samples == []
     assert world.log == []
 
@@ -176,6 +178,8 @@ def random_world(rng: random.Random) -> World:
 
 
 def allowed(world: World, kind: str, goodput: float) -> bool:
+    if len(world.data) < OPTIONS.least_s * goodput:
+        return False
     return kind != ZSTD or (goodput < OPTIONS.zstd_below_bytes_s and world.kept[ZSTD] < 0.9)
 
 
