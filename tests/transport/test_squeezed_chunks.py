@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from flagsplit.errors import ProtocolError
 from flagsplit.transport.messages import LZ4, MAX_PAYLOAD_BYTES, ZSTD, Chunk, Open, decode, encode
-from flagsplit.transport.squeeze import squeeze
+from flagsplit.transport.squeeze import SqueezeSpeed, squeeze
+from flagsplit.transport.squeeze_policy import SqueezeDecision, SqueezePolicy
 from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
 from flagsplit.transport.testing import sample_open
 
@@ -73,6 +74,30 @@ def test_a_chunk_that_does_not_shrink_is_sent_plain() -> None:
     assert (first.squeeze, first.raw_bytes, bytes(first.payload)) == ("", 0, noise)
     assert (second.squeeze, second.raw_bytes, second.offset) == (ZSTD, 4096, 4096)
     assert second.crc32 == zlib.crc32(second.payload)
+
+
+def test_with_the_policy_tensors_are_squeezed_from_the_second_request_on() -> None:
+    rng = np.random.default_rng(8)
+    sparse = np.where(rng.random(100_000) < 0.9, 0, rng.integers(0, 256, 100_000)).astype(np.uint8).tobytes()
+    tensors = [sparse, rng.bytes(100_000)]
+    opened = sample_open(100_000, 100_000)
+    log: list[SqueezeDecision] = []
+    speeds = {ZSTD: SqueezeSpeed(3e8, 8e8), LZ4: SqueezeSpeed(5e8, 2e9)}
+    policy = SqueezePolicy(lambda: speeds, log=log.append)
+    sent = []
+    for _ in range(4):
+        squeezer = policy.on_link("edge", 2e6, (ZSTD, "resume"))
+        chunks = list(chunks_of(opened, tensors, 30_000, squeezer))
+        assembly = Assembly(opened, TransferLimits())
+        assert [assembly.accept(chunk) for chunk in chunks][-1]
+        assert [bytes(buffer) for buffer in assembly.buffers()] == tensors
+        sent.append([{chunk.squeeze for chunk in chunks if chunk.tensor == tensor} for tensor in (0, 1)])
+    assert sent == [[{""}, {""}], *[[{ZSTD}, {""}]] * 3]
+    assert [(each.tensor, each.kind) for each in log] == [
+        (opened.tensors[0].name, ""),
+        (opened.tensors[1].name, ""),
+        (opened.tensors[0].name, ZSTD),
+    ]
 
 
 def test_squeezed_chunks_that_contradict_are_refused_and_change_nothing() -> None:
