@@ -12,8 +12,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flagsplit import flagir
+from flagsplit.apps.wire_names import check_ends, has_long_names, name_that_travels, shorten_names
 from flagsplit.flagir import BlockGraph, Step
-from flagsplit.flagir.codecs import NO_CODEC, BoundaryCut, apply_codecs, join_variant, name_what_is_lossy
+from flagsplit.flagir.codecs import (
+    NO_CODEC,
+    BoundaryCut,
+    add_checks,
+    apply_codecs,
+    join_variant,
+    name_what_is_lossy,
+)
 from flagsplit.flagir.reference import reference
 from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle
 from flagsplit.splitter.plan import Plan
@@ -26,7 +34,8 @@ class PlanGraphs:
     """All plans, cut.
 
     Attributes:
-        model: every segment can be taken out of it: the model, and whatever plans with codecs have besides.
+        model: every segment can be taken out of it: the model, and whatever plans with codecs have besides; with names
+            that can be sent.
         steps: by plan, its segments in execution order.
         answers: by plan, the names under which it makes graph outputs, where they are others.
     """
@@ -60,26 +69,40 @@ def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> Plan
         plans: with different names, all over these blocks.
 
     Raises:
-        ModelError: a cut names a value that does not travel that way or that its codec does not take.
+        ModelError: a cut names a value that does not travel that way or that its codec does not take, or an input or
+            output of the graph has a name that cannot be sent.
     """
+    if any(len(plan.tiers) > 1 for plan in plans):
+        check_ends(model)
     steps: dict[str, tuple[Step, ...]] = {}
     answers: dict[str, Mapping[str, str]] = {}
-    joined = model.clone() if any(map(is_lossy, plans)) else model
+    exact = _with_short_names(model)
+    joined = exact.clone() if any(map(is_lossy, plans)) else exact
     for plan in plans:
         placement = tier_by_node(graph, plan)
         if not is_lossy(plan):
-            steps[plan.name] = flagir.cut_into_steps(model, placement, len(plan.tiers))
+            steps[plan.name] = flagir.cut_into_steps(exact, placement, len(plan.tiers))
             continue
         variant = model.clone()
         flagir.write_placement(variant, plan.name, plan.tiers, placement)
         apply_codecs(variant, cuts_of(plan))
+        add_checks(variant)
         renamed = name_what_is_lossy(variant)
+        shorten_names(variant)
         placement = flagir.read_placement(variant, plan.name)
         steps[plan.name] = flagir.cut_into_steps(variant, placement, len(plan.tiers))
         if renamed:
-            answers[plan.name] = renamed
+            answers[plan.name] = {output: name_that_travels(name) for output, name in renamed.items()}
         join_variant(joined, variant)
     return PlanGraphs(joined, steps, answers)
+
+
+def _with_short_names(model: ir.Model) -> ir.Model:
+    if not has_long_names(model):
+        return model
+    copy = model.clone()
+    shorten_names(copy)
+    return copy
 
 
 @contextmanager

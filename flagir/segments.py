@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flagsplit.flagir.codecs.functions import DOMAIN
+from flagsplit.flagir.codecs.functions import COUNT, DOMAIN
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
 from flagsplit.flagir.visits import visits
 
@@ -24,7 +24,7 @@ class Segment:
             equal ids.
         nodes: names of its nodes, in execution order.
         inputs: values that it needs from elsewhere, initializers left out.
-        outputs: values that others need from it, graph outputs included.
+        outputs: values that others need from it, graph outputs included, and what is counted for who runs it.
     """
 
     id: str
@@ -80,12 +80,16 @@ def _segment(nodes: Sequence[ir.Node], readers: Mapping[ir.Value, Sequence[ir.No
         value.name or ""
         for node in nodes
         for value in node.outputs
-        if value.is_graph_output() or not inside.issuperset(readers.get(value, ()))
+        if value.is_graph_output() or _is_count(node) or not inside.issuperset(readers.get(value, ()))
     ]
     names = tuple(node.name or "" for node in nodes)
     told_apart = (*inputs, *outputs) if _near_codecs(nodes) else ()
     digest = hashlib.sha256("\0".join((*names, *told_apart)).encode()).hexdigest()[:16]
     return Segment(digest, names, tuple(inputs), tuple(outputs))
+
+
+def _is_count(node: ir.Node) -> bool:
+    return node.domain == DOMAIN and node.op_type == COUNT
 
 
 def _near_codecs(nodes: Sequence[ir.Node]) -> bool:

@@ -1,6 +1,7 @@
 """What carries messages and tensors between tiers. Knows bytes, no graphs.
 
     messages.py  what can be said, and its bytes         tensors.py   tensors to chunks and back
+    squeeze.py   payloads made smaller without loss      squeeze_policy.py   which, on which link
     channel.py   the interface of channels               zeromq.py    over TCP and ipc       memory.py  in one process
     security.py  keys, and who may connect               testing.py   conformance suite, faults, virtual clock
     emulation/   slow and broken links on one host
@@ -54,7 +55,8 @@ from flagsplit.transport.messages import (
     encode,
 )
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
-from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
+from flagsplit.transport.squeeze_policy import SqueezeDecision, SqueezeOptions, SqueezePolicy
+from flagsplit.transport.tensors import Assembly, Squeezer, TransferLimits, chunks_of
 from flagsplit.transport.zeromq import ZmqChannel
 
 __all__ = [
@@ -95,6 +97,10 @@ __all__ = [
     "Received",
     "Reject",
     "Security",
+    "SqueezeDecision",
+    "SqueezeOptions",
+    "SqueezePolicy",
+    "Squeezer",
     "TensorHeader",
     "TransferLimits",
     "Up",

@@ -18,6 +18,7 @@ OLDEST_VERSION: Final[Version] = (1, 0)
 MAX_HEADER_BYTES: Final = 64 << 10
 MAX_PAYLOAD_BYTES: Final = 1 << 20
 MAX_TENSORS: Final = 256
+MAX_NAME_BYTES: Final = 256
 MAX_HOPS: Final = 16
 MAX_DIMS: Final = 8
 
@@ -53,7 +54,7 @@ Instance = Annotated[str, Text(32, re.compile("[0-9a-f]{32}"))]
 Name = Annotated[str, Text(64)]
 Tier = Annotated[str, Text(64)]
 Digest = Annotated[str, Text(128)]
-TensorName = Annotated[str, Text(256)]
+TensorName = Annotated[str, Text(MAX_NAME_BYTES)]
 Reason = Annotated[str, Prose(1024)]
 OptionalDigest = Annotated[str, Text(128), APPENDED]
 LaterNatural = Annotated[int, Whole(0, UINT53), APPENDED]
@@ -64,7 +65,7 @@ Squeeze = Annotated[str, Text(8, re.compile("(zstd|lz4)?")), APPENDED]
 # W3C Trace Context: version, trace id, parent id, flags.
 TraceParent = Annotated[str, Text(55, re.compile("(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")), APPENDED]
 Features = Annotated[tuple[str, ...], ListOf(Text(64), most=64)]
-TensorNames = Annotated[tuple[str, ...], ListOf(Text(256), most=MAX_TENSORS)]
+TensorNames = Annotated[tuple[str, ...], ListOf(Text(MAX_NAME_BYTES), most=MAX_TENSORS)]
 
 
 class Lane(enum.Enum):

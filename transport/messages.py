@@ -20,6 +20,7 @@ from flagsplit.transport.message_fields import LZ4 as LZ4
 from flagsplit.transport.message_fields import MAX_DIMS as MAX_DIMS
 from flagsplit.transport.message_fields import MAX_HEADER_BYTES as MAX_HEADER_BYTES
 from flagsplit.transport.message_fields import MAX_HOPS as MAX_HOPS
+from flagsplit.transport.message_fields import MAX_NAME_BYTES as MAX_NAME_BYTES
 from flagsplit.transport.message_fields import MAX_PAYLOAD_BYTES as MAX_PAYLOAD_BYTES
 from flagsplit.transport.message_fields import MAX_TENSORS as MAX_TENSORS
 from flagsplit.transport.message_fields import OLDEST_VERSION as OLDEST_VERSION

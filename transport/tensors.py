@@ -2,20 +2,22 @@
 
 An Open announces names, dtypes and sizes; all of it is checked against `TransferLimits` before a byte is allocated.
 Chunks may come in any order and twice, but never contradict each other. The bytes themselves are opaque here: what they
-mean is between the segments, and `messages.TensorHeader` has checked that dtype, shape and size agree.
+mean is between the segments, and `messages.TensorHeader` has checked that dtype, shape and size agree. How a payload is
+squeezed is in `squeeze.py`, and when in `squeeze_policy.py`.
 """
 
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.messages import MAX_PAYLOAD_BYTES, MAX_TENSORS, Chunk, Frame, Open, TensorHeader
+from flagsplit.transport.squeeze import squeeze, unsqueeze
 
 DEFAULT_CHUNK_BYTES: Final = 256 << 10
 # Vector loads of the engines want this; frames as they arrive are not aligned at all.
@@ -39,29 +41,71 @@ class TransferLimits:
     min_chunk_bytes: int = 4096
 
 
+class Squeezer(Protocol):
+    """Says which tensors are squeezed on their way, and how: `squeeze_policy.LinkSqueezer`, or a test's own."""
+
+    def kind_for(self, tensor: str, data: memoryview) -> str:
+        """A kind that the peer reads, or "" for plain."""
+
+    def sent(self, tensor: str, kind: str, raw_bytes: int, sent_bytes: int) -> None:
+        """Told what became of a tensor that was squeezed."""
+
+
 def chunks_of(
     opened: Open,
     buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray],
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     offsets: Sequence[int] = (),
+    squeezer: Squeezer | None = None,
 ) -> Iterator[Chunk]:
     """Chunks of the tensors that `opened` announces, in order, as views of `buffers` and not copies.
 
     `offsets` says for each tensor how many bytes the receiver has already; none of them without it.
 
     The buffers must be contiguous, of the sizes announced, and must not change until the peer has answered. Tensors
-    without bytes have no chunk. Raises InternalError when buffers and announcement differ.
+    without bytes have no chunk. With a squeezer, chunks that shrink are sent squeezed, and those are copies. Raises
+    InternalError when buffers and announcement differ.
     """
     if len(buffers) != len(opened.tensors):
         raise InternalError(f"{len(opened.tensors)} tensors are announced, but there are {len(buffers)} buffers")
     for index, (header, buffer) in enumerate(zip(opened.tensors, buffers, strict=True)):
         data = _bytes_of(header, buffer)
         start = min(offsets[index], header.size_bytes) if index < len(offsets) else 0
+        kind = squeezer.kind_for(header.name, data) if squeezer is not None and data.nbytes else ""
+        if squeezer is not None and kind:
+            yield from _squeezed_chunks(opened, index, data, range(start, data.nbytes, chunk_bytes), kind, squeezer)
+            continue
         for offset in range(start, header.size_bytes, chunk_bytes):
             payload = data[offset : offset + chunk_bytes]
             yield Chunk(
                 opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
             )
+
+
+def _squeezed_chunks(
+    opened: Open, index: int, data: memoryview, offsets: range, kind: str, squeezer: Squeezer
+) -> Iterator[Chunk]:
+    """Chunks of one tensor, each squeezed unless it does not shrink."""
+    raw_bytes = sent_bytes = 0
+    for offset in offsets:
+        plain = data[offset : offset + offsets.step]
+        small = squeeze(plain, kind)
+        shrunk = len(small) < len(plain)
+        payload: Frame = small if shrunk else plain
+        raw_bytes, sent_bytes = raw_bytes + len(plain), sent_bytes + len(payload)
+        yield Chunk(
+            opened.sid,
+            opened.rid,
+            opened.attempt,
+            opened.hop,
+            index,
+            offset,
+            zlib.crc32(payload),
+            squeeze=kind if shrunk else "",
+            raw_bytes=len(plain) if shrunk else 0,
+            payload=payload,
+        )
+    squeezer.sent(opened.tensors[index].name, kind, raw_bytes, sent_bytes)
 
 
 def _bytes_of(header: TensorHeader, buffer: npt.NDArray[np.generic] | Frame | bytearray) -> memoryview:
@@ -119,14 +163,14 @@ class Incoming:
             return True
         return place > 0 and self.starts[place - 1] + self.chunks[self.starts[place - 1]][0] > start
 
-    def store(self, chunk: Chunk) -> None:
+    def store(self, chunk: Chunk, raw: Frame) -> None:
         if self.data is None:
             self.data = _aligned(self.header.size_bytes)
-        stop = chunk.offset + len(chunk.payload)
-        self.data[chunk.offset : stop] = np.frombuffer(chunk.payload, np.uint8)
+        stop = chunk.offset + len(raw)
+        self.data[chunk.offset : stop] = np.frombuffer(raw, np.uint8)
         self.starts.insert(bisect_left(self.starts, chunk.offset), chunk.offset)
-        self.chunks[chunk.offset] = (len(chunk.payload), chunk.crc32)
-        self.received_bytes += len(chunk.payload)
+        self.chunks[chunk.offset] = (len(raw), chunk.crc32)
+        self.received_bytes += len(raw)
 
 
 class Assembly:
@@ -171,21 +215,21 @@ class Assembly:
         return tuple(tensor.prefix_bytes for tensor in self._tensors)
 
     def accept(self, chunk: Chunk) -> bool:
-        """Store a chunk; True once everything is here. A repeated chunk is ignored.
+        """Store a chunk, unsqueezed; True once everything is here. A repeated chunk is ignored.
 
-        Raises ProtocolError when the chunk is not of this Open, out of range, overlaps another or fails its checksum.
-        The assembly is unchanged then.
+        Raises ProtocolError when the chunk is not of this Open, out of range, overlaps another, fails its checksum or
+        does not become what it announces. The assembly is unchanged then.
         """
         if (chunk.sid, chunk.rid, chunk.attempt, chunk.hop) != self._key or chunk.tensor >= len(self._tensors):
             raise ProtocolError(f"a chunk of tensor {chunk.tensor} of {_key_of(chunk)} does not belong to {self._key}")
         tensor = self._tensors[chunk.tensor]
-        size_bytes = len(chunk.payload)
+        size_bytes = chunk.raw_bytes if chunk.squeeze else len(chunk.payload)
         if tensor.chunks.get(chunk.offset) == (size_bytes, chunk.crc32):
             return self.complete
         self._check_place(tensor, chunk.offset, size_bytes)
         if zlib.crc32(chunk.payload) != chunk.crc32:
             raise ProtocolError(f"{_place(tensor, chunk.offset, size_bytes)}: the checksum does not match the bytes")
-        tensor.store(chunk)
+        tensor.store(chunk, _raw(chunk))
         self._missing_bytes -= size_bytes
         return self.complete
 
@@ -233,6 +277,10 @@ def _aligned(size_bytes: int) -> _Bytes:
     raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
     skip = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[skip : skip + size_bytes]
+
+
+def _raw(chunk: Chunk) -> Frame:
+    return unsqueeze(chunk.payload, chunk.squeeze, chunk.raw_bytes) if chunk.squeeze else chunk.payload
 
 
 def _key_of(chunk: Chunk) -> tuple[str, int, int, int]:

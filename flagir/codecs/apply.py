@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.codecs.functions import DOMAIN, DOMAIN_VERSION, function
+from flagsplit.flagir.codecs.names import encoded_name
 from flagsplit.flagir.codecs.table import NO_CODEC, Codec, codec, encoded_forms
 from flagsplit.flagir.placement import plans_on, read_placement
 from flagsplit.flagir.reads import readers_of
@@ -190,7 +191,11 @@ def _encode(placed: _Placed, hop: _Hop, names: "_Names") -> Sequence[ir.Value]:
     forms = encoded_forms(hop.codec, hop.value.dtype, _dims(hop.value))
     stem = f"{hop.value.name}.{hop.codec.name}"
     outputs = [
-        ir.Value(name=names.value(f"{stem}.{role}"), type=ir.TensorType(dtype), shape=ir.Shape(dims))
+        ir.Value(
+            name=names.value(encoded_name(hop.value.name or "", hop.codec.name, role)),
+            type=ir.TensorType(dtype),
+            shape=ir.Shape(dims),
+        )
         for role, (dtype, dims) in forms.items()
     ]
     node = ir.node(

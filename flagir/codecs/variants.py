@@ -13,9 +13,8 @@ import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.codecs.functions import DOMAIN
+from flagsplit.flagir.codecs.names import AFTER_DIGITS
 from flagsplit.flagir.reads import activations_read, reads_of, subgraphs_of
-
-_DIGITS = 12
 
 
 def name_what_is_lossy(model: ir.Model) -> dict[str, str]:
@@ -39,7 +38,7 @@ def name_what_is_lossy(model: ir.Model) -> dict[str, str]:
         inherits = any(value in marks for value in activations_read(node))
         if not inherits and not _decodes(node):
             continue
-        mark = hashlib.sha256("\0".join((node.name or "", *read)).encode()).hexdigest()[:_DIGITS]
+        mark = hashlib.sha256("\0".join((node.name or "", *read)).encode()).hexdigest()[:AFTER_DIGITS]
         marks.update(dict.fromkeys(node.outputs, mark))
         if inherits:
             node.name = f"{node.name}.after_{mark}"

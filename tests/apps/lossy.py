@@ -1,6 +1,6 @@
 """A small model whose values go every way that there is, and bundles of it with codecs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,8 +44,15 @@ PLACES: dict[str, Sequence[int]] = {
 }
 
 
-def write_model(path: Path) -> Path:
+def write_model(path: Path, names: Mapping[str, str] | None = None) -> Path:
+    """The model, with other names for some of its values."""
     model: onnx.ModelProto = onnx.parser.parse_model(_TEXT)
+    names = names or {}
+    for node in model.graph.node:
+        node.input[:] = [names.get(each, each) for each in node.input]
+        node.output[:] = [names.get(each, each) for each in node.output]
+    for info in (*model.graph.input, *model.graph.output):
+        info.name = names.get(info.name, info.name)
     rng = np.random.default_rng(5)
     for name in ("wv", "wa", "wb", "wc", "wq"):
         array = np.asarray(rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
@@ -60,7 +67,12 @@ def _placed(problem: Problem) -> dict[str, Sequence[int]]:
 
 
 def build_with(
-    folder: Path, codec: str, *, routes: dict[str, tuple[int, ...]] | None = None, order: Sequence[str] = ()
+    folder: Path,
+    codec: str,
+    *,
+    routes: dict[str, tuple[int, ...]] | None = None,
+    order: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Bundle:
     """A bundle with the plans of `PLACES`, one codec wherever it is allowed.
 
@@ -69,16 +81,17 @@ def build_with(
         codec: its name, or "none".
         routes: of some plans, by name.
         order: names of the only plans, the most wanted first.
+        names: other names for values of the model.
     """
     path = folder / f"{codec}.flagsplit"
     with mock.patch("flagsplit.apps.pipeline.add_plans", partial(_add_plans, routes or {}, order)):
         build(
-            write_model(folder / "lossy.onnx"),
+            write_model(folder / "lossy.onnx", names),
             TIERS,
             path,
             links={"edge": "100kbit/1ms", "cloud": "100kbit/1ms"},
             sla=parse_sla({"accuracy": {"every_cut": {"codecs": [codec]}}}),
-            options=BuildOptions(shapes={"x": (2, 5, WIDTH)}, extra_plans=_placed),
+            options=BuildOptions(shapes={(names or {}).get("x", "x"): (2, 5, WIDTH)}, extra_plans=_placed),
         )
     return flagsplit.open(path)
 

@@ -10,13 +10,14 @@ from tests.flagir.test_segments import check_steps, random_placement
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir import Segment, Step, cut_into_steps, extract, read_placement
-from flagsplit.flagir.codecs import BoundaryCut, apply_codecs, join_variant, name_what_is_lossy
+from flagsplit.flagir.codecs import BoundaryCut, add_checks, apply_codecs, join_variant, name_what_is_lossy
 
 
 def variant(model: ir.Model, cuts: list[BoundaryCut]) -> tuple[ir.Model, tuple[Step, ...], dict[str, str]]:
     """A placed model with codecs and names of their own, its steps, and the names of the answers."""
     made = model.clone()
     apply_codecs(made, cuts)
+    add_checks(made)
     renamed = name_what_is_lossy(made)
     placement = read_placement(made, "p")
     steps = cut_into_steps(made, placement, 3)
@@ -76,7 +77,7 @@ def fan(cuts: list[BoundaryCut]) -> tuple[ir.Model, tuple[Step, ...], dict[str, 
 def test_only_what_the_loss_reaches_gets_another_name() -> None:
     made, _, renamed = fan([BoundaryCut("v", 0, 2, "u8")])
     names = [value.name or "" for node in made.graph for value in node.outputs]
-    kept = ["v", "v.u8.payload", "v.u8.scale", "v.u8.zero_point", "v.u8.at_1", "v.u8.at_2"]
+    kept = ["v", "v.u8.check", "v.u8.payload", "v.u8.scale", "v.u8.zero_point", "v.u8.at_1", "v.u8.at_2"]
     assert sorted(name for name in names if ".after_" not in name) == sorted(kept)
     assert set(renamed) == {"p", "q"}, "v is an answer, and leaves as it was made"
     assert all(new.startswith(f"{old}.after_") for old, new in renamed.items())
