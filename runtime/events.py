@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.report import Report
 from flagsplit.targets.interface import Array
-from flagsplit.transport.channel import Down, Received, Up, Violated
+from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import Message
 
 
@@ -68,7 +68,7 @@ class Leave:
     """Say goodbye to everybody; nothing follows."""
 
 
-Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Tick | Leave
+Event = Up | Down | Received | Violated | Acked | Ran | Submit | Abandon | Tick | Leave
 
 
 @dataclass(frozen=True)

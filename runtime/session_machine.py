@@ -41,7 +41,7 @@ from flagsplit.runtime.relay import Flight, Relay
 from flagsplit.runtime.report import make_report
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
-from flagsplit.transport.channel import Down, Received, Up, Violated
+from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     MAX_HOPS,
     VERSION,
@@ -204,6 +204,8 @@ class SessionMachine(Relay):
                 yield from self._abandon(rid)
             case Leave():
                 yield from (Send(tier, Bye("the session ends")) for tier, peer in self._peers.items() if peer.up)
+            case Acked():
+                pass
             case _:
                 raise InternalError(f"a session cannot handle {event}")
 

@@ -8,6 +8,7 @@
 """
 
 from flagsplit.transport.channel import (
+    Acked,
     Channel,
     ChannelEvent,
     ChannelOptions,
@@ -59,6 +60,7 @@ from flagsplit.transport.zeromq import ZmqChannel
 __all__ = [
     "NO_SECURITY",
     "VERSION",
+    "Acked",
     "Assembly",
     "BundleOffer",
     "BundlePart",
