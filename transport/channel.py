@@ -127,6 +127,7 @@ class ChannelOptions:
     """Times and limits of a channel. The defaults suit a phone on LTE as well as a rack.
 
     Attributes:
+        introduction_timeout_s: after which an inbound connection is cut whose peer did not say Hello.
         window_bytes: payload that a peer may have on the way to us; about twice the bandwidth-delay product of
             500 Mbit/s and 60 ms. 0 turns the feature "credit" off.
         ack_delay_s: how long less than a quarter of the window stays unacknowledged.
@@ -146,6 +147,7 @@ class ChannelOptions:
     backoff_max_s: float = 1.0
     connect_timeout_s: float = 2.0
     handshake_timeout_s: float = 5.0
+    introduction_timeout_s: float = 10.0
     heartbeat_s: float = 5.0
     farewell_s: float = 0.2
     max_events_per_poll: int = 64

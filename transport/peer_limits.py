@@ -5,6 +5,7 @@ those who ask too much is the channels' business. How much payload may be on the
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from flagsplit.errors import ProtocolError
 from flagsplit.transport.channel import ChannelOptions, payload_bytes_of
@@ -56,7 +57,7 @@ class PeerRates:
         # No single message can be an offense.
         self._bytes = TokenBucket(rate, max(float(MAX_PAYLOAD_BYTES), rate * _MESSAGE_BURST_S), now_s)
 
-    def count(self, frames: list[Frame], now_s: float, *, is_limited: bool) -> float:
+    def count(self, frames: Sequence[Frame], now_s: float, *, is_limited: bool) -> float:
         """Count a message; until when the peer should get no more credit, a time that may be past.
 
         Raises ProtocolError when it sends too many messages, or too many bytes and is not limited by credit.

@@ -53,6 +53,7 @@ class Connection:
 
     fd: int
     inode: int
+    since_s: float = 0.0
     route: bytes = b""
     peer: "InboundPeer | None" = None
     lane: Lane = Lane.CONTROL
@@ -147,9 +148,12 @@ class Listener:
                 self._end(connection, "the connection was lost")
 
     def advance(self, now_s: float) -> None:
-        """Cut connections that send more than can be part of a message of ours, and end those whose time is over."""
+        """Say Credit where it is due, and cut connections that say nothing, or more than can be a message of ours."""
         while self._fading and self._fading[0][0] <= now_s:
             self._end(self._fading.popleft()[1], "the connection was lost")
+        if now_s >= self._guard.next_check_s:
+            for connection in self._strangers(now_s):
+                self._refuse(connection, "nobody said Hello on this connection in time", now_s)
         for connection in self._guard.check(now_s, self._accepted):
             self._violate(connection, "a message without an end: more bytes came than any message has")
         for peer in list(self._owing):
@@ -211,9 +215,19 @@ class Listener:
                 ended.append(gone)
             if event == zmq.EVENT_ACCEPTED:
                 with suppress(OSError):  # over already; its DISCONNECTED follows
-                    self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino)
+                    self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
                     self._refuse(self._accepted[fd], self._admission.connection(len(self._accepted)), now_s)
         return ended
+
+    def _strangers(self, now_s: float) -> list[Connection]:
+        latest_s = now_s - self._options.introduction_timeout_s
+        return [
+            connection
+            for connection in self._accepted.values()
+            if connection.since_s <= latest_s
+            and not connection.ignored
+            and (connection.peer is None or not connection.peer.up)
+        ]
 
     def _may_still_speak(self, ended: Connection) -> bool:
         control = ended.peer.lines.get(Lane.CONTROL) if ended.peer is not None else None
@@ -239,7 +253,7 @@ class Listener:
         if connection.route:
             # The number was given to a new connection before a message of the last one was read: that one is gone.
             self._end(connection, "the connection was lost")
-            connection = self._accepted[fd] = Connection(fd, connection.inode)
+            connection = self._accepted[fd] = Connection(fd, connection.inode, now_s)
         if connection.ignored:
             return None
         connection.route = route
