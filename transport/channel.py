@@ -179,8 +179,8 @@ def inbound_name(instance: str) -> str:
 
 
 def payload_bytes_of(frames: Sequence[Frame]) -> int:
-    """What a message counts for in credit."""
-    return sum(len(frame) for frame in frames[1:])
+    """What a message counts for in credit: its second frame, if it has one."""
+    return len(frames[1]) if len(frames) > 1 else 0
 
 
 class SendQueue:

@@ -99,7 +99,8 @@ class Grant:
 
     def hold(self, until_s: float) -> None:
         """Raise the limit no further before a time; what came is still acknowledged."""
-        self._held_until_s = max(self._held_until_s, until_s)
+        if until_s > self._held_until_s:
+            self._held_until_s = until_s
 
     def due_s(self) -> float | None:
         """When a Credit should be sent: a time that may be past, or None while there is nothing to say."""

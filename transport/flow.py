@@ -42,17 +42,17 @@ class Flow:
 
     def sent(self, message: Message) -> None:
         """Note a message that went out; payloads are the queue's to count."""
-        if isinstance(message, Hello | Welcome) and self._ours is None:
+        if self._ours is None and isinstance(message, Hello | Welcome):
             self._ours = message
             self._agree()
 
     def came(self, message: Message, frames: Sequence[Frame], now_s: float) -> None:
         """Note a message that came in. Raises ProtocolError when it overran the limit."""
-        if isinstance(message, Hello | Welcome) and self._theirs is None:
+        if payload_bytes := payload_bytes_of(frames):
+            self.grant.take(payload_bytes, now_s)
+        elif self._theirs is None and isinstance(message, Hello | Welcome):
             self._theirs = message
             self._agree()
-        elif payload_bytes := payload_bytes_of(frames):
-            self.grant.take(payload_bytes, now_s)
 
     def acked(self, peer: str, credit: Credit) -> Acked:
         """The event of a Credit that came. Raises ProtocolError when it makes no sense here."""

@@ -51,6 +51,7 @@ class PeerRates:
 
     def __init__(self, options: ChannelOptions, now_s: float) -> None:
         self._options = options
+        self._any = options.max_messages_per_s > 0 or options.max_data_bytes_per_s > 0
         rate = options.max_messages_per_s
         self._messages = TokenBucket(rate, max(1.0, rate * _MESSAGE_BURST_S), now_s)
         rate = options.max_data_bytes_per_s
@@ -62,6 +63,8 @@ class PeerRates:
 
         Raises ProtocolError when it sends too many messages, or too many bytes and is not limited by credit.
         """
+        if not self._any:
+            return now_s
         if not self._messages.take(now_s):
             rate = self._options.max_messages_per_s
             raise ProtocolError(f"expected at most {rate:g} messages per second, got more; send fewer, larger ones")
