@@ -165,3 +165,35 @@ def test_pausing_before_the_welcome_opens_with_the_least(paused: bool) -> None:
     for chunk in chunks(20):
         world.phone.send("edge", chunk)
     assert came(world.at(1.0)[1]) == (1 if paused else 10)
+
+
+class Pipe:
+    """A link of 500 Mbit/s and 30 ms each way; what is sent waits for what was sent before."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        self.clock = clock
+        self.free_s: dict[str, float] = {}
+
+    def reachable(self, source: str, target: str) -> bool:
+        return True
+
+    def transit_s(self, source: str, target: str, message: Message) -> float:
+        now_s = self.clock.now_s()
+        size_bytes = len(message.payload) if isinstance(message, Chunk) else 64
+        self.free_s[source] = max(now_s, self.free_s.get(source, 0.0)) + size_bytes * 8 / 500e6
+        return self.free_s[source] - now_s + 0.030
+
+
+def test_the_default_window_keeps_a_long_fat_link_full() -> None:
+    world = World(ChannelOptions())
+    world.network.policy = Pipe(world.clock)
+    sent = chunks(128, 1 << 18)
+    for chunk in sent:
+        assert world.phone.send("edge", chunk)
+    arrived, step = 0, 0
+    while arrived < len(sent):
+        step += 1
+        assert step < 2000
+        arrived += came(world.at(step / 1000)[1])
+    alone_s = len(sent) * (1 << 18) * 8 / 500e6 + 0.030
+    assert step / 1000 < 1.02 * alone_s
