@@ -4,14 +4,16 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flagsplit.transport.channel import ChannelOptions, Down, Up, Violated
-from flagsplit.transport.messages import Ping
+from flagsplit.transport.messages import VERSION, Ping, Welcome
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
-from flagsplit.transport.testing import Recorder, sample_hello, until
+from flagsplit.transport.tensors import chunks_of
+from flagsplit.transport.testing import Recorder, sample_hello, sample_open, until
 from flagsplit.transport.testing_tools import introduce
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -154,3 +156,36 @@ def test_who_reconnects_forever_leaves_nothing(open_channel: Opener) -> None:
     assert server.channel._listener is not None
     assert not server.channel._listener._owing
     assert len(refusals(server)) < 20, "refusals are told once a second"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sender_is_client", [True, False])
+def test_waiting_for_credit_is_sleeping(
+    open_channel: Opener, monkeypatch: pytest.MonkeyPatch, sender_is_client: bool
+) -> None:
+    server, client = open_channel(window_bytes=1000), open_channel(window_bytes=1000)
+    client.channel.connect("server", listen(server))
+    name = introduce(client, server, replace(sample_hello(client.channel), features=(), credit_bytes=0))
+    welcome = Welcome(VERSION, server.channel.instance, 0, "sha256:0", "edge", 1 << 20, 1 << 20)
+    assert server.channel.send(name, welcome)
+    until(lambda: len(client.messages()) == 1, client, server, what="Welcome")
+    sender, peer = (client, "server") if sender_is_client else (server, name)
+    receiver, sender_name = (server, name) if sender_is_client else (client, "server")
+    receiver.channel.pause(sender_name, True)
+    for chunk in chunks_of(sample_open(10_000), [bytes(10_000)], 1000):
+        assert sender.channel.send(peer, chunk)
+    for _ in range(10):
+        sender.pump(0.005)
+        receiver.pump(0.005)
+    assert sender.channel.backlog_bytes(peer) > 0
+    turns: list[int] = []
+    assert isinstance(sender.channel, ZmqChannel)
+    flush = sender.channel._flush
+
+    def counted() -> None:
+        turns.append(1)
+        flush()
+
+    monkeypatch.setattr(sender.channel, "_flush", counted)
+    sender.pump(0.2)
+    assert len(turns) < 10
