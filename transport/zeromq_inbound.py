@@ -6,23 +6,17 @@ which peer is gone. The descriptor also lets us cut a connection, which ZeroMQ h
 `zeromq_outbound.py`.
 """
 
-import errno
 import os
 import re
-import socket as sockets
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import zmq
 
-from flagsplit.errors import ConfigError, ProtocolError
-from flagsplit.transport.address import parse_address
+from flagsplit.errors import ProtocolError
 from flagsplit.transport.channel import (
     ChannelEvent,
     ChannelOptions,
@@ -37,13 +31,13 @@ from flagsplit.transport.flow import Flow
 from flagsplit.transport.messages import Attach, Credit, Frame, Hello, Lane, Message, decode, encode
 from flagsplit.transport.peer_limits import Admission, PeerRates
 from flagsplit.transport.security import NoSecurity, Security
+from flagsplit.transport.zeromq_bind import bind_router
 from flagsplit.transport.zeromq_sockets import Context, Monitor, RouteLost, make_socket, receive, secure_server, write
 
 UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
 _LAST_WORDS_S = 0.05
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
-_MAPPED_IPV4 = re.compile(r"\[::ffff:([0-9.]+)\]")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
 
 
@@ -102,17 +96,7 @@ class Listener:
         self._owing: set[InboundPeer] = set()
 
     def bind(self, address: str) -> str:
-        wanted = parse_address(address, listening=True)
-        if wanted.scheme == "ipc":
-            _refuse_taken_path(Path(wanted.host_or_path), address)
-        try:
-            self._router.bind(wanted.endpoint)
-        except zmq.ZMQError as exc:
-            raise ConfigError(f"cannot listen on {address}: {_bind_advice(exc)}") from exc
-        if wanted.scheme == "ipc":
-            Path(wanted.host_or_path).chmod(0o600)
-        bound = cast("bytes", self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-        return _MAPPED_IPV4.sub(r"\1", bound)
+        return bind_router(self._router, address)
 
     def polled(self) -> Iterator[tuple[zmq.Socket[bytes], int]]:
         yield self._router, zmq.POLLIN
@@ -380,27 +364,3 @@ def _user_id(frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:
         return ""
-
-
-def _bind_advice(exc: zmq.ZMQError) -> str:
-    if exc.errno == errno.EADDRINUSE:
-        return "the port is taken by another process; stop it, or choose another port (0 takes a free one)"
-    if exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return "this host has no such address; name one of its own, or * for all"
-    if exc.errno == errno.EACCES:
-        return "permission denied; choose a port above 1023, or a folder that you may write to"
-    return str(exc.strerror)
-
-
-def _refuse_taken_path(path: Path, address: str) -> None:
-    # libzmq would delete whatever is there, a live socket of another process too.
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"cannot listen on {address}: {path} exists and is not a socket; choose another path")
-    with sockets.socket(sockets.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        if probe.connect_ex(str(path)) == 0:
-            raise ConfigError(f"cannot listen on {address}: another process listens there; choose another path")
