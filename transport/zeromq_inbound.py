@@ -183,7 +183,8 @@ class Listener:
     def _flush_peer(self, peer: InboundPeer) -> None:
         try:
             for lane, queue in peer.flow.queues.items():
-                queue.flush(partial(self._write, peer, lane))
+                if queue:
+                    queue.flush(partial(self._write, peer, lane))
         except RouteLost:
             self._drop(peer, "the connection was lost")
 

@@ -148,7 +148,8 @@ class OutboundPeer:
     def flush(self) -> None:
         if self.up:
             for lane, line in self._lanes.items():
-                self.flow.queues[lane].flush(partial(write, line.socket))
+                if self.flow.queues[lane]:
+                    self.flow.queues[lane].flush(partial(write, line.socket))
 
     def close(self, farewell_s: float = 0.0) -> None:
         self.up = False
