@@ -13,7 +13,7 @@ from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.report import Report
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.targets.interface import Array
-from flagsplit.transport.channel import Down, Received, Up, Violated
+from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import Message
 
 
@@ -85,7 +85,7 @@ class Leave:
     """Say goodbye to everybody; nothing follows."""
 
 
-Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Adopt | Tick | Leave
+Event = Up | Down | Received | Violated | Acked | Ran | Submit | Abandon | Adopt | Tick | Leave
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from flagsplit.runtime.session_facts import SessionFacts as SessionFacts
 from flagsplit.runtime.session_facts import SessionOptions as SessionOptions
 from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
-from flagsplit.transport.channel import Down, Received, Up, Violated
+from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     RESUME,
     Bye,
@@ -162,6 +162,8 @@ class SessionMachine(Relay):
                 yield from self._adopt(facts)
             case Leave():
                 yield from (Send(tier, Bye("the session ends")) for tier, peer in self._peers.items() if peer.serves)
+            case Acked():
+                pass
             case _:
                 raise InternalError(f"a session cannot handle {event}")
 

@@ -25,7 +25,7 @@ from flagsplit.runtime.events import (
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.liveness import Liveness, LivenessOptions
 from flagsplit.runtime.relay import Flight, FlightKey, Relay
-from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
+from flagsplit.transport.channel import Acked, Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
     VERSION,
     Bye,
@@ -157,6 +157,8 @@ class WorkerMachine(Relay):
                 yield from self._on_tick()
             case Leave():
                 yield from self._on_leave()
+            case Acked():
+                pass
             case _:
                 raise InternalError(f"a worker cannot handle {event}")
 

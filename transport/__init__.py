@@ -10,6 +10,7 @@
 """
 
 from flagsplit.transport.channel import (
+    Acked,
     Channel,
     ChannelEvent,
     ChannelOptions,
@@ -62,6 +63,7 @@ from flagsplit.transport.zeromq import ZmqChannel
 __all__ = [
     "NO_SECURITY",
     "VERSION",
+    "Acked",
     "Assembly",
     "BundleOffer",
     "BundlePart",

@@ -58,9 +58,11 @@ class FloodGuard:
 
     def check(self, now_s: float, connections: Mapping[int, ConnectionT]) -> list[ConnectionT]:
         """The connections that hold too much; a slice of them at a time, so that a thousand idle ones cost little."""
-        if now_s < self.next_check_s or not sys.platform.startswith("linux"):
+        if now_s < self.next_check_s:
             return []
         self.next_check_s = now_s + _CHECK_EVERY_S
+        if not sys.platform.startswith("linux"):
+            return []
         later = sorted(fd for fd in connections if fd > self._checked_last_fd) or sorted(connections)
         batch = later[:_CHECKED_AT_ONCE]
         self._checked_last_fd = batch[-1] if len(later) > len(batch) else -1

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
 from flagsplit.errors import ConfigError, InternalError, ProtocolError
@@ -18,12 +19,16 @@ from flagsplit.transport.channel import (
     ChannelOptions,
     Down,
     Received,
+    SendQueue,
     Up,
     Violated,
     inbound_name,
     new_instance,
+    payload_bytes_of,
 )
-from flagsplit.transport.messages import Attach, Chunk, Frame, Hello, Lane, Message, Open, decode, encode
+from flagsplit.transport.flow import Flow
+from flagsplit.transport.messages import Attach, Chunk, Credit, Frame, Hello, Lane, Message, Open, decode, encode
+from flagsplit.transport.peer_limits import Admission, PeerRates
 
 SCHEME: Final = "mem://"
 
@@ -79,11 +84,16 @@ class _InFlight:
 
 @dataclass(slots=True, eq=False)
 class _End:
-    """One side of a connection: who it is for, what it calls the other side, and what is on its way to it."""
+    """One side of a connection: who it is for, what it calls the other side, and what is on its way to it.
+
+    `rates` are those of an inbound peer.
+    """
 
     channel: "MemoryChannel"
     peer: str
     up: bool
+    flow: Flow
+    rates: PeerRates | None = None
     other: "_End | None" = None
     inbox: dict[Lane, deque[_InFlight]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
     size_bytes: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
@@ -103,8 +113,19 @@ class _End:
                 return item.frames
         return None
 
+    @property
+    def held(self) -> SendQueue:
+        """Data that may not be sent yet for want of credit; control never waits."""
+        return self.flow.queues[Lane.DATA]
+
     def next_due_s(self) -> float | None:
-        return min((queue[0].due_s for queue in self.inbox.values() if queue), default=None)
+        times = [queue[0].due_s for queue in self.inbox.values() if queue]
+        credit_due_s = self.flow.grant.due_s() if self.up else None
+        return min(times if credit_due_s is None else [*times, credit_due_s], default=None)
+
+    def backlog_bytes(self, lane: Lane) -> int:
+        under_way_bytes = self.other.size_bytes[lane] if self.other else 0
+        return under_way_bytes + (self.held.size_bytes if lane is Lane.DATA else 0)
 
 
 @dataclass(slots=True)
@@ -158,6 +179,7 @@ class MemoryChannel:
         self._dials: dict[str, _Dial] = {}
         self._ends: dict[str, _End] = {}
         self._events: list[ChannelEvent] = []
+        self._admission = Admission(self._options)
         self._woken = self._closed = False
 
     @property
@@ -191,28 +213,25 @@ class MemoryChannel:
             return bound
 
     def send(self, peer: str, message: Message) -> bool:
-        frames = encode(message)
-        return self.send_frames(peer, message.LANE, frames, message)
-
-    def send_frames(self, peer: str, lane: Lane, frames: list[Frame], message: Message | None = None) -> bool:
-        """What `send` does with an encoded message; on its own for tests that send what no encoder makes."""
         with self._network.news:
             self._check_open()
             end = self._ends.get(peer)
-            if end is None or end.other is None or not end.up:
+            message = message if end is None else end.flow.stamped(message)
+            frames = encode(message)
+            if end is None or not self._has_room(end, message.LANE, frames):
                 return False
-            size_bytes = sum(len(frame) for frame in frames)
-            if end.other.size_bytes[lane] + size_bytes > self._options.backlog_limit_bytes(lane):
-                return False
-            network, transit_s = self._network, 0.0
-            if message is not None:
-                fate = network.policy.transit_s(self.name, end.other.channel.name, message)
-                if fate is None:
-                    return True  # lost on the way; a wire does not tell either
-                transit_s = fate
-            end.other.put(lane, _InFlight(network.clock.now_s() + transit_s, message, frames, size_bytes))
-            network.news.notify_all()
+            if message.LANE is Lane.DATA:
+                return end.held.push(message, frames) and self._release(end)
+            self._put(end, message.LANE, frames, message)
+            end.flow.sent(message)
             return True
+
+    def send_frames(self, peer: str, lane: Lane, frames: list[Frame]) -> bool:
+        """Send frames as they are, past encoder and credit: for tests of what no sender does."""
+        with self._network.news:
+            self._check_open()
+            end = self._ends.get(peer)
+            return end is not None and self._has_room(end, lane, frames) and self._put(end, lane, frames)
 
     def poll(self, timeout_s: float | None) -> list[ChannelEvent]:
         network = self._network
@@ -221,6 +240,7 @@ class MemoryChannel:
             deadline_s = None if timeout_s is None else network.clock.now_s() + timeout_s
             while True:
                 self._dial()
+                self._give_credit()
                 self._collect()
                 now_s = network.clock.now_s()
                 if self._events or self._woken or (deadline_s is not None and now_s >= deadline_s):
@@ -237,7 +257,7 @@ class MemoryChannel:
     def backlog_bytes(self, peer: str, lane: Lane = Lane.DATA) -> int:
         with self._network.news:
             end = self._ends.get(peer)
-            return end.other.size_bytes[lane] if end and end.other else 0
+            return end.backlog_bytes(lane) if end else 0
 
     def withdraw(self, peer: str, sid: str, rid: int) -> int:
         with self._network.news:
@@ -248,7 +268,23 @@ class MemoryChannel:
             kept = deque(item for item in queue if not _is_about(item.message, sid, rid))
             end.other.inbox[Lane.DATA] = kept
             end.other.size_bytes[Lane.DATA] = sum(item.size_bytes for item in kept)
-            return len(queue) - len(kept)
+            gone = [item for item in queue if _is_about(item.message, sid, rid)]
+            end.flow.allowance.refund(sum(payload_bytes_of(item.frames) for item in gone))
+            withdrawn = len(gone) + end.held.withdraw(sid, rid)
+            self._release(end)
+            return withdrawn
+
+    def pause(self, peer: str, paused: bool) -> None:
+        with self._network.news:
+            end = self._ends.get(peer)
+            if end is not None:
+                end.flow.pause(paused)
+
+    def window(self, peer: str, window_bytes: int) -> None:
+        with self._network.news:
+            end = self._ends.get(peer)
+            if end is not None:
+                end.flow.resize(window_bytes)
 
     def wake(self) -> None:
         with self._network.news:
@@ -284,6 +320,42 @@ class MemoryChannel:
             if end is not None:
                 self._sever(end, reason)
 
+    def _has_room(self, end: _End, lane: Lane, frames: list[Frame]) -> bool:
+        size_bytes = sum(len(frame) for frame in frames)
+        limit_bytes = self._options.backlog_limit_bytes(lane)
+        return end.up and end.other is not None and end.backlog_bytes(lane) + size_bytes <= limit_bytes
+
+    def _put(self, end: _End, lane: Lane, frames: list[Frame], message: Message | None = None) -> bool:
+        """Send what there is credit for; False: it was lost on the way, which a wire would not tell."""
+        assert end.other is not None
+        network, transit_s = self._network, 0.0
+        if message is not None:
+            fate = network.policy.transit_s(self.name, end.other.channel.name, message)
+            if fate is None:
+                return False
+            transit_s = fate
+        size_bytes = sum(len(frame) for frame in frames)
+        end.other.put(lane, _InFlight(network.clock.now_s() + transit_s, message, frames, size_bytes))
+        network.news.notify_all()
+        return True
+
+    def _release(self, end: _End) -> bool:
+        """Send what credit admits. What the policy loses costs none: nobody will ever acknowledge it."""
+        while end.held.is_sendable:
+            message, frames = end.held.pop()
+            if not self._put(end, Lane.DATA, frames, message):
+                end.flow.allowance.refund(payload_bytes_of(frames))
+        return True
+
+    def _give_credit(self) -> None:
+        now_s = self._network.clock.now_s()
+        for end in self._ends.values():
+            if end.up:
+                end.flow.give_credit(now_s, partial(self._put_credit, end))
+
+    def _put_credit(self, end: _End, credit: Credit) -> bool:
+        return self._put(end, Lane.CONTROL, encode(credit), credit)
+
     def _check_open(self) -> None:
         if self._closed:
             raise InternalError("the channel is closed; make a new one")
@@ -294,17 +366,28 @@ class MemoryChannel:
             if peer in self._ends:
                 continue
             listener = network.listener(dial.address)
-            if listener is None or not network.policy.reachable(self.name, listener.name):
+            refusal = f"nothing listens at {dial.address}"
+            if listener is not None and network.policy.reachable(self.name, listener.name):
+                refusal = listener._refusal()
+            if refusal or listener is None:
                 if not dial.told_down:
-                    self._events.append(Down(peer, f"nothing listens at {dial.address}"))
+                    self._events.append(Down(peer, refusal))
                     dial.told_down = True
                 continue
-            here = _End(self, peer, up=True)
-            there = _End(listener, inbound_name(self._instance), up=False, other=here)
-            here.other = there
+            here = self._make_end(peer)
+            there = listener._make_end(inbound_name(self._instance), inbound=True)
+            here.other, there.other = there, here
             self._ends[peer], listener._ends[there.peer] = here, there
             dial.told_down = False
             self._events.append(Up(peer))
+
+    def _make_end(self, peer: str, *, inbound: bool = False) -> _End:
+        rates = PeerRates(self._options, self._network.clock.now_s()) if inbound else None
+        return _End(self, peer, not inbound, Flow(self._options), rates)
+
+    def _refusal(self) -> str:
+        """Why nobody may connect to us now, or ""."""
+        return self._admission.connection(1 + sum(end.rates is not None for end in self._ends.values()))
 
     def _collect(self) -> None:
         now_s = self._network.clock.now_s()
@@ -315,16 +398,32 @@ class MemoryChannel:
                 budget -= 1
 
     def _deliver(self, end: _End, frames: list[Frame]) -> None:
+        now_s = self._network.clock.now_s()
         try:
+            if end.rates is not None:
+                is_limited = end.flow.grant.limit_bytes is not None
+                end.flow.grant.hold(end.rates.count(frames, now_s, is_limited=is_limited))
             message = decode(frames)
             if isinstance(message, Attach):
                 raise ProtocolError("Attach has no meaning in memory")
+            if isinstance(message, Hello) and end.rates is not None:
+                self._admit(end, now_s)
             if not end.up:
                 self._introduce(end, message)
+            if isinstance(message, Credit):
+                self._events.append(end.flow.acked(end.peer, message))
+                self._release(end)
+                return
+            end.flow.came(message, frames, now_s)
             self._events.append(Received(end.peer, message))
         except ProtocolError as exc:
             self._events.append(Violated(end.peer, str(exc)))
             self._sever(end, "the connection was cut because the peer broke the protocol")
+
+    def _admit(self, end: _End, now_s: float) -> None:
+        refusal = self._admission.hello(end.peer, now_s)
+        if refusal:
+            raise ProtocolError(refusal)
 
     def _introduce(self, end: _End, message: Message) -> None:
         if not isinstance(message, Hello):

@@ -1,24 +1,36 @@
 """What others need to test against transport: the conformance suite that every `Channel` passes, ours and yours.
 
 `check_channel(factory)` runs all of `CHANNEL_CHECKS`; a test suite may rather run them one by one. Each check drives
-both ends from one thread, waits for events and never for time, and fails with an AssertionError. The faults for memory
-networks are here too, from `faults.py`.
+both ends from one thread, waits for events and never for time, and fails with an AssertionError. Those of credit are in
+`testing_credit.py`. The faults for memory networks are here too, from `faults.py`.
 """
 
 import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 import numpy as np
 
-from flagsplit.transport.channel import Channel, ChannelEvent, Down, Received, Up, Violated, inbound_name
+from flagsplit.transport.channel import Down, Received, Violated, inbound_name
 from flagsplit.transport.faults import Faults, VirtualClock, kill
-from flagsplit.transport.messages import VERSION, Bye, Chunk, Frame, Hello, Hop, Lane, Message, Open, Ping, TensorHeader
+from flagsplit.transport.messages import Bye, Chunk, Lane, Message, Open, Ping
 from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
+from flagsplit.transport.testing_credit import CREDIT_CHECKS
+from flagsplit.transport.testing_tools import (
+    PATIENCE_S,
+    ChannelFactory,
+    Recorder,
+    connected,
+    introduce,
+    sample_hello,
+    sample_open,
+    transfer,
+    until,
+)
 
 __all__ = [
     "CHANNEL_CHECKS",
@@ -30,93 +42,14 @@ __all__ = [
     "kill",
     "sample_hello",
     "sample_open",
+    "until",
 ]
-
-_PATIENCE_S: Final = 10.0
-_EventT = TypeVar("_EventT", Up, Down, Violated)
-
-
-class ChannelFactory(Protocol):
-    """How the suite makes channels that can reach each other."""
-
-    def open(self) -> Channel:
-        """A new channel; the suite closes it."""
-
-    def listen_address(self) -> str:
-        """An address to listen on, with a wildcard where any will do."""
-
-    def send_garbage(self, channel: Channel, peer: str) -> None:
-        """Send a frame that is no message from `channel` to its peer `peer`, past all encoders."""
-
-
-class Recorder:
-    """A channel with everything that it told so far."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.events: list[ChannelEvent] = []
-        self.introductions = 0
-
-    def pump(self, timeout_s: float = 0.0) -> None:
-        self.events += self.channel.poll(timeout_s)
-
-    def messages(self) -> list[Message]:
-        return [event.message for event in self.events if isinstance(event, Received)]
-
-    def named(self, kind: type[_EventT], peer: str) -> list[_EventT]:
-        return [event for event in self.events if isinstance(event, kind) and event.peer == peer]
-
-
-def sample_hello(channel: Channel) -> Hello:
-    """A Hello as this channel may send it."""
-    return Hello(VERSION, VERSION, channel.instance, "session", "sha256:0", 1000)
-
-
-def sample_open(*sizes_bytes: int, rid: int = 1) -> Open:
-    """An Open of uint8 tensors of these sizes."""
-    tensors = tuple(TensorHeader(f"t{i}", "uint8", (size,), size) for i, size in enumerate(sizes_bytes))
-    return Open("s", rid, 0, 0, "plan", 1, (Hop("phone"), Hop("cloud", "segment")), tensors, 1000)
-
-
-def _transfer(opened: Open, payload: Frame) -> list[Message]:
-    return [opened, *chunks_of(opened, [payload])]
 
 
 def check_channel(factory: ChannelFactory) -> None:
     """Run the whole suite."""
     for check in CHANNEL_CHECKS:
         check(factory)
-
-
-def until(done: Callable[[], bool], *recorders: Recorder, what: str) -> None:
-    """Poll the channels in turn until `done`."""
-    give_up_s = time.monotonic() + _PATIENCE_S
-    while not done():
-        story = "".join(f"\n  {recorder.events[-8:]}" for recorder in recorders)
-        assert time.monotonic() < give_up_s, f"{what}: did not happen within {_PATIENCE_S} s; last events:{story}"
-        for recorder in recorders:
-            recorder.pump(0.005)
-
-
-@contextlib.contextmanager
-def connected(factory: ChannelFactory) -> Iterator[tuple[Recorder, Recorder, str]]:
-    """A client that is up with a server, after its Hello; and what the server calls the client."""
-    with contextlib.closing(factory.open()) as server, contextlib.closing(factory.open()) as client:
-        address = server.listen(factory.listen_address())
-        here, there = Recorder(client), Recorder(server)
-        client.connect("server", address)
-        name = _introduce(here, there)
-        yield here, there, name
-
-
-def _introduce(client: Recorder, server: Recorder) -> str:
-    name = inbound_name(client.channel.instance)
-    server_ups = len(server.named(Up, name))
-    until(lambda: len(client.named(Up, "server")) > client.introductions, client, server, what="Up of the server")
-    client.introductions += 1
-    assert client.channel.send("server", sample_hello(client.channel))
-    until(lambda: len(server.named(Up, name)) > server_ups, client, server, what="Up of the client, with its Hello")
-    return name
 
 
 def check_order_per_lane(factory: ChannelFactory) -> None:
@@ -141,9 +74,9 @@ def check_large_tensor(factory: ChannelFactory) -> None:
     opened = sample_open(data.nbytes)
     with connected(factory) as (client, server, _):
         assembly: Assembly | None = None
-        for message in _transfer(opened, data.data):
+        for message in transfer(opened, data.data):
             assert client.channel.send("server", message)
-        give_up_s = time.monotonic() + 3 * _PATIENCE_S
+        give_up_s = time.monotonic() + 3 * PATIENCE_S
         while assembly is None or not assembly.complete:
             assert time.monotonic() < give_up_s, "64 MB did not arrive in time"
             client.pump()
@@ -164,7 +97,7 @@ def check_restart(factory: ChannelFactory) -> None:
         address = first.listen(factory.listen_address())
         here, there = Recorder(client), Recorder(first)
         client.connect("server", address)
-        _introduce(here, there)
+        introduce(here, there)
         for rid in range(200):
             client.send("server", sample_open(0, rid=rid))
             client.send("server", Ping(rid, 0))
@@ -174,7 +107,7 @@ def check_restart(factory: ChannelFactory) -> None:
         with contextlib.closing(factory.open()) as second:
             assert second.listen(address) == address
             after = Recorder(second)
-            _introduce(here, after)
+            introduce(here, after)
             assert client.send("server", Ping(2000, 0))
             until(lambda: Ping(2000, 0) in after.messages(), here, after, what="the first Ping after the restart")
             assert after.messages() == [sample_hello(client), Ping(2000, 0)]
@@ -193,7 +126,7 @@ def check_connect_before_listen(factory: ChannelFactory) -> None:
             here.pump(0.02)
         with contextlib.closing(factory.open()) as server:
             server.listen(address)
-            _introduce(here, Recorder(server))
+            introduce(here, Recorder(server))
         assert len(here.named(Down, "server")) == 1, "still down is not told again"
 
 
@@ -213,12 +146,12 @@ def check_wake(factory: ChannelFactory) -> None:
     """Another thread can end a poll; a wake-up before the poll counts too, and after close it is harmless."""
     with contextlib.closing(factory.open()) as channel:
         channel.wake()
-        assert channel.poll(_PATIENCE_S) == []
+        assert channel.poll(PATIENCE_S) == []
         timer = threading.Timer(0.02, channel.wake)
         timer.start()
         started_s = time.monotonic()
         assert channel.poll(None) == []
-        assert time.monotonic() - started_s < _PATIENCE_S
+        assert time.monotonic() - started_s < PATIENCE_S
         timer.join()
     channel.wake()
 
@@ -229,7 +162,7 @@ def check_disconnect_inbound(factory: ChannelFactory) -> None:
         server.channel.disconnect(name)
         assert not server.channel.send(name, Ping(1, 0))
         until(lambda: len(client.named(Down, "server")) == 1, client, server, what="Down at the peer forgotten")
-        _introduce(client, server)
+        introduce(client, server)
         assert server.named(Down, name) == [], "who disconnects needs no Down"
 
 
@@ -241,7 +174,7 @@ def check_violation(factory: ChannelFactory) -> None:
         assert len(server.named(Violated, name)) == 1
         address = server.channel.listen(factory.listen_address())
         other.connect("server", address)
-        _introduce(Recorder(other), server)
+        introduce(Recorder(other), server)
 
 
 def check_farewell(factory: ChannelFactory) -> None:
@@ -258,7 +191,7 @@ def check_close_under_load(factory: ChannelFactory) -> None:
     _send_some(factory)  # what the process makes once and keeps, it makes here
     threads, descriptors = threading.active_count(), _open_descriptors()
     _send_some(factory)
-    give_up_s = time.monotonic() + _PATIENCE_S
+    give_up_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up_s:
         if threading.active_count() <= threads and _open_descriptors() <= descriptors:
             return
@@ -273,7 +206,7 @@ def _send_some(factory: ChannelFactory) -> None:
     payload = bytes(32 << 20)
     opened = sample_open(len(payload))
     with connected(factory) as (client, server, _):
-        for message in _transfer(opened, payload):
+        for message in transfer(opened, payload):
             client.channel.send("server", message)
         server.pump(0.05)
         started_s = time.monotonic()
@@ -295,7 +228,7 @@ def check_control_overtakes_data(factory: ChannelFactory) -> None:
         opened = sample_open(len(payload))
         for sender, receiver, peer in ((client, server, "server"), (server, client, name)):
             receiver.events.clear()
-            for message in _transfer(opened, payload):
+            for message in transfer(opened, payload):
                 assert sender.channel.send(peer, message)
             assert sender.channel.send(peer, Ping(7, 0))
             until(lambda receiver=receiver: Ping(7, 0) in receiver.messages(), sender, receiver, what="the Ping")  # type: ignore[misc]
@@ -318,4 +251,5 @@ CHANNEL_CHECKS: Final[tuple[Callable[[ChannelFactory], None], ...]] = (
     check_farewell,
     check_close_under_load,
     check_control_overtakes_data,
+    *CREDIT_CHECKS,
 )

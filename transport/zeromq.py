@@ -17,7 +17,8 @@ import zmq
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.transport.address import parse_address
 from flagsplit.transport.channel import ChannelEvent, ChannelOptions, SendQueue, new_instance
-from flagsplit.transport.messages import Bye, Done, Lane, Message, encode
+from flagsplit.transport.flow import Flow
+from flagsplit.transport.messages import Bye, Done, Hello, Lane, Message, Welcome, encode
 from flagsplit.transport.security import NoSecurity, Security, check_key
 from flagsplit.transport.zap import ZapHandler
 from flagsplit.transport.zeromq_inbound import Listener
@@ -104,6 +105,8 @@ class ZmqChannel:
 
     def send(self, peer: str, message: Message) -> bool:
         self._check_usable()
+        flow = self._flow(peer) if isinstance(message, Hello | Welcome) else None
+        message = message if flow is None else flow.stamped(message)
         frames = encode(message)
         outbound = self._outbound.get(peer)
         if outbound is not None:
@@ -133,6 +136,18 @@ class ZmqChannel:
     def withdraw(self, peer: str, sid: str, rid: int) -> int:
         queue = self._queue(peer, Lane.DATA)
         return queue.withdraw(sid, rid) if queue else 0
+
+    def pause(self, peer: str, paused: bool) -> None:
+        self._check_usable()
+        flow = self._flow(peer)
+        if flow is not None:
+            flow.pause(paused)
+
+    def window(self, peer: str, window_bytes: int) -> None:
+        self._check_usable()
+        flow = self._flow(peer)
+        if flow is not None:
+            flow.resize(window_bytes)
 
     def wake(self) -> None:
         # Full means that a wake-up is pending already; closed means that nobody is left to wake. The lock keeps `close`
@@ -168,10 +183,14 @@ class ZmqChannel:
             raise InternalError("a channel belongs to the thread that polls it; other threads may only call wake()")
 
     def _queue(self, peer: str, lane: Lane) -> SendQueue | None:
+        flow = self._flow(peer)
+        return flow.queues[lane] if flow else None
+
+    def _flow(self, peer: str) -> Flow | None:
         outbound = self._outbound.get(peer)
         if outbound is not None:
-            return outbound.queue(lane)
-        return self._listener.queue(peer, lane) if self._listener else None
+            return outbound.flow
+        return self._listener.flow(peer) if self._listener else None
 
     def _advance(self) -> None:
         now_s = time.monotonic()

@@ -6,43 +6,38 @@ which peer is gone. The descriptor also lets us cut a connection, which ZeroMQ h
 `zeromq_outbound.py`.
 """
 
-import errno
 import os
 import re
-import socket as sockets
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import cast
 
 import zmq
 
-from flagsplit.errors import ConfigError, ProtocolError
-from flagsplit.transport.address import parse_address
+from flagsplit.errors import ProtocolError
 from flagsplit.transport.channel import (
     ChannelEvent,
     ChannelOptions,
     Down,
     Received,
-    SendQueue,
     Up,
     Violated,
     inbound_name,
 )
 from flagsplit.transport.floodguard import FloodGuard, Meter, cut_connection
-from flagsplit.transport.messages import Attach, Frame, Hello, Lane, Message, decode
+from flagsplit.transport.flow import Flow
+from flagsplit.transport.messages import Attach, Credit, Frame, Hello, Lane, Message, decode, encode
+from flagsplit.transport.peer_limits import Admission, PeerRates
 from flagsplit.transport.security import NoSecurity, Security
+from flagsplit.transport.zeromq_bind import bind_router
 from flagsplit.transport.zeromq_sockets import Context, Monitor, RouteLost, make_socket, receive, secure_server, write
 
 UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
 _LAST_WORDS_S = 0.05
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
-_MAPPED_IPV4 = re.compile(r"\[::ffff:([0-9.]+)\]")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
 
 
@@ -52,6 +47,7 @@ class Connection:
 
     fd: int
     inode: int
+    since_s: float = 0.0
     route: bytes = b""
     peer: "InboundPeer | None" = None
     lane: Lane = Lane.CONTROL
@@ -68,7 +64,8 @@ class InboundPeer:
     instance: str
     serial: int
     user_id: str
-    queues: dict[Lane, SendQueue]
+    flow: Flow
+    rates: PeerRates
     lines: dict[Lane, Connection]
     up: bool = False
 
@@ -95,31 +92,26 @@ class Listener:
         self._peers: dict[str, InboundPeer] = {}
         self._fading: deque[tuple[float, Connection]] = deque()
         self._guard = FloodGuard(options.max_unfinished_bytes)
+        self._admission = Admission(options)
+        self._owing: set[InboundPeer] = set()
 
     def bind(self, address: str) -> str:
-        wanted = parse_address(address, listening=True)
-        if wanted.scheme == "ipc":
-            _refuse_taken_path(Path(wanted.host_or_path), address)
-        try:
-            self._router.bind(wanted.endpoint)
-        except zmq.ZMQError as exc:
-            raise ConfigError(f"cannot listen on {address}: {_bind_advice(exc)}") from exc
-        if wanted.scheme == "ipc":
-            Path(wanted.host_or_path).chmod(0o600)
-        bound = cast("bytes", self._router.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-        return _MAPPED_IPV4.sub(r"\1", bound)
+        return bind_router(self._router, address)
 
     def polled(self) -> Iterator[tuple[zmq.Socket[bytes], int]]:
         yield self._router, zmq.POLLIN
         yield self._monitor.socket, zmq.POLLIN
 
     def deadline_s(self) -> float | None:
+        times = [due_s for peer in self._owing if (due_s := peer.flow.grant.due_s()) is not None]
         if self._fading:
-            return min(self._fading[0][0], self._guard.next_check_s)
-        return self._guard.next_check_s if self._accepted else None
+            times.append(self._fading[0][0])
+        if self._fading or self._accepted:
+            times.append(self._guard.next_check_s)
+        return min(times, default=None)
 
     def has_backlog(self) -> bool:
-        return any(len(queue) for peer in self._peers.values() for queue in peer.queues.values() if peer.up)
+        return any(queue.is_sendable for peer in self._peers.values() for queue in peer.flow.queues.values() if peer.up)
 
     def receive(self, now_s: float, budget: int) -> None:
         """Read at most `budget` messages and learn who left.
@@ -130,9 +122,9 @@ class Listener:
         batch: list[list[zmq.Frame]] = []
         while len(batch) < budget and (frames := receive(self._router)) is not None:
             batch.append(frames)
-        ended = self._follow_monitor()
+        ended = self._follow_monitor(now_s)
         for frames in batch:
-            self._take(frames)
+            self._take(now_s, frames)
         for connection in ended:
             if self._may_still_speak(connection):
                 self._fading.append((now_s + _LAST_WORDS_S, connection))
@@ -140,36 +132,43 @@ class Listener:
                 self._end(connection, "the connection was lost")
 
     def advance(self, now_s: float) -> None:
-        """Cut connections that send more than can be part of a message of ours, and end those whose time is over."""
+        """Say Credit where it is due, and cut connections that say nothing, or more than can be a message of ours."""
         while self._fading and self._fading[0][0] <= now_s:
             self._end(self._fading.popleft()[1], "the connection was lost")
+        if now_s >= self._guard.next_check_s:
+            for connection in self._strangers(now_s):
+                self._refuse(connection, "nobody said Hello on this connection in time", now_s)
         for connection in self._guard.check(now_s, self._accepted):
             self._violate(connection, "a message without an end: more bytes came than any message has")
+        for peer in list(self._owing):
+            peer.flow.give_credit(now_s, lambda credit, name=peer.name: self.send(name, credit, encode(credit)))  # type: ignore[misc]
+            if peer.flow.grant.due_s() is None:
+                self._owing.discard(peer)
 
     def send(self, name: str, message: Message, frames: list[Frame]) -> bool:
         peer = self._peers.get(name)
         if peer is None or not peer.up:
             return False
-        queue = peer.queues[message.LANE]
         try:
-            if not queue and self._write(peer, message.LANE, frames):
-                return True
+            sent = peer.flow.queues[message.LANE].offer(message, frames, partial(self._write, peer, message.LANE))
         except RouteLost:
             self._drop(peer, "the connection was lost")
             return False
-        return queue.push(message, frames)
+        if sent:
+            peer.flow.sent(message)
+        return sent
 
     def flush(self) -> None:
         for peer in list(self._peers.values()):
-            try:
-                for lane, queue in peer.queues.items():
-                    queue.flush(partial(self._write, peer, lane))
-            except RouteLost:
-                self._drop(peer, "the connection was lost")
+            self._flush_peer(peer)
 
-    def queue(self, name: str, lane: Lane) -> SendQueue | None:
+    def flow(self, name: str) -> Flow | None:
+        """Credit and queues of a peer. Whoever changes what it grants finds that out in `advance`."""
         peer = self._peers.get(name)
-        return peer.queues[lane] if peer else None
+        if peer is None:
+            return None
+        self._owing.add(peer)
+        return peer.flow
 
     def disconnect(self, name: str) -> None:
         peer = self._peers.get(name)
@@ -181,11 +180,19 @@ class Listener:
         self._monitor.close()
         self._router.close(linger=round(farewell_s * 1000))
 
+    def _flush_peer(self, peer: InboundPeer) -> None:
+        try:
+            for lane, queue in peer.flow.queues.items():
+                if queue:
+                    queue.flush(partial(self._write, peer, lane))
+        except RouteLost:
+            self._drop(peer, "the connection was lost")
+
     def _write(self, peer: InboundPeer, lane: Lane, frames: list[Frame]) -> bool:
         connection = peer.lines.get(lane)
         return connection is not None and write(self._router, [connection.route, *frames])
 
-    def _follow_monitor(self) -> list[Connection]:
+    def _follow_monitor(self, now_s: float) -> list[Connection]:
         ended = []
         for event, fd in self._monitor.read():
             gone = self._accepted.pop(fd, None)
@@ -193,26 +200,36 @@ class Listener:
                 ended.append(gone)
             if event == zmq.EVENT_ACCEPTED:
                 with suppress(OSError):  # over already; its DISCONNECTED follows
-                    self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino)
+                    self._accepted[fd] = Connection(fd, os.fstat(fd).st_ino, now_s)
+                    self._refuse(self._accepted[fd], self._admission.connection(len(self._accepted)), now_s)
         return ended
+
+    def _strangers(self, now_s: float) -> list[Connection]:
+        latest_s = now_s - self._options.introduction_timeout_s
+        return [
+            connection
+            for connection in self._accepted.values()
+            if connection.since_s <= latest_s
+            and not connection.ignored
+            and (connection.peer is None or not connection.peer.up)
+        ]
 
     def _may_still_speak(self, ended: Connection) -> bool:
         control = ended.peer.lines.get(Lane.CONTROL) if ended.peer is not None else None
         return control is not None and control is not ended and self._accepted.get(control.fd) is control
 
-    def _take(self, frames: list[zmq.Frame]) -> None:
+    def _take(self, now_s: float, frames: list[zmq.Frame]) -> None:
         route = frames[0].bytes
-        connection = self._routes.get(route) or self._introduce(route, frames[1])
+        connection = self._routes.get(route) or self._introduce(route, frames[1], now_s)
         if connection is None or connection.ignored:
             return
         self._guard.delivered(connection, frames)
         try:
-            message = decode([frame.buffer for frame in frames[1:]])
-            self._deliver(connection, message)
+            self._deliver(connection, [frame.buffer for frame in frames[1:]], now_s)
         except ProtocolError as exc:
             self._violate(connection, str(exc))
 
-    def _introduce(self, route: bytes, frame: zmq.Frame) -> Connection | None:
+    def _introduce(self, route: bytes, frame: zmq.Frame, now_s: float) -> Connection | None:
         """Tie a routing id that was not seen before to its connection and its peer."""
         fd = int(frame.get(zmq.SRCFD))
         connection = self._accepted.get(fd)
@@ -221,7 +238,9 @@ class Listener:
         if connection.route:
             # The number was given to a new connection before a message of the last one was read: that one is gone.
             self._end(connection, "the connection was lost")
-            connection = self._accepted[fd] = Connection(fd, connection.inode)
+            connection = self._accepted[fd] = Connection(fd, connection.inode, now_s)
+        if connection.ignored:
+            return None
         connection.route = route
         self._routes[route] = connection
         match = _ROUTE.fullmatch(route)
@@ -229,9 +248,11 @@ class Listener:
             self._violate(connection, "the routing id is not <instance>:<lane>:<serial>")
             return None
         connection.lane = _LANE_OF[match[2]]
-        return self._join(connection, match[1].decode(), int(match[3]), _user_id(frame))
+        return self._join(connection, match[1].decode(), int(match[3]), _user_id(frame), now_s)
 
-    def _join(self, connection: Connection, instance: str, serial: int, user_id: str) -> Connection | None:
+    def _join(
+        self, connection: Connection, instance: str, serial: int, user_id: str, now_s: float
+    ) -> Connection | None:
         name = inbound_name(instance)
         peer = self._peers.get(name)
         if peer is not None and peer.user_id != user_id:
@@ -244,15 +265,22 @@ class Listener:
             self._drop(peer, "it connected anew")
             peer = None
         if peer is None:
-            queues = {lane: SendQueue(self._options.backlog_limit_bytes(lane)) for lane in Lane}
-            peer = self._peers[name] = InboundPeer(name, instance, serial, user_id, queues, {})
+            alike = sum(other.user_id == user_id for other in self._peers.values()) if user_id else 0
+            if self._refuse(connection, self._admission.peer(1 + alike), now_s):
+                return None
+            rates = PeerRates(self._options, now_s)
+            peer = InboundPeer(name, instance, serial, user_id, Flow(self._options), rates, {})
+            self._peers[name] = peer
         connection.peer = peer
         peer.lines[connection.lane] = connection
         return connection
 
-    def _deliver(self, connection: Connection, message: Message) -> None:
+    def _deliver(self, connection: Connection, frames: list[Frame], now_s: float) -> None:
         peer = connection.peer
         assert peer is not None
+        is_limited = peer.flow.grant.limit_bytes is not None
+        peer.flow.grant.hold(peer.rates.count(frames, now_s, is_limited=is_limited))
+        message = decode(frames)
         if message.LANE is not connection.lane:
             raise ProtocolError(f"{type(message).__name__} came on the {connection.lane.value} lane")
         if connection.introduced:
@@ -260,17 +288,44 @@ class Listener:
                 raise ProtocolError("Attach came twice")
             if not peer.up:
                 raise ProtocolError(f"{type(message).__name__} came before Hello")
-            self._emit(Received(peer.name, message))
+            if isinstance(message, Hello) and self._refuse_hello(connection, peer, now_s):
+                return
+            self._hear(peer, message, frames, now_s)
             return
         if not isinstance(message, Hello | Attach):
             raise ProtocolError(f"the first message must be Hello or Attach, not {type(message).__name__}")
         if message.instance != peer.instance:
             raise ProtocolError("the instance is not the one of the routing id")
+        if isinstance(message, Hello) and self._refuse_hello(connection, peer, now_s):
+            return
         connection.introduced = True
         if isinstance(message, Hello):
             peer.up = True
             self._emit(Up(peer.name))
-            self._emit(Received(peer.name, message))
+            self._hear(peer, message, frames, now_s)
+
+    def _hear(self, peer: InboundPeer, message: Message, frames: list[Frame], now_s: float) -> None:
+        if isinstance(message, Credit):
+            self._emit(peer.flow.acked(peer.name, message))
+            self._flush_peer(peer)
+            return
+        peer.flow.came(message, frames, now_s)
+        self._owing.add(peer)
+        self._emit(Received(peer.name, message))
+
+    def _refuse_hello(self, connection: Connection, peer: InboundPeer, now_s: float) -> bool:
+        return self._refuse(connection, self._admission.hello(peer.user_id or peer.instance, now_s), now_s)
+
+    def _refuse(self, connection: Connection, reason: str, now_s: float) -> bool:
+        """Cut a connection for a reason, if there is one; of many refusals few are told."""
+        if not reason:
+            return False
+        if told := self._admission.telling(reason, now_s):
+            self._emit(Violated(connection.peer.name if connection.peer else UNNAMED_PEER, told))
+        self._cut(connection)
+        if connection.peer is not None:
+            self._drop(connection.peer, reason)
+        return True
 
     def _violate(self, connection: Connection, reason: str) -> None:
         if connection.ignored:
@@ -285,6 +340,7 @@ class Listener:
         """Forget a peer and cut what is left of its connections."""
         if self._peers.get(peer.name) is peer:
             del self._peers[peer.name]
+            self._owing.discard(peer)
         for connection in peer.lines.values():
             self._cut(connection)
         peer.lines.clear()
@@ -309,27 +365,3 @@ def _user_id(frame: zmq.Frame) -> str:
         return str(frame.get("User-Id"))
     except zmq.ZMQError:
         return ""
-
-
-def _bind_advice(exc: zmq.ZMQError) -> str:
-    if exc.errno == errno.EADDRINUSE:
-        return "the port is taken by another process; stop it, or choose another port (0 takes a free one)"
-    if exc.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return "this host has no such address; name one of its own, or * for all"
-    if exc.errno == errno.EACCES:
-        return "permission denied; choose a port above 1023, or a folder that you may write to"
-    return str(exc.strerror)
-
-
-def _refuse_taken_path(path: Path, address: str) -> None:
-    # libzmq would delete whatever is there, a live socket of another process too.
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"cannot listen on {address}: {path} exists and is not a socket; choose another path")
-    with sockets.socket(sockets.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        if probe.connect_ex(str(path)) == 0:
-            raise ConfigError(f"cannot listen on {address}: another process listens there; choose another path")

@@ -14,8 +14,9 @@ import zmq
 
 from flagsplit.errors import ProtocolError
 from flagsplit.transport.address import Address
-from flagsplit.transport.channel import ChannelEvent, ChannelOptions, Down, Received, SendQueue, Up, Violated
-from flagsplit.transport.messages import Attach, Frame, Lane, Message, decode, encode
+from flagsplit.transport.channel import ChannelEvent, ChannelOptions, Down, Received, Up, Violated
+from flagsplit.transport.flow import Flow
+from flagsplit.transport.messages import Attach, Credit, Frame, Lane, Message, decode, encode
 from flagsplit.transport.resolver import Resolution
 from flagsplit.transport.security import NoSecurity, Security
 from flagsplit.transport.zeromq_sockets import Context, Monitor, make_socket, receive, secure_client, write
@@ -76,7 +77,7 @@ class OutboundPeer:
         self._instance, self._options = instance, options
         self._next_serial, self._wake, self._emit, self._rng = next_serial, wake, emit, rng
         self._lanes: dict[Lane, LaneSocket] = {}
-        self._queues = {lane: SendQueue(options.backlog_limit_bytes(lane)) for lane in Lane}
+        self.flow = Flow(self._options)
         self._resolution: Resolution | None = None
         self._endpoints: list[str] = []
         self._next_step_s = 0.0
@@ -86,11 +87,16 @@ class OutboundPeer:
 
     def deadline_s(self) -> float | None:
         """When `advance` has something to do; None while only sockets can bring news."""
-        return None if self.up or self._is_resolving else self._next_step_s
+        if self.up:
+            return self.flow.grant.due_s()
+        return None if self._is_resolving else self._next_step_s
 
     def advance(self, now_s: float) -> None:
-        """Start an attempt that is due, or give up one that takes too long."""
-        if self.up or self._is_resolving or now_s < self._next_step_s:
+        """Start an attempt that is due, or give up one that takes too long; while up, say Credit when it is due."""
+        if self.up:
+            self.flow.give_credit(now_s, lambda credit: self.send(credit, encode(credit)))
+            return
+        if self._is_resolving or now_s < self._next_step_s:
             return
         if self._lanes:
             self._fail(
@@ -113,7 +119,7 @@ class OutboundPeer:
         for lane, line in self._lanes.items():
             yield line.monitor.socket, zmq.POLLIN
             if self.up:
-                yield line.socket, zmq.POLLIN | (zmq.POLLOUT if self._queues[lane] else 0)
+                yield line.socket, zmq.POLLIN | (zmq.POLLOUT if self.flow.queues[lane].is_sendable else 0)
 
     def receive(self, now_s: float, budget: int) -> None:
         """Read at most `budget` messages, control before data, and then what the monitors say.
@@ -133,25 +139,24 @@ class OutboundPeer:
     def send(self, message: Message, frames: list[Frame]) -> bool:
         if not self.up:
             return False
-        queue, line = self._queues[message.LANE], self._lanes[message.LANE]
-        if not queue and write(line.socket, frames):
-            return True
-        return queue.push(message, frames)
+        line = self._lanes[message.LANE]
+        sent = self.flow.queues[message.LANE].offer(message, frames, partial(write, line.socket))
+        if sent:
+            self.flow.sent(message)
+        return sent
 
     def flush(self) -> None:
         if self.up:
             for lane, line in self._lanes.items():
-                self._queues[lane].flush(partial(write, line.socket))
-
-    def queue(self, lane: Lane) -> SendQueue:
-        return self._queues[lane]
+                if self.flow.queues[lane]:
+                    self.flow.queues[lane].flush(partial(write, line.socket))
 
     def close(self, farewell_s: float = 0.0) -> None:
         self.up = False
         for lane, line in self._lanes.items():
             line.close(farewell_s if lane is Lane.CONTROL else 0.0)
-            self._queues[lane] = SendQueue(self._options.backlog_limit_bytes(lane))
         self._lanes = {}
+        self.flow = Flow(self._options)
 
     @property
     def _is_resolving(self) -> bool:
@@ -173,12 +178,21 @@ class OutboundPeer:
             message = decode(frames)
             if message.LANE is not lane or isinstance(message, Attach):
                 raise ProtocolError(f"{type(message).__name__} cannot come from a listener on the {lane.value} lane")
+            event = self._hear(now_s, message, frames)
         except ProtocolError as exc:
             self._emit(Violated(self.name, str(exc)))
             self._failures = max(self._failures, 10)
             self._fail(now_s, "the connection was cut because the peer broke the protocol")
         else:
-            self._emit(Received(self.name, message))
+            self._emit(event)
+
+    def _hear(self, now_s: float, message: Message, frames: list[Frame]) -> ChannelEvent:
+        if isinstance(message, Credit):
+            event = self.flow.acked(self.name, message)
+            self.flow.queues[Lane.DATA].flush(partial(write, self._lanes[Lane.DATA].socket))
+            return event
+        self.flow.came(message, frames, now_s)
+        return Received(self.name, message)
 
     def _follow(self, now_s: float, line: LaneSocket, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:

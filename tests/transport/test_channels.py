@@ -5,11 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import zmq
 
-from flagsplit.transport.channel import Channel
+from flagsplit.transport.channel import Channel, ChannelOptions
 from flagsplit.transport.memory import MemoryChannel, MemoryNetwork
-from flagsplit.transport.messages import Lane
+from flagsplit.transport.messages import Frame, Lane
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
 from flagsplit.transport.testing import CHANNEL_CHECKS, ChannelFactory, check_channel
 from flagsplit.transport.zeromq import ZmqChannel
@@ -19,15 +18,18 @@ class MemoryFactory:
     def __init__(self) -> None:
         self.network = MemoryNetwork()
 
-    def open(self) -> Channel:
-        return MemoryChannel(self.network)
+    def open(self, options: ChannelOptions | None = None) -> Channel:
+        return MemoryChannel(self.network, options=options)
 
     def listen_address(self) -> str:
         return "mem://*"
 
     def send_garbage(self, channel: Channel, peer: str) -> None:
+        self.send_frames(channel, peer, Lane.CONTROL, [b"garbage"])
+
+    def send_frames(self, channel: Channel, peer: str, lane: Lane, frames: list[Frame]) -> None:
         assert isinstance(channel, MemoryChannel)
-        channel.send_frames(peer, Lane.CONTROL, [b"garbage"])
+        assert channel.send_frames(peer, lane, frames)
 
 
 class ZmqFactory:
@@ -36,15 +38,20 @@ class ZmqFactory:
         self.address = address
         self._numbers = itertools.count()
 
-    def open(self) -> Channel:
-        return ZmqChannel(security=self.security)
+    def open(self, options: ChannelOptions | None = None) -> Channel:
+        return ZmqChannel(security=self.security, options=options)
 
     def listen_address(self) -> str:
         return self.address.format(next(self._numbers))
 
     def send_garbage(self, channel: Channel, peer: str) -> None:
+        self.send_frames(channel, peer, Lane.CONTROL, [b"garbage"])
+
+    def send_frames(self, channel: Channel, peer: str, lane: Lane, frames: list[Frame]) -> None:
         assert isinstance(channel, ZmqChannel)
-        channel._outbound[peer]._lanes[Lane.CONTROL].socket.send(b"garbage", zmq.NOBLOCK)
+        socket = channel._outbound[peer]._lanes[lane].socket
+        socket.sndtimeo = 5000  # libzmq takes eight at once, its own thread the rest
+        socket.send_multipart(frames)
 
 
 @pytest.fixture(params=["memory", "tcp", "tcp+curve", "ipc"])
