@@ -192,7 +192,7 @@ def check_window(factory: ChannelFactory) -> None:
         chunks = _chunks(3 * _WINDOW)
         _send(client, "server", chunks)
         _pump(client)
-        until(lambda: _count(server, Chunk) == len(chunks), client, server, what="what was granted before the window shrank")
+        until(lambda: _count(server, Chunk) == len(chunks), client, server, what="what was granted before it shrank")
         large = _chunks(3, 50_000)
         _send(client, "server", large)
         _all_came(server, client, [*chunks, *large])
