@@ -5,6 +5,7 @@ margin, and has its turn for a while, unless a tier is gone or it is far better.
 reason and figures. What the world is like is in `flagsplit.runtime.world`.
 """
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from flagsplit.runtime.estimator import LinkEstimator
 from flagsplit.runtime.world import WorldModel
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Choice, Pool
@@ -32,6 +34,8 @@ REASONS = (
     "codec out of range",
 )
 """What a `Decision` can say; a caller may give its own."""
+
+_USUAL_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -293,20 +297,24 @@ class ProbeOptions:
 
     Attributes:
         idle_s: a rate that is older is worth a measurement.
-        least_s: between two.
+        least_s: between two,
+        hint_s: unless something hints at a better link: a shorter round trip, a tier that came back.
         share: of what the link carries that measuring may take.
         least_bytes, most_bytes: of one.
-        round_trips: that one is to take at the rate that is believed.
+        round_trips: that one is to take at the rate that is believed,
+        usual_s: unless it could then only be repeated after longer than that.
         deviations: how much better than believed a link may be.
         gain: share by which a plan must be better then.
     """
 
     idle_s: float = 2.0
     least_s: float = 2.0
+    hint_s: float = 0.9
     share: float = 0.02
     least_bytes: int = 16 << 10
     most_bytes: int = 256 << 10
     round_trips: float = 3.0
+    usual_s: float = 4.0
     deviations: float = 1.5
     gain: float = 0.1
 
@@ -336,6 +344,8 @@ class ProbePolicy:
         self._options = options or ProbeOptions()
         self._next: dict[str, float] = {}
         self._back: set[str] = set()
+        self._last: dict[str, float] = {}
+        self._usual: dict[str, tuple[float, float]] = {}
 
     def came_back(self, tier: str) -> None:
         """A tier is there again: what was known of its link may no longer hold."""
@@ -347,41 +357,50 @@ class ProbePolicy:
         world = self._chooser.world
         found = []
         for target, tier in enumerate(world.tiers):
-            if target == 0 or not alive[target] or not self._is_direct(target, alive):
-                continue
+            if target == 0 or not alive[target] or any(alive[1:target]):
+                continue  # requests do not go straight there
             link = world.link(world.tiers[0], tier)
-            if link.is_busy or now < self._next.get(tier, now) or not self._is_old(link.age_s(now), tier):
+            self._note_rate(tier, link.bytes_per_s(now), now)
+            hint = tier in self._back or link.looks_better(now)
+            due = self._next.get(tier, now) if not hint else self._last.get(tier, -math.inf) + self._options.hint_s
+            if link.is_busy or now < due or not (hint or link.age_s(now) > self._options.idle_s):
                 continue
-            if tier in self._back or self._would_help(target, now, alive):
-                found.append(self._probe(tier, now))
+            hoped = world.optimistic(now, alive, self._options.deviations)
+            better = self._better(hoped, target)
+            if better is not None or tier in self._back:
+                found.append(self._probe(tier, better, hoped, now))
         return found
 
-    def _is_direct(self, target: int, alive: Sequence[bool]) -> bool:
-        """Whether requests go from the first tier straight to this one."""
-        return not any(alive[1:target])
-
-    def _is_old(self, age_s: float, tier: str) -> bool:
-        return tier in self._back or age_s > self._options.idle_s
-
-    def _would_help(self, target: int, now: float, alive: Sequence[bool]) -> bool:
-        chooser, world = self._chooser, self._chooser.world
-        hoped = world.optimistic(now, alive, self._options.deviations)
+    def _better(self, hoped: State, target: int) -> Plan | None:
+        """The plan that would be taken if the link had recovered, if it needs it."""
+        chooser = self._chooser
         best = chooser.pool.choose(hoped).plan
         if chooser.current is None or best.name == chooser.current or max(best.used_tiers) < target:
-            return False
+            return None
         mine_s = chooser.pool.plan(chooser.current).latency_s(hoped)
-        return mine_s > best.latency_s(hoped) * (1 + self._options.gain)
+        return best if mine_s > best.latency_s(hoped) * (1 + self._options.gain) else None
 
-    def _probe(self, tier: str, now: float) -> ProbeRequest:
+    def _probe(self, tier: str, plan: Plan | None, hoped: State, now: float) -> ProbeRequest:
         options, world = self._options, self._chooser.world
-        first = world.tiers[0]
-        sizes = []
-        for link in (world.link(first, tier), world.link(tier, first)):
-            wanted = options.round_trips * link.rtt_s(now) * link.bytes_per_s(now)
-            sizes.append(int(min(max(wanted, options.least_bytes), options.most_bytes)))
-        at = world.tiers.index(tier)
-        nominal = 1 / max(world.nominal.up_s_per_byte[at - 1], 1e-12)
-        rate = max(nominal, world.link(first, tier).bytes_per_s(now))
-        self._next[tier] = now + max(options.least_s, sizes[0] / (options.share * rate))
+        first, at = world.tiers[0], world.tiers.index(tier) - 1
+        size = self._size_bytes(world.link(first, tier), now)
+        reply = 0
+        if plan is not None:
+            down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
+            if down_s > options.gain * plan.latency_s(hoped):
+                reply = self._size_bytes(world.link(tier, first), now)
+        self._last[tier] = now
+        self._next[tier] = now + max(options.least_s, size / (options.share * self._usual[tier][0]))
         self._back.discard(tier)
-        return ProbeRequest(first, tier, sizes[0], sizes[1])
+        return ProbeRequest(first, tier, size, reply)
+
+    def _size_bytes(self, link: LinkEstimator, now: float) -> int:
+        options, rate = self._options, link.bytes_per_s(now)
+        wanted = min(options.round_trips * link.rtt_s(now), options.share * options.usual_s) * rate
+        return int(min(max(wanted, options.least_bytes), options.most_bytes))
+
+    def _note_rate(self, tier: str, rate: float, now: float) -> None:
+        """What the link carries as a rule: its mean over the last minutes, or what it carries now if that is more."""
+        before, then = self._usual.get(tier, (rate, now))
+        gain = 1 - math.exp(-max(0.0, now - then) / _USUAL_S)
+        self._usual[tier] = max(before + gain * (rate - before), 1.0), now

@@ -162,6 +162,9 @@ class LinkOptions:
         least_sample_s: and took at least so long.
         base_window_s: the base round trip is the least of so many seconds.
         hopeless_s: a ping that is out for so long says that nothing goes through.
+        stall_s: where nothing came for longer than that, and for much longer than the rate explains, the link stood
+            still: what came then says little of its rate before and after,
+        stall_deviation: no more than this, as a standard deviation of the logarithm.
     """
 
     rate: FilterOptions = FilterOptions(drift=0.3, prior=1.0, worse_sign=-1)
@@ -171,6 +174,8 @@ class LinkOptions:
     least_sample_s: float = 0.03
     base_window_s: float = 5.0
     hopeless_s: float = 60.0
+    stall_s: float = 0.25
+    stall_deviation: float = 1.0
 
 
 @dataclass
@@ -183,6 +188,7 @@ class _Transfer:
     mark_bytes: int = 0
     first_ack: float | None = None
     last_progress: float = 0.0
+    stalled: bool = False
 
 
 class LinkEstimator:
@@ -209,7 +215,10 @@ class LinkEstimator:
         self._transfer: _Transfer | None = None
         self._lost = 0.0
         self._spread_s = 0.0
+        self._rate_rtt_s = rtt_s
         self.measured_bytes = 0
+        self.stalls = 0
+        self.stall_ended_s: float | None = None
 
     def sent(self, size_bytes: int, now: float) -> None:
         """Bytes were handed to the connection."""
@@ -239,6 +248,9 @@ class LinkEstimator:
         if transfer is None:
             return
         came = max(time - _seconds(delay_s), transfer.last_progress)
+        explained_s = progress / self._rate.value(came) + 2 * self._smooth_rtt_s(came)
+        if came - transfer.last_progress > max(self._options.stall_s, 3 * explained_s):
+            transfer.stalled = True
         transfer.last_progress = came
         done = unacked_bytes <= 0
         self._measure(transfer, came, done)
@@ -253,10 +265,19 @@ class LinkEstimator:
         size_bytes = self._acked - transfer.mark_bytes
         took_s = came - transfer.mark - (self._base_rtt_s(came) if whole else 0.0)
         enough = size_bytes >= self._options.least_sample_bytes and took_s >= self._options.least_sample_s
-        if enough or done:
+        if transfer.stalled:
+            self._stood_still(size_bytes, took_s, came)
+        elif enough or done:
             self._sample(size_bytes, took_s, came)
-        if enough or whole or done:
-            transfer.mark, transfer.mark_bytes = came, self._acked
+        if enough or whole or done or transfer.stalled:
+            transfer.mark, transfer.mark_bytes, transfer.stalled = came, self._acked, False
+
+    def _stood_still(self, size_bytes: int, took_s: float, came: float) -> None:
+        """Bytes came after a pause. It may be over, or the link may be that slow now: a doubtful sample."""
+        self.stalls += 1
+        self.stall_ended_s = came
+        if took_s > 0:
+            self._rate.observe(size_bytes / took_s, self._options.stall_deviation, came)
 
     def _sample(self, size_bytes: int, took_s: float, came: float) -> None:
         off_s = max(self._options.jitter_s, self._spread_s)
@@ -267,6 +288,7 @@ class LinkEstimator:
                 self._rate.observe(size_bytes / off_s, off_s / expected_s + 0.5, came)
             return
         self.measured_bytes += size_bytes
+        self._rate_rtt_s = self._smooth_rtt_s(came)
         # By the larger of both: a transfer that came late by chance must not count for more than it says.
         self._rate.observe(size_bytes / took_s, off_s / min(took_s, max(expected_s, off_s)) + 0.05, came)
 
@@ -355,6 +377,12 @@ class LinkEstimator:
     def is_stale(self, now: float) -> bool:
         """Whether the rate was measured too long ago."""
         return self._rate.is_stale(self._clock.at(now))
+
+    def looks_better(self, now: float) -> bool:
+        """Whether the round trip is far shorter than when the rate was measured, or a pause ended since."""
+        time = self._clock.at(now)
+        paused = self.stall_ended_s is not None and self._rate.age_s(time) >= time - self.stall_ended_s
+        return paused or self.rtt_s(now) < 0.7 * self._rate_rtt_s
 
     @property
     def knows_rate(self) -> bool:

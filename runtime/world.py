@@ -6,6 +6,7 @@ is `State.wait_s`: charged once to each plan that runs something on that tier, a
 for. How single quantities are estimated is in `flagsplit.runtime.estimator`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -129,17 +130,17 @@ class WorldModel:
         return self._state(now, tuple(alive), 0.0)
 
     def optimistic(self, now: float, alive: Sequence[bool], deviations: float = 1.0) -> State:
-        """Theta if each rate that has not been measured of late is better than believed, by so many deviations."""
+        """Theta if each rate is better than believed by so many deviations, which is much where it is long unmeasured."""
         return self._state(now, tuple(alive), deviations)
 
     def _state(self, now: float, alive: tuple[bool, ...], deviations: float) -> State:
-        nominal = self.nominal
+        nominal, unknown = self.nominal, self._options.link.rate.prior
         up, down, up_s, down_s = [], [], [], []
         for i, ends in enumerate(self._ends):
             there = self._links.get((ends.near, ends.far))
             back = self._links.get((ends.far, ends.near))
-            up_factor = _rate_factor(there, nominal.up_s_per_byte[i], now, deviations)
-            down_factor = _rate_factor(back, nominal.down_s_per_byte[i], now, deviations)
+            up_factor = _rate_factor(there, nominal.up_s_per_byte[i], now, deviations, unknown)
+            down_factor = _rate_factor(back, nominal.down_s_per_byte[i], now, deviations, unknown)
             up_factor, down_factor = _either(up_factor, down_factor)
             up.append(nominal.up_s_per_byte[i] * up_factor)
             down.append(nominal.down_s_per_byte[i] * down_factor)
@@ -218,16 +219,18 @@ class WorldModel:
         return (1 / slowest if slowest > 0 else _UNKNOWN_RATE), max(rtt_s, _ONE_WAY_LEAST_S)
 
 
-def _rate_factor(link: LinkEstimator | None, nominal: float, now: float, deviations: float) -> float | None:
-    """By how much a byte takes longer than nominally; None where that was never measured."""
-    if link is None or not link.knows_rate or nominal <= 0:
+def _rate_factor(
+    link: LinkEstimator | None, nominal: float, now: float, deviations: float, unknown: float
+) -> float | None:
+    """By how much a byte takes longer than nominally; None where that was never measured and nothing is hoped for."""
+    if nominal <= 0:
         return None
-    factor = 1 / (link.bytes_per_s(now) * nominal)
-    if not deviations:
-        return factor
-    # A rate that may have recovered: so much better, and no worse than nominal once it is stale.
-    better: float = factor * 2.718281828459045 ** (-deviations * link.deviation(now))
-    return min(better, 1.0) if link.is_stale(now) else better
+    if link is None or not link.knows_rate:
+        return math.exp(-deviations * unknown) if deviations else None
+    spread = 0.0
+    if deviations:
+        spread = deviations * (unknown if link.looks_better(now) else link.deviation(now))
+    return math.exp(-spread) / (link.bytes_per_s(now) * nominal)
 
 
 def _either(first: float | None, second: float | None) -> tuple[float, float]:
