@@ -1,4 +1,4 @@
-"""Networks that change, for `adapt.py`: replayed traces like those of LTE, adversarial shapes, and how a link follows one.
+"""Networks that change, for `adapt.py`: traces like those of LTE, adversarial shapes, and how a link follows one.
 
 A trace gives rates and a round trip every tenth of a second. It is made from a seed; nothing here knows how the runtime
 estimates. `lte_like` is a random walk of the logarithm of the rate, with fades and outages, and a round trip that is
@@ -66,8 +66,8 @@ def adversarial(seconds: float) -> Mapping[str, Trace]:
         "square 20 s": _shape(seconds, lambda t: 40.0 if t % 40 < 20 else 2.0),
         "ramp": _shape(seconds, lambda t: 60.0 * (1 / 60) ** (abs(t % 60 - 30) / 30)),
         "outages": _shape(seconds, lambda t: _LEAST_MBIT if t % 20 > 17 else 25.0),
-        "steady fast": _shape(seconds, lambda t: 50.0),
-        "steady slow": _shape(seconds, lambda t: 1.5),
+        "steady fast": _shape(seconds, lambda _: 50.0),
+        "steady slow": _shape(seconds, lambda _: 1.5),
     }
 
 

@@ -99,7 +99,7 @@ class ChooserOptions:
 
     margin: float = 0.10
     switch_s: float = 0.0
-    dwell_s: float = 2.0
+    dwell_s: float = 1.0
     far_better: float = 2.0
     patience: float = 2.0
     patience_floor_s: float = 0.25
@@ -278,10 +278,10 @@ class PlanChooser:
             return "sla"
         differs = old.features.latency_vector() - new.features.latency_vector()
         change = differs * (state.vector() - then.vector())
+        waited = then.wait_s or (0.0,) * len(state.wait_s)
         waits = [
-            (state.wait_s[k] - then.wait_s[k]) * ((k in old.used_tiers) - (k in new.used_tiers))
+            (state.wait_s[k] - waited[k]) * ((k in old.used_tiers) - (k in new.used_tiers))
             for k in range(len(state.wait_s))
-            if then.wait_s
         ]
         if max(waits, default=0.0) > max(float(change.max()), 0.0):
             return "overload"
@@ -315,7 +315,7 @@ class ProbeOptions:
     most_bytes: int = 256 << 10
     round_trips: float = 3.0
     usual_s: float = 4.0
-    deviations: float = 1.5
+    deviations: float = 2.0
     gain: float = 0.1
 
 

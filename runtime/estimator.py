@@ -36,7 +36,9 @@ class FilterOptions:
     return_s: float = 20.0
 
 
+_LEAST_RTT_S, _LONGEST_S = 1e-6, 3600.0
 _AT_ONCE = math.log(4)
+_VAGUE = 0.6  # a value that is off by that much anyway is no reason to think that things have changed
 
 
 class LogFilter:
@@ -65,12 +67,14 @@ class LogFilter:
             return
         options = self._options
         mean, prior = self._estimate(now)
-        noise = max(deviation, 1e-3) ** 2
+        noise = min(max(deviation, 1e-3), 1e3) ** 2
         off = math.log(_clamp(value)) - mean
         limit = options.jump * math.sqrt(prior + noise)
         side = 0 if abs(off) <= limit else int(math.copysign(1, off))
         if side and side == self._doubted:
             prior = max(prior, off * off)
+        elif side and deviation > _VAGUE:
+            off = math.copysign(limit, off)
         elif side:
             allowed = max(limit, _AT_ONCE) if side == options.worse_sign else limit
             prior = max(prior, min(off * off, allowed**2) / 4)
@@ -167,7 +171,7 @@ class LinkOptions:
         stall_deviation: no more than this, as a standard deviation of the logarithm.
     """
 
-    rate: FilterOptions = FilterOptions(drift=0.3, prior=1.0, worse_sign=-1)
+    rate: FilterOptions = FilterOptions(drift=0.4, prior=1.0, worse_sign=-1)
     rtt: FilterOptions = FilterOptions(drift=0.2, prior=0.7, worse_sign=1, stale_s=15.0)
     jitter_s: float = 0.002
     least_sample_bytes: int = 16 << 10
@@ -208,7 +212,7 @@ class LinkEstimator:
         self._options = options or LinkOptions()
         self._clock = Clock()
         self._rate = LogFilter(bytes_per_s, self._options.rate)
-        self._rtt = LogFilter(max(rtt_s, 1e-6), self._options.rtt)
+        self._rtt = LogFilter(max(rtt_s, _LEAST_RTT_S), self._options.rtt)
         self._recent: deque[tuple[float, float]] = deque(maxlen=64)
         self._pings: deque[float] = deque(maxlen=64)
         self._sent = self._acked = 0
@@ -287,6 +291,8 @@ class LinkEstimator:
             if expected_s > 3 * off_s:
                 self._rate.observe(size_bytes / off_s, off_s / expected_s + 0.5, came)
             return
+        if max(expected_s, took_s / 4) < off_s:
+            return  # as tiny as this it could have taken that long for any other reason
         self.measured_bytes += size_bytes
         self._rate_rtt_s = self._smooth_rtt_s(came)
         # By the larger of both: a transfer that came late by chance must not count for more than it says.
@@ -301,12 +307,13 @@ class LinkEstimator:
         time = self._tick(now)
         if not (math.isfinite(rtt_s) and rtt_s >= 0):
             return
+        rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
         while self._pings and self._pings[0] <= time - rtt_s + 1e-6:
             self._pings.popleft()
         before_s = self._rtt.value(time)
         if self._recent:
             self._spread_s += 0.2 * (min(abs(rtt_s - before_s), before_s) / 2 - self._spread_s)
-        self._rtt.observe(max(rtt_s, 1e-6), 0.15, time)
+        self._rtt.observe(rtt_s, 0.15, time)
         self._recent.append((time, rtt_s))
         self._lost *= 0.9
 
@@ -324,6 +331,7 @@ class LinkEstimator:
         time = self._tick(now)
         self._rate.set(bytes_per_s, 0.15, time)
         if math.isfinite(rtt_s) and rtt_s > 0:
+            rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
             self._rtt.set(rtt_s, 0.15, time)
             self._recent.append((time, rtt_s))
         if math.isfinite(loss):
@@ -381,8 +389,10 @@ class LinkEstimator:
     def looks_better(self, now: float) -> bool:
         """Whether the round trip is far shorter than when the rate was measured, or a pause ended since."""
         time = self._clock.at(now)
-        paused = self.stall_ended_s is not None and self._rate.age_s(time) >= time - self.stall_ended_s
-        return paused or self.rtt_s(now) < 0.7 * self._rate_rtt_s
+        age_s = self._rate.age_s(time)
+        paused = self.stall_ended_s is not None and age_s >= time - self.stall_ended_s
+        newer = self._rtt.age_s(time) < age_s and not self._rtt.is_stale(time)
+        return paused or (newer and self.rtt_s(now) < 0.7 * self._rate_rtt_s)
 
     @property
     def knows_rate(self) -> bool:
@@ -432,7 +442,7 @@ class LinkEstimator:
 
 
 def _seconds(value: float) -> float:
-    return min(max(value, 0.0), 3600.0) if math.isfinite(value) else 0.0
+    return min(max(value, 0.0), _LONGEST_S) if math.isfinite(value) else 0.0
 
 
 @dataclass(frozen=True)

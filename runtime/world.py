@@ -130,7 +130,7 @@ class WorldModel:
         return self._state(now, tuple(alive), 0.0)
 
     def optimistic(self, now: float, alive: Sequence[bool], deviations: float = 1.0) -> State:
-        """Theta if each rate is better than believed by so many deviations, which is much where it is long unmeasured."""
+        """Theta if each rate is better than believed by so many deviations: much, where it is long unmeasured."""
         return self._state(now, tuple(alive), deviations)
 
     def _state(self, now: float, alive: tuple[bool, ...], deviations: float) -> State:
