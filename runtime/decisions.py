@@ -212,11 +212,16 @@ class PlanChooser:
     def attempt_patience_s(self, plan: str, state: State) -> float:
         """How long an attempt with a plan may take before it counts as stalled, seconds.
 
-        From what is predicted, but not so much longer that going on without it would have been over twice by then.
+        From what is predicted; where the rescue plan is quick, about as much longer as that takes: then the wait and the
+        rescue together cost at most twice what either would have (Karlin et al., Algorithmica 3, 1988).
         """
         options = self._options
         predicted_s = self.pool.plan(plan).latency_s(state)
-        return predicted_s * options.patience + options.patience_floor_s
+        more_s = predicted_s * (options.patience - 1) + options.patience_floor_s
+        rescue = self.rescue_plan(state, exclude=[plan])
+        if rescue is not None:
+            more_s = min(more_s, max(rescue.latency_s(state), more_s / 2))
+        return predicted_s + more_s
 
     def rescue_plan(self, state: State, exclude: Collection[str] = ()) -> Plan | None:
         """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
@@ -383,19 +388,22 @@ class ProbePolicy:
     def _probe(self, tier: str, plan: Plan | None, hoped: State, now: float) -> ProbeRequest:
         options, world = self._options, self._chooser.world
         first, at = world.tiers[0], world.tiers.index(tier) - 1
-        size = self._size_bytes(world.link(first, tier), now)
+        usual = self._usual[tier][0]
+        size = self._size_bytes(world.link(first, tier), usual, now)
         reply = 0
         if plan is not None:
             down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
             if down_s > options.gain * plan.latency_s(hoped):
-                reply = self._size_bytes(world.link(tier, first), now)
+                reply = self._size_bytes(world.link(tier, first), 0.0, now)
         self._last[tier] = now
-        self._next[tier] = now + max(options.least_s, size / (options.share * self._usual[tier][0]))
+        self._next[tier] = now + max(options.least_s, size / (options.share * usual))
         self._back.discard(tier)
         return ProbeRequest(first, tier, size, reply)
 
-    def _size_bytes(self, link: LinkEstimator, now: float) -> int:
-        options, rate = self._options, link.bytes_per_s(now)
+    def _size_bytes(self, link: LinkEstimator, usual: float, now: float) -> int:
+        """What shows the rate if it is between what is believed and what is usual."""
+        options = self._options
+        rate = math.sqrt(link.bytes_per_s(now) * max(usual, link.bytes_per_s(now)))
         wanted = min(options.round_trips * link.rtt_s(now), options.share * options.usual_s) * rate
         return int(min(max(wanted, options.least_bytes), options.most_bytes))
 

@@ -169,6 +169,7 @@ class LinkOptions:
         stall_s: where nothing came for longer than that, and for much longer than the rate explains, the link stood
             still: what came then says little of its rate before and after,
         stall_deviation: no more than this, as a standard deviation of the logarithm.
+        hint_deviation: by so much the rate is less certain once the round trip has become far shorter.
     """
 
     rate: FilterOptions = FilterOptions(drift=0.4, prior=1.0, worse_sign=-1)
@@ -180,6 +181,7 @@ class LinkOptions:
     hopeless_s: float = 60.0
     stall_s: float = 0.25
     stall_deviation: float = 1.0
+    hint_deviation: float = 0.8
 
 
 @dataclass
@@ -313,9 +315,12 @@ class LinkEstimator:
         before_s = self._rtt.value(time)
         if self._recent:
             self._spread_s += 0.2 * (min(abs(rtt_s - before_s), before_s) / 2 - self._spread_s)
+        looked_better = self.looks_better(now)
         self._rtt.observe(rtt_s, 0.15, time)
         self._recent.append((time, rtt_s))
         self._lost *= 0.9
+        if self.looks_better(now) and not looked_better:
+            self._rate.widen(self._options.hint_deviation)  # one measurement will do to believe in a better rate
 
     def missed(self, now: float) -> None:
         """A ping had no answer in time."""
