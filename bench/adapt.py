@@ -13,19 +13,16 @@ import argparse
 import json
 import platform
 import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from adapt_pools import LINKS, MODELS, SLOWDOWNS, pool_of
 from adapt_sim import Adaptive, Line, Outcome, play
-from adapt_worlds import STEP_S, Trace, adversarial, lte_like
+from adapt_worlds import Trace, adversarial, lte_like
 
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
@@ -70,23 +67,29 @@ def model(cases: Sequence[Case]) -> list[Outcome]:
         return list(workers.map(_play, cases, chunksize=2))
 
 
-def figures_of(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """The figures of this program."""
-    lte = [each for case, each in zip(cases, outcomes, strict=True) if not case[2]]
-    over = [each.adaptive_ms / each.oracle_ms for each in lte]
-    figures = {
+def ratios_of(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """What the adaptive choice and the fixed plans take, over the oracle."""
+    over = [each.adaptive_ms / each.oracle_ms for each in outcomes]
+    return {
         "over_oracle": statistics.mean(over),
         "over_oracle_p90": float(np.quantile(over, 0.9)),
         "over_oracle_max": max(over),
-        "best_fixed_over_oracle": statistics.mean(min(each.fixed_ms.values()) / each.oracle_ms for each in lte),
-        "all_phone_over_oracle": statistics.mean(each.fixed_ms["all-phone"] / each.oracle_ms for each in lte),
-        "all_cloud_over_oracle": statistics.mean(each.fixed_ms["all-cloud"] / each.oracle_ms for each in lte),
-        "switches_per_minute": statistics.mean(
-            60 * each.switches / case[3].seconds for case, each in zip(cases, outcomes, strict=True) if not case[2]
-        ),
-        "stalls": statistics.mean(each.stalls for each in lte),
+        "best_fixed_over_oracle": statistics.mean(min(each.fixed_ms.values()) / each.oracle_ms for each in outcomes),
+        "all_phone_over_oracle": statistics.mean(each.fixed_ms["all-phone"] / each.oracle_ms for each in outcomes),
+        "all_cloud_over_oracle": statistics.mean(each.fixed_ms["all-cloud"] / each.oracle_ms for each in outcomes),
+        "traces": len(outcomes),
+    }
+
+
+def figures_of(cases: Sequence[Case], outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The figures of this program."""
+    lte = [(case, each) for case, each in zip(cases, outcomes, strict=True) if not case[2]]
+    figures = ratios_of([each for _, each in lte])
+    figures |= {
+        "switches_per_minute": statistics.mean(60 * each.switches / case[3].seconds for case, each in lte),
+        "stalls_per_minute": statistics.mean(60 * each.stalls / case[3].seconds for case, each in lte),
+        "probe_share": statistics.mean(each.probe_share for each in outcomes),
         "probe_share_max": max(each.probe_share for each in outcomes),
-        "traces": len(lte),
     }
     for shape in dict.fromkeys(case[2] for case in cases if case[2]):
         of_shape = [each for case, each in zip(cases, outcomes, strict=True) if case[2] == shape]
@@ -111,78 +114,6 @@ def choosing_us(pool: Pool, nominal: State) -> tuple[float, float]:
     return float(np.quantile(times, 0.5)), float(np.quantile(times, 0.99))
 
 
-class _Replay:
-    """Shapes the first link by a trace from now on, in a thread, until it is left."""
-
-    def __init__(self, line: Any, trace: Trace) -> None:
-        self._line, self._trace = line, trace
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> float:
-        self._thread.start()
-        return time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        from emulated import Way
-
-        started, trace = time.monotonic(), self._trace
-        for i, (up, down, rtt) in enumerate(zip(trace.up_mbit, trace.down_mbit, trace.rtt_ms, strict=True)):
-            self._line.join_by((Way(up, down, rtt / 2), Way(200, 200, 8)))
-            if self._over.wait(max(0.0, started + (i + 1) * STEP_S - time.monotonic())):
-                return
-
-
-def emulate(name: str, seeds: int, seconds: float, period_s: float) -> list[Outcome]:
-    """Run every plan and the adaptive choice on each trace, requests at the same times."""
-    from emulated import NETWORKS, Line as Tiers, measure_overheads
-    from regret_models import Model
-
-    outcomes = []
-    with tempfile.TemporaryDirectory() as scratch:
-        overheads = measure_overheads(Path(scratch))
-        made = Model(name, MODELS[name], overheads, ["lte"], Path(scratch) / name)
-        with Tiers(made.bundle) as tiers:
-            tiers.join_by(NETWORKS["lte"])
-            names = [plan.name for plan in made.offered.plans]
-            for plan in names:
-                tiers.run(made.inputs, plan)
-            for seed in range(seeds):
-                trace = lte_like(seed, seconds)
-                took = {plan: _follow(tiers, trace, made.inputs, plan, period_s) for plan in (None, *names)}
-                outcomes.append(_compare(took))
-    return outcomes
-
-
-def _follow(tiers: Any, trace: Trace, inputs: Mapping[str, Any], plan: str | None, period_s: float) -> dict[int, float]:
-    """Milliseconds by the number of the request; those whose time had passed while one before ran are left out."""
-    took: dict[int, float] = {}
-    with _Replay(tiers, trace) as started:
-        while (now := time.monotonic() - started) < trace.seconds - 5:
-            index = int(now / period_s) + 1
-            time.sleep(index * period_s - now)
-            took[index] = tiers.session.run(inputs, plan=plan).report.latency_ms
-    return took
-
-
-def _compare(took: Mapping[str | None, dict[int, float]]) -> Outcome:
-    adaptive, fixed = took[None], {plan: each for plan, each in took.items() if plan is not None}
-    shared = set(adaptive).intersection(*fixed.values())
-    best = [min(each[i] for each in fixed.values()) for i in shared]
-    return Outcome(
-        adaptive_ms=statistics.mean(adaptive[i] for i in shared),
-        oracle_ms=statistics.mean(best),
-        fixed_ms={plan: statistics.mean(each[i] for i in shared) for plan, each in fixed.items()},
-        switches=0,
-        stalls=0,
-        probe_share=0.0,
-    )
-
-
 def main() -> None:
     """Run, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -192,16 +123,14 @@ def main() -> None:
     options = parser.parse_args()
     conditions: dict[str, Any] = {"machine": platform.machine(), "bar": BAR, "slowdowns": SLOWDOWNS, "links": LINKS}
     if options.emulated:
-        seconds, seeds = (15.0, 1) if options.quick else (60.0, 3)
-        outcomes = emulate("ppocr-rec", seeds, seconds, 0.5)
-        nothing = Trace((1.0,) * round(seconds / STEP_S), (), ())
-        lte = [(made, made, "", nothing, 0) for made in [None] * len(outcomes)]
-        figures = figures_of(lte, outcomes)  # type: ignore[arg-type]
-        for unknown in ("switches_per_minute", "stalls", "probe_share_max"):
-            del figures[unknown]
+        from adapt_emulated import emulate
+
+        models, seconds, seeds = (["ppocr-rec"], 8.0, 1) if options.quick else (["ppocr-rec", "ppocr-det"], 60.0, 3)
+        outcomes = [each for name in models for each in emulate(name, MODELS[name], seeds, seconds)]
+        figures = ratios_of(outcomes)
     else:
         models = list(MODELS)[:2] if options.quick else list(MODELS)
-        seconds, seeds = (100.0, 4) if options.quick else (200.0, 12)
+        seconds, seeds = (80.0, 4) if options.quick else (200.0, 12)
         shapes = list(adversarial(1.0))
         cases = cases_of(models, seeds, shapes[:1] + shapes[3:4] if options.quick else shapes, seconds)
         outcomes = model(cases)

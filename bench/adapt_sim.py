@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from adapt_worlds import Trace, Way, busy_spells, steady
+from adapt_worlds import STEP_S, Trace, Way, busy_spells, steady
 
 from flagsplit.runtime.decisions import ChooserOptions, PlanChooser, ProbeOptions, ProbePolicy
 from flagsplit.runtime.estimator import LinkEstimator
@@ -116,6 +116,7 @@ class Adaptive:
         self.chooser = PlanChooser(pool, self.world, chooser)
         self.probes = ProbePolicy(self.chooser, probes)
         self.probe_bytes = self.stalls = 0
+        self.reply_bytes = 0
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = itertools.count()
         self._jitter = random.Random(line.seed + 1)
@@ -200,7 +201,8 @@ class Adaptive:
         if self.chooser.current is None:
             return
         for wish in self.probes.due(now, self.alive(now)):
-            self.probe_bytes += wish.size_bytes + wish.reply_bytes
+            self.probe_bytes += wish.size_bytes
+            self.reply_bytes += wish.reply_bytes
             if wish.target == self.pool.tiers[1]:
                 self.watch(0, True, now, wish.size_bytes)
                 there = self.line.up[0].arrival(now, wish.size_bytes)
@@ -245,9 +247,9 @@ class Outcome:
     adaptive_ms: float
     oracle_ms: float
     fixed_ms: dict[str, float]
-    switches: int
-    stalls: int
-    probe_share: float
+    switches: int = 0
+    stalls: int = 0
+    probe_share: float = 0.0
 
 
 def play(
@@ -275,14 +277,14 @@ def play(
         plan.name: mean_ms(lambda at, rng, plan=plan: ride(line, plan, at, rng).done)  # type: ignore[misc]
         for plan in copies
     }
-    carried = sum(line.trace.up_mbit) * 0.1 * 1e6 / 8
+    up, down = (sum(rates) * STEP_S * 1e6 / 8 for rates in (line.trace.up_mbit, line.trace.down_mbit))
     return Outcome(
         adaptive_ms,
         oracle_ms,
         fixed,
         len([d for d in adaptive.chooser.log if d.rid is None]),
         adaptive.stalls,
-        adaptive.probe_bytes / carried,
+        max(adaptive.probe_bytes / up, adaptive.reply_bytes / down),
     )
 
 

@@ -101,8 +101,8 @@ class ChooserOptions:
     switch_s: float = 0.0
     dwell_s: float = 1.0
     far_better: float = 2.0
-    patience: float = 2.0
-    patience_floor_s: float = 0.25
+    patience: float = 1.7
+    patience_floor_s: float = 0.2
     rescue_margin: float = 1.25
     rescue_floor_s: float = 0.02
 
@@ -212,8 +212,8 @@ class PlanChooser:
     def attempt_patience_s(self, plan: str, state: State) -> float:
         """How long an attempt with a plan may take before it counts as stalled, seconds.
 
-        From what is predicted; where the rescue plan is quick, about as much longer as that takes: then the wait and the
-        rescue together cost at most twice what either would have (Karlin et al., Algorithmica 3, 1988).
+        So many times what is predicted. Where the rescue plan is quick, about as much longer as that takes is enough:
+        who waits for as long as the other way costs loses half at most (ski rental, Karlin et al., Algorithmica 3, 1988).
         """
         options = self._options
         predicted_s = self.pool.plan(plan).latency_s(state)

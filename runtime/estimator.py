@@ -461,7 +461,7 @@ class TierOptions:
         stale_s: seconds after which an unheard wait counts as over.
     """
 
-    slowdown: FilterOptions = FilterOptions(drift=0.15, prior=0.7, worse_sign=1, stale_s=20.0, return_s=20.0)
+    slowdown: FilterOptions = FilterOptions(drift=0.15, prior=0.7, worse_sign=1, stale_s=8.0, return_s=5.0)
     least_run_s: float = 0.001
     wait_gain_s: float = 0.5
     stale_s: float = 5.0
