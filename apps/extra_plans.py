@@ -10,7 +10,7 @@ from flagsplit.errors import PolicyError
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan
-from flagsplit.splitter.pool_builder import bias_of
+from flagsplit.splitter.pool_builder import bias_of, bounds_of
 from flagsplit.splitter.problem import Problem
 
 ExtraPlans = Callable[[Problem], Mapping[str, Sequence[int] | Plan]]
@@ -35,7 +35,7 @@ def add_plans(planning: PlanningResult, extra: ExtraPlans) -> PlanningResult:
         known.add((plan.placement, plan.cuts, plan.route))
         plans.append(plan)
         bias.append(bias_of(problem, plan))
-    return replace(planning, pool=replace(pool, plans=tuple(plans), bias=tuple(bias)))
+    return replace(planning, pool=replace(pool, plans=tuple(plans), bias=tuple(bias), bounds=bounds_of(problem, plans)))
 
 
 def _check(problem: Problem, name: str, placement: Sequence[int]) -> None:

@@ -117,6 +117,10 @@ class Line:
         for link, way in zip(self._links, network, strict=True):
             link.set_shapes(*way.shapes)
 
+    def ask(self, inputs: Mapping[str, Array], plan: str = "") -> Answer:
+        """Ask once, by that plan if it can be, or by the session's own choice."""
+        return self._session.run(inputs, plan=plan)
+
     def run(self, inputs: Mapping[str, Array], plan: str) -> Answer:
         """Ask once, by that plan and no other."""
         answer = self._session.run(inputs, plan=plan)

@@ -27,6 +27,7 @@ GRAPH_NAME = "flagir/model.onnx"
 WEIGHTS_MEMBER = "flagir/weights.bin"
 
 _MAX_PLANS_BYTES = 256 << 20
+_NOMINAL = ("slowdown", "up_s_per_byte", "down_s_per_byte", "up_s_per_message", "down_s_per_message")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class PlanSet:
                 ]
                 for name, steps in self.steps.items()
             },
-            "nominal": {name: list(getattr(self.nominal, name)) for name in State.__dataclass_fields__},
+            "nominal": {name: list(getattr(self.nominal, name)) for name in (*_NOMINAL, "alive")},
             "reasons": list(self.reasons),
         }
         if self.answers:
@@ -123,9 +124,7 @@ def _read_state(record: Mapping[str, Any], pool: Pool) -> State:
     tiers, links = len(pool.tiers), len(pool.plans[0].features.up_bytes)
     alive = reading.array(record, "alive", "nominal", tiers)
     figures = {
-        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else links)
-        for name in State.__dataclass_fields__
-        if name != "alive"
+        name: reading.numbers(record, name, "nominal", tiers if name == "slowdown" else links) for name in _NOMINAL
     }
     return State(**figures, alive=tuple(map(bool, alive)))
 

@@ -132,8 +132,9 @@ class Plan:
         return tuple(sorted(set(self.placement)))
 
     def latency_s(self, state: State) -> float:
-        """Serial latency in that state, phi . theta."""
-        return float(self.features.latency_vector() @ state.vector())
+        """Serial latency in that state, phi . theta and the waits of the tiers that it uses."""
+        waits = sum(state.wait_s[k] for k in self.used_tiers) if state.wait_s else 0.0
+        return float(self.features.latency_vector() @ state.vector()) + waits
 
     def bottleneck_s(self, state: State) -> float:
         """Time of the slowest stage in that state."""

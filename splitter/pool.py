@@ -4,7 +4,7 @@ NumPy only, so that the runtime can load it without a solver; pools are made in 
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flagsplit.errors import BundleError, PolicyError, UnavailableError
 from flagsplit.splitter import reading
 from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.pool_bounds import ROUNDING, PoolBound
 from flagsplit.splitter.state import State
 
 FORMAT_VERSION = 2
@@ -61,6 +62,7 @@ class Choice:
         meets_latency: whether that keeps the SLA's latency bound (true without one).
         runner_up: the next best plan, or None.
         runner_up_latency_s: its latency, or None.
+        broken: the SLA's bounds that it breaks in that state, "latency_ms" first.
     """
 
     plan: Plan
@@ -68,6 +70,7 @@ class Choice:
     meets_latency: bool
     runner_up: Plan | None
     runner_up_latency_s: float | None
+    broken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Pool:
         absent: single-tier plans that are not in the pool, "all-TIER" to the reason.
         certificate: what is known about the pool's quality.
         goal: "latency", or "throughput": then the slowest stage is the score.
-        preferred: the plan that the SLA's mode wants whenever its tiers are alive and it keeps the bound, or None.
+        preferred: the plan that the SLA's mode wants whenever its tiers are alive and it keeps the bounds, or None.
+        bounds: the SLA's other bounds on a request; plans that keep all come first, then the least excess decides.
     """
 
     plans: tuple[Plan, ...]
@@ -93,11 +97,15 @@ class Pool:
     certificate: PoolCertificate
     goal: str = "latency"
     preferred: str | None = None
+    bounds: tuple[PoolBound, ...] = ()
     _phi: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     _uses: NDArray[np.bool_] = field(init=False, repr=False, compare=False)
     _bias: NDArray[np.float64] = field(init=False, repr=False, compare=False)
     _index: Mapping[str, int] = field(init=False, repr=False, compare=False)
     _usable_by: dict[tuple[bool, ...], NDArray[np.bool_]] = field(init=False, repr=False, compare=False)
+    _bounded: tuple[tuple[str, NDArray[np.float64], NDArray[np.float64]], ...] = field(
+        init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.plans or len({(plan.tiers, len(plan.placement)) for plan in self.plans}) != 1:
@@ -113,6 +121,8 @@ class Pool:
         object.__setattr__(self, "_uses", np.array(uses))
         object.__setattr__(self, "_bias", np.array(self.bias))
         object.__setattr__(self, "_usable_by", {})
+        bounded = tuple((bound.name, *bound.parts(self.plans)) for bound in self.bounds)
+        object.__setattr__(self, "_bounded", bounded)
         for alive in itertools.product((True, False), repeat=min(len(self.tiers), _FEW_TIERS)):
             if len(alive) == len(self.tiers):
                 self._usable(alive)
@@ -137,7 +147,20 @@ class Pool:
         if len(theta) != self._phi.shape[1]:
             raise PolicyError(f"state: expected {(self._phi.shape[1] - len(self.tiers)) // 4} links")
         latencies: NDArray[np.float64] = self._phi @ theta
-        return latencies
+        return latencies + self._uses @ np.array(state.wait_s) if state.wait_s else latencies
+
+    def excess(self, state: State) -> Mapping[str, NDArray[np.float64]]:
+        """By bound of the SLA, what every plan makes of it in that state as a share of what is allowed, (m,)."""
+        return self._excess(self.latencies_s(state), state)
+
+    def _excess(self, latencies: NDArray[np.float64], state: State) -> dict[str, NDArray[np.float64]]:
+        found: dict[str, NDArray[np.float64]] = {}
+        if self.latency_bound_s is not None:
+            found["latency_ms"] = latencies / max(self.latency_bound_s, np.finfo(np.float64).tiny)
+        if self._bounded:
+            theta = state.vector()
+            found |= {name: fixed + parts @ theta for name, fixed, parts in self._bounded}
+        return found
 
     def scores(self, state: State) -> NDArray[np.float64]:
         """What is minimized, for every plan in that state: the weighted sum, or the time of the slowest stage."""
@@ -152,9 +175,17 @@ class Pool:
         return slowest
 
     def choose(
-        self, state: State, current: str | None = None, switch_margin: float = 0.0, switch_s: float = 0.0
+        self,
+        state: State,
+        current: str | None = None,
+        switch_margin: float = 0.0,
+        switch_s: float = 0.0,
+        without: Collection[str] = (),
     ) -> Choice:
         """The best plan for a state.
+
+        Plans that keep all of the SLA's bounds in it come first. Where none does, the one that exceeds its worst bound
+        by the smallest factor is the least bad.
 
         Args:
             state: theta now; a plan is out if a tier that it runs on is dead, and all are
@@ -162,25 +193,34 @@ class Pool:
             current: name of the plan in use, if any.
             switch_margin: keep `current` unless another plan's score is better by more than this fraction.
             switch_s: seconds that leaving `current` costs, shared out over the requests that are expected to profit.
+            without: names of plans that are out for another reason.
 
         Raises:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
         """
         latencies = self.latencies_s(state)
         usable = self._usable(state.alive)
+        if without:
+            usable = usable & np.array([plan.name not in without for plan in self.plans])
         if not usable.any():
-            raise UnavailableError(self._nothing_left(state))
+            raise UnavailableError(self._nothing_left(state, without))
         score = self._scores(latencies, state)
-        score[~usable] = np.inf
-        if self.latency_bound_s is not None:
-            score = self._prefer_bound(score, latencies, usable, self.latency_bound_s)
+        excess = self._excess(latencies, state)
+        leave_s = switch_s * self._per_second
+        keeps = usable
+        if excess:
+            worst = np.maximum.reduce(list(excess.values()))
+            keeps = usable & (worst <= 1 + ROUNDING)
+            if not keeps.any():
+                score, leave_s = worst, 0.0
+        score = np.where(keeps if keeps.any() else usable, score, np.inf)
         best = int(score.argmin())
-        if self.preferred is not None and self._is_kept(self._index[self.preferred], latencies, usable):
+        if self.preferred is not None and keeps[self._index[self.preferred]]:
             best = self._index[self.preferred]
         elif current is not None and (switch_margin > 0 or switch_s > 0):
             kept = self._index.get(current, best)
-            best = kept if score[kept] <= score[best] * (1 + switch_margin) + switch_s * self._per_second else best
-        return self._choice(best, score, latencies)
+            best = kept if score[kept] <= score[best] * (1 + switch_margin) + leave_s else best
+        return self._choice(best, score, latencies, excess)
 
     def _usable(self, alive: tuple[bool, ...]) -> NDArray[np.bool_]:
         """Which plans compute on these tiers only."""
@@ -189,22 +229,17 @@ class Pool:
             known = self._usable_by[alive] = ~(self._uses & ~np.array(alive)).any(axis=1) & alive[0]
         return known
 
-    def _is_kept(self, plan: int, latencies: NDArray[np.float64], usable: NDArray[np.bool_]) -> bool:
-        """Whether a plan can run and keeps the latency bound."""
-        return bool(usable[plan]) and (self.latency_bound_s is None or bool(latencies[plan] <= self.latency_bound_s))
-
     @property
     def _per_second(self) -> float:
         return self.latency_weight if self.goal == "latency" else 1.0
 
-    def _prefer_bound(
-        self, score: NDArray[np.float64], latencies: NDArray[np.float64], usable: NDArray[np.bool_], bound_s: float
-    ) -> NDArray[np.float64]:
-        """Rule out what breaks the bound; where everything does, the fastest is the least bad."""
-        keeps = usable & (latencies <= bound_s)
-        return np.where(keeps, score, np.inf) if keeps.any() else np.where(usable, latencies, np.inf)
-
-    def _choice(self, best: int, score: NDArray[np.float64], latencies: NDArray[np.float64]) -> Choice:
+    def _choice(
+        self,
+        best: int,
+        score: NDArray[np.float64],
+        latencies: NDArray[np.float64],
+        excess: Mapping[str, NDArray[np.float64]],
+    ) -> Choice:
         score[best] = np.inf
         second = int(score.argmin())
         runner_up = second if score[second] < np.inf else None
@@ -215,16 +250,21 @@ class Pool:
             meets_latency=self.latency_bound_s is None or latency_s <= self.latency_bound_s,
             runner_up=None if runner_up is None else self.plans[runner_up],
             runner_up_latency_s=None if runner_up is None else float(latencies[runner_up]),
+            broken=tuple(name for name, shares in excess.items() if shares[best] > 1 + ROUNDING),
         )
 
-    def _nothing_left(self, state: State) -> str:
+    def _nothing_left(self, state: State, without: Collection[str]) -> str:
         names = [name for name, alive in zip(self.tiers, state.alive, strict=True) if not alive]
         first = f"all-{self.tiers[0]}"
         why = f"; {first} is not in the pool: {self.absent[first]}" if first in self.absent else ""
-        return f"no plan runs without {', '.join(names)}{why}"
+        lacking = [f"without {', '.join(names)}"] if names else []
+        barred = [f"with {', '.join(sorted(without))} ruled out"] if without else []
+        return f"no plan runs {' and '.join(lacking + barred)}{why}"
 
     def to_json(self) -> str:
         """Deterministic JSON text, `plans.json` of a bundle."""
+        # Written only where there are some: who does not know of bounds refuses the pool rather than break them.
+        bounds = {"bounds": [bound.to_data() for bound in self.bounds]} if self.bounds else {}
         return reading.dump(
             {
                 "version": FORMAT_VERSION,
@@ -236,6 +276,7 @@ class Pool:
                 "certificate": asdict(self.certificate),
                 "goal": self.goal,
                 "preferred": self.preferred,
+                **bounds,
             }
         )
 
@@ -245,7 +286,8 @@ class Pool:
         data = reading.parse_object(text, "pool")
         if data.pop("version", None) != FORMAT_VERSION:
             raise BundleError(f"pool.version: expected {FORMAT_VERSION}; make the bundle again with this flagsplit")
-        reading.only_keys(data, _POOL_KEYS, "pool")
+        bounds = reading.array({"bounds": [], **data}, "bounds", "pool")
+        reading.only_keys({"bounds": [], **data}, _POOL_KEYS, "pool")
         plans = reading.array(data, "plans", "pool")
         bound = data["latency_bound_s"]
         absent = reading.as_object(data["absent"], "pool.absent")
@@ -259,6 +301,7 @@ class Pool:
                 certificate=_read_certificate(data["certificate"]),
                 goal=reading.text(data, "goal", "pool"),
                 preferred=None if data["preferred"] is None else reading.text(data, "preferred", "pool"),
+                bounds=tuple(PoolBound.from_data(each, f"pool.bounds[{i}]") for i, each in enumerate(bounds)),
             )
         except PolicyError as error:
             raise BundleError(str(error)) from None

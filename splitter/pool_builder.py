@@ -6,7 +6,7 @@ and over states drawn between its corners. Choosing from the pool at run time is
 needs no solver; what is searched where is in `flagsplit.splitter.pool_search`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +17,18 @@ from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import tier_set_name
 from flagsplit.splitter.pool import Pool, PoolCertificate
+from flagsplit.splitter.pool_bounds import PoolBound
 from flagsplit.splitter.pool_search import PoolSearch
 from flagsplit.splitter.problem import Problem
-from flagsplit.splitter.rates import MS_PER_S, REQUESTS
+from flagsplit.splitter.rates import (
+    MJ_PER_J,
+    MS_PER_S,
+    REQUESTS,
+    Rates,
+    carbon_rates,
+    energy_rates,
+    price_rates,
+)
 from flagsplit.splitter.solvers import Solution, solve
 from flagsplit.splitter.state import State
 
@@ -81,6 +90,55 @@ def bias_of(problem: Problem, plan: Plan) -> float:
     energy_j = figures.first_tier_energy_j if problem.sla.energy_scope == "first" else figures.total_energy_j
     price = weights.price * plan.features.price_usd * REQUESTS
     return price + weights.energy * energy_j + weights.carbon * plan.features.carbon_g * REQUESTS
+
+
+def bounds_of(problem: Problem, plans: Sequence[Plan]) -> tuple[PoolBound, ...]:
+    """The SLA's bounds on price, energy and carbon, as functions of the state."""
+    bounds, first = problem.sla.bounds, problem.sla.energy_scope == "first"
+    found = []
+    if bounds.price_per_1k_usd is not None:
+        values = {plan.name: plan.predicted.price_per_1k_usd for plan in plans}
+        measure = problem.costs.usd_per_s * REQUESTS, price_rates(problem).times(REQUESTS)
+        found.append(_bound(problem, "price_per_1k_usd", bounds.price_per_1k_usd, plans, values, measure))
+    if bounds.energy_mj is not None:
+        joules = {p.name: p.predicted.first_tier_energy_j if first else p.predicted.total_energy_j for p in plans}
+        values = {name: energy_j * MJ_PER_J for name, energy_j in joules.items()}
+        scope = np.array([not first or k == 0 for k in range(len(problem.tiers))])
+        measure = problem.costs.power_w * scope * MJ_PER_J, energy_rates(problem).times(MJ_PER_J)
+        found.append(_bound(problem, "energy_mj", bounds.energy_mj, plans, values, measure))
+    if bounds.carbon_per_1k_g is not None:
+        values = {plan.name: plan.predicted.carbon_per_1k_g for plan in plans}
+        measure = problem.costs.power_w * problem.costs.carbon_g_per_j * REQUESTS, carbon_rates(problem).times(REQUESTS)
+        found.append(_bound(problem, "carbon_per_1k_g", bounds.carbon_per_1k_g, plans, values, measure))
+    return tuple(found)
+
+
+def _bound(
+    problem: Problem,
+    name: str,
+    limit: float,
+    plans: Sequence[Plan],
+    values: Mapping[str, float],
+    measure: tuple[NDArray[np.float64], Rates],
+) -> PoolBound:
+    """A bound whose busy seconds, and whose seconds of sending, count as long as they take.
+
+    Bytes over by-passes count what they do at the nominal state.
+    """
+    nominal, (per_second, charged) = problem.nominal, measure
+    bypasses = [0.0] * len(problem.bypasses)
+    line = slice(len(problem.links))
+    rates = [
+        *per_second,
+        *(charged.up_byte / np.array(nominal.up_s_per_byte[line])),
+        *bypasses,
+        *(charged.down_byte / np.array(nominal.down_s_per_byte[line])),
+        *bypasses,
+        *[0.0] * (2 * len(nominal.up_s_per_message)),
+    ]
+    moving = np.array(rates) * nominal.vector()
+    fixed = {plan.name: max(0.0, values[plan.name] - float(plan.features.latency_vector() @ moving)) for plan in plans}
+    return PoolBound(name, limit, fixed, tuple(float(rate) for rate in rates))
 
 
 class _Candidates:
@@ -204,6 +262,7 @@ def _make_pool(
         certificate=certificate,
         goal=problem.sla.objective.goal,
         preferred=_preferred(problem, plans),
+        bounds=bounds_of(problem, plans),
     )
 
 

@@ -23,6 +23,8 @@ class State:
         up_s_per_byte, down_s_per_byte: by link, away from and towards the first tier.
         up_s_per_message, down_s_per_message: by link, half a round trip each unless measured.
         alive: by tier; a dead tier runs nothing. As a relay it is passed by, at the same cost for want of a better one.
+        wait_s: by tier, seconds that a request waits for its turn, once where it runs something, not where it is only
+            relayed; empty where nobody waits. Only the choice from a pool looks at it, solvers do not.
     """
 
     slowdown: tuple[float, ...]
@@ -31,6 +33,7 @@ class State:
     up_s_per_message: tuple[float, ...]
     down_s_per_message: tuple[float, ...]
     alive: tuple[bool, ...]
+    wait_s: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         links = len(self.up_s_per_byte)
@@ -38,7 +41,9 @@ class State:
         tiers = len(self.slowdown)
         if len(self.alive) != tiers or links < tiers - 1 or any(len(part) != links for part in parts):
             raise PolicyError(f"state: expected {tiers} tiers, and {max(links, tiers - 1)} links in every field")
-        if not all(math.isfinite(x) and x >= 0 for part in (self.slowdown, *parts) for x in part):
+        if self.wait_s and len(self.wait_s) != tiers:
+            raise PolicyError(f"state: expected a wait for each of {tiers} tiers, got {len(self.wait_s)}")
+        if not all(math.isfinite(x) and x >= 0 for part in (self.slowdown, self.wait_s, *parts) for x in part):
             raise PolicyError("state: every figure must be finite and 0 or more; mark a dead tier in `alive`")
 
     @classmethod

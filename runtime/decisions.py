@@ -1,0 +1,414 @@
+"""Which plan to follow now, why, how long to wait for it, and when to measure a link. Pure, on given times.
+
+The chooser follows the pool's choice for the world's state, but not at every flicker: another plan must be better by a
+margin, and has its turn for a while, unless a tier is gone or it is far better. Every change is a `Decision` with its
+reason and figures. What the world is like is in `flagsplit.runtime.world`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from flagsplit.runtime.estimator import LinkEstimator
+from flagsplit.runtime.world import WorldModel
+from flagsplit.splitter.plan import Plan
+from flagsplit.splitter.pool import Choice, Pool
+from flagsplit.splitter.state import State
+
+REASONS = (
+    "start",
+    "tier down",
+    "tier back",
+    "tier slower",
+    "tier faster",
+    "link slower",
+    "link faster",
+    "overload",
+    "deadline",
+    "sla",
+    "asked",
+    "codec out of range",
+)
+"""What a `Decision` can say; a caller may give its own."""
+
+_USUAL_S = 120.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A change of the plan.
+
+    Attributes:
+        at_s: when, on the session's clock.
+        rid: of the one request that it is about; None for all from now on.
+        from_plan: what was followed, "" at the start.
+        to_plan: what is followed.
+        reason: one of `REASONS`, or of the caller.
+        numbers: what it was based on: predicted seconds of both plans, and of links and tiers what is believed.
+    """
+
+    at_s: float
+    rid: int | None
+    from_plan: str
+    to_plan: str
+    reason: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+class DecisionLog:
+    """The latest decisions.
+
+    Args:
+        most: how many are kept.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        self._kept: deque[Decision] = deque(maxlen=most)
+        self.count = 0
+
+    def add(self, decision: Decision) -> None:
+        """Keep one more."""
+        self._kept.append(decision)
+        self.count += 1
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(tuple(self._kept))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+@dataclass(frozen=True)
+class ChooserOptions:
+    """How readily plans change, and how long attempts may take.
+
+    Attributes:
+        margin: another plan's score must be better by this share.
+        switch_s: seconds that a change costs, shared out over the requests that profit.
+        dwell_s: a plan that has just been taken up is kept for so long,
+        far_better: unless another is better by this factor, or a tier of it is gone.
+        patience: an attempt may take so many times what is predicted,
+        patience_floor_s: and so much more.
+        rescue_margin: predicted seconds of a rescue count so many times.
+        rescue_floor_s: and so much more.
+    """
+
+    margin: float = 0.10
+    switch_s: float = 0.0
+    dwell_s: float = 1.0
+    far_better: float = 2.0
+    patience: float = 1.7
+    patience_floor_s: float = 0.2
+    rescue_margin: float = 1.25
+    rescue_floor_s: float = 0.02
+
+
+class PlanChooser:
+    """Holds the plan that is followed.
+
+    Args:
+        pool: the plans.
+        world: what the state is taken from.
+        options: how readily to change.
+        log: where decisions go.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        world: WorldModel,
+        options: ChooserOptions | None = None,
+        log: DecisionLog | None = None,
+    ) -> None:
+        self.pool = pool
+        self.world = world
+        self.log = log if log is not None else DecisionLog()
+        self._options = options or ChooserOptions()
+        self._current: str | None = None
+        self._since = 0.0
+        self._then: State | None = None
+        self._lossy = frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts))
+
+    @property
+    def current(self) -> str | None:
+        """Name of the plan that is followed; None before the first choice."""
+        return self._current
+
+    def choose(
+        self,
+        now: float,
+        alive: Sequence[bool],
+        avoid_lossy: bool = False,
+        exclude: Collection[str] = (),
+        rid: int | None = None,
+        reason: str = "",
+    ) -> tuple[str, Decision | None]:
+        """The plan for a request that begins now.
+
+        With `avoid_lossy`, `exclude` or `rid` the answer is for that request alone; the plan that is followed stays.
+
+        Args:
+            now: seconds.
+            alive: by tier.
+            avoid_lossy: leave out plans with codecs.
+            exclude: plans to leave out.
+            rid: of the request.
+            reason: for the decision, where the caller knows it.
+
+        Returns:
+            The plan's name, and the decision if it is another than the one that is followed.
+
+        Raises:
+            UnavailableError: no plan of the pool can do with the tiers that are alive.
+        """
+        state = self.world.state(now, alive)
+        if avoid_lossy or exclude or rid is not None:
+            without = self._lossy.union(exclude) if avoid_lossy else exclude
+            return self._choose_once(now, state, without, rid, reason or ("codec out of range" if avoid_lossy else ""))
+        return self._follow(now, state, reason)
+
+    def _choose_once(
+        self, now: float, state: State, without: Collection[str], rid: int | None, reason: str
+    ) -> tuple[str, Decision | None]:
+        options = self._options
+        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s, without)
+        name = chosen.plan.name
+        if name == self._current:
+            return name, None
+        return name, self._decide(now, rid, name, reason or self._why(state, chosen), state)
+
+    def _follow(self, now: float, state: State, reason: str) -> tuple[str, Decision | None]:
+        options = self._options
+        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s)
+        name = chosen.plan.name
+        if self._current is not None and (name == self._current or not self._may_leave(now, state, chosen)):
+            return self._current, None
+        decision = self._decide(now, None, name, reason or self._why(state, chosen), state)
+        self._current, self._since, self._then = name, now, state
+        return name, decision
+
+    def _may_leave(self, now: float, state: State, chosen: Choice) -> bool:
+        """Whether the plan that is followed has had its turn, cannot go on, or is far worse."""
+        if self._is_dead(state) or not 0 <= now - self._since < self._options.dwell_s:
+            return True
+        scores = self.pool.scores(state)
+        mine, best = scores[self._index(self._current or "")], scores[self._index(chosen.plan.name)]
+        return bool(mine > best * self._options.far_better)
+
+    def _is_dead(self, state: State) -> bool:
+        return self._current is None or not all(state.alive[k] for k in self.pool.plan(self._current).used_tiers)
+
+    def _index(self, name: str) -> int:
+        return next(i for i, plan in enumerate(self.pool.plans) if plan.name == name)
+
+    def ask(self, now: float, alive: Sequence[bool], plan: str, rid: int) -> Decision | None:
+        """A request asked for a plan; the decision if it is another than the one that is followed."""
+        return None if plan == self._current else self._decide(now, rid, plan, "asked", self.world.state(now, alive))
+
+    def attempt_patience_s(self, plan: str, state: State) -> float:
+        """How long an attempt with a plan may take before it counts as stalled, seconds.
+
+        So many times what is predicted. Where the rescue plan is quick, about as much longer as that takes is enough:
+        who waits for as long as the other way costs loses half at most (ski rental, Karlin et al., Algorithmica 3, 1988).
+        """
+        options = self._options
+        predicted_s = self.pool.plan(plan).latency_s(state)
+        more_s = predicted_s * (options.patience - 1) + options.patience_floor_s
+        rescue = self.rescue_plan(state, exclude=[plan])
+        if rescue is not None:
+            more_s = min(more_s, max(rescue.latency_s(state), more_s / 2))
+        return predicted_s + more_s
+
+    def rescue_plan(self, state: State, exclude: Collection[str] = ()) -> Plan | None:
+        """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
+        usable = [
+            plan
+            for plan in self.pool.plans
+            if plan.name not in exclude and all(state.alive[k] for k in plan.used_tiers)
+        ]
+        alone = [plan for plan in usable if plan.used_tiers == (0,)]
+        return min(alone or usable, key=lambda plan: plan.latency_s(state), default=None)
+
+    def deadline_rescue_s(self, deadline_s: float, state: State, exclude: Collection[str] = ()) -> float:
+        """The last moment at which the rescue plan still meets a deadline, with a margin.
+
+        Args:
+            deadline_s: on the session's clock.
+            state: theta now.
+            exclude: plans that cannot help, such as the one that is under way.
+        """
+        plan = self.rescue_plan(state, exclude)
+        if plan is None:
+            return deadline_s
+        return deadline_s - plan.latency_s(state) * self._options.rescue_margin - self._options.rescue_floor_s
+
+    def _decide(self, now: float, rid: int | None, name: str, reason: str, state: State) -> Decision:
+        decision = Decision(now, rid, self._current or "", name, reason, self._numbers(name, state))
+        self.log.add(decision)
+        return decision
+
+    def _numbers(self, name: str, state: State) -> dict[str, float]:
+        tiers = self.pool.tiers
+        numbers = {"predicted_new_s": self.pool.plan(name).latency_s(state)}
+        if self._current is not None:
+            numbers["predicted_old_s"] = self.pool.plan(self._current).latency_s(state)
+        for i, (near, far) in enumerate(pairwise(tiers)):
+            rates = (f"{near}>{far}", state.up_s_per_byte[i]), (f"{far}>{near}", state.down_s_per_byte[i])
+            for way, per_byte in rates:
+                if per_byte > 0:
+                    numbers[f"{way} bytes_per_s"] = 1 / per_byte
+            numbers[f"{near}>{far} rtt_s"] = state.up_s_per_message[i] + state.down_s_per_message[i]
+        for k, tier in enumerate(tiers):
+            numbers[f"{tier} slowdown"] = state.slowdown[k]
+            if state.wait_s:
+                numbers[f"{tier} wait_s"] = state.wait_s[k]
+        return numbers
+
+    def _why(self, state: State, chosen: Choice) -> str:
+        """What has changed most for the difference between the plans since the last one was taken up."""
+        then = self._then
+        if self._current is None or then is None:
+            return "start"
+        old, new = self.pool.plan(self._current), chosen.plan
+        if self._is_dead(state):
+            return "tier down"
+        if any(state.alive[k] and not then.alive[k] for k in new.used_tiers):
+            return "tier back"
+        excess = self.pool.excess(state)
+        if any(shares[self._index(old.name)] > 1 for name, shares in excess.items()) and not chosen.broken:
+            return "sla"
+        differs = old.features.latency_vector() - new.features.latency_vector()
+        change = differs * (state.vector() - then.vector())
+        waited = then.wait_s or (0.0,) * len(state.wait_s)
+        waits = [
+            (state.wait_s[k] - waited[k]) * ((k in old.used_tiers) - (k in new.used_tiers))
+            for k in range(len(state.wait_s))
+        ]
+        if max(waits, default=0.0) > max(float(change.max()), 0.0):
+            return "overload"
+        largest = int(change.argmax())
+        what = "tier" if largest < len(self.pool.tiers) else "link"
+        worse = bool(np.asarray(state.vector() - then.vector())[largest] > 0)
+        return f"{what} {'slower' if worse else 'faster'}"
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """When to measure a link that carries nothing.
+
+    Attributes:
+        idle_s: a rate that is older is worth a measurement.
+        least_s: between two,
+        hint_s: unless something hints at a better link: a shorter round trip, a tier that came back.
+        share: of what the link carries that measuring may take.
+        least_bytes, most_bytes: of one.
+        round_trips: that one is to take at the rate that is believed,
+        usual_s: unless it could then only be repeated after longer than that.
+        deviations: how much better than believed a link may be.
+        gain: share by which a plan must be better then.
+    """
+
+    idle_s: float = 2.0
+    least_s: float = 2.0
+    hint_s: float = 0.9
+    share: float = 0.02
+    least_bytes: int = 16 << 10
+    most_bytes: int = 256 << 10
+    round_trips: float = 3.0
+    usual_s: float = 4.0
+    deviations: float = 2.0
+    gain: float = 0.1
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """Measure now: send so many bytes from one tier to another, and have so many sent back."""
+
+    source: str
+    target: str
+    size_bytes: int
+    reply_bytes: int
+
+
+class ProbePolicy:
+    """Says when a link from the first tier, on which nothing moves, is to be measured.
+
+    A plan that would be better if the link had recovered is the reason; without one, nothing is sent.
+
+    Args:
+        chooser: what would be chosen.
+        options: how often and how much.
+    """
+
+    def __init__(self, chooser: PlanChooser, options: ProbeOptions | None = None) -> None:
+        self._chooser = chooser
+        self._options = options or ProbeOptions()
+        self._next: dict[str, float] = {}
+        self._back: set[str] = set()
+        self._last: dict[str, float] = {}
+        self._usual: dict[str, tuple[float, float]] = {}
+
+    def came_back(self, tier: str) -> None:
+        """A tier is there again: what was known of its link may no longer hold."""
+        self._back.add(tier)
+        self._next.pop(tier, None)
+
+    def due(self, now: float, alive: Sequence[bool]) -> list[ProbeRequest]:
+        """What to measure now; counts as done."""
+        world = self._chooser.world
+        found = []
+        for target, tier in enumerate(world.tiers):
+            if target == 0 or not alive[target] or any(alive[1:target]):
+                continue  # requests do not go straight there
+            link = world.link(world.tiers[0], tier)
+            self._note_rate(tier, link.bytes_per_s(now), now)
+            hint = tier in self._back or link.looks_better(now)
+            due = self._next.get(tier, now) if not hint else self._last.get(tier, -math.inf) + self._options.hint_s
+            if link.is_busy or now < due or not (hint or link.age_s(now) > self._options.idle_s):
+                continue
+            hoped = world.optimistic(now, alive, self._options.deviations)
+            better = self._better(hoped, target)
+            if better is not None or tier in self._back:
+                found.append(self._probe(tier, better, hoped, now))
+        return found
+
+    def _better(self, hoped: State, target: int) -> Plan | None:
+        """The plan that would be taken if the link had recovered, if it needs it."""
+        chooser = self._chooser
+        best = chooser.pool.choose(hoped).plan
+        if chooser.current is None or best.name == chooser.current or max(best.used_tiers) < target:
+            return None
+        mine_s = chooser.pool.plan(chooser.current).latency_s(hoped)
+        return best if mine_s > best.latency_s(hoped) * (1 + self._options.gain) else None
+
+    def _probe(self, tier: str, plan: Plan | None, hoped: State, now: float) -> ProbeRequest:
+        options, world = self._options, self._chooser.world
+        first, at = world.tiers[0], world.tiers.index(tier) - 1
+        usual = self._usual[tier][0]
+        size = self._size_bytes(world.link(first, tier), usual, now)
+        reply = 0
+        if plan is not None:
+            down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
+            if down_s > options.gain * plan.latency_s(hoped):
+                reply = self._size_bytes(world.link(tier, first), 0.0, now)
+        self._last[tier] = now
+        self._next[tier] = now + max(options.least_s, size / (options.share * usual))
+        self._back.discard(tier)
+        return ProbeRequest(first, tier, size, reply)
+
+    def _size_bytes(self, link: LinkEstimator, usual: float, now: float) -> int:
+        """What shows the rate if it is between what is believed and what is usual."""
+        options = self._options
+        rate = math.sqrt(link.bytes_per_s(now) * max(usual, link.bytes_per_s(now)))
+        wanted = min(options.round_trips * link.rtt_s(now), options.share * options.usual_s) * rate
+        return int(min(max(wanted, options.least_bytes), options.most_bytes))
+
+    def _note_rate(self, tier: str, rate: float, now: float) -> None:
+        """What the link carries as a rule: its mean over the last minutes, or what it carries now if that is more."""
+        before, then = self._usual.get(tier, (rate, now))
+        gain = 1 - math.exp(-max(0.0, now - then) / _USUAL_S)
+        self._usual[tier] = max(before + gain * (rate - before), 1.0), now
