@@ -22,6 +22,9 @@ from flagsplit.targets.interface import Array, Executable
 SKIPPED = "skipped"
 """`Ran.error` of a run that nobody waited for any more."""
 
+OUT_OF_RANGE = "out of range: "
+"""What `Ran.error` begins with where a codec could not carry what it was given."""
+
 DEADLINE = "deadline"
 """`Ran.error` of a run that did not begin before its deadline."""
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.report import Report
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.targets.interface import Array
@@ -176,6 +177,13 @@ class TierChanged:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """Another plan is followed, by all or by one request, with the reason and its numbers."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True)
 class Adopted:
     """New requests are answered by this bundle and policy from now on; `without` are the tiers that do not serve it."""
 
@@ -217,6 +225,7 @@ Instruction = (
     | Deliver
     | Fail
     | TierChanged
+    | Decided
     | Adopted
     | Released
     | Superseded

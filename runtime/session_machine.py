@@ -6,6 +6,7 @@ Only the answer of the newest attempt counts, so every request is answered once.
 epoch: requests that began in an older one end in it.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,14 @@ from flagsplit.errors import (
     ProtocolError,
     UnavailableError,
 )
-from flagsplit.runtime.engine import DEADLINE
+from flagsplit.runtime.decisions import Decision
+from flagsplit.runtime.engine import DEADLINE, OUT_OF_RANGE
 from flagsplit.runtime.events import (
     Abandon,
     Adopt,
     Adopted,
     Connect,
+    Decided,
     Deliver,
     Disconnect,
     Event,
@@ -46,10 +49,12 @@ from flagsplit.runtime.relay import Flight, Relay
 from flagsplit.runtime.report import make_report
 from flagsplit.runtime.session_facts import SessionFacts as SessionFacts
 from flagsplit.runtime.session_facts import SessionOptions as SessionOptions
+from flagsplit.runtime.session_guide import SessionGuide
 from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
+    PROBE,
     RESUME,
     Bye,
     Cancel,
@@ -64,6 +69,8 @@ from flagsplit.transport.messages import (
     Open,
     PeerAddress,
     Ping,
+    Pong,
+    Probe,
     Reject,
     Welcome,
 )
@@ -84,6 +91,10 @@ class _Request:
     last_reason: str = ""
     compute_error: str = ""
     waits: int = 0
+    exact: bool = False
+    cause: str = ""
+    rescue: float = math.inf
+    waited: bool = False
 
     @property
     def waits_for_tier(self) -> bool:
@@ -117,6 +128,7 @@ class SessionMachine(Relay):
         self._requests: dict[int, _Request] = {}
         self._queue: deque[Submit] = deque()
         self._rifts = Rifts(self._options.shun_s)
+        self._guide = SessionGuide(facts)
         self._epoch = Epoch(0, facts)
         self._epochs = [self._epoch]
         self._adopt_by = 0.0
@@ -150,6 +162,7 @@ class SessionMachine(Relay):
                 yield from self._on_message(tier, message)
             case Up(tier):
                 self._peers[tier].connected = True
+                self._guide.came(tier, self.now)
                 for bundle in dict.fromkeys(epoch.facts.bundle for epoch in self._epochs):
                     yield self._greeting(tier, bundle)
             case Down(tier, reason) | Violated(tier, reason):
@@ -162,8 +175,9 @@ class SessionMachine(Relay):
                 yield from self._adopt(facts)
             case Leave():
                 yield from (Send(tier, Bye("the session ends")) for tier, peer in self._peers.items() if peer.serves)
-            case Acked():
-                pass
+            case Acked(tier):
+                self._liveness.heard(tier, self.now)
+                self._guide.acked(event, self.now)
             case _:
                 raise InternalError(f"a session cannot handle {event}")
 
@@ -189,6 +203,8 @@ class SessionMachine(Relay):
                 yield from self._on_tensors(tier, message)
             case Have():
                 yield from self.depart(message)
+            case Pong():
+                self._guide.ponged(tier, message, self.now)
             case _:
                 pass
 
@@ -266,6 +282,7 @@ class SessionMachine(Relay):
         if self.now < self._adopt_by and any(bundle in peer.asked for peer in self._peers.values()):
             return
         self._epoch = coming
+        self._guide.adopt(coming.facts)
         without = tuple(tier for tier, peer in self._peers.items() if not peer.takes(bundle))
         yield Adopted(coming.number, bundle, without)
         yield from self._release()
@@ -317,7 +334,7 @@ class SessionMachine(Relay):
             return
         yield from self._withdraw(request)
         try:
-            plan = self._choose(request)
+            plan, decision = self._choose(request)
             route = self._route(plan, request)
         except UnavailableError as error:
             if request.compute_error:
@@ -333,10 +350,25 @@ class SessionMachine(Relay):
         except PolicyError as error:
             yield from self._give_up(request, error)
             return
+        if decision is not None:
+            yield Decided(decision)
         request.asked.update(hop.tier for hop in route[1:] if hop.tier != self.tier)
         flight.restart(flight.attempt + 1, plan, route)
-        request.expires = self.now + self._patience_s(flight, self._options.attempt_s, flight.attempt - 1)
+        request.waited = False
+        self._set_patience(request)
         yield from self._guarded(request, self.take_up(flight, 0))
+
+    def _set_patience(self, request: _Request) -> None:
+        """How long the attempt may take: as predicted and some more, or until nothing but a rescue can help."""
+        flight = request.flight
+        longest_s = self._patience_s(flight, self._options.attempt_s, flight.attempt - 1)
+        found = self._guide.patience(
+            request.epoch.facts, flight.plan, self._alive(request), longest_s, flight.deadline, self.now
+        )
+        # Those that are under way share tiers and links, so each may take as long as all of them.
+        busy_s = (found.expires - self.now) * max(1, len(self._requests)) * 2.0 ** min(flight.attempt - 1, 32)
+        request.rescue = found.rescue
+        request.expires = min(self.now + min(busy_s, longest_s), found.rescue)
 
     def _patience_s(self, flight: Flight, first_s: float, times: int) -> float:
         """How long to wait: twice as long each time, but never all the time that is left."""
@@ -351,14 +383,31 @@ class SessionMachine(Relay):
         """What is still queued of an earlier attempt would only hold up the next."""
         yield from (Withdraw(tier, request.flight.sid, request.flight.rid) for tier in sorted(request.asked))
 
-    def _choose(self, request: _Request) -> str:
-        facts = request.epoch.facts
-        alive = tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(facts.tiers))
-        if request.wanted and request.wanted in facts.steps:
-            used = facts.pool.plan(request.wanted).used_tiers
-            if all(alive[tier] for tier in used):
-                return request.wanted
-        return facts.pool.choose(replace(facts.nominal, alive=alive)).plan.name
+    def _choose(self, request: _Request) -> tuple[str, Decision | None]:
+        """The plan for an attempt: the one asked for, the one that all follow, or the best for this request's case."""
+        facts, rid = request.epoch.facts, request.flight.rid
+        alive = self._alive(request)
+        if self._can_have_its_way(request, alive):
+            return request.wanted, self._guide.asked(self.now, alive, request.wanted, rid)
+        if request.epoch is not self._epoch:
+            pool = facts.pool
+            without = facts.lossy if request.exact else ()
+            return pool.choose(replace(facts.nominal, alive=alive), without=without).plan.name, None
+        is_usual = not request.avoid and not request.exact
+        return self._guide.choose(
+            self.now, alive, avoid_lossy=request.exact, rid=None if is_usual else rid, reason=request.cause
+        )
+
+    @staticmethod
+    def _can_have_its_way(request: _Request, alive: Sequence[bool]) -> bool:
+        """Whether the plan that was asked for is there, can run, and can carry its values."""
+        facts, wanted = request.epoch.facts, request.wanted
+        if wanted not in facts.steps or (request.exact and wanted in facts.lossy):
+            return False
+        return all(alive[tier] for tier in facts.pool.plan(wanted).used_tiers)
+
+    def _alive(self, request: _Request) -> tuple[bool, ...]:
+        return tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(request.epoch.facts.tiers))
 
     def _usable(self, tier: str, request: _Request) -> bool:
         peer = self._peers.get(tier)
@@ -409,12 +458,21 @@ class SessionMachine(Relay):
         request = self._requests[flight.rid]
         if event.error == DEADLINE:
             return  # the tick that is due says so
+        if event.error.startswith(OUT_OF_RANGE):
+            yield from self._go_exact(request, f"{self.tier}: {event.error}")
+            return
         if event.error:
             yield from self._give_up(request, InputError(event.error))
             return
         segment = flight.route[hop].segment
         timing = HopTiming(self.tier, segment, event.wait_us, event.run_us, flight.bytes_in, 0, event.batch)
         yield from self._guarded(request, self.pass_on(flight, hop, timing))
+
+    def _go_exact(self, request: _Request, reason: str) -> Iterator[Instruction]:
+        """A codec cannot carry a value: go on by plans that lose nothing."""
+        request.exact, request.cause, request.last_reason = True, "codec out of range", reason
+        yield Note(f"request {request.flight.rid}, attempt {request.flight.attempt}: {reason}")
+        yield from self._attempt(request)
 
     def _waiting_for(self, message: Open | Chunk | Failed) -> _Request | None:
         """The request whose attempt of now a message is about."""
@@ -427,12 +485,16 @@ class SessionMachine(Relay):
         request = self._waiting_for(message)
         if request is None:
             return
+        if message.code == "range":
+            yield from self._go_exact(request, f"{message.tier}: {message.reason}")
+            return
         rift = way_into(request.flight.route, message.tier, self.tier) if message.code == "unreachable" else None
         if rift is not None and self._usable(message.tier, request):
             self._rifts.note(rift, self.now)
         else:
             request.avoid.add(message.tier)
         request.last_reason = f"{message.tier}: {message.reason}"
+        request.cause = "overload" if message.code == "busy" else "tier down"
         if message.code == "compute":
             request.compute_error = request.compute_error or request.last_reason
         yield Note(f"request {message.rid}, attempt {message.attempt}: {request.last_reason}")
@@ -440,8 +502,11 @@ class SessionMachine(Relay):
 
     def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
         """To the worker of a tier: peers are called by their tiers here."""
-        for message in messages:
-            yield Send(flight.route[hop].tier, message)
+        tier = flight.route[hop].tier
+        self._guide.sent(
+            tier, sum(len(message.payload) for message in messages if isinstance(message, Chunk)), self.now
+        )
+        yield from (Send(tier, message) for message in messages)
 
     def can_resume(self, flight: Flight, hop: int) -> bool:
         """Whether the worker of a hop understands resuming."""
@@ -456,6 +521,8 @@ class SessionMachine(Relay):
         yield from self.skip_runs(flight)
         yield from self._withdraw(request)
         yield from (Send(tier, Done(flight.sid, flight.rid)) for tier in sorted(request.asked))
+        if flight.attempt == 1:
+            self._guide.answered(request.epoch.facts, flight.plan, flight.route, flight.trace, self.now)
         answers = request.epoch.facts.answers_of(flight.plan)
         if any(self._peers[hop.tier].slowdown > 1 for hop in flight.route if hop.tier != self.tier):
             report = replace(report, basis="emulated")
@@ -489,12 +556,14 @@ class SessionMachine(Relay):
     def _on_tick(self) -> Iterator[Instruction]:
         due, silent = self._liveness.tick(self.now)
         for tier in due:
+            self._guide.pinged(tier, self.now)
             yield Send(tier, Ping(0, int(self.now * 1e6)))
         for tier in silent:
             yield from self._lose(tier, "it went silent")
             yield Disconnect(tier)
             yield Connect(tier, self._peers[tier].address.address, self._peers[tier].address.server_key)
         yield from self._adopt_if_ready()
+        yield from self._probe()
         for request in list(self._requests.values()):
             if request.flight.key not in self.flights:
                 continue
@@ -507,18 +576,42 @@ class SessionMachine(Relay):
         for submit in late:
             yield Fail(submit.rid, UnavailableError("the deadline passed while other requests ran"))
 
+    def _probe(self) -> Iterator[Instruction]:
+        """Measure links that are idle and may have recovered."""
+        takes = [self._peers[tier].takes(self._epoch.facts.bundle) for tier in self._peers]
+        alive = dict(zip(self._peers, takes, strict=True))
+        line = tuple(i == 0 or alive.get(tier, False) for i, tier in enumerate(self._epoch.facts.tiers))
+        for probe in self._guide.probes(self.now, line):
+            if PROBE in self._peers[probe.target].features:
+                self._guide.sent(probe.target, probe.size_bytes, self.now)
+                yield Send(probe.target, Probe(0, probe.reply_bytes, payload=bytes(probe.size_bytes)))
+
     def _expire(self, request: _Request) -> Iterator[Instruction]:
-        """An attempt took too long. Who is slow is unknown: go on without the others, or if alone, with them again."""
+        """An attempt took too long. If another plan is better now, take that; else wait once more, then go on alone."""
         others = {hop.tier for hop in request.flight.route if hop.tier != self.tier}
-        if others:
-            request.last_reason = f"no answer in time from {', '.join(sorted(others))}"
-            request.avoid |= others
-        else:
+        if not others:
             request.avoid.clear()
-            if not request.waits_for_tier and self._choose(request) == request.flight.plan:
+            if not request.waits_for_tier and self._still_best(request):
                 request.expires = self.now + self._options.attempt_s
                 return
+            yield from self._attempt(request)
+            return
+        in_need = self.now >= request.rescue or request.waited
+        if not in_need and self._still_best(request):
+            longest_s = self._patience_s(request.flight, self._options.attempt_s, request.flight.attempt - 1)
+            request.waited, request.expires = True, min(self.now + longest_s, request.rescue)
+            return
+        if in_need:
+            request.cause = "deadline" if self.now >= request.rescue else "tier slower"
+            request.last_reason = f"no answer in time from {', '.join(sorted(others))}"
+            request.avoid |= others
         yield from self._attempt(request)
+
+    def _still_best(self, request: _Request) -> bool:
+        try:
+            return self._choose(request)[0] == request.flight.plan
+        except UnavailableError:
+            return False
 
     def _too_late(self, request: _Request) -> UnavailableError:
         states = [f"{tier} {'up' if peer.serves else f'down ({peer.reason})'}" for tier, peer in self._peers.items()]

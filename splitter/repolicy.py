@@ -5,13 +5,14 @@ vendors and targets are out of its reach; those, and policies that no pooled pla
 (`flagsplit.splitter.pool_builder`). NumPy only, like the pool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.codecs import codecs_for
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool, PoolCertificate
+from flagsplit.splitter.pool_bounds import PoolBound
 from flagsplit.splitter.rates import MJ_PER_J, MS_PER_S, REQUESTS
 from flagsplit.splitter.sla import SLA
 
@@ -59,7 +60,30 @@ def repolicy(pool: Pool, sla: SLA) -> Pool:
         certificate=_NOTHING_CERTIFIED,
         goal=sla.objective.goal,
         preferred=_preferred(plans, sla),
+        bounds=tuple(_bounds(pool, plans, sla)),
     )
+
+
+def _bounds(pool: Pool, plans: Sequence[Plan], sla: SLA) -> Iterator[PoolBound]:
+    """Bounds to look at at run time. Where the build knew how one depends on the state, the new one does so too."""
+    known = {bound.name: bound for bound in pool.bounds}
+    for name, values in _figures_of(plans, sla).items():
+        limit = getattr(sla.bounds, name)
+        if limit is None or name == "cold_start_ms":
+            continue
+        rates = known[name].rates if name in known else (0.0,) * len(plans[0].features.latency_vector())
+        fixed = known[name].fixed if name in known else values
+        yield PoolBound(name, limit, {plan.name: fixed[plan.name] for plan in plans}, rates)
+
+
+def _figures_of(plans: Sequence[Plan], sla: SLA) -> dict[str, dict[str, float]]:
+    """By bound and plan, the figure at the nominal state."""
+    return {
+        "energy_mj": {plan.name: _energy_j(plan, sla) * MJ_PER_J for plan in plans},
+        "price_per_1k_usd": {plan.name: plan.predicted.price_per_1k_usd for plan in plans},
+        "carbon_per_1k_g": {plan.name: plan.predicted.carbon_per_1k_g for plan in plans},
+        "cold_start_ms": {plan.name: plan.predicted.cold_start_s * MS_PER_S for plan in plans},
+    }
 
 
 def _bias(plan: Plan, sla: SLA) -> float:
@@ -105,15 +129,8 @@ def _tiers(plan: Plan, used: set[str], sla: SLA) -> str:
 
 
 def _figures(plan: Plan, sla: SLA) -> str:
-    bounds, figures = sla.bounds, plan.predicted
-    known = {
-        "energy_mj": _energy_j(plan, sla) * MJ_PER_J,
-        "price_per_1k_usd": figures.price_per_1k_usd,
-        "carbon_per_1k_g": figures.carbon_per_1k_g,
-        "cold_start_ms": figures.cold_start_s * MS_PER_S,
-    }
-    for name, value in known.items():
-        bound = getattr(bounds, name)
+    for name, values in _figures_of([plan], sla).items():
+        bound, value = getattr(sla.bounds, name), values[plan.name]
         if bound is not None and value > bound:
             return f"its {name} is {value:.4g}, the bound {bound:.4g}"
     return ""

@@ -480,7 +480,7 @@ def test_a_route_that_no_message_can_hold_fails_its_request_only() -> None:
     (fail,) = machine.handle(Submit(1, X, 9.0), 1.0)
     assert isinstance(fail, Fail)
     assert isinstance(fail.error, PolicyError)
-    assert isinstance(machine.handle(Submit(2, X, 9.0, "alone"), 1.0)[0], Run)
+    assert isinstance(machine.handle(Submit(2, X, 9.0, "alone"), 1.0)[-1], Run)
 
 
 def test_a_value_that_cannot_travel_fails_its_request_only() -> None:

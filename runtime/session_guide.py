@@ -1,0 +1,183 @@
+"""What a session believes of its world, and what follows for its plans: the eyes of the session machine.
+
+It is told of everything that says something about tiers and links, answers which plan to take, how long an attempt may
+take, and which link to measure. What is believed is in `flagsplit.runtime.world`, how it is decided in
+`flagsplit.runtime.decisions`; here they meet the messages of the wire. An epoch with another pool gets another chooser;
+what is known of tiers and links stays.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flagsplit.errors import UnavailableError
+from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser, ProbePolicy, ProbeRequest
+from flagsplit.runtime.session_facts import SessionFacts
+from flagsplit.runtime.world import WorldModel, bypasses_of
+from flagsplit.splitter.state import State
+from flagsplit.transport.channel import Acked
+from flagsplit.transport.messages import Hop, HopTiming, Pong
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long an attempt may take.
+
+    Attributes:
+        expires: when it counts as stalled.
+        rescue: the last moment to go on without others and still keep the deadline; infinite if there is none.
+    """
+
+    expires: float
+    rescue: float
+
+
+class SessionGuide:
+    """Estimates and decisions of one session.
+
+    Args:
+        facts: of the first epoch.
+    """
+
+    def __init__(self, facts: SessionFacts) -> None:
+        self.log = DecisionLog()
+        self.home = facts.tiers[0]
+        self._ping_waits: set[str] = set()
+        self._measured: set[str] = set()
+        self._set_out(facts)
+
+    def _set_out(self, facts: SessionFacts) -> None:
+        self._shape = (facts.tiers, bypasses_of(facts.pool), len(facts.nominal.up_s_per_byte))
+        self.world = WorldModel(facts.tiers, facts.nominal, bypasses=bypasses_of(facts.pool))
+        self._chooser = PlanChooser(facts.pool, self.world, log=self.log)
+        self._probes = ProbePolicy(self._chooser)
+
+    def adopt(self, facts: SessionFacts) -> None:
+        """New requests are answered by other plans from now on."""
+        if (facts.tiers, bypasses_of(facts.pool), len(facts.nominal.up_s_per_byte)) != self._shape:
+            self._measured.clear()
+            self._set_out(facts)
+            return
+        self._chooser = PlanChooser(facts.pool, self.world, log=self.log)
+        self._probes = ProbePolicy(self._chooser)
+
+    @property
+    def current(self) -> str | None:
+        """The plan that is followed."""
+        return self._chooser.current
+
+    def came(self, tier: str, now: float) -> None:
+        """A tier is there, on a new connection."""
+        if tier in self.world.tiers:
+            self._ping_waits.discard(tier)
+            self.world.link(self.home, tier).reset(now)
+            self._probes.came_back(tier)
+
+    def sent(self, tier: str, size_bytes: int, now: float) -> None:
+        """Bytes were handed to the connection to a tier."""
+        if tier in self.world.tiers:
+            self.world.link(self.home, tier).sent(size_bytes, now)
+
+    def acked(self, event: Acked, now: float) -> None:
+        """A tier said what came."""
+        if event.peer in self.world.tiers:
+            link = self.world.link(self.home, event.peer)
+            link.acked(event.acked_bytes, event.unacked_bytes, event.delay_s, now)
+
+    def pinged(self, tier: str, now: float) -> None:
+        """A ping goes out; the last one may have had no answer."""
+        if tier not in self.world.tiers:
+            return
+        link = self.world.link(self.home, tier)
+        if tier in self._ping_waits:
+            link.missed(now)
+        self._ping_waits.add(tier)
+        link.pinged(now)
+
+    def ponged(self, tier: str, pong: Pong, now: float) -> None:
+        """A tier answered a ping, and said what it knows."""
+        if tier not in self.world.tiers:
+            return
+        self._ping_waits.discard(tier)
+        self.world.link(self.home, tier).ponged(now - pong.sent_us / 1e6, now)
+        self.world.observe_wait(tier, pong.wait_us / 1e6, now)
+        for gauge in pong.links:
+            loss, rtt_s = gauge.loss_permille / 1e3, gauge.rtt_us / 1e6
+            self.world.observe_gauge(tier, gauge.tier, float(gauge.bytes_per_s), rtt_s, loss, now)
+
+    def answered(
+        self, facts: SessionFacts, plan: str, route: Sequence[Hop], trace: Sequence[HopTiming], now: float
+    ) -> None:
+        """A request came through at its first attempt: what its tiers took says how fast they are."""
+        ran = {(timing.tier, timing.segment) for timing in trace if timing.segment}
+        if any(hop.segment and (hop.tier, hop.segment) not in ran for hop in route):
+            return  # results were at hand already
+        run_s: dict[str, float] = {}
+        wait_s: dict[str, float] = {}
+        for timing in trace:
+            if timing.segment:
+                run_s[timing.tier] = run_s.get(timing.tier, 0.0) + timing.run_us / 1e6 / timing.batch
+                wait_s[timing.tier] = wait_s.get(timing.tier, 0.0) + timing.wait_us / 1e6
+        if facts.tiers == self.world.tiers:
+            self.world.observe_runs(facts.pool.plan(plan), run_s, now)
+            for tier, seconds in wait_s.items():
+                self.world.observe_wait(tier, seconds, now)
+            self._measured.update(run_s)
+
+    def choose(
+        self,
+        now: float,
+        alive: Sequence[bool],
+        *,
+        avoid_lossy: bool = False,
+        rid: int | None = None,
+        reason: str = "",
+    ) -> tuple[str, Decision | None]:
+        """The plan for a request; without `rid` the one that all follow.
+
+        Raises:
+            UnavailableError: no plan can do with the tiers that are alive.
+        """
+        return self._chooser.choose(now, alive, avoid_lossy=avoid_lossy, rid=rid, reason=reason)
+
+    def asked(self, now: float, alive: Sequence[bool], plan: str, rid: int) -> Decision | None:
+        """The application named a plan itself."""
+        return self._chooser.ask(now, alive, plan, rid)
+
+    def patience(
+        self, facts: SessionFacts, plan: str, alive: Sequence[bool], longest_s: float, deadline: float, now: float
+    ) -> Patience:
+        """How long to wait for an attempt. What nobody has measured yet gets the longest time."""
+        used = {facts.tiers[tier] for tier in facts.pool.plan(plan).used_tiers}
+        if facts.pool is not self._chooser.pool or not used <= self._measured:
+            return Patience(now + longest_s, math.inf)
+        state = self.world.state(now, alive)
+        if facts.pool.plan(plan).latency_s(state) <= 0:
+            return Patience(now + longest_s, math.inf)
+        stalled_s = min(longest_s, self._chooser.attempt_patience_s(plan, state))
+        rescue = math.inf
+        if used != {self.home}:
+            rescue = self._chooser.deadline_rescue_s(deadline, state, exclude=[plan])
+        return Patience(now + stalled_s, rescue if rescue > now else math.inf)
+
+    def probes(self, now: float, alive: Sequence[bool]) -> list[ProbeRequest]:
+        """Links to measure now."""
+        try:
+            return self._probes.due(now, alive) if self._chooser.current is not None else []
+        except UnavailableError:
+            return []  # no plan can do with the tiers that are there, however fast links may be
+
+    def state(self, now: float, alive: Sequence[bool]) -> State:
+        """The world as it is believed to be."""
+        return self.world.state(now, alive)
+
+    def snapshot(self, now: float, alive: Sequence[bool], exclude: Collection[str] = ()) -> Mapping[str, Any]:
+        """What is believed and followed, as plain data: "plan", "predicted_s" by plan, "estimates"."""
+        state = self.world.state(now, alive)
+        pool = self._chooser.pool
+        return {
+            "plan": self._chooser.current or "",
+            "predicted_s": {plan.name: plan.latency_s(state) for plan in pool.plans if plan.name not in exclude},
+            "estimates": self.world.snapshot(now),
+        }
