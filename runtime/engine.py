@@ -183,7 +183,8 @@ class Engine:
         alike = self._queue.waiting_for(job.key)
         if alike >= self._batching.max_batch or alike < len(self._queue):
             return 0.0
-        return max(0.0, job.asked_s + self._batching.max_wait_s - now)
+        until = min(job.asked_s + self._batching.max_wait_s, job.run.deadline - job.expected_s)
+        return max(0.0, until - now)
 
     def _can_join(self, job: Job) -> bool:
         if self._batching.max_batch == 1 or not self._rows_are_independent.get(job.key, True):

@@ -2,14 +2,19 @@
 
 import threading
 import time
+from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
+from tests.apps.models import save, wide
+from tests.runtime.fake_segments import Host, Timed, wait_for
 
 from flagsplit.errors import BundleError, PeerError
-from flagsplit.runtime.engine import DEADLINE, SKIPPED
+from flagsplit.runtime.engine import DEADLINE, SKIPPED, Engine
 from flagsplit.runtime.events import Ran, Run
-from tests.runtime.fake_segments import Host, Timed, wait_for
+from flagsplit.targets.cloud.ort import OrtTarget
+from flagsplit.targets.interface import LoadOptions
 
 
 def test_a_client_with_many_requests_does_not_hold_up_another() -> None:
@@ -76,7 +81,7 @@ def test_runs_go_on_while_another_bundle_is_loaded() -> None:
     host = Host({("", "a"): Timed(0.001), ("new", "b"): Timed()}, load_s=0.1)
     host.engine.start(["a"])
     ready = host.engine.add("new", ["b"], {"b": 10.0}, ["b"])
-    waits = []
+    waits: list[float] = []
     while not ready.done():
         host.submit(len(waits))
         waits.append(host.answers(1)[0].wait_us / 1e6)
@@ -206,6 +211,25 @@ def test_residency_tells_estimates_and_what_was_measured() -> None:
     assert residency.measured_bytes is None or residency.measured_bytes >= 0
     host.engine.stop()
     assert host.engine.residency().loaded == ()
+
+
+@pytest.mark.slow
+def test_other_threads_go_on_while_a_real_engine_computes(tmp_path: Path) -> None:
+    """What carries messages must not wait for a run: ONNX Runtime lets go of the interpreter."""
+    file = save(wide(4, 768), tmp_path / "wide.onnx")
+    loaded = OrtTarget().load(file, file, {}, LoadOptions(threads=1))
+    results: Queue[Ran] = Queue()
+    engine = Engine(lambda _bundle, _segment: loaded, (), {}, 1e9, results.put)
+    engine.start(["a"])
+    beats = 0
+    engine.submit(Run(1, "a", {"y0": np.ones((1500, 768), np.float32)}))
+    while results.empty():
+        time.sleep(0.001)
+        beats += 1
+    ran = results.get()
+    engine.stop()
+    assert ran.error == ""
+    assert beats >= min(20, ran.run_us / 10_000)
 
 
 def test_stop_leaves_no_thread() -> None:
