@@ -8,7 +8,7 @@ in `flagsplit.flagir.segments`.
 import hashlib
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -44,8 +44,8 @@ def atoms_of(model: ir.Model, segments: Sequence[Segment], unit_of: Mapping[str,
         own.
     """
     nodes = list(model.graph)
-    units = _units(nodes, unit_of)
     inside = _kinds(segments)
+    units = _units(nodes, unit_of, inside)
     kinds = [inside.get(unit[0].name or "", frozenset[int]()) for unit in units]
     owner = {node: at for at, unit in enumerate(units) for node in unit}
     needed = [
@@ -54,10 +54,11 @@ def atoms_of(model: ir.Model, segments: Sequence[Segment], unit_of: Mapping[str,
     ]
     groups = _groups(kinds, needed)
     known = {(segment.nodes, segment.inputs, segment.outputs): segment for segment in segments}
+    given = {name for segment in segments for name in segment.outputs}
     made: dict[int, Segment] = {}
     for number, group in enumerate(groups):
         if kinds[group[0]]:
-            atom = _atom(model, [node.name or "" for at in group for node in units[at]])
+            atom = _atom(model, [node for at in group for node in units[at]], given)
             made[number] = known.get((atom.nodes, atom.inputs, atom.outputs), atom)
     return {
         segment.id: tuple(atom for number, atom in made.items() if at in kinds[groups[number][0]])
@@ -75,11 +76,15 @@ def weight_bytes_of(model: ir.Model, segments: Sequence[Segment]) -> dict[str, i
     return found
 
 
-def _units(nodes: Sequence[ir.Node], unit_of: Mapping[str, str]) -> list[list[ir.Node]]:
-    found: dict[tuple[str, str], list[ir.Node]] = {}
+def _units(
+    nodes: Sequence[ir.Node], unit_of: Mapping[str, str], inside: Mapping[str, frozenset[int]]
+) -> list[list[ir.Node]]:
+    """Nodes of one unit that the same segments have, together; the tier's other nodes alone, nobody holds them."""
+    found: dict[tuple[str, frozenset[int] | None], list[ir.Node]] = {}
     for node in nodes:
-        unit = unit_of.get(node.name or "")
-        found.setdefault(("node", node.name or "") if unit is None else ("unit", unit), []).append(node)
+        name = node.name or ""
+        unit, kind = unit_of.get(name), inside.get(name)
+        found.setdefault((name, None) if unit is None or kind is None else (unit, kind), []).append(node)
     return list(found.values())
 
 
@@ -92,11 +97,17 @@ def _kinds(segments: Sequence[Segment]) -> dict[str, frozenset[int]]:
     return {name: frozenset(those) for name, those in inside.items()}
 
 
-def _atom(model: ir.Model, nodes: Sequence[str]) -> Segment:
-    """A group as a segment. Its id says what goes in and out: it may give more than a segment of the same nodes."""
-    cut = segment_of(model, set(nodes))
-    text = "\0".join(("atom", *cut.nodes, "", *cut.inputs, "", *cut.outputs))
-    return replace(cut, id=hashlib.sha256(text.encode()).hexdigest()[:16])
+def _atom(model: ir.Model, nodes: Sequence[ir.Node], given: Collection[str]) -> Segment:
+    """A group as a segment. Its id says what goes in and out: it may give more than a segment of the same nodes.
+
+    What a segment gives need not be read in this model: it may be a graph output under a name that a plan gave it.
+    """
+    cut = segment_of(model, {node.name or "" for node in nodes})
+    inside = set(cut.nodes)
+    made = [value.name or "" for node in model.graph if node.name in inside for value in node.outputs]
+    outputs = tuple(name for name in made if name in given or name in cut.outputs)
+    text = "\0".join(("atom", *cut.nodes, "", *cut.inputs, "", *outputs))
+    return replace(cut, id=hashlib.sha256(text.encode()).hexdigest()[:16], outputs=outputs)
 
 
 def _groups(kinds: Sequence[frozenset[int]], needed: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -15,8 +15,8 @@ from flagsplit.errors import ConfigError, FlagsplitError
 from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
 from flagsplit.runtime.events import Ran, Run
 from flagsplit.runtime.fair_queue import FairQueue, Job, SegmentKey
-from flagsplit.runtime.residency import Residency
-from flagsplit.runtime.segment_store import Held, SegmentLoader, SegmentStore
+from flagsplit.runtime.residency import Mode, Residency
+from flagsplit.runtime.segment_store import Contents, Held, SegmentLoader, SegmentStore
 from flagsplit.targets.interface import Array, Executable
 
 SKIPPED = "skipped"
@@ -43,6 +43,7 @@ class Engine:
         done: called with the result of each run, on the compute thread or the one that submits, skips or removes.
         slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all.
         bundle: digest of the first bundle, as runs say it.
+        parts: for segments that are held as atoms, the ids of these; `size_bytes` then has the atoms.
         batching: whether small runs are put together; off by default.
         mode: how plans are held, for `residency`.
     """
@@ -57,8 +58,9 @@ class Engine:
         slowdown: float = 1.0,
         *,
         bundle: str = "",
+        parts: Mapping[str, Sequence[str]] | None = None,
         batching: BatchOptions | None = None,
-        mode: str = "segments",
+        mode: Mode = "segments",
     ) -> None:
         self._done = done
         self._slowdown = slowdown
@@ -70,7 +72,7 @@ class Engine:
         self._changed = threading.Condition()
         self._store = SegmentStore(load, budget_bytes, self._changed, lambda key: self._queue.waiting_for(key) > 0)
         with self._changed:
-            self._store.add(bundle, order, size_bytes, ())
+            self._store.add(bundle, Contents(order, size_bytes, parts or {}), ())
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="flagsplit-engine", daemon=True)
 
@@ -89,7 +91,12 @@ class Engine:
         self._thread.start()
 
     def add(
-        self, bundle: str, order: Sequence[str], size_bytes: Mapping[str, float], preload: Sequence[str] = ()
+        self,
+        bundle: str,
+        order: Sequence[str],
+        size_bytes: Mapping[str, float],
+        preload: Sequence[str] = (),
+        parts: Mapping[str, Sequence[str]] | None = None,
     ) -> "Future[None]":
         """Serve another bundle too. Runs under way are not held up by its loading.
 
@@ -98,13 +105,14 @@ class Engine:
             order: ids of all its segments, the most likely first; loaded while the budget lasts.
             size_bytes: for each segment, an estimate of what it holds when loaded.
             preload: ids of segments to load in any case; those that were not used for longest make room.
+            parts: for segments that are held as atoms, the ids of these; `size_bytes` then has the atoms.
 
         Returns:
             Done when `preload` is loaded, or with the error of the first that cannot be. The bundle is served before
             that too, and stays after an error until it is removed.
         """
         with self._changed:
-            return self._store.add(bundle, order, size_bytes, preload)
+            return self._store.add(bundle, Contents(order, size_bytes, parts or {}), preload)
 
     def remove(self, bundle: str) -> None:
         """Serve a bundle no more: a run under way ends, those that wait are skipped, its segments are freed."""

@@ -22,7 +22,7 @@ from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import Abandon, Deliver, Fail, Instruction, Note, Submit, TierChanged
 from flagsplit.runtime.inputs import check_inputs
 from flagsplit.runtime.report import Basis, Report
-from flagsplit.runtime.residency import order_of, sizes_of
+from flagsplit.runtime.residency import loadout
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.runtime.shell import Shell, describe
 from flagsplit.targets.interface import Array, LoadOptions
@@ -132,15 +132,18 @@ class Session:
         return tuple(workers)
 
     def _engine(self) -> Engine:
-        bundle, host = self.bundle, self._settings.host
+        bundle = self.bundle
+        held = loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
         return Engine(
-            lambda _, segment: bundle.load(0, segment, host),
-            order_of(bundle, 0),
-            sizes_of(bundle, 0),
+            lambda _, segment: held.load(segment),
+            held.order,
+            held.size_bytes,
             self._settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             self._settings.slowdown,
             bundle=bundle.digest,
+            parts=held.parts,
+            mode=held.mode,
         )
 
     def _await_workers(self) -> None:

@@ -15,6 +15,7 @@ import flagsplit
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
+from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.problem import Problem
@@ -60,7 +61,12 @@ def _placed(problem: Problem) -> dict[str, Sequence[int]]:
 
 
 def build_with(
-    folder: Path, codec: str, *, routes: dict[str, tuple[int, ...]] | None = None, order: Sequence[str] = ()
+    folder: Path,
+    codec: str,
+    *,
+    routes: dict[str, tuple[int, ...]] | None = None,
+    order: Sequence[str] = (),
+    residency: ResidencyChoice = "auto",
 ) -> Bundle:
     """A bundle with the plans of `PLACES`, one codec wherever it is allowed.
 
@@ -69,6 +75,7 @@ def build_with(
         codec: its name, or "none".
         routes: of some plans, by name.
         order: names of the only plans, the most wanted first.
+        residency: whether the bundle has atoms.
     """
     path = folder / f"{codec}.flagsplit"
     with mock.patch("flagsplit.apps.pipeline.add_plans", partial(_add_plans, routes or {}, order)):
@@ -78,7 +85,7 @@ def build_with(
             path,
             links={"edge": "100kbit/1ms", "cloud": "100kbit/1ms"},
             sla=parse_sla({"accuracy": {"every_cut": {"codecs": [codec]}}}),
-            options=BuildOptions(shapes={"x": (2, 5, WIDTH)}, extra_plans=_placed),
+            options=BuildOptions(shapes={"x": (2, 5, WIDTH)}, extra_plans=_placed, residency=residency),
         )
     return flagsplit.open(path)
 
