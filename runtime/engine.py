@@ -22,6 +22,9 @@ from flagsplit.targets.interface import Array, Executable
 SKIPPED = "skipped"
 """`Ran.error` of a run that nobody waited for any more."""
 
+_LATE_S = 1e-3
+"""A run is late when its deadline has passed, not when it is reached."""
+
 DEADLINE = "deadline"
 """`Ran.error` of a run that did not begin before its deadline."""
 
@@ -181,7 +184,7 @@ class Engine:
                 pause_s = None if job is None else self._pause_s(job, now)
                 if job is not None and pause_s == 0:
                     return self._begin(job, now)
-                self._changed.wait(pause_s)
+                self._changed.wait(_patience_s(self._queue.first_deadline() - now) if pause_s is None else pause_s)
         return None
 
     def _pause_s(self, job: Job, now: float) -> float:
@@ -287,6 +290,11 @@ class Engine:
                 self._changed.wait(left_s)
                 left_s = until - time.monotonic()
         return time.monotonic()
+
+
+def _patience_s(seconds: float) -> float | None:
+    """How long to sleep until something is late; None is for ever."""
+    return min(max(0.0, seconds) + _LATE_S, threading.TIMEOUT_MAX) if seconds < math.inf else None
 
 
 def _us(seconds: float) -> int:

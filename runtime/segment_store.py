@@ -5,6 +5,7 @@ first; then come, while the budget lasts, the segments that may be needed. Beyon
 used for longest makes room; one is always allowed. What the segments hold is told by `report`.
 """
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from flagsplit.errors import BundleError, PeerError
 from flagsplit.runtime.fair_queue import SegmentKey
 from flagsplit.runtime.residency import Holding, Mode, Residency, private_bytes
 from flagsplit.targets.interface import Executable
+
+_log = logging.getLogger(__name__)
 
 
 class SegmentLoader(Protocol):
@@ -218,7 +221,10 @@ class SegmentStore:
 
     def _work(self) -> None:
         while (task := self._await_task()) is not None:
-            task()
+            try:
+                task()
+            except Exception:  # noqa: BLE001 - an engine that fails to close must not end all loading
+                _log.exception("a segment could not be freed")
 
     def _await_task(self) -> Callable[[], None] | None:
         with self._lock:

@@ -60,6 +60,17 @@ def test_what_is_past_its_deadline_does_not_run() -> None:
     host.engine.stop()
 
 
+def test_a_run_that_waits_for_a_load_beyond_its_deadline_is_told_in_time() -> None:
+    host = Host({("", "a"): Timed()}, load_s=0.2)
+    host.engine.start([])
+    inputs = {"x": np.zeros((1, 3), np.float32)}
+    began = time.monotonic()
+    host.engine.submit(Run(1, "a", inputs, deadline=began + 0.03))
+    assert host.answers(1) == [Ran(1, None, DEADLINE)]
+    assert time.monotonic() - began < 0.15
+    host.engine.stop()
+
+
 def test_the_expected_wait_follows_what_runs_took() -> None:
     host = Host({("", "a"): Timed(0.02)})
     host.engine.start(["a"])
