@@ -15,14 +15,17 @@ class ChainedExecutable:
 
     Args:
         parts: in order; each reads inputs of the chain and what those before it made.
+        inputs: names of what the chain is given.
         outputs: names of what the chain gives.
         closed: called once when it is closed; the parts are not this object's to close.
 
     Raises:
-        BundleError: an output is made by no part.
+        BundleError: a part reads what nobody makes, or an output is made by no part.
     """
 
-    def __init__(self, parts: Sequence[Executable], outputs: Sequence[str], closed: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: Sequence[Executable], inputs: Sequence[str], outputs: Sequence[str], closed: Callable[[], None]
+    ) -> None:
         self._parts = tuple(parts)
         self._closed: Callable[[], None] | None = closed
         made: dict[str, TensorSpec] = {}
@@ -32,9 +35,9 @@ class ChainedExecutable:
             read |= {spec.name: spec for spec in part.inputs if spec.name not in made and spec.name not in read}
             made |= {spec.name: spec for spec in part.outputs}
             last |= dict.fromkeys((spec.name for spec in (*part.inputs, *part.outputs)), at)
-        absent = [name for name in outputs if name not in made]
+        absent = [*(name for name in read if name not in inputs), *(name for name in outputs if name not in made)]
         if absent:
-            raise BundleError(f"no atom of the segment makes its output {absent[0]!r}; build the bundle again")
+            raise BundleError(f"no atom of the segment makes {absent[0]!r}, which is needed; build the bundle again")
         self._inputs = tuple(read.values())
         self._outputs = tuple(made[name] for name in outputs)
         self._dead = [
@@ -83,7 +86,7 @@ class SharedParts:
         self._loaded: dict[str, Executable] = {}
         self._users: dict[str, int] = {}
 
-    def chain(self, parts: Sequence[str], outputs: Sequence[str]) -> ChainedExecutable:
+    def chain(self, parts: Sequence[str], inputs: Sequence[str], outputs: Sequence[str]) -> ChainedExecutable:
         """A chain of these parts; closing it lets go of them.
 
         Raises:
@@ -96,7 +99,8 @@ class SharedParts:
                     self._loaded[part] = self._load(part)
                 self._users[part] = self._users.get(part, 0) + 1
                 taken.append(part)
-            return ChainedExecutable([self._loaded[part] for part in parts], outputs, lambda: self._let_go(taken))
+            loaded = [self._loaded[part] for part in parts]
+            return ChainedExecutable(loaded, inputs, outputs, lambda: self._let_go(taken))
         except BaseException:
             self._let_go(taken)
             raise

@@ -118,10 +118,14 @@ def loadout(bundle: Bundle, tier: int, budget_bytes: float, host: LoadOptions, m
     weights = bundle.facts.tiers[tier].artifacts[0].weight_bytes
     shared = SharedParts(lambda part: bundle.load(tier, part, host))
     parts = {segment: chains.get(segment, (segment,)) for segment in order}
-    size_bytes = {part: float(weights.get(part, 0)) for chain in parts.values() for part in chain}
-    return Loadout(
-        "atoms", order, size_bytes, parts, lambda segment: shared.chain(parts[segment], known[segment].outputs)
-    )
+    most = bundle.facts.weights_bytes
+    size_bytes = {part: float(weights.get(part, most)) for chain in parts.values() for part in chain}
+
+    def load(segment: str) -> Executable:
+        step = known[segment]
+        return shared.chain(parts[segment], step.inputs, step.outputs)
+
+    return Loadout("atoms", order, size_bytes, parts, load)
 
 
 def order_of(bundle: Bundle, tier: int) -> list[str]:

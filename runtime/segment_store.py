@@ -243,6 +243,8 @@ class SegmentStore:
             if not held.users:
                 self._leaving.remove(held)
                 return held.executable.close
+        while self._demands and not self._is_waited_for(self._demands[0]):
+            self._demands.popleft()
         if self._demands:
             key = self._demands[0]
             if not self._fits(key):
@@ -255,6 +257,10 @@ class SegmentStore:
             self._loading = spare
             return lambda: self._bring(spare, spare=True)
         return None
+
+    def _is_waited_for(self, key: SegmentKey) -> bool:
+        """Whether somebody still wants it: the runs that did may have been skipped."""
+        return self._is_wanted(key) or any(key in preload.left for preload in self._preloads)
 
     def _bring(self, key: SegmentKey, *, spare: bool) -> None:
         held, error = None, None

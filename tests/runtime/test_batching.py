@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.runtime.bundles import build_bundle, inputs_of
 from tests.runtime.fake_segments import Host, Timed, wait_for
 
 import flagsplit
@@ -15,7 +16,11 @@ from flagsplit.errors import ConfigError, InputError, PeerError
 from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import Ran, Run
+from flagsplit.runtime.session import Session, SessionSettings
+from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.targets.interface import Array, LoadOptions, TensorSpec
+from flagsplit.transport.memory import MemoryChannel, MemoryNetwork
+from flagsplit.transport.messages import PeerAddress
 
 EIGHT = BatchOptions(max_batch=8, max_wait_s=0.0)
 
@@ -199,6 +204,26 @@ def test_options_that_make_no_sense() -> None:
     for wait_s in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="max_wait_s"):
             BatchOptions(max_wait_s=wait_s)
+
+
+@pytest.mark.slow
+def test_sessions_of_a_worker_with_batches_get_their_own_answers(tmp_path: Path) -> None:
+    bundle = flagsplit.open(build_bundle(tmp_path), cache=tmp_path)
+    network = MemoryNetwork()
+    settings = WorkerSettings(batching=BatchOptions(4, 0.02))
+    workers = [Worker(bundle, at, MemoryChannel(network), f"mem://{bundle.tiers[at]}", settings) for at in (1, 2)]
+    addresses = {tier: PeerAddress(f"mem://{tier}") for tier in bundle.tiers[1:]}
+    whole = bundle.load_whole(LoadOptions(threads=1))
+    sessions = [Session(bundle, addresses, MemoryChannel(network), SessionSettings(connect_s=5.0)) for _ in range(3)]
+    pending = [(at, sessions[at % 3].submit(inputs_of(at, batch=1 + at % 2), plan="plan1")) for at in range(36)]
+    for at, future in pending:
+        expected = whole.run(inputs_of(at, batch=1 + at % 2))
+        assert compare(expected, future.result(20))["y"].max_rel <= 1e-4
+    for session in sessions:
+        session.close()
+    for worker in workers:
+        worker.stop()
+    whole.close()
 
 
 MODELS = {"ppocr-cls": {}, "ppocr-rec": {"p2o.DynamicDimension.0": 1, "p2o.DynamicDimension.1": 96}}

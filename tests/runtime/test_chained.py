@@ -41,7 +41,7 @@ ONE = {"x": np.ones((2, 1), np.float32)}
 
 def test_a_chain_is_its_parts_in_order() -> None:
     closed: list[int] = []
-    chain = ChainedExecutable([Adds("x", "ab"), Adds("ab", "c"), Adds("cx", "d")], "bd", lambda: closed.append(1))
+    chain = ChainedExecutable([Adds("x", "ab"), Adds("ab", "c"), Adds("cx", "d")], "x", "bd", lambda: closed.append(1))
     assert [spec.name for spec in chain.inputs] == ["x"]
     assert [spec.name for spec in chain.outputs] == ["b", "d"]
     made = chain.run(ONE)
@@ -60,14 +60,20 @@ def test_a_tensor_is_let_go_after_its_last_reader() -> None:
             return made
 
     last = Adds("c", "d")
-    chain = ChainedExecutable([Watching("x", "ab"), Watching("a", "c"), last], "d", lambda: None)
+    chain = ChainedExecutable([Watching("x", "ab"), Watching("a", "c"), last], "x", "d", lambda: None)
     chain.run(ONE)
     assert last.alive == [1], "only c is left of a, b and c"
 
 
-def test_an_output_that_no_part_makes_is_an_error() -> None:
-    with pytest.raises(BundleError, match="'z'"):
-        ChainedExecutable([Adds("x", "a")], "az", lambda: None)
+@pytest.mark.parametrize(("inputs", "outputs", "absent"), [("x", "az", "z"), ("y", "a", "x"), ("", "b", "x")])
+def test_what_no_part_makes_is_an_error(inputs: str, outputs: str, absent: str) -> None:
+    with pytest.raises(BundleError, match=f"'{absent}'"):
+        ChainedExecutable([Adds("x", "a"), Adds("a", "b")], inputs, outputs, lambda: None)
+
+
+def test_parts_in_a_wrong_order_are_an_error() -> None:
+    with pytest.raises(BundleError, match="'a'"):
+        ChainedExecutable([Adds("a", "b"), Adds("x", "a")], "x", "b", lambda: None)
 
 
 def test_shared_parts_are_loaded_once_and_freed_with_the_last_chain() -> None:
@@ -81,14 +87,14 @@ def test_shared_parts_are_loaded_once_and_freed_with_the_last_chain() -> None:
         return atoms[part]
 
     shared = SharedParts(load)
-    long, short = shared.chain("xab", "c"), shared.chain("xa", "b")
+    long, short = shared.chain("xab", "x", "c"), shared.chain("xa", "x", "b")
     assert loaded == ["x", "a", "b"]
     long.close()
     long.close()
     assert [atoms[name].closed for name in "xab"] == [0, 0, 1]
     assert short.run(ONE)["b"][0, 0] == 1
     with pytest.raises(BundleError, match="no part z"):
-        shared.chain("xz", "c")
+        shared.chain("xz", "x", "c")
     short.close()
     assert [atoms[name].closed for name in "xab"] == [1, 1, 1]
 
@@ -100,7 +106,7 @@ def test_an_engine_counts_a_shared_atom_once() -> None:
     outputs = {"long": "c", "short": "b", "tail": "c"}
     results: list[Ran] = []
     engine = Engine(
-        lambda _, segment: shared.chain(parts[segment], outputs[segment]),
+        lambda _, segment: shared.chain(parts[segment], parts[segment][0], outputs[segment]),
         list(parts),
         dict.fromkeys("xab", 10.0),
         30.0,
