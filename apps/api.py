@@ -17,6 +17,7 @@ from flagsplit.apps.pipeline import BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
 from flagsplit.apps.planning import PlanReport
 from flagsplit.apps.planning import plan as plan_model
+from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.async_session import AsyncSession
@@ -44,6 +45,7 @@ def build(
     shapes: Mapping[str, Sequence[int]] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
     numerics: Numerics = "exact",
+    residency: ResidencyChoice = "auto",
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
     profiles: Mapping[str, AnyPath] | None = None,
@@ -67,6 +69,9 @@ def build(
         shapes: nominal shape of inputs, elements.
         ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
+        residency: whether the bundle has atoms too, so that a tier can hold each weight once whatever plan it runs:
+            "auto" where the whole segments of all plans are more than its memory, "segments" never, "atoms" wherever
+            plans share weights.
         catalogues: JSON files with devices and links of your own.
         regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
@@ -93,6 +98,7 @@ def build(
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
             ranges=ranges or {},
             numerics=numerics,
+            residency=residency,
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},

@@ -13,6 +13,7 @@ from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.extra_plans import ExtraPlans
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
+from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import Block, BlockGraph, Skeleton
 from flagsplit.splitter.costs import CostModel, model_costs
@@ -38,6 +39,8 @@ class BuildOptions:
         costs: given the graph and the modelled costs, what to plan with instead, for instance measured seconds.
         extra_plans: further placements to ship, by name.
         profiles: file with measured times by tier name, from `flagsplit profile`.
+        residency: whether segments come as atoms too, so that a tier can hold each weight once whatever plan it runs.
+            "auto": where the whole segments of all pooled plans are more than the tier's memory.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class BuildOptions:
     costs: Callable[[BlockGraph, CostModel], CostModel] | None = None
     extra_plans: ExtraPlans | None = None
     profiles: Mapping[str, Path] = field(default_factory=dict)
+    residency: ResidencyChoice = "auto"
 
 
 @dataclass(frozen=True, eq=False)

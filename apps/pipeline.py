@@ -24,6 +24,7 @@ from flagsplit.apps.groundwork import BuildOptions, pose, prepare
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
+from flagsplit.apps.tier_parts import TierParts, tier_parts
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
@@ -37,7 +38,7 @@ from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
-from flagsplit.targets.interface import Artifact, CompileOptions, Numerics, Target
+from flagsplit.targets.interface import Artifact, CompileOptions, Target
 from flagsplit.transport.messages import MAX_HOPS
 
 TRACE_NAME = "build-trace.json"
@@ -149,7 +150,14 @@ def _build(
     clock.step("compile", 0.7)
     graphs = cut_plans(model, graph, planning.pool.plans)
     planning = _without_endless_routes(planning, graphs, model)
-    artifacts = _compile(graphs, planning, targets, options.numerics)
+    plans, memory = planning.pool.plans, planning.problem.memory_bytes
+    parts = [
+        tier_parts(graphs, graph, plans, tier, float(memory[tier]), options.residency) for tier in range(len(targets))
+    ]
+    artifacts = [
+        target.compile(graphs.model, part.segments, CompileOptions(options.numerics))
+        for target, part in zip(targets, parts, strict=True)
+    ]
     for plan in planning.pool.plans:
         flagir.write_placement(model, plan.name, plan.tiers, tier_by_node(graph, plan))
     clock.step("write", 0.8)
@@ -159,7 +167,7 @@ def _build(
         PLANS_NAME: _plan_set(planning, graphs).to_json(),
         TRACE_NAME: _trace(nodes_read, model, graph, planning),
     }
-    tiers = [_manifest_tier(i, deployment, artifacts[i], targets[i], members) for i in range(len(targets))]
+    tiers = [_manifest_tier(i, deployment, artifacts[i], parts[i], targets[i], members) for i in range(len(targets))]
     weights = flagir.weights_bytes(model)
 
     def facts_of(sizes: dict[str, int]) -> Facts:
@@ -249,20 +257,13 @@ def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
     return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
 
 
-def _compile(
-    graphs: PlanGraphs, planning: PlanningResult, targets: Sequence[Target], numerics: Numerics
-) -> list[Artifact]:
-    """Each tier's segments of all plans at once."""
-    steps = [step for plan in planning.pool.plans for step in graphs.steps[plan.name]]
-    artifacts = []
-    for tier, target in enumerate(targets):
-        distinct = {step.segment.id: step.segment for step in steps if step.tier == tier}
-        artifacts.append(target.compile(graphs.model, list(distinct.values()), CompileOptions(numerics)))
-    return artifacts
-
-
 def _manifest_tier(
-    index: int, deployment: Deployment, artifact: Artifact, target: Target, members: dict[str, Member]
+    index: int,
+    deployment: Deployment,
+    artifact: Artifact,
+    parts: TierParts,
+    target: Target,
+    members: dict[str, Member],
 ) -> ManifestTier:
     """Describe a tier, and add its files to the bundle's members."""
     tier, description = deployment.tiers[index], target.describe()
@@ -274,6 +275,8 @@ def _manifest_tier(
         folder=folder,
         entries=dict(artifact.entries),
         options=dict(artifact.options),
+        chains={segment: list(chain) for segment, chain in parts.chains.items()},
+        weight_bytes=dict(parts.weight_bytes),
     )
     return ManifestTier(name=tier.name, device=tier.device.name, artifacts=[entry])
 

@@ -228,6 +228,20 @@ class Bundle:
             raise BundleError(f"segment {segment!r} lies at {entry!r}, outside the bundle; refused")
         return get_target(artifact.target).load(file, self.folder / WEIGHTS_MEMBER, artifact.options, options)
 
+    def chains_of(self, tier: int) -> Mapping[str, tuple[str, ...]]:
+        """For segments of a tier that can be run as atoms, the ids of these in the order in which they run.
+
+        Raises:
+            BundleError: a chain names a part that the bundle does not have.
+        """
+        artifact = self.facts.tiers[tier].artifacts[0]
+        for segment, chain in artifact.chains.items():
+            absent = [part for part in chain if part not in artifact.entries]
+            if absent or not chain:
+                what = f"lacks its part {absent[0]!r}" if absent else "has no parts"
+                raise BundleError(f"segment {segment!r} of tier {self.tiers[tier]} {what}; build the bundle again")
+        return {segment: tuple(chain) for segment, chain in artifact.chains.items()}
+
     def load_whole(self, options: LoadOptions) -> Executable:
         """Load the unsplit model: the reference that every split run must match."""
         numerics = self.facts.tiers[0].artifacts[0].options

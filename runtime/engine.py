@@ -13,10 +13,11 @@ from concurrent.futures import Future
 
 from flagsplit.errors import ConfigError, FlagsplitError
 from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
+from flagsplit.runtime.codec_check import check_encoded
 from flagsplit.runtime.events import Ran, Run
 from flagsplit.runtime.fair_queue import FairQueue, Job, SegmentKey
-from flagsplit.runtime.residency import Residency
-from flagsplit.runtime.segment_store import Held, SegmentLoader, SegmentStore
+from flagsplit.runtime.residency import Mode, Residency
+from flagsplit.runtime.segment_store import Contents, Held, SegmentLoader, SegmentStore
 from flagsplit.targets.interface import Array, Executable
 
 SKIPPED = "skipped"
@@ -24,6 +25,8 @@ SKIPPED = "skipped"
 
 OUT_OF_RANGE = "out of range: "
 """What `Ran.error` begins with where a codec could not carry what it was given."""
+_LATE_S = 1e-3
+"""A run is late when its deadline has passed, not when it is reached."""
 
 DEADLINE = "deadline"
 """`Ran.error` of a run that did not begin before its deadline."""
@@ -46,6 +49,7 @@ class Engine:
         done: called with the result of each run, on the compute thread or the one that submits, skips or removes.
         slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all.
         bundle: digest of the first bundle, as runs say it.
+        parts: for segments that are held as atoms, the ids of these; `size_bytes` then has the atoms.
         batching: whether small runs are put together; off by default.
         mode: how plans are held, for `residency`.
     """
@@ -60,8 +64,9 @@ class Engine:
         slowdown: float = 1.0,
         *,
         bundle: str = "",
+        parts: Mapping[str, Sequence[str]] | None = None,
         batching: BatchOptions | None = None,
-        mode: str = "segments",
+        mode: Mode = "segments",
     ) -> None:
         self._done = done
         self._slowdown = slowdown
@@ -73,7 +78,7 @@ class Engine:
         self._changed = threading.Condition()
         self._store = SegmentStore(load, budget_bytes, self._changed, lambda key: self._queue.waiting_for(key) > 0)
         with self._changed:
-            self._store.add(bundle, order, size_bytes, ())
+            self._store.add(bundle, Contents(order, size_bytes, parts or {}), ())
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="flagsplit-engine", daemon=True)
 
@@ -92,7 +97,12 @@ class Engine:
         self._thread.start()
 
     def add(
-        self, bundle: str, order: Sequence[str], size_bytes: Mapping[str, float], preload: Sequence[str] = ()
+        self,
+        bundle: str,
+        order: Sequence[str],
+        size_bytes: Mapping[str, float],
+        preload: Sequence[str] = (),
+        parts: Mapping[str, Sequence[str]] | None = None,
     ) -> "Future[None]":
         """Serve another bundle too. Runs under way are not held up by its loading.
 
@@ -101,13 +111,14 @@ class Engine:
             order: ids of all its segments, the most likely first; loaded while the budget lasts.
             size_bytes: for each segment, an estimate of what it holds when loaded.
             preload: ids of segments to load in any case; those that were not used for longest make room.
+            parts: for segments that are held as atoms, the ids of these; `size_bytes` then has the atoms.
 
         Returns:
             Done when `preload` is loaded, or with the error of the first that cannot be. The bundle is served before
             that too, and stays after an error until it is removed.
         """
         with self._changed:
-            return self._store.add(bundle, order, size_bytes, preload)
+            return self._store.add(bundle, Contents(order, size_bytes, parts or {}), preload)
 
     def remove(self, bundle: str) -> None:
         """Serve a bundle no more: a run under way ends, those that wait are skipped, its segments are freed."""
@@ -176,7 +187,7 @@ class Engine:
                 pause_s = None if job is None else self._pause_s(job, now)
                 if job is not None and pause_s == 0:
                     return self._begin(job, now)
-                self._changed.wait(pause_s)
+                self._changed.wait(_patience_s(self._queue.first_deadline() - now) if pause_s is None else pause_s)
         return None
 
     def _pause_s(self, job: Job, now: float) -> float:
@@ -186,7 +197,8 @@ class Engine:
         alike = self._queue.waiting_for(job.key)
         if alike >= self._batching.max_batch or alike < len(self._queue):
             return 0.0
-        return max(0.0, job.asked_s + self._batching.max_wait_s - now)
+        until = min(job.asked_s + self._batching.max_wait_s, job.run.deadline - job.expected_s)
+        return max(0.0, until - now)
 
     def _can_join(self, job: Job) -> bool:
         if self._batching.max_batch == 1 or not self._rows_are_independent.get(job.key, True):
@@ -283,6 +295,11 @@ class Engine:
         return time.monotonic()
 
 
+def _patience_s(seconds: float) -> float | None:
+    """How long to sleep until something is late; None is for ever."""
+    return min(max(0.0, seconds) + _LATE_S, threading.TIMEOUT_MAX) if seconds < math.inf else None
+
+
 def _us(seconds: float) -> int:
     return int(seconds * 1e6)
 
@@ -290,7 +307,9 @@ def _us(seconds: float) -> int:
 def _attempt(executable: Executable, inputs: Mapping[str, Array], segment: str) -> tuple[dict[str, Array] | None, str]:
     """The outputs, or why there are none."""
     try:
-        return executable.run(inputs), ""
+        outputs = executable.run(inputs)
+        unfit = check_encoded(outputs)
+        return (None, OUT_OF_RANGE + unfit) if unfit else (outputs, "")
     except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
         return None, _text_of(error, segment)
 

@@ -160,9 +160,13 @@ class FairQueue:
         self._typical_s = {key: took_s for key, took_s in self._typical_s.items() if key[0] != bundle}
         return self._take_out(lambda job: job.run.bundle == bundle)
 
+    def first_deadline(self) -> float:
+        """When the first of the runs that wait is late."""
+        return min((client.first_deadline() for client in self._clients.values()), default=math.inf)
+
     def expired(self, now: float) -> list[Run]:
         """Take out the runs whose deadline has passed."""
-        if all(now <= client.first_deadline() for client in self._clients.values()):
+        if now <= self.first_deadline():
             return []
         return self._take_out(lambda job: job.run.deadline < now)
 

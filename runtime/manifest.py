@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagsplit.errors import BundleError
 
-FORMAT = (1, 0)
+FORMAT = (1, 1)
 """Major and minor version of the bundle format."""
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -54,8 +54,10 @@ class TierArtifact(_Frozen):
         target: the target's name.
         version: version of the compiler behind it at the build.
         folder: where its files lie in the bundle.
-        entries: file of each segment, relative to `folder`.
+        entries: file of each segment and atom, relative to `folder`.
         options: what the target's `load` needs to know.
+        chains: since 1.1, for segments that can be run as atoms, the ids of these in order.
+        weight_bytes: since 1.1, the weights of each segment and atom.
     """
 
     target: _Name
@@ -63,6 +65,8 @@ class TierArtifact(_Frozen):
     folder: _Name
     entries: dict[str, str]
     options: dict[str, str] = {}
+    chains: dict[str, Annotated[list[str], Field(max_length=100_000)]] = {}
+    weight_bytes: dict[str, _Size] = {}
 
 
 class Tier(_Frozen):

@@ -5,23 +5,41 @@ first; then come, while the budget lasts, the segments that may be needed. Beyon
 used for longest makes room; one is always allowed. What the segments hold is told by `report`.
 """
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flagsplit.errors import BundleError, PeerError
 from flagsplit.runtime.fair_queue import SegmentKey
-from flagsplit.runtime.residency import Holding, Residency, private_bytes
+from flagsplit.runtime.residency import Holding, Mode, Residency, private_bytes
 from flagsplit.targets.interface import Executable
+
+_log = logging.getLogger(__name__)
 
 
 class SegmentLoader(Protocol):
     """Loads a segment of a bundle, both given by id; raises a FlagsplitError if it cannot."""
 
     def __call__(self, bundle: str, segment: str) -> Executable: ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The segments of a bundle that a tier may run.
+
+    Attributes:
+        order: their ids, the most likely first.
+        size_bytes: for each part, an estimate of what it holds when loaded.
+        parts: for segments that are held as atoms, the ids of these; any other is its own only part.
+    """
+
+    order: Sequence[str] = ()
+    size_bytes: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -31,7 +49,7 @@ class Held:
     Attributes:
         key: its bundle and id.
         executable: what runs.
-        estimated_bytes: what it was expected to hold.
+        parts: what it is made of, segments or atoms that others may have too, and what each is expected to hold.
         measured_bytes: by how much the process grew when it was loaded, or None where that cannot be told.
         users: runs under way.
         fresh: whether it was loaded because a run waits for it, and that did not begin yet.
@@ -39,7 +57,7 @@ class Held:
 
     key: SegmentKey
     executable: Executable
-    estimated_bytes: float
+    parts: Mapping[SegmentKey, float]
     measured_bytes: int | None
     users: int = 0
     fresh: bool = False
@@ -74,7 +92,7 @@ class SegmentStore:
         self._budget_bytes = budget_bytes
         self._lock = lock
         self._is_wanted = is_wanted
-        self._sizes: dict[str, Mapping[str, float]] = {}
+        self._contents: dict[str, Contents] = {}
         self._loaded: OrderedDict[SegmentKey, Held] = OrderedDict()
         self._leaving: list[Held] = []
         self._demands: deque[SegmentKey] = deque()
@@ -118,15 +136,13 @@ class SegmentStore:
         while self._chores:
             self._chores.popleft()()
 
-    def add(
-        self, bundle: str, order: Sequence[str], sizes: Mapping[str, float], preload: Sequence[str]
-    ) -> "Future[None]":
+    def add(self, bundle: str, contents: Contents, preload: Sequence[str]) -> "Future[None]":
         """Take segments of a bundle; those of `preload` are loaded even if others have to make room."""
-        self._sizes[bundle] = sizes
+        self._contents[bundle] = contents
         waited = _Preload({(bundle, segment) for segment in preload} - self._loaded.keys(), Future())
         for segment in preload:
             self.want((bundle, segment))
-        self._spare.extend((bundle, segment) for segment in order)
+        self._spare.extend((bundle, segment) for segment in contents.order)
         if waited.left:
             self._preloads.append(waited)
         else:
@@ -136,7 +152,7 @@ class SegmentStore:
 
     def remove(self, bundle: str) -> None:
         """Free a bundle's segments, each when its run has ended; what is waited for is not loaded any more."""
-        self._sizes.pop(bundle, None)
+        self._contents.pop(bundle, None)
         self._demands = deque(key for key in self._demands if key[0] != bundle)
         self._spare = [key for key in self._spare if key[0] != bundle]
         for key in [key for key in self._loaded if key[0] == bundle]:
@@ -150,7 +166,7 @@ class SegmentStore:
 
     def knows(self, bundle: str) -> bool:
         """Whether a bundle was added and not removed."""
-        return bundle in self._sizes
+        return bundle in self._contents
 
     def want(self, key: SegmentKey) -> None:
         """A run waits for a segment, or will. What an earlier loading of it ended in counts no more."""
@@ -193,18 +209,22 @@ class SegmentStore:
         if not held.users and held in self._leaving:
             self._lock.notify_all()
 
-    def report(self, mode: str) -> Residency:
+    def report(self, mode: Mode) -> Residency:
         """What is loaded and what it holds."""
         held = (*self._loaded.values(), *self._leaving)
         return Residency(
             mode,
             self._budget_bytes,
-            tuple(Holding(*each.key, each.estimated_bytes, each.measured_bytes) for each in held),
+            _bytes_of(*(each.parts for each in held)),
+            tuple(Holding(*each.key, _bytes_of(each.parts), each.measured_bytes) for each in held),
         )
 
     def _work(self) -> None:
         while (task := self._await_task()) is not None:
-            task()
+            try:
+                task()
+            except Exception:  # noqa: BLE001 - an engine that fails to close must not end all loading
+                _log.exception("a segment could not be freed")
 
     def _await_task(self) -> Callable[[], None] | None:
         with self._lock:
@@ -223,6 +243,8 @@ class SegmentStore:
             if not held.users:
                 self._leaving.remove(held)
                 return held.executable.close
+        while self._demands and not self._is_waited_for(self._demands[0]):
+            self._demands.popleft()
         if self._demands:
             key = self._demands[0]
             if not self._fits(key):
@@ -235,6 +257,10 @@ class SegmentStore:
             self._loading = spare
             return lambda: self._bring(spare, spare=True)
         return None
+
+    def _is_waited_for(self, key: SegmentKey) -> bool:
+        """Whether somebody still wants it: the runs that did may have been skipped."""
+        return self._is_wanted(key) or any(key in preload.left for preload in self._preloads)
 
     def _bring(self, key: SegmentKey, *, spare: bool) -> None:
         held, error = None, None
@@ -268,14 +294,16 @@ class SegmentStore:
         executable = self._load(*key)
         after = private_bytes()
         grown = None if before is None or after is None else max(0, after - before)
-        return Held(key, executable, self._size(key), grown)
+        return Held(key, executable, self._parts_of(key), grown)
 
-    def _size(self, key: SegmentKey) -> float:
-        return self._sizes.get(key[0], {}).get(key[1], 0.0)
+    def _parts_of(self, key: SegmentKey) -> Mapping[SegmentKey, float]:
+        bundle, segment = key
+        contents = self._contents.get(bundle, Contents())
+        return {(bundle, part): contents.size_bytes.get(part, 0.0) for part in contents.parts.get(segment, (segment,))}
 
     def _fits(self, key: SegmentKey) -> bool:
-        held = (*self._loaded.values(), *self._leaving)
-        return not held or sum(each.estimated_bytes for each in held) + self._size(key) <= self._budget_bytes
+        held = [each.parts for each in (*self._loaded.values(), *self._leaving)]
+        return not held or _bytes_of(*held, self._parts_of(key)) <= self._budget_bytes
 
     def _make_room(self, key: SegmentKey) -> None:
         """Let those go that were not used for longest, first of those that no run waits for.
@@ -283,13 +311,12 @@ class SegmentStore:
         One that was just loaded for a run stays until that run began; otherwise two that do not fit together could
         push each other out for ever.
         """
-        kept = sum(held.estimated_bytes for held in self._loaded.values())
         for held in sorted(self._loaded.values(), key=lambda held: self._is_wanted(held.key)):
-            if kept + self._size(key) <= self._budget_bytes:
+            kept = [each.parts for each in self._loaded.values()]
+            if _bytes_of(*kept, self._parts_of(key)) <= self._budget_bytes:
                 return
             if held.fresh and self._is_wanted(held.key):
                 continue
-            kept -= held.estimated_bytes
             self._leaving.append(self._loaded.pop(held.key))
             if self._is_wanted(held.key):
                 self._demands.append(held.key)
@@ -301,6 +328,11 @@ class SegmentStore:
         if found is not None:
             self._spare.remove(found)
         return found
+
+
+def _bytes_of(*parts: Mapping[SegmentKey, float]) -> float:
+    """What segments hold together: a part that several have is there once."""
+    return sum({part: size for each in parts for part, size in each.items()}.values())
 
 
 def _tell_later(preload: _Preload, error: Exception | None) -> Callable[[], None]:

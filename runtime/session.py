@@ -35,7 +35,7 @@ from flagsplit.runtime.events import (
 )
 from flagsplit.runtime.inputs import check_inputs
 from flagsplit.runtime.pending import Pending
-from flagsplit.runtime.residency import order_of, sizes_of
+from flagsplit.runtime.residency import Loadout, loadout
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.runtime.session_machine import SessionMachine
 from flagsplit.runtime.session_settings import Answer as Answer
@@ -85,7 +85,7 @@ class Session:
         self.events: deque[str] = deque(maxlen=1000)
         self._settings = settings or SessionSettings()
         self._rebuild = rebuild
-        self._bundles = {bundle.digest: bundle}
+        self._held: dict[str, Loadout] = {}
         self._rids = itertools.count(1)
         self._pending: Pending[Answer] = Pending(self._settings.max_pending)
         self._lock = threading.Lock()
@@ -97,6 +97,7 @@ class Session:
         try:
             self._workers = self._checked(workers)
             self._machine = SessionMachine(facts_of(bundle), workers, channel.instance, self._settings.machine)
+            self._held[bundle.digest] = self._load(bundle)
             self._engine = self._make_engine()
             self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, "flagsplit-session")
             self._engine.start(_first_segments(bundle))
@@ -116,16 +117,21 @@ class Session:
                 raise ConfigError(f"tier {tier} runs in this process; name only the tiers beyond it")
         return tuple(workers)
 
+    def _load(self, bundle: Bundle) -> Loadout:
+        return loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
+
     def _make_engine(self) -> Engine:
-        host = self._settings.host
+        held = self._held[self.bundle.digest]
         return Engine(
-            lambda digest, segment: self._bundles[digest].load(0, segment, host),
-            order_of(self.bundle, 0),
-            sizes_of(self.bundle, 0),
+            lambda digest, segment: self._held[digest].load(segment),
+            held.order,
+            held.size_bytes,
             self._settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             self._settings.slowdown,
             bundle=self.bundle.digest,
+            parts=held.parts,
+            mode=held.mode,
         )
 
     def _await_workers(self) -> None:
@@ -305,14 +311,15 @@ class Session:
 
     def _adopt(self, bundle: Bundle, facts: SessionFacts, timeout_s: float) -> tuple[str, ...]:
         give_up = time.monotonic() + timeout_s
-        if bundle.digest not in self._bundles:
-            self._bundles[bundle.digest] = bundle
-            loading = self._engine.add(bundle.digest, order_of(bundle, 0), sizes_of(bundle, 0), _first_segments(bundle))
+        if bundle.digest not in self._held:
+            held = self._held[bundle.digest] = self._load(bundle)
+            first = _first_segments(bundle)
+            loading = self._engine.add(bundle.digest, held.order, held.size_bytes, first, held.parts)
             try:
                 loading.result(timeout_s)
             except BaseException as error:
                 self._engine.remove(bundle.digest)
-                del self._bundles[bundle.digest]
+                del self._held[bundle.digest]
                 if isinstance(error, TimeoutError):
                     raise UnavailableError(f"the new bundle was not loaded within {timeout_s:g} s") from None
                 raise
@@ -367,7 +374,7 @@ class Session:
                     self._changed.notify_all()
             case Released(bundle):
                 self._engine.remove(bundle)
-                self._bundles.pop(bundle, None)
+                self._held.pop(bundle, None)
             case Superseded(tier, bundle, successor):
                 self.events.append(f"{tier} will stop to serve {bundle[:12]}; {successor[:12]} takes its place")
             case Note(text):

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from flagsplit.runtime.batching import BatchOptions
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import Instruction, Note
-from flagsplit.runtime.residency import order_of, sizes_of
+from flagsplit.runtime.residency import ModeChoice, loadout
 from flagsplit.runtime.shell import Shell
 from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
@@ -27,6 +28,8 @@ class WorkerSettings:
         machine: limits and heartbeats.
         beyond: addresses of tiers beyond this one; they win over what sessions say.
         slowdown: makes this tier so many times as slow, to emulate another device.
+        residency: how pooled plans are held; "auto" takes whole segments if they fit the budget, else atoms.
+        batching: whether small requests run together; off by default.
 
     Raises:
         ConfigError: the slow-down is below 1 or no number.
@@ -37,6 +40,8 @@ class WorkerSettings:
     machine: WorkerOptions = field(default_factory=WorkerOptions)
     beyond: Mapping[str, PeerAddress] = field(default_factory=dict)
     slowdown: float = 1.0
+    residency: ModeChoice = "auto"
+    batching: BatchOptions = field(default_factory=BatchOptions)
 
     def __post_init__(self) -> None:
         check_slowdown(self.slowdown)
@@ -81,14 +86,18 @@ class Worker:
             settings.beyond,
             settings.machine,
         )
+        held = loadout(bundle, tier, settings.memory_budget_bytes, settings.host, settings.residency)
         engine = Engine(
-            lambda _, segment: bundle.load(tier, segment, settings.host),
-            order_of(bundle, tier),
-            sizes_of(bundle, tier),
+            lambda _, segment: held.load(segment),
+            held.order,
+            held.size_bytes,
             settings.memory_budget_bytes,
             lambda ran: self._shell.post(ran),
             settings.slowdown,
             bundle=bundle.digest,
+            parts=held.parts,
+            batching=settings.batching,
+            mode=held.mode,
         )
         self._shell = Shell(machine, channel, engine, self._tell, self._broke, f"flagsplit-{bundle.tiers[tier]}")
         try:

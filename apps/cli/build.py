@@ -10,6 +10,7 @@ from flagsplit.apps.cli.output import console, print_json, progress_bar, say, si
 from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import BuildResult, build
+from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.flagir.frontends.any_model import Source
 
 PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "down")
@@ -46,6 +47,12 @@ def command(
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
     ] = "exact",
+    residency: Annotated[
+        ResidencyChoice,
+        typer.Option(
+            help="auto: atoms where the segments of all plans are more than a tier's memory; docs/workers.md."
+        ),
+    ] = "auto",
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -58,6 +65,7 @@ def command(
         numerics=numerics,
         catalogues=catalogue or [],
         regions=pairs("--region", region, commas=True),
+        residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
     with progress_bar(quiet=as_json) as progress:

@@ -15,6 +15,7 @@ import flagsplit
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
+from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.problem import Problem
@@ -73,6 +74,7 @@ def build_with(
     routes: dict[str, tuple[int, ...]] | None = None,
     order: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
+    residency: ResidencyChoice = "auto",
 ) -> Bundle:
     """A bundle with the plans of `PLACES`, one codec wherever it is allowed.
 
@@ -82,6 +84,7 @@ def build_with(
         routes: of some plans, by name.
         order: names of the only plans, the most wanted first.
         names: other names for values of the model.
+        residency: whether the bundle has atoms.
     """
     path = folder / f"{codec}.flagsplit"
     with mock.patch("flagsplit.apps.pipeline.add_plans", partial(_add_plans, routes or {}, order)):
@@ -91,7 +94,9 @@ def build_with(
             path,
             links={"edge": "100kbit/1ms", "cloud": "100kbit/1ms"},
             sla=parse_sla({"accuracy": {"every_cut": {"codecs": [codec]}}}),
-            options=BuildOptions(shapes={(names or {}).get("x", "x"): (2, 5, WIDTH)}, extra_plans=_placed),
+            options=BuildOptions(
+                shapes={(names or {}).get("x", "x"): (2, 5, WIDTH)}, extra_plans=_placed, residency=residency
+            ),
         )
     return flagsplit.open(path)
 

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from queue import Queue
 
 import numpy as np
@@ -88,9 +88,8 @@ class Host:
         return {(holding.bundle, holding.segment) for holding in self.engine.residency().loaded}
 
 
-def wait_for(condition: "object", timeout_s: float = 5.0) -> None:
+def wait_for(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
     """Wait until a function of no arguments says yes."""
-    assert callable(condition)
     until = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < until, "it did not happen"

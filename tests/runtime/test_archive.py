@@ -526,3 +526,11 @@ def test_an_artifact_outside_the_bundle_is_refused(built: Path, tmp_path: Path) 
     entries[segment] = "../../../../../outside.onnx"
     with pytest.raises(BundleError, match="outside the bundle"):
         opened.load(1, segment, LoadOptions())
+
+
+def test_a_manifest_of_format_1_0_is_read_and_has_no_atoms() -> None:
+    data = json.loads(write_manifest({}, facts_of({}, (1, 0))))
+    for artifact in (artifact for tier in data["predicate"]["tiers"] for artifact in tier["artifacts"]):
+        del artifact["chains"], artifact["weight_bytes"]
+    (tier,) = read_manifest(json.dumps(data).encode()).predicate.tiers
+    assert (tier.artifacts[0].chains, tier.artifacts[0].weight_bytes) == ({}, {})

@@ -1,15 +1,23 @@
 """The compute thread among several clients and bundles: shares, deadlines, loads beside runs, what makes room."""
 
+import random
 import threading
 import time
+from collections.abc import Mapping
+from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
+from tests.apps.models import save, wide
 from tests.runtime.fake_segments import Host, Timed, wait_for
 
 from flagsplit.errors import BundleError, PeerError
-from flagsplit.runtime.engine import DEADLINE, SKIPPED
+from flagsplit.runtime.batching import BatchOptions
+from flagsplit.runtime.engine import DEADLINE, SKIPPED, Engine
 from flagsplit.runtime.events import Ran, Run
+from flagsplit.targets.cloud.ort import OrtTarget
+from flagsplit.targets.interface import Array, LoadOptions
 
 
 def test_a_client_with_many_requests_does_not_hold_up_another() -> None:
@@ -52,6 +60,17 @@ def test_what_is_past_its_deadline_does_not_run() -> None:
     first, late, last = host.answers(3)
     assert (first.token, late, last.token, last.error) == (1, Ran(2, None, DEADLINE), 3, "")
     assert host.segments["", "a"].rows == [1, 1]
+    host.engine.stop()
+
+
+def test_a_run_that_waits_for_a_load_beyond_its_deadline_is_told_in_time() -> None:
+    host = Host({("", "a"): Timed()}, load_s=0.2)
+    host.engine.start([])
+    inputs = {"x": np.zeros((1, 3), np.float32)}
+    began = time.monotonic()
+    host.engine.submit(Run(1, "a", inputs, deadline=began + 0.03))
+    assert host.answers(1) == [Ran(1, None, DEADLINE)]
+    assert time.monotonic() - began < 0.15
     host.engine.stop()
 
 
@@ -206,6 +225,101 @@ def test_residency_tells_estimates_and_what_was_measured() -> None:
     assert residency.measured_bytes is None or residency.measured_bytes >= 0
     host.engine.stop()
     assert host.engine.residency().loaded == ()
+
+
+@pytest.mark.slow
+def test_other_threads_go_on_while_a_real_engine_computes(tmp_path: Path) -> None:
+    """What carries messages must not wait for a run: ONNX Runtime lets go of the interpreter."""
+    file = save(wide(4, 768), tmp_path / "wide.onnx")
+    loaded = OrtTarget().load(file, file, {}, LoadOptions(threads=1))
+    results: Queue[Ran] = Queue()
+    engine = Engine(lambda _bundle, _segment: loaded, (), {}, 1e9, results.put)
+    engine.start(["a"])
+    beats = 0
+    engine.submit(Run(1, "a", {"y0": np.ones((1500, 768), np.float32)}))
+    while results.empty():
+        time.sleep(0.001)
+        beats += 1
+    ran = results.get()
+    engine.stop()
+    assert ran.error == ""
+    assert beats >= min(20, ran.run_us / 10_000)
+
+
+class Tracked(Timed):
+    """Notes that it is open, and what is wrong."""
+
+    def __init__(self, alive: set[int], wrong: list[str]) -> None:
+        super().__init__()
+        self._alive, self._wrong = alive, wrong
+        alive.add(id(self))
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        if id(self) not in self._alive:
+            self._wrong.append("run after it was closed")
+        return super().run(tensors)
+
+    def close(self) -> None:
+        super().close()
+        self._alive.remove(id(self))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_run_ends_once_whatever_comes_and_goes(seed: int) -> None:
+    """Random runs, skips, bundles that come and go, loads that fail, under a budget for two segments of nine."""
+    rng = random.Random(seed)
+    alive: set[int] = set()
+    wrong: list[str] = []
+    kept: list[Tracked] = []
+    results: Queue[Ran] = Queue()
+
+    def load(bundle: str, segment: str) -> Tracked:
+        if segment == "c" and len(kept) % 3 == 0:
+            raise BundleError(f"cannot load {segment} of {bundle}")
+        kept.append(Tracked(alive, wrong))
+        if len(alive) > 2:
+            wrong.append(f"{len(alive)} at once, and the budget is for two")
+        return kept[-1]
+
+    sizes = dict.fromkeys("abc", 10.0)
+    batching = BatchOptions(rng.choice([1, 3]), 0.001)
+    engine = Engine(load, "abc", sizes, 20.0, results.put, batching=batching)
+    engine.start(["a"])
+    asked = 0
+    for _ in range(150):
+        match rng.randrange(12):
+            case 0:
+                engine.add(rng.choice(["", "p", "q"]), "abc", sizes, rng.choice(["", "a", "bc"]))
+            case 1:
+                engine.remove(rng.choice(["p", "q"]))
+            case 2:
+                engine.skip(rng.randrange(asked + 1))
+            case 3:
+                time.sleep(0.001)
+            case _:
+                inputs = {"x": np.ones((1, 3), np.float32)}
+                deadline = time.monotonic() + rng.choice([0.0, 0.002, 60.0])
+                engine.submit(Run(asked, rng.choice("abc"), inputs, rng.choice(["", "p"]), rng.choice("uvw"), deadline))
+                asked += 1
+    tokens = sorted(results.get(timeout=10).token for _ in range(asked))
+    assert tokens == list(range(asked))
+    engine.stop()
+    assert results.empty()
+    assert not alive
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not tell")
+def test_what_a_real_load_takes_is_measured(tmp_path: Path) -> None:
+    file = save(wide(4, 1024), tmp_path / "wide.onnx")
+    target, host = OrtTarget(), LoadOptions(threads=1)
+    engine = Engine(lambda _bundle, _segment: target.load(file, file, {}, host), (), {"a": 16e6}, 1e9, print)
+    engine.start(["a"])
+    (holding,) = engine.residency().loaded
+    engine.stop()
+    assert holding.measured_bytes is not None
+    assert 8e6 < holding.measured_bytes < 100e6
 
 
 def test_stop_leaves_no_thread() -> None:

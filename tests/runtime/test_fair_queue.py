@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flagsplit.runtime.events import Run
@@ -66,6 +66,7 @@ BUSY = st.lists(
 )
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ASKED, max_size=60))
 def test_every_job_runs_once_and_nothing_idles_while_work_waits(jobs: list[Asked]) -> None:
     ended = serve(jobs)
@@ -77,6 +78,7 @@ def test_every_job_runs_once_and_nothing_idles_while_work_waits(jobs: list[Asked
         free = each.ended_s
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ASKED, max_size=60))
 def test_a_clients_own_jobs_run_in_their_order(jobs: list[Asked]) -> None:
     for name in "abcd":
@@ -84,6 +86,7 @@ def test_a_clients_own_jobs_run_in_their_order(jobs: list[Asked]) -> None:
         assert asked == sorted(asked)
 
 
+@settings(max_examples=40, deadline=None)
 @given(BUSY)
 def test_clients_that_always_wait_get_the_same_time_but_for_one_job(shapes: list[tuple[float, int]]) -> None:
     """Jobs of one client take the same, those of different clients do not."""
@@ -99,6 +102,7 @@ def test_clients_that_always_wait_get_the_same_time_but_for_one_job(shapes: list
         assert max(used.values()) - min(used.values()) <= longest
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(20, 60), st.sampled_from([0.25, 1.0, 4.0]), st.integers(1, 60))
 def test_who_comes_waits_for_one_job_of_each_other_client(others: int, each: int, takes_s: float, at: int) -> None:
     jobs = [Asked(0.0, f"busy{other}", takes_s) for other in range(others) for _ in range(each)]
@@ -107,6 +111,7 @@ def test_who_comes_waits_for_one_job_of_each_other_client(others: int, each: int
     assert new.began_s - new.asked.at_s <= takes_s * (1 + others)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(ASKED, min_size=1, max_size=60), st.integers(0, 40))
 def test_no_wait_is_longer_than_what_the_others_may_use(jobs: list[Asked], at: int) -> None:
     """A client that asks once waits for as much of each other as it may run ahead: its expectation and one job."""
@@ -181,6 +186,7 @@ def test_what_cannot_be_kept_any_more_does_not_make_others_miss_theirs() -> None
     assert job.run.token == 1
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(0.5, 20), min_size=1, max_size=8))
 def test_deadlines_of_equal_jobs_are_kept_where_that_is_possible_at_all(deadlines: list[float]) -> None:
     """Earliest deadline first keeps all that can be kept together; jobs take one second."""

@@ -112,7 +112,7 @@ def test_another_bundle_is_swapped_in_under_load(bundle: Bundle, other: Bundle, 
         over.set()
         assert {answer.report.epoch for answer in asking.result(10)} == {0, 1}
         give_up = time.monotonic() + 5
-        while set(session._bundles) != {other.digest}:
+        while set(session._held) != {other.digest}:
             assert time.monotonic() < give_up, "the old bundle is let go"
             time.sleep(0.01)
         assert session.tiers == {"edge": "up", "cloud": "up"}, "workers stay connected"
