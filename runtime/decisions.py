@@ -212,8 +212,9 @@ class PlanChooser:
     def attempt_patience_s(self, plan: str, state: State) -> float:
         """How long an attempt with a plan may take before it counts as stalled, seconds.
 
-        So many times what is predicted. Where the rescue plan is quick, about as much longer as that takes is enough:
-        who waits for as long as the other way costs loses half at most (ski rental, Karlin et al., Algorithmica 3, 1988).
+        So many times what is predicted. Where the rescue plan is quick, about as much longer as that takes is enough, as
+        in renting skis: waiting for as long as the other way takes costs twice the better at most (Karlin et al.,
+        Algorithmica 3, 1988).
         """
         options = self._options
         predicted_s = self.pool.plan(plan).latency_s(state)
