@@ -396,9 +396,9 @@ class ProbePolicy:
         if plan is not None:
             down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
             if down_s > options.gain * plan.latency_s(hoped):
-                reply = self._size_bytes(world.link(tier, first), 0.0, now)
+                reply = min(self._size_bytes(world.link(tier, first), 0.0, now), 2 * size)
         self._last[tier] = now
-        self._left[tier] -= size
+        self._left[tier] -= max(size, reply)
         self._back.discard(tier)
         return ProbeRequest(first, tier, size, reply)
 
