@@ -349,6 +349,7 @@ class ProbePolicy:
         self._chooser = chooser
         self._options = options or ProbeOptions()
         self._left: dict[str, float] = {}
+        self._earned_at: dict[str, float] = {}
         self._back: set[str] = set()
         self._last: dict[str, float] = {}
         self._usual: dict[str, tuple[float, float]] = {}
@@ -413,10 +414,12 @@ class ProbePolicy:
         """What may be spent grows with what the link carries as a rule, its mean over the last minutes."""
         rate = link.bytes_per_s(now)
         usual, then = self._usual.get(tier, (rate, now))
-        passed_s = max(0.0, now - then)
+        passed_s = max(0.0, now - self._earned_at.get(tier, now))
+        self._earned_at[tier] = now
         per_s = self._options.share * usual
         most = min(max(per_s * _SAVED_S, 2.0 * self._options.least_bytes), float(self._options.most_bytes))
         self._left[tier] = min(self._left.get(tier, most) + per_s * passed_s, most)
-        if not link.is_stale(now):
-            usual += (1 - math.exp(-passed_s / _USUAL_S)) * (rate - usual)
-        self._usual[tier] = max(usual, 1.0), now
+        if not link.is_stale(now):  # what was measured stands for the time since the measurement before
+            usual += (1 - math.exp(-max(0.0, now - then) / _USUAL_S)) * (rate - usual)
+            then = now
+        self._usual[tier] = max(usual, 1.0), then
