@@ -35,7 +35,7 @@ REASONS = (
 )
 """What a `Decision` can say; a caller may give its own."""
 
-_USUAL_S = 120.0
+_USUAL_S, _SAVED_S = 60.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ class ProbeOptions:
         idle_s: a rate that is older is worth a measurement.
         least_s: between two,
         hint_s: unless something hints at a better link: a shorter round trip, a tier that came back.
-        share: of what the link carries that measuring may take.
+        share: of what the link carries that measuring may take in the long run; some may be saved up.
         least_bytes, most_bytes: of one.
         round_trips: that one is to take at the rate that is believed,
         usual_s: unless it could then only be repeated after longer than that.
@@ -348,7 +348,8 @@ class ProbePolicy:
     def __init__(self, chooser: PlanChooser, options: ProbeOptions | None = None) -> None:
         self._chooser = chooser
         self._options = options or ProbeOptions()
-        self._next: dict[str, float] = {}
+        self._left: dict[str, float] = {}
+        self._earned_at: dict[str, float] = {}
         self._back: set[str] = set()
         self._last: dict[str, float] = {}
         self._usual: dict[str, tuple[float, float]] = {}
@@ -356,7 +357,7 @@ class ProbePolicy:
     def came_back(self, tier: str) -> None:
         """A tier is there again: what was known of its link may no longer hold."""
         self._back.add(tier)
-        self._next.pop(tier, None)
+        self._last.pop(tier, None)
 
     def due(self, now: float, alive: Sequence[bool]) -> list[ProbeRequest]:
         """What to measure now; counts as done."""
@@ -366,10 +367,11 @@ class ProbePolicy:
             if target == 0 or not alive[target] or any(alive[1:target]):
                 continue  # requests do not go straight there
             link = world.link(world.tiers[0], tier)
-            self._note_rate(tier, link.bytes_per_s(now), now)
+            self._earn(tier, link, now)
             hint = tier in self._back or link.looks_better(now)
-            due = self._next.get(tier, now) if not hint else self._last.get(tier, -math.inf) + self._options.hint_s
-            if link.is_busy or now < due or not (hint or link.age_s(now) > self._options.idle_s):
+            due = self._last.get(tier, -math.inf) + (self._options.hint_s if hint else self._options.least_s)
+            is_due = now >= due and (hint or link.age_s(now) > self._options.idle_s)
+            if link.is_busy or not is_due or self._left.get(tier, 0.0) < 0:
                 continue
             hoped = world.optimistic(now, alive, self._options.deviations)
             better = self._better(hoped, target)
@@ -395,9 +397,9 @@ class ProbePolicy:
         if plan is not None:
             down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
             if down_s > options.gain * plan.latency_s(hoped):
-                reply = self._size_bytes(world.link(tier, first), 0.0, now)
+                reply = min(self._size_bytes(world.link(tier, first), 0.0, now), 2 * size)
         self._last[tier] = now
-        self._next[tier] = now + max(options.least_s, size / (options.share * usual))
+        self._left[tier] -= max(size, reply)
         self._back.discard(tier)
         return ProbeRequest(first, tier, size, reply)
 
@@ -408,8 +410,16 @@ class ProbePolicy:
         wanted = min(options.round_trips * link.rtt_s(now), options.share * options.usual_s) * rate
         return int(min(max(wanted, options.least_bytes), options.most_bytes))
 
-    def _note_rate(self, tier: str, rate: float, now: float) -> None:
-        """What the link carries as a rule: its mean over the last minutes, or what it carries now if that is more."""
-        before, then = self._usual.get(tier, (rate, now))
-        gain = 1 - math.exp(-max(0.0, now - then) / _USUAL_S)
-        self._usual[tier] = max(before + gain * (rate - before), 1.0), now
+    def _earn(self, tier: str, link: LinkEstimator, now: float) -> None:
+        """What may be spent grows with what the link carries as a rule, its mean over the last minutes."""
+        rate = link.bytes_per_s(now)
+        usual, then = self._usual.get(tier, (rate, now))
+        passed_s = max(0.0, now - self._earned_at.get(tier, now))
+        self._earned_at[tier] = now
+        per_s = self._options.share * usual
+        most = min(max(per_s * _SAVED_S, 2.0 * self._options.least_bytes), float(self._options.most_bytes))
+        self._left[tier] = min(self._left.get(tier, most) + per_s * passed_s, most)
+        if not link.is_stale(now):  # what was measured stands for the time since the measurement before
+            usual += (1 - math.exp(-max(0.0, now - then) / _USUAL_S)) * (rate - usual)
+            then = now
+        self._usual[tier] = max(usual, 1.0), then

@@ -165,6 +165,8 @@ class WorldModel:
 
     def _pass_dead(self, now: float, alive: tuple[bool, ...], *figures: list[float]) -> None:
         """A direct connection past dead tiers says what their links cost together: all of it goes to the first."""
+        if all(alive):
+            return
         up, down, up_s, down_s = figures
         living = [k for k, lives in enumerate(alive) if lives]
         for near, far in pairwise(living):

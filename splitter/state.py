@@ -43,7 +43,10 @@ class State:
             raise PolicyError(f"state: expected {tiers} tiers, and {max(links, tiers - 1)} links in every field")
         if self.wait_s and len(self.wait_s) != tiers:
             raise PolicyError(f"state: expected a wait for each of {tiers} tiers, got {len(self.wait_s)}")
-        if not all(math.isfinite(x) and x >= 0 for part in (self.slowdown, self.wait_s, *parts) for x in part):
+        every = sum((self.slowdown, self.wait_s, *parts), ())
+        # The sum is finite if all are: made for every request, so the usual case is to be quick.
+        fine = min(every, default=0.0) >= 0 and math.isfinite(sum(every))
+        if not fine and not all(math.isfinite(x) and x >= 0 for x in every):
             raise PolicyError("state: every figure must be finite and 0 or more; mark a dead tier in `alive`")
 
     @classmethod
