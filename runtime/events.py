@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.bundle_events import BundleEvent, BundleInstruction
 from flagsplit.runtime.report import Report
 from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Down, Received, Up, Violated
@@ -71,7 +72,14 @@ class Leave:
     """Say goodbye to everybody; nothing follows."""
 
 
-Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Tick | Leave
+@dataclass(frozen=True)
+class BeginDrain:
+    """Finish what is here, take nothing new, then end. The reason is told to the peers."""
+
+    reason: str
+
+
+Event = Up | Down | Received | Violated | Ran | Submit | Abandon | Tick | Leave | BeginDrain | BundleEvent
 
 
 @dataclass(frozen=True)
@@ -168,4 +176,33 @@ class Note:
     text: str
 
 
-Instruction = Send | Run | Skip | Connect | Disconnect | Withdraw | Deliver | Fail | TierChanged | Note
+@dataclass(frozen=True)
+class Pause:
+    """Take no data from a peer until it is let go on."""
+
+    peer: str
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The machine has nothing left to do; only `Leave` may follow."""
+
+    reason: str
+
+
+Instruction = (
+    Send
+    | Run
+    | Skip
+    | Connect
+    | Disconnect
+    | Withdraw
+    | Deliver
+    | Fail
+    | TierChanged
+    | Note
+    | Pause
+    | Ended
+    | BundleInstruction
+)

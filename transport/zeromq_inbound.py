@@ -269,7 +269,7 @@ class Listener:
         connection.introduced = True
         if isinstance(message, Hello):
             peer.up = True
-            self._emit(Up(peer.name))
+            self._emit(Up(peer.name, peer.user_id))
             self._emit(Received(peer.name, message))
 
     def _violate(self, connection: Connection, reason: str) -> None:

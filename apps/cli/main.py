@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": "command",
     "run": "command",
     "serve": "command",
+    "swap": "command",
     "profile": "command",
     "devices": "command",
     "reference": "command",

@@ -40,7 +40,7 @@ class History:
             max_flights=rng.choice([1 if alone else 3, 3, 4096]),
             max_held_bytes=rng.choice([8_000_000, 2 << 30]),
             reach_s=1.0,
-            orphan_s=2.0,
+            linger_s=rng.choice([0.0, 2.0, 10.0]),
             liveness=_LIVENESS,
         )
         slowest_s = rng.choice([0.02, 0.2, 0.8])

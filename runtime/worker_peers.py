@@ -1,0 +1,293 @@
+"""Who is connected to a worker, what each was told, and how the tiers beyond are reached.
+
+Inbound peers are sessions and the workers before this one; peers beyond are the tiers that this one passes requests on
+to, at the addresses that sessions name or the operator fixed. One connection serves all bundles: a peer says Hello for
+each, and nothing of a bundle travels before its Welcome. What the requests do meanwhile is in `worker_machine.py`.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flagsplit.errors import ProtocolError
+from flagsplit.runtime.events import Connect, Disconnect, Instruction, Send
+from flagsplit.runtime.liveness import Liveness
+from flagsplit.runtime.worker_options import WorkerOptions
+from flagsplit.transport.channel import inbound_name
+from flagsplit.transport.messages import (
+    OLDEST_VERSION,
+    RESUME,
+    VERSION,
+    Chunk,
+    Hello,
+    Open,
+    PeerAddress,
+    Reject,
+    Version,
+    Welcome,
+    agreed_version,
+)
+
+
+@dataclass
+class Inbound:
+    """Somebody who connected to this worker and was welcomed.
+
+    Attributes:
+        instance: names this start of its process.
+        role: "session" or "worker".
+        key: the public key that it proved to have, or "".
+        bundle: what its last Hello asked for; "" if only to manage bundles.
+        silence_s: how long it may be silent.
+        last_heard: when it last said something.
+        features: what it understands.
+        ways: by bundle that it may ask for and tier, its name for the tiers beyond.
+    """
+
+    instance: str
+    role: str
+    key: str
+    bundle: str
+    silence_s: float
+    last_heard: float
+    features: frozenset[str] = frozenset()
+    ways: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass
+class Beyond:
+    """A tier that this worker passes requests on to.
+
+    Attributes:
+        tier, address: which one, and where.
+        connected: whether messages can be sent.
+        asked: bundles of the Hellos that were not answered yet, in their order.
+        welcomed: bundles that may be spoken of.
+        features: what it understands.
+        waiting: by bundle, what goes out with its Welcome.
+        waiting_since: by bundle, when the first of these came.
+    """
+
+    tier: str
+    address: PeerAddress
+    connected: bool = False
+    asked: deque[str] = field(default_factory=deque)
+    welcomed: set[str] = field(default_factory=set)
+    features: frozenset[str] = frozenset()
+    waiting: dict[str, list[Open | Chunk]] = field(default_factory=dict)
+    waiting_since: dict[str, float] = field(default_factory=dict)
+
+    def withdraw(self, sid: str, rid: int) -> None:
+        """Drop what waits on behalf of a request."""
+        for bundle, messages in list(self.waiting.items()):
+            self.waiting[bundle] = [message for message in messages if (message.sid, message.rid) != (sid, rid)]
+            if not self.waiting[bundle]:
+                self.forget(bundle)
+
+    def forget(self, bundle: str) -> list[Open | Chunk]:
+        """Drop what waits for a bundle's Welcome, and give it."""
+        self.waiting_since.pop(bundle, None)
+        return self.waiting.pop(bundle, [])
+
+    def lose(self) -> None:
+        """The connection is gone, and with it whatever was agreed."""
+        self.connected = False
+        self.asked.clear()
+        self.welcomed.clear()
+        self.features = frozenset()
+        self.waiting.clear()
+        self.waiting_since.clear()
+
+
+class Peers:
+    """All peers of a worker.
+
+    Args:
+        tier: the worker's own.
+        instance: names this start of the process.
+        fixed: addresses of tiers beyond that the operator set; they win over what sessions say.
+        options: limits and times.
+    """
+
+    def __init__(self, tier: str, instance: str, fixed: Mapping[str, PeerAddress], options: WorkerOptions) -> None:
+        self.tier = tier
+        self.inbound: dict[str, Inbound] = {}
+        self.beyond: dict[str, Beyond] = {}
+        self.liveness = Liveness(options.liveness)
+        self._instance = instance
+        self._fixed = dict(fixed)
+        self._options = options
+        self._keys: dict[str, str] = {}
+        self._unnamed: deque[tuple[float, str]] = deque()
+
+    def heard(self, peer: str, now: float) -> None:
+        """A peer said something."""
+        self.liveness.heard(peer, now)
+        if peer in self.inbound:
+            self.inbound[peer].last_heard = now
+
+    def key_of(self, peer: str) -> str:
+        """The public key that an inbound peer proved to have, or ""."""
+        return self._keys.get(peer, "")
+
+    def up(self, peer: str, key: str) -> Iterator[Instruction]:
+        """A connection is there: greet a tier beyond, remember the key of whoever came."""
+        beyond = self.beyond.get(peer)
+        if beyond is None:
+            self._keys[peer] = key
+            return
+        beyond.connected = True
+        beyond.asked.clear()
+        beyond.welcomed.clear()
+        named = (bundle for one in self.inbound.values() for bundle, ways in one.ways.items() if peer in ways.values())
+        for bundle in dict.fromkeys((*named, *beyond.waiting)):
+            yield self._hello(peer, beyond, bundle)
+
+    def welcome(self, peer: str, hello: Hello, tiers: Sequence[str], now: float) -> Iterator[Instruction]:
+        """Let a peer in, or let it speak of one more bundle; connect to the tiers beyond that it names."""
+        silence_s = self._options.liveness.missed * max(hello.heartbeat_ms / 1000, 1.0)
+        known = self.inbound.get(peer)
+        key = self._keys.get(peer, "")
+        inbound = known or Inbound(hello.instance, hello.role, key, hello.bundle, silence_s, now)
+        inbound.bundle, inbound.silence_s, inbound.features = hello.bundle, silence_s, frozenset(hello.features)
+        self.inbound[peer] = inbound
+        if not hello.bundle:
+            return
+        before, inbound.ways[hello.bundle] = inbound.ways.get(hello.bundle, {}), {}
+        for tier, address in hello.peers.items():
+            if tier in tiers and tiers.index(tier) > tiers.index(self.tier):
+                address = self._fixed.get(tier, address)
+                inbound.ways[hello.bundle][tier] = _peer_name(tier, address)
+                yield from self._reach(tier, address)
+        yield from self._leave_unused(before.values())
+
+    def way(self, sid: str, bundle: str, tier: str) -> str:
+        """The peer for a tier beyond, as a request's session or the operator named it.
+
+        Raises:
+            ProtocolError: nobody named it.
+        """
+        session = self.inbound.get(inbound_name(sid))
+        known = session.ways.get(bundle, {}) if session is not None else {}
+        name = known.get(tier) or (_peer_name(tier, self._fixed[tier]) if tier in self._fixed else None)
+        if name is None or name not in self.beyond:
+            raise ProtocolError(f"tier {self.tier} was not told where {tier!r} is")
+        return name
+
+    def post(self, peer: str, bundle: str, messages: Sequence[Open | Chunk], now: float) -> Iterator[Instruction]:
+        """Send to a peer; what a tier beyond is not ready for waits until it is, and who left gets nothing."""
+        beyond = self.beyond.get(peer)
+        if beyond is None:
+            if peer in self.inbound:
+                yield from (Send(peer, message) for message in messages)
+        elif bundle in beyond.welcomed:
+            yield from (Send(peer, message) for message in messages)
+        else:
+            beyond.waiting_since.setdefault(bundle, now)
+            beyond.waiting.setdefault(bundle, []).extend(messages)
+            if beyond.connected and bundle not in beyond.asked:
+                yield self._hello(peer, beyond, bundle)
+
+    def answered(self, peer: str) -> str | None:
+        """The bundle whose Hello a Welcome or Reject of a tier beyond answers; they come in order."""
+        beyond = self.beyond.get(peer)
+        return beyond.asked.popleft() if beyond is not None and beyond.asked else None
+
+    def welcomed(self, peer: str, bundle: str, message: Welcome, now: float) -> Iterator[Instruction]:
+        """A tier beyond takes what is of a bundle."""
+        beyond = self.beyond[peer]
+        beyond.welcomed.add(bundle)
+        beyond.features = frozenset(message.features)
+        self.liveness.watch(peer, now)
+        yield from (Send(peer, waiting) for waiting in beyond.forget(bundle))
+
+    def can_resume(self, peer: str | None) -> bool:
+        """Whether a peer understands Have."""
+        known = self.inbound.get(peer or "") or self.beyond.get(peer or "")
+        return known is not None and RESUME in known.features
+
+    def forget(self, peer: str, now: float, *, for_good: bool) -> Iterator[Instruction]:
+        """An inbound peer is gone; unless it is for good, the tiers that only it named stay connected for a while."""
+        self._keys.pop(peer, None)
+        inbound = self.inbound.pop(peer, None)
+        names = [name for ways in inbound.ways.values() for name in ways.values()] if inbound is not None else []
+        if for_good:
+            yield from self._leave_unused(names)
+        else:
+            self._unnamed.extend((now, name) for name in names)
+
+    def tidy(self, now: float) -> Iterator[Instruction]:
+        """Leave tiers beyond whose sessions did not come back."""
+        while self._unnamed and now - self._unnamed[0][0] >= self._options.linger_s:
+            yield from self._leave_unused([self._unnamed.popleft()[1]])
+
+    def forget_bundle(self, bundle: str) -> Iterator[Instruction]:
+        """A bundle is not served any more."""
+        names = [name for inbound in self.inbound.values() for name in inbound.ways.pop(bundle, {}).values()]
+        for inbound in self.inbound.values():
+            inbound.bundle = "" if inbound.bundle == bundle else inbound.bundle
+        for beyond in self.beyond.values():
+            beyond.welcomed.discard(bundle)
+            beyond.forget(bundle)
+        yield from self._leave_unused(names)
+
+    def silent(self, now: float) -> list[str]:
+        """Inbound peers that have been silent for too long."""
+        return [peer for peer, inbound in self.inbound.items() if now - inbound.last_heard > inbound.silence_s]
+
+    def overdue(self, now: float) -> list[tuple[str, str]]:
+        """Peer and bundle of what has waited too long for a tier beyond."""
+        return [
+            (peer, bundle)
+            for peer, beyond in self.beyond.items()
+            for bundle, since in beyond.waiting_since.items()
+            if now - since > self._options.reach_s
+        ]
+
+    def redial(self, peer: str) -> Iterator[Instruction]:
+        """Connect anew to a tier beyond that went silent."""
+        beyond = self.beyond.get(peer)
+        if beyond is not None:
+            yield Disconnect(peer)
+            yield Connect(peer, beyond.address.address, beyond.address.server_key)
+
+    def _hello(self, peer: str, beyond: Beyond, bundle: str) -> Instruction:
+        beyond.asked.append(bundle)
+        heartbeat_ms = int(self._options.liveness.heartbeat_s * 1000)
+        features = self._options.features
+        return Send(
+            peer, Hello(OLDEST_VERSION, VERSION, self._instance, "worker", bundle, heartbeat_ms, features=features)
+        )
+
+    def _reach(self, tier: str, address: PeerAddress) -> Iterator[Instruction]:
+        name = _peer_name(tier, address)
+        if name not in self.beyond:
+            self.beyond[name] = Beyond(tier, address)
+            yield Connect(name, address.address, address.server_key)
+
+    def _leave_unused(self, names: Iterable[str]) -> Iterator[Instruction]:
+        """Disconnect from tiers beyond that no session names any more."""
+        named = {name for inbound in self.inbound.values() for ways in inbound.ways.values() for name in ways.values()}
+        for name in dict.fromkeys(names):
+            if name in named or name not in self.beyond:
+                continue
+            self.liveness.forget(name)
+            del self.beyond[name]
+            yield Disconnect(name)
+
+
+def refusal_of_version(hello: Hello) -> Reject | None:
+    """Why a peer cannot be spoken with, if it cannot."""
+    if agreed_version(hello.version_min, hello.version_max) is not None:
+        return None
+    ours, theirs = _range(OLDEST_VERSION, VERSION), _range(hello.version_min, hello.version_max)
+    return Reject("version", f"this worker speaks protocol {ours}, you {theirs}; upgrade the older side")
+
+
+def _range(oldest: Version, newest: Version) -> str:
+    low, high = (".".join(map(str, version)) for version in (oldest, newest))
+    return low if low == high else f"{low} to {high}"
+
+
+def _peer_name(tier: str, address: PeerAddress) -> str:
+    return f"{tier}@{address.address}"
