@@ -228,7 +228,12 @@ class WorkerFlights(Relay):
 
     def can_resume(self, flight: Flight, hop: int) -> bool:
         """Whether the peer of a hop named the feature."""
-        return self.peers.can_resume(flight.neighbors.get(flight.route[hop].tier))
+        tier = flight.route[hop].tier
+        try:
+            peer = flight.neighbors.get(tier) or self.peers.way(flight.sid, flight.bundle, tier)
+        except ProtocolError:
+            return False
+        return self.peers.can_resume(peer)
 
     def pass_back(self, peer: str, message: Failed) -> Iterator[Instruction]:
         """Another tier could not: the session decides, so hand it on towards the session."""

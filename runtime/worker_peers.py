@@ -118,7 +118,7 @@ class Peers:
         self._fixed = dict(fixed)
         self._options = options
         self._keys: dict[str, str] = {}
-        self._unnamed: deque[tuple[float, str]] = deque()
+        self._left: dict[str, tuple[float, Inbound]] = {}
 
     def heard(self, peer: str, now: float) -> None:
         """A peer said something."""
@@ -153,13 +153,18 @@ class Peers:
         self.inbound[peer] = inbound
         if not hello.bundle:
             return
-        before, inbound.ways[hello.bundle] = inbound.ways.get(hello.bundle, {}), {}
+        if peer in self._left:
+            _, left = self._left.pop(peer)
+            before = _names(left.ways)
+        else:
+            before = list(inbound.ways.get(hello.bundle, {}).values())
+        inbound.ways[hello.bundle] = {}
         for tier, address in hello.peers.items():
             if tier in tiers and tiers.index(tier) > tiers.index(self.tier):
                 address = self._fixed.get(tier, address)
                 inbound.ways[hello.bundle][tier] = _peer_name(tier, address)
                 yield from self._reach(tier, address)
-        yield from self._leave_unused(before.values())
+        yield from self._leave_unused(before)
 
     def way(self, sid: str, bundle: str, tier: str) -> str:
         """The peer for a tier beyond, as a request's session or the operator named it.
@@ -167,7 +172,8 @@ class Peers:
         Raises:
             ProtocolError: nobody named it.
         """
-        session = self.inbound.get(inbound_name(sid))
+        peer = inbound_name(sid)
+        session = self.inbound.get(peer) or self._left.get(peer, (0.0, None))[1]
         known = session.ways.get(bundle, {}) if session is not None else {}
         name = known.get(tier) or (_peer_name(tier, self._fixed[tier]) if tier in self._fixed else None)
         if name is None or name not in self.beyond:
@@ -201,30 +207,36 @@ class Peers:
         self.liveness.watch(peer, now)
         yield from (Send(peer, waiting) for waiting in beyond.forget(bundle))
 
-    def can_resume(self, peer: str | None) -> bool:
+    def can_resume(self, peer: str) -> bool:
         """Whether a peer understands Have."""
-        known = self.inbound.get(peer or "") or self.beyond.get(peer or "")
+        known = self.inbound.get(peer) or self.beyond.get(peer)
         return known is not None and RESUME in known.features
 
     def forget(self, peer: str, now: float, *, for_good: bool) -> Iterator[Instruction]:
         """An inbound peer is gone; unless it is for good, the tiers that only it named stay connected for a while."""
         self._keys.pop(peer, None)
         inbound = self.inbound.pop(peer, None)
-        names = [name for ways in inbound.ways.values() for name in ways.values()] if inbound is not None else []
-        if for_good:
-            yield from self._leave_unused(names)
-        else:
-            self._unnamed.extend((now, name) for name in names)
+        if inbound is not None and for_good:
+            yield from self._leave_unused(_names(inbound.ways))
+        elif inbound is not None:
+            self._left[peer] = now, inbound
+            if len(self._left) > self._options.max_peers:
+                yield from self._forget_left(next(iter(self._left)))
 
     def tidy(self, now: float) -> Iterator[Instruction]:
         """Leave tiers beyond whose sessions did not come back."""
-        while self._unnamed and now - self._unnamed[0][0] >= self._options.linger_s:
-            yield from self._leave_unused([self._unnamed.popleft()[1]])
+        for peer in [peer for peer, (since, _) in self._left.items() if now - since >= self._options.linger_s]:
+            yield from self._forget_left(peer)
+
+    def _forget_left(self, peer: str) -> Iterator[Instruction]:
+        _, inbound = self._left.pop(peer)
+        yield from self._leave_unused(_names(inbound.ways))
 
     def forget_bundle(self, bundle: str) -> Iterator[Instruction]:
         """A bundle is not served any more."""
-        names = [name for inbound in self.inbound.values() for name in inbound.ways.pop(bundle, {}).values()]
-        for inbound in self.inbound.values():
+        everybody = (*self.inbound.values(), *(inbound for _, inbound in self._left.values()))
+        names = [name for inbound in everybody for name in inbound.ways.pop(bundle, {}).values()]
+        for inbound in everybody:
             inbound.bundle = "" if inbound.bundle == bundle else inbound.bundle
         for beyond in self.beyond.values():
             beyond.welcomed.discard(bundle)
@@ -267,7 +279,8 @@ class Peers:
 
     def _leave_unused(self, names: Iterable[str]) -> Iterator[Instruction]:
         """Disconnect from tiers beyond that no session names any more."""
-        named = {name for inbound in self.inbound.values() for ways in inbound.ways.values() for name in ways.values()}
+        everybody = (*self.inbound.values(), *(inbound for _, inbound in self._left.values()))
+        named = {name for inbound in everybody for name in _names(inbound.ways)}
         for name in dict.fromkeys(names):
             if name in named or name not in self.beyond:
                 continue
@@ -287,6 +300,10 @@ def refusal_of_version(hello: Hello) -> Reject | None:
 def _range(oldest: Version, newest: Version) -> str:
     low, high = (".".join(map(str, version)) for version in (oldest, newest))
     return low if low == high else f"{low} to {high}"
+
+
+def _names(ways: Mapping[str, Mapping[str, str]]) -> list[str]:
+    return [name for named in ways.values() for name in named.values()]
 
 
 def _peer_name(tier: str, address: PeerAddress) -> str:

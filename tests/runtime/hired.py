@@ -96,9 +96,10 @@ class Hired:
             said += self.tell(Received(inbound_name(sid), chunk))
         return said
 
-    def finish(self) -> list[Instruction]:
-        """Let the last run that was asked for end."""
-        run = next(said for said in reversed(self.said) if isinstance(said, Run))
+    def finish(self, sid: str = "") -> list[Instruction]:
+        """Let the last run that was asked for, perhaps by one session, end."""
+        runs = (said for said in reversed(self.said) if isinstance(said, Run) and sid in ("", said.client))
+        run = next(runs)
         return self.tell(Ran(run.token, GRAPH.run(run.segment, run.inputs)))
 
 
