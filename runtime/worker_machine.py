@@ -1,7 +1,8 @@
 """The worker as a pure state machine: what each event and message means, and when what is due.
 
-Requests are in `worker_flights.py`, peers in `worker_peers.py`, bundles in `worker_bundles.py`, memory and fairness in
-`worker_shares.py`; sockets, files and threads are `worker.py`'s.
+Its other parts, each on top of the one before: `relay.py`, requests in `worker_flights.py`, how they are taken in
+`worker_admission.py`, peers in `worker_peering.py`. Beside them stand records of peers (`worker_peers.py`), bundles
+(`worker_bundles.py`) and memory (`worker_shares.py`). Sockets, files and threads are `worker.py`'s.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,14 +20,13 @@ from flagsplit.runtime.bundle_events import (
 )
 from flagsplit.runtime.events import BeginDrain, Disconnect, Ended, Event, Instruction, Leave, Note, Ran, Send, Tick
 from flagsplit.runtime.worker_bundles import Bundles
-from flagsplit.runtime.worker_flights import WorkerFlights
 from flagsplit.runtime.worker_options import WorkerHooks as WorkerHooks
 from flagsplit.runtime.worker_options import WorkerOptions as WorkerOptions
 from flagsplit.runtime.worker_options import WorkerStats as WorkerStats
-from flagsplit.runtime.worker_peers import Peers, refusal_of_version
+from flagsplit.runtime.worker_peering import WorkerPeering
+from flagsplit.runtime.worker_peers import Peers
 from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
-    BUNDLES,
     BundleOffer,
     BundlePart,
     BundleRetire,
@@ -45,14 +45,13 @@ from flagsplit.transport.messages import (
     Pong,
     Reject,
     Welcome,
-    agreed_version,
 )
 from flagsplit.transport.tensors import TransferLimits
 
 _MOST: Final = 2**53 - 1
 
 
-class WorkerMachine(WorkerFlights):
+class WorkerMachine(WorkerPeering):
     """One tier, of any number of bundles.
 
     Args:
@@ -81,9 +80,8 @@ class WorkerMachine(WorkerFlights):
         options, self._hooks = options or WorkerOptions(), hooks or WorkerHooks()
         peers = Peers(tier, instance, fixed or {}, options)
         bundles = Bundles(tier, served, options, lambda peer: self._hooks.is_admin(peers.key_of(peer)))
-        super().__init__(peers, bundles, options, limits or TransferLimits())
-        self._instance = instance
-        self._slowdown_permille = min(1_000_000, round(slowdown * 1000))
+        permille = min(1_000_000, round(slowdown * 1000))
+        super().__init__(peers, bundles, options, limits or TransferLimits(), instance, permille)
         self._drain_until = 0.0
         self._ended = False
 
@@ -142,9 +140,9 @@ class WorkerMachine(WorkerFlights):
             case Up(peer, key):
                 yield from self.peers.up(peer, key)
             case Down(peer, reason):
-                yield from self._on_down(peer, reason, for_good=False)
+                yield from self.on_down(peer, reason, for_good=False)
             case Violated(peer, reason):
-                yield from self._on_down(peer, reason, for_good=True)
+                yield from self.on_down(peer, reason, for_good=True)
             case Received(peer, message):
                 self.peers.heard(peer, self.now)
                 yield from self._on_message(peer, message)
@@ -165,15 +163,15 @@ class WorkerMachine(WorkerFlights):
     def _on_message(self, peer: str, message: Message) -> Iterator[Instruction]:
         match message:
             case Hello():
-                yield from self._on_hello(peer, message)
+                yield from self.on_hello(peer, message)
             case Welcome():
-                yield from self._on_welcome(peer, message)
+                yield from self.on_welcome(peer, message)
             case Reject():
-                yield from self._on_reject(peer, message)
+                yield from self.on_reject(peer, message)
             case Ping():
                 yield self._pong(peer, message)
             case Bye():
-                yield from self._on_down(peer, message.reason or "it left", for_good=True)
+                yield from self.on_down(peer, message.reason or "it left", for_good=True)
             case Drain() if peer in self.peers.beyond:
                 yield Note(f"{peer} takes nothing new: {message.reason}")  # it says so of each request by itself
             case Failed():
@@ -196,89 +194,11 @@ class WorkerMachine(WorkerFlights):
             case _:
                 pass
 
-    def _on_hello(self, peer: str, hello: Hello) -> Iterator[Instruction]:
-        if peer in self.peers.beyond:
-            return
-        refused = refusal_of_version(hello) or self.bundles.refusal(peer, hello)
-        if peer not in self.peers.inbound and len(self.peers.inbound) >= self.options.max_peers:
-            refused = refused or Reject("busy", f"{len(self.peers.inbound)} peers are connected, the limit")
-        version = agreed_version(hello.version_min, hello.version_max)
-        if refused is not None or version is None:
-            yield Send(peer, refused or Reject("version"))
-            return
-        sized = (self.limits.max_tensor_bytes, self.limits.max_chunk_bytes)
-        features = tuple(name for name in self.options.features if name != BUNDLES or self.options.max_bundle_bytes)
-        yield Send(
-            peer,
-            Welcome(
-                version,
-                self._instance,
-                0,
-                hello.bundle or next(filter(self.bundles.takes_new, self.bundles.served), ""),
-                self.tier,
-                *sized,
-                features,
-                slowdown_permille=self._slowdown_permille,
-            ),
-        )
-        served = self.bundles.served.get(hello.bundle)
-        yield from self.peers.welcome(peer, hello, served.tiers if served is not None else (), self.now)
-        self.session_is_back(peer)
-
-    def _on_welcome(self, peer: str, message: Welcome) -> Iterator[Instruction]:
-        bundle = self.peers.answered(peer)
-        if bundle is None:
-            return
-        beyond = self.peers.beyond[peer]
-        if message.tier != beyond.tier:
-            yield from self._lose_beyond(peer, f"{beyond.address.address} serves tier {message.tier}")
-        elif message.bundle != bundle:
-            yield from self._lose_bundle(peer, bundle, f"it serves bundle {message.bundle[:12]}")
-        else:
-            yield from self.peers.welcomed(peer, bundle, message, self.now)
-
-    def _on_reject(self, peer: str, message: Reject) -> Iterator[Instruction]:
-        """A tier beyond does not take a bundle; the others that it takes go on."""
-        bundle = self.peers.answered(peer)
-        if bundle is not None:
-            yield Note(f"{peer} refused bundle {bundle[:12]}: {message.reason}")
-            yield from self._lose_bundle(peer, bundle, message.reason)
-
     def _pong(self, peer: str, ping: Ping) -> Instruction:
         waiting = min(self.waiting_runs, 1 << 31)
         wait_us = min(max(0, self._hooks.wait_us()), _MOST)
         links = tuple(self._hooks.gauges())
         return Send(peer, Pong(ping.seq, ping.sent_us, waiting, 0, wait_us, self.shares.held_bytes, links))
-
-    def _on_down(self, peer: str, reason: str, *, for_good: bool) -> Iterator[Instruction]:
-        if peer in self.peers.beyond:
-            yield from self._lose_beyond(peer, reason)
-            return
-        was_here = peer in self.peers.inbound
-        yield from self.peers.forget(peer, self.now, for_good=for_good)
-        if was_here:
-            yield Note(f"{peer} left: {reason}")
-            self.shares.forget_peer(peer)
-            yield from self.bundles.lost(peer)
-            yield from self.leave_behind(peer, for_good=for_good)
-
-    def _lose_beyond(self, peer: str, reason: str) -> Iterator[Instruction]:
-        """Tell the sessions of all requests that went on to a peer that it is gone."""
-        self.peers.liveness.forget(peer)
-        self.peers.beyond[peer].lose()
-        yield from self._fail_beyond(peer, None, reason)
-
-    def _lose_bundle(self, peer: str, bundle: str, reason: str) -> Iterator[Instruction]:
-        self.peers.beyond[peer].welcomed.discard(bundle)
-        self.peers.beyond[peer].forget(bundle)
-        yield from self._fail_beyond(peer, bundle, reason)
-
-    def _fail_beyond(self, peer: str, bundle: str | None, reason: str) -> Iterator[Instruction]:
-        tier = self.peers.beyond[peer].tier
-        text = f"{tier} is not reachable from {self.tier}: {reason}"
-        for flight in list(self.flights.values()):
-            if flight.neighbors.get(tier) == peer and bundle in (None, flight.bundle):
-                yield from self.fail(flight, tier, "unreachable", text, retryable=True)
 
     def _on_retire(self, peer: str, message: BundleRetire) -> Iterator[Instruction]:
         known = message.bundle in self.bundles.retiring
@@ -318,12 +238,12 @@ class WorkerMachine(WorkerFlights):
         due, silent = self.peers.liveness.tick(self.now)
         yield from (Send(peer, Ping(0, int(self.now * 1e6))) for peer in due)
         for peer in silent:
-            yield from self._lose_beyond(peer, "it went silent")
+            yield from self.lose_beyond(peer, "it went silent")
             yield from self.peers.redial(peer)
         for peer, bundle in self.peers.overdue(self.now):
-            yield from self._lose_bundle(peer, bundle, f"no answer within {self.options.reach_s:g} s")
+            yield from self.lose_bundle(peer, bundle, f"no answer within {self.options.reach_s:g} s")
         for peer in self.peers.silent(self.now):
-            yield from self._on_down(peer, "it went silent", for_good=False)
+            yield from self.on_down(peer, "it went silent", for_good=False)
             yield Disconnect(peer)
         for flight in [one for one in self.flights.values() if self.now >= one.deadline]:
             yield from self.give_up_late(flight)

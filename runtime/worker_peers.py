@@ -5,13 +5,12 @@ to, at the addresses that sessions name or the operator fixed. One connection se
 each, and nothing of a bundle travels before its Welcome. What the requests do meanwhile is in `worker_machine.py`.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from flagsplit.errors import ProtocolError
 from flagsplit.runtime.events import Connect, Disconnect, Instruction, Send
 from flagsplit.runtime.liveness import Liveness
+from flagsplit.runtime.peer_records import Beyond, Inbound
 from flagsplit.runtime.worker_options import WorkerOptions
 from flagsplit.transport.channel import inbound_name
 from flagsplit.transport.messages import (
@@ -22,81 +21,8 @@ from flagsplit.transport.messages import (
     Hello,
     Open,
     PeerAddress,
-    Reject,
-    Version,
     Welcome,
-    agreed_version,
 )
-
-
-@dataclass
-class Inbound:
-    """Somebody who connected to this worker and was welcomed.
-
-    Attributes:
-        instance: names this start of its process.
-        role: "session" or "worker".
-        key: the public key that it proved to have, or "".
-        bundle: what its last Hello asked for; "" if only to manage bundles.
-        silence_s: how long it may be silent.
-        last_heard: when it last said something.
-        features: what it understands.
-        ways: by bundle that it may ask for and tier, its name for the tiers beyond.
-    """
-
-    instance: str
-    role: str
-    key: str
-    bundle: str
-    silence_s: float
-    last_heard: float
-    features: frozenset[str] = frozenset()
-    ways: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
-@dataclass
-class Beyond:
-    """A tier that this worker passes requests on to.
-
-    Attributes:
-        tier, address: which one, and where.
-        connected: whether messages can be sent.
-        asked: bundles of the Hellos that were not answered yet, in their order.
-        welcomed: bundles that may be spoken of.
-        features: what it understands.
-        waiting: by bundle, what goes out with its Welcome.
-        waiting_since: by bundle, when the first of these came.
-    """
-
-    tier: str
-    address: PeerAddress
-    connected: bool = False
-    asked: deque[str] = field(default_factory=deque)
-    welcomed: set[str] = field(default_factory=set)
-    features: frozenset[str] = frozenset()
-    waiting: dict[str, list[Open | Chunk]] = field(default_factory=dict)
-    waiting_since: dict[str, float] = field(default_factory=dict)
-
-    def withdraw(self, sid: str, rid: int) -> None:
-        """Drop what waits on behalf of a request."""
-        for bundle, messages in list(self.waiting.items()):
-            self.waiting[bundle] = [message for message in messages if (message.sid, message.rid) != (sid, rid)]
-            if not self.waiting[bundle]:
-                self.forget(bundle)
-
-    def forget(self, bundle: str) -> list[Open | Chunk]:
-        """Drop what waits for a bundle's Welcome, and give it."""
-        self.waiting_since.pop(bundle, None)
-        return self.waiting.pop(bundle, [])
-
-    def lose(self) -> None:
-        """The connection is gone, and with it whatever was agreed."""
-        self.connected = False
-        self.asked.clear()
-        self.welcomed.clear()
-        self.features = frozenset()
-        self.waiting.clear()
-        self.waiting_since.clear()
 
 
 class Peers:
@@ -287,19 +213,6 @@ class Peers:
             self.liveness.forget(name)
             del self.beyond[name]
             yield Disconnect(name)
-
-
-def refusal_of_version(hello: Hello) -> Reject | None:
-    """Why a peer cannot be spoken with, if it cannot."""
-    if agreed_version(hello.version_min, hello.version_max) is not None:
-        return None
-    ours, theirs = _range(OLDEST_VERSION, VERSION), _range(hello.version_min, hello.version_max)
-    return Reject("version", f"this worker speaks protocol {ours}, you {theirs}; upgrade the older side")
-
-
-def _range(oldest: Version, newest: Version) -> str:
-    low, high = (".".join(map(str, version)) for version in (oldest, newest))
-    return low if low == high else f"{low} to {high}"
 
 
 def _names(ways: Mapping[str, Mapping[str, str]]) -> list[str]:

@@ -598,7 +598,7 @@ def test_addresses_that_nobody_names_any_more_are_left() -> None:
     hired = Hired()
     hired.hello()
     hired.hello("6" * 32)
-    assert not any(isinstance(said, Disconnect) for said in hired.tell(Down(SESSION, "gone")))
+    assert not any(isinstance(said, Disconnect) for said in hired.tell(Received(SESSION, Bye("over"))))
     said = hired.hello("6" * 32, cloud="tcp://elsewhere:1")
     assert Disconnect("cloud@tcp://cloud:1") in said
     assert not any(isinstance(said, Disconnect) for said in hired.tell(Down(inbound_name("6" * 32), "gone")))

@@ -31,6 +31,7 @@ from flagsplit.transport.messages import (
     Chunk,
     Done,
     Drain,
+    Failed,
     Hello,
     Open,
     Ping,
@@ -118,7 +119,7 @@ def test_a_tier_beyond_is_greeted_for_each_bundle_and_may_refuse_one() -> None:
     ]
     assert out[0].bundle == first  # type: ignore[union-attr]
     said = edge.say(Reject("bundle", "not here"), CLOUD)
-    failed = [(one.rid, one.code) for one in messages(said, SESSION) if hasattr(one, "code")]
+    failed = [(one.rid, one.code) for one in messages(said, SESSION) if isinstance(one, Failed)]
     assert failed == [(1 if second == D else 2, "unreachable")]
 
 

@@ -2,7 +2,7 @@
 
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from flagsplit.runtime.bundle_events import (
 from flagsplit.runtime.events import BeginDrain, Ended, Event, Instruction, Ran, Run, Send, Skip, Tick
 from flagsplit.runtime.testing import served_of
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
+from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
     BundleOffer,
@@ -112,7 +113,7 @@ class Hostile:
                     self.ended = True
 
     @staticmethod
-    def hired_run(segment: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def hired_run(segment: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {f"v{op}": next(iter(inputs.values())) for op in segment.split(".")}
 
     def event(self) -> Event:
@@ -133,7 +134,7 @@ class Hostile:
             return Up(peer, rng.choice(["", "admin", "friend"]))
         if kind < 0.23:
             self.up.discard(peer)
-            return rng.choice([Down(peer, "gone"), Violated(peer, "nonsense")])
+            return Down(peer, "gone") if rng.random() < 0.5 else Violated(peer, "nonsense")
         if self.owed_words and rng.random() < 0.7:
             return Received(*self.owed_words.pop(0))
         if rng.random() < 0.25 and peer.startswith("in:"):

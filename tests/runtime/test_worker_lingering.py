@@ -1,6 +1,6 @@
 """Connections lost and found, transfers that resume, deadlines, rights, and the end of a worker, event by event."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from flagsplit.transport.messages import (
     Have,
     Hop,
     HopTiming,
+    Message,
     Open,
     Ping,
     Reject,
@@ -39,6 +40,10 @@ def big(hired: Hired, **change: object) -> Open:
 
 def chunks(opened: Open, offset: int = 0) -> list[Chunk]:
     return list(chunks_of(opened, [np.arange(_BIG)], 16_000, (offset,)))
+
+
+def whole(opened: Open, rest: Iterable[Chunk]) -> list[Message]:
+    return [opened, *rest]
 
 
 def runs(said: list[Instruction]) -> list[Run]:
@@ -98,7 +103,7 @@ def test_results_that_come_from_beyond_meanwhile_are_kept_for_the_next_attempt()
     back = replace(
         hired.opened(), hop=3, tensors=(TensorHeader("v2", "int64", (5,), 40),), trace=(_timing(), _timing(), _timing())
     )
-    for message in (back, *chunks_of(back, [np.arange(5)])):
+    for message in whole(back, chunks_of(back, [np.arange(5)])):
         assert not messages(hired.say(message, CLOUD))
     hired.hello()
     route = (*hired.opened().route[:1], Hop("edge", "1", ("v2",)), Hop("phone", "3"))
@@ -117,7 +122,7 @@ def test_what_another_tier_waits_for_goes_on_while_the_session_is_away() -> None
     hired.hello()
     hired.hello(T, role="worker")
     hired.reach_cloud()
-    for message in (hired.opened(), *chunks_of(hired.opened(), [np.arange(5)])):
+    for message in whole(hired.opened(), chunks_of(hired.opened(), [np.arange(5)])):
         hired.say(message, OTHER)
     assert not any(isinstance(said, Skip) for said in hired.tell(Down(SESSION, "reset")))
     assert [type(one) for one in messages(hired.finish(), CLOUD)] == [Open, Chunk]
@@ -131,7 +136,7 @@ def test_a_worker_before_this_one_that_is_lost_takes_nothing_with_it_if_the_sess
     hired = Hired()
     hired.hello()
     hired.hello(T, role="worker")
-    for message in (hired.opened(), *chunks_of(hired.opened(), [np.arange(5)])):
+    for message in whole(hired.opened(), chunks_of(hired.opened(), [np.arange(5)])):
         hired.say(message, OTHER)
     assert not any(isinstance(said, Skip) for said in hired.tell(Down(OTHER, "reset")))
     assert hired.machine.stats().lingering == 0
@@ -158,7 +163,7 @@ def test_an_announcement_that_resumes_is_answered_with_what_is_here() -> None:
     hired = Hired()
     hired.hello()
     first = big(hired)
-    for message in (first, *chunks(first)[:4]):
+    for message in whole(first, chunks(first)[:4]):
         hired.say(message)
     hired.tell(Down(SESSION, "reset"))
     hired.hello()
@@ -178,7 +183,7 @@ def test_a_later_attempt_waits_for_a_have_where_the_next_tier_can_say_one(featur
     hired.reach_cloud()
     hired.machine.peers.beyond[CLOUD].features = frozenset(features)
     opened = big(hired, attempt=2)
-    for message in (opened, *chunks(opened)):
+    for message in whole(opened, chunks(opened)):
         said = hired.say(message)
     (run,) = runs(said)
     sent = messages(hired.tell(_ran(run)), CLOUD)
