@@ -1,4 +1,4 @@
-"""What a worker knows of one peer: somebody who came, or a tier that it dialed. The book of all is `worker_peers.py`."""
+"""What a worker knows of one peer: somebody who came, or a tier that it dialed. All together: `worker_peers.py`."""
 
 from collections import deque
 from dataclasses import dataclass, field

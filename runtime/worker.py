@@ -146,7 +146,7 @@ class Worker:
         """Whether new sessions are welcome, and if not, why."""
         if not self._shell.is_running:
             return False, "the worker ended"
-        return self._machine.readiness()
+        return self._shell.ask(self._machine.readiness)
 
     def stats(self) -> WorkerStats:
         """What there is now, and what was so far; a moment's view, taken without stopping the worker."""

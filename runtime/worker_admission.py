@@ -80,10 +80,6 @@ class WorkerAdmission(WorkerFlights):
             and flight.neighbors.get(announced[0].route[chunk.hop - 1].tier) == peer
         )
 
-    @staticmethod
-    def _has_neighbor(flight: Flight, peer: str) -> bool:
-        return peer in flight.neighbors.values()
-
     def _flight_for(self, peer: str, opened: Open, bundle: str) -> Generator[Instruction, None, Flight | None]:
         """The request that an announcement is about, made or begun anew where it is time for that."""
         key = (opened.sid, opened.rid)

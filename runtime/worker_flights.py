@@ -44,6 +44,10 @@ class WorkerFlights(Relay):
         self._away: dict[FlightKey, _Away] = {}
         self._ends = Ends()
 
+    @staticmethod
+    def _has_neighbor(flight: Flight, peer: str) -> bool:
+        return peer in flight.neighbors.values()
+
     def take_up(self, flight: Flight, hop: int) -> Iterator[Instruction]:
         """As for any tier, unless the deadline passed or nobody waits."""
         away = self._away.get(flight.key)
