@@ -75,8 +75,8 @@ def _result(process: "subprocess.Popen[bytes]") -> Mapping[str, object]:
     return found
 
 
-def _parts(bundle: Path) -> list[Path]:
-    return list((Path(os.environ["FLAGSPLIT_CACHE"]) / "bundles").rglob("*.part"))
+def _parts() -> list[Path]:
+    return list(Path(os.environ["FLAGSPLIT_CACHE"]).rglob("*.part"))
 
 
 def test_a_drain_under_load_loses_nothing(bundle: Bundle, own_fleet: Fleet, whole: Executable) -> None:
@@ -124,17 +124,52 @@ def test_a_swap_under_load_fails_no_request(
     with flagsplit.connect(successor, own_fleet.addresses, settings=_SETTINGS) as session:
         assert session.run(inputs_of(1)).report.plan == "plan0"
         assert set(session.tiers.values()) == {"up"}
-    assert not _parts(successor.path)
+    assert not _parts()
 
 
-def test_an_upload_goes_on_after_the_uploader_was_killed(successor: Bundle, own_fleet: Fleet) -> None:
-    for _ in range(3):
-        swap = _swap(own_fleet, successor.path)
-        time.sleep(0.6)
-        swap.kill()
-        swap.communicate()
+# Sends 500 bytes at a time, says so, and takes its time over it.
+_SLOW_UPLOADER = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from flagsplit.runtime.bundle_swap import SwapMachine, SwapOptions
+from flagsplit.runtime.bundle_upload import UploadFile, UploadOptions
+from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.worker_engines import Engines
+from flagsplit.transport.messages import PeerAddress
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
+
+file = UploadFile.of(Path(sys.argv[1]), sys.argv[2])
+def read(offset, size):
+    print(offset, flush=True)
+    time.sleep(0.05)
+    return file.read(offset, size)
+channel = ZmqChannel(security=KeyStore().security())
+options = SwapOptions(upload=UploadOptions(part_bytes=500, window_bytes=500))
+machine = SwapMachine(replace(file, read=read), {"edge": PeerAddress(sys.argv[3])}, channel.instance, options)
+shell = Shell(machine, channel, Engines(print), lambda _: None, print, "slow")
+shell.start(machine.start())
+shell.join()
+"""
+
+
+def test_an_upload_goes_on_where_a_killed_uploader_was(successor: Bundle, own_fleet: Fleet) -> None:
+    address = own_fleet.addresses["edge"].address
+    command = [sys.executable, "-c", _SLOW_UPLOADER, str(successor.path), successor.digest, address]
+    offsets = []
+    for lines in (8, 5):
+        uploader = subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ.copy())
+        assert uploader.stdout is not None
+        offsets.append([int(uploader.stdout.readline()) for _ in range(lines)])
+        uploader.kill()
+        uploader.communicate()
+    first, second = offsets
+    assert first[0] == 0
+    assert second[0] >= first[-1] > 0
     assert _result(_swap(own_fleet, successor.path))["tiers"] == {"edge": "ready", "cloud": "ready"}
     assert _result(_swap(own_fleet, successor.path))["tiers"] == {"edge": "ready", "cloud": "ready"}
+    assert not _parts()
 
 
 def test_where_one_refuses_nothing_is_retired(
