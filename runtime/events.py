@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.bundle_events import BundleEvent, BundleInstruction
 from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.report import Report
 from flagsplit.runtime.session_facts import SessionFacts
@@ -86,7 +87,16 @@ class Leave:
     """Say goodbye to everybody; nothing follows."""
 
 
-Event = Up | Down | Received | Violated | Acked | Ran | Submit | Abandon | Adopt | Tick | Leave
+@dataclass(frozen=True)
+class BeginDrain:
+    """Finish what is here, take nothing new, then end. The reason is told to the peers."""
+
+    reason: str
+
+
+Event = (
+    Up | Down | Received | Violated | Acked | Ran | Submit | Abandon | Adopt | Tick | Leave | BeginDrain | BundleEvent
+)
 
 
 @dataclass(frozen=True)
@@ -215,6 +225,21 @@ class Note:
     text: str
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Take no data from a peer until it is let go on."""
+
+    peer: str
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The machine has nothing left to do; only `Leave` may follow."""
+
+    reason: str
+
+
 Instruction = (
     Send
     | Run
@@ -230,4 +255,7 @@ Instruction = (
     | Released
     | Superseded
     | Note
+    | Pause
+    | Ended
+    | BundleInstruction
 )

@@ -100,6 +100,7 @@ class _Outstanding:
     """A run that was asked for, and the hop that waits for it unless it was skipped."""
 
     key: FlightKey
+    bundle: str
     segment: str
     attempt: int
     hop: int
@@ -128,6 +129,10 @@ class Relay:
     def waiting_runs(self) -> int:
         """Segments asked for that have not come back."""
         return len(self._runs)
+
+    def runs_of(self, bundle: str) -> int:
+        """Segments of a bundle that were asked for and have not come back."""
+        return sum(run.bundle == bundle for run in self._runs.values())
 
     def check_open(self, opened: Open, bundle: str) -> None:
         """Whether an announcement for a bundle makes sense at this tier, whatever is here already.
@@ -224,9 +229,9 @@ class Relay:
         missing = [name for name in step.inputs if name not in flight.values]
         if missing:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
-        run = _Outstanding(flight.key, segment, flight.attempt, hop)
+        run = _Outstanding(flight.key, flight.bundle, segment, flight.attempt, hop)
         for token, other in self._runs.items():
-            if (other.key, other.segment, other.skipped) == (run.key, segment, False):
+            if (other.key, other.bundle, other.segment, other.skipped) == (run.key, run.bundle, segment, False):
                 self._runs[token] = run  # an earlier attempt asked already, and the result will be the same
                 return
         self._next_token += 1
@@ -244,7 +249,7 @@ class Relay:
         if run is None:
             raise InternalError(f"a run with token {event.token} came back that nobody asked for")
         flight = self.flights.get(run.key)
-        if flight is None:
+        if flight is None or flight.bundle != run.bundle:
             return None
         flight.values.update(event.outputs or {})
         wanted = flight.attempt == run.attempt and run.hop in flight.reached and not run.skipped

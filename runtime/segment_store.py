@@ -138,6 +138,10 @@ class SegmentStore:
 
     def add(self, bundle: str, contents: Contents, preload: Sequence[str]) -> "Future[None]":
         """Take segments of a bundle; those of `preload` are loaded even if others have to make room."""
+        if self._stopping:
+            late: Future[None] = Future()
+            late.set_exception(PeerError("the engine was stopped"))
+            return late
         self._contents[bundle] = contents
         waited = _Preload({(bundle, segment) for segment in preload} - self._loaded.keys(), Future())
         for segment in preload:

@@ -8,10 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from flagsplit.errors import ConfigError, InternalError
-from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import (
     Connect,
     Disconnect,
@@ -26,6 +25,8 @@ from flagsplit.runtime.events import (
 )
 from flagsplit.transport.channel import Channel, Down
 
+_Answer = TypeVar("_Answer")
+
 
 class Machine(Protocol):
     """A session or a worker."""
@@ -35,6 +36,32 @@ class Machine(Protocol):
 
     def next_tick(self) -> float:
         """When it wants a `Tick` at the latest."""
+
+
+class Computes(Protocol):
+    """Where segments run: an `Engine`, or several."""
+
+    def submit(self, run: Run) -> None:
+        """Run a segment when its turn comes."""
+
+    def skip(self, token: int) -> None:
+        """Do not run what did not begin yet."""
+
+    def stop(self) -> None:
+        """Free everything."""
+
+
+class NoEngine:
+    """For machines that run no segments."""
+
+    def submit(self, run: Run) -> None:
+        raise InternalError(f"segment {run.segment} was to run where nothing runs")
+
+    def skip(self, token: int) -> None:
+        """There is nothing to skip."""
+
+    def stop(self) -> None:
+        """There is nothing to free."""
 
 
 class Shell:
@@ -53,7 +80,7 @@ class Shell:
         self,
         machine: Machine,
         channel: Channel,
-        engine: Engine,
+        engine: Computes,
         tell: Callable[[Instruction], None],
         failed: Callable[[Exception], None],
         name: str,
@@ -65,6 +92,7 @@ class Shell:
         self._failed = failed
         self._inbox: deque[Event] = deque()
         self._stopping = False
+        self._between = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self, first: list[Instruction]) -> None:
@@ -99,6 +127,16 @@ class Shell:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the machine still takes events."""
+        return self._thread.is_alive() and not self._stopping
+
+    def ask(self, question: Callable[[], _Answer]) -> _Answer:
+        """Ask the machine something between two events; from any thread."""
+        with self._between:
+            return question()
+
     def _loop(self) -> None:
         try:
             while not self._stopping:
@@ -120,7 +158,9 @@ class Shell:
             self._handle(Tick())
 
     def _handle(self, event: Event) -> None:
-        for instruction in self._machine.handle(event, time.monotonic()):
+        with self._between:
+            instructions = self._machine.handle(event, time.monotonic())
+        for instruction in instructions:
             try:
                 self._do(instruction)
             except ConfigError as error:

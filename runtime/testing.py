@@ -1,9 +1,9 @@
 """Fakes for tests of the runtime, ours and others': a session and its workers on a clock that only moves when told.
 
-A `Cluster` drives one `SessionMachine` and a `WorkerMachine` per tier without threads or sockets. Its network keeps the
-promises of a `flagsplit.transport.Channel` and no more: messages are in order per connection and lane, those under way
-are lost when an end dies, a death is noticed late, and a process or a link may fall silent without a word. All chance
-comes from one seed, so a history can be told again.
+A `Cluster` drives sessions and a `WorkerMachine` per tier without threads or sockets. Its network keeps the promises of
+a `flagsplit.transport.Channel` and no more: messages are in order per connection and lane, those under way are lost
+when an end dies, a death is noticed late, and a process or a link may fall silent without a word. All chance comes from
+one seed, so a history can be told again.
 """
 
 import heapq
@@ -12,13 +12,29 @@ import random
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flagsplit.errors import FlagsplitError, InternalError
+from flagsplit.runtime.bundle_events import (
+    BundleLoaded,
+    BundleUnloaded,
+    CloseUpload,
+    LoadBundle,
+    OpenUpload,
+    PartStored,
+    Served,
+    StorePart,
+    UnloadBundle,
+    UploadFailed,
+    UploadOpened,
+)
 from flagsplit.runtime.events import (
     Abandon,
+    BeginDrain,
     Connect,
     Deliver,
     Disconnect,
+    Ended,
     Event,
     Fail,
     Instruction,
@@ -34,7 +50,8 @@ from flagsplit.runtime.events import (
     Withdraw,
 )
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
-from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
+from flagsplit.runtime.shell import Machine
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Down, Received, Up, inbound_name
 from flagsplit.transport.messages import Chunk, Hello, Lane, Message, Open, PeerAddress, decode, encode
@@ -88,7 +105,7 @@ class _Node:
 
     tier: str
     instance: str
-    machine: SessionMachine | WorkerMachine
+    machine: Any  # a `Machine` of any kind; tests look into them
     alive: bool = True
     stopped: bool = False
     jobs: list[tuple[Run, float]] = field(default_factory=list)
@@ -98,6 +115,8 @@ class _Node:
     told_down: set[str] = field(default_factory=set)
     connections: dict[str, _Connection] = field(default_factory=dict)
     accepted: list[_Connection] = field(default_factory=list)
+    parts: dict[str, bytearray] = field(default_factory=dict)
+    uploads: dict[int, str] = field(default_factory=dict)
     missed: list[Event] = field(default_factory=list)
 
 
@@ -137,7 +156,10 @@ class Cluster:
         self.watch: Callable[[str, str, Message], None] = lambda _source, _target, _message: None
         self.story: deque[str] = deque(maxlen=400)
         self.highest_attempt = 0
-        self._facts, self._compute, self._worker, self._times = facts, compute, worker, times or Times()
+        self._facts, self._options = facts, session
+        self._worker, self._times = worker, times or Times()
+        self._library = {facts.bundle: (facts, compute)}
+        self._at_start = [facts.bundle]
         self._random = random.Random(seed)  # noqa: S311 - a seeded simulation
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._rids = itertools.count(), itertools.count(1)
@@ -147,17 +169,49 @@ class Cluster:
         self._nodes: dict[str, _Node] = {}
         for tier in facts.tiers[1:]:
             self.start(tier)
+        self.session = self.join(facts.tiers[0])
+
+    def add_bundle(self, facts: SessionFacts, compute: Compute, *, at_start: bool = False) -> None:
+        """Let there be another bundle; with `at_start`, workers have it from their next start on."""
+        self._library[facts.bundle] = (facts, compute)
+        if at_start:
+            self._at_start.append(facts.bundle)
+
+    def join(self, name: str, bundle: str = "") -> _Node:
+        """Another session, by default of the first bundle. Its name is for `submit`, partitions and `end`."""
+        facts, _ = self._library[bundle or self._facts.bundle]
         instance = self._new_instance()
         addresses = {tier: PeerAddress(f"sim://{tier}") for tier in facts.tiers[1:]}
-        machine = SessionMachine(facts, addresses, instance, session)
-        self.session = self._nodes[facts.tiers[0]] = _Node(facts.tiers[0], instance, machine)
-        self._follow(self.session, machine.start())
+        machine = SessionMachine(facts, addresses, instance, self._options)
+        return self.host(name, facts.tiers[0], instance, machine, machine.start())
 
-    def submit(self, inputs: Mapping[str, Array], deadline_s: float = 60.0, plan: str = "") -> int:
+    def host(self, name: str, tier: str, instance: str, machine: Machine, first: list[Instruction]) -> _Node:
+        """Let a machine of any kind take part; it dials `sim://TIER` and accepts nobody."""
+        node = self._nodes[name] = _Node(tier, instance, machine)
+        self._follow(node, first)
+        self._plan_tick(node)
+        return node
+
+    def submit(self, inputs: Mapping[str, Array], deadline_s: float = 60.0, plan: str = "", *, name: str = "") -> int:
         """Ask; the answer will be in `answers` under the number that comes back."""
         rid = next(self._rids)
-        self._tell(self.session, Submit(rid, inputs, self.clock.now_s() + deadline_s, plan))
+        node = self._nodes[name] if name else self.session
+        self._tell(node, Submit(rid, inputs, self.clock.now_s() + deadline_s, plan))
         return rid
+
+    def drain(self, tier: str) -> None:
+        """Ask a worker to finish what it has and end."""
+        self._tell(self._nodes[tier], BeginDrain("this worker is to end"))
+
+    def lose(self, one: str, other: str) -> None:
+        """Break the connections between two processes, both of which live on."""
+        ends = {self._nodes[one], self._nodes[other]}
+        for node in (self._nodes[one], self._nodes[other]):
+            for connection in list(node.connections.values()):
+                if set(connection.ends) == ends and node is connection.ends[0]:
+                    self._note(f"{one} and {other} lose each other")
+                    for end in (0, 1):
+                        self._later(self._times.notice_s, lambda c=connection, end=end: self._lose(c, end, "reset"))  # type: ignore[misc]
 
     def abandon(self, rid: int) -> None:
         """Give a request up."""
@@ -167,9 +221,10 @@ class Cluster:
         """Start a worker that is not running."""
         if tier in self._nodes and self._nodes[tier].alive:
             return
-        index, instance = self._facts.tiers.index(tier), self._new_instance()
-        own = {step.segment: step for steps in self._facts.steps.values() for step in steps if step.tier == index}
-        machine = WorkerMachine(tier, self._facts.tiers, own, self._facts.bundle, instance, None, self._worker)
+        instance = self._new_instance()
+        served = {bundle: served_of(self._library[bundle][0], tier) for bundle in self._at_start}
+        hooks = WorkerHooks(is_admin=lambda _key: True)
+        machine = WorkerMachine(tier, served, instance, None, self._worker, hooks=hooks)
         self._nodes[tier] = _Node(tier, instance, machine)
         self._note(f"{tier} starts")
         self._plan_tick(self._nodes[tier])
@@ -180,10 +235,7 @@ class Cluster:
 
     def leave(self, tier: str) -> None:
         """End a worker in order."""
-        node = self._nodes[tier]
-        if node.alive:
-            self._tell(node, Leave())
-            self._end(node, "left")
+        self._leave(self._nodes[tier])
 
     def stop(self, tier: str) -> None:
         """Freeze a worker: it neither hears nor says anything, and nobody is told."""
@@ -308,9 +360,49 @@ class Cluster:
                     self.answers[rid] = instruction
                 case TierChanged(tier, state, reason):
                     self._note(f"session: {tier} {state} {reason}")
-                    self.tiers[tier] = instruction
+                    if not hasattr(self, "session") or node is self.session:
+                        self.tiers[tier] = instruction
+                case Ended(reason):
+                    self._note(f"{node.tier} ended: {reason}")
+                    self._later((0.0, 0.0), lambda: self._leave(node))
+                case OpenUpload() | StorePart() | CloseUpload() | LoadBundle() | UnloadBundle():
+                    self._take_in(node, instruction)
                 case Note(text):
                     self._note(f"{node.tier}: {text}")
+
+    def _leave(self, node: _Node) -> None:
+        if node.alive:
+            self._tell(node, Leave())
+            self._end(node, "left")
+
+    def _take_in(
+        self, node: _Node, instruction: OpenUpload | StorePart | CloseUpload | LoadBundle | UnloadBundle
+    ) -> None:
+        """Stands for the files of a worker: whatever is sent counts as the bundle that was named."""
+        news: Event
+        match instruction:
+            case OpenUpload(upload, sha256):
+                node.uploads[upload] = sha256
+                news = UploadOpened(upload, len(node.parts.setdefault(sha256, bytearray())))
+            case StorePart(upload, offset, payload):
+                part = node.parts[node.uploads[upload]]
+                part[offset : offset + len(payload)] = payload
+                news = PartStored(upload, len(part))
+            case CloseUpload(upload, keep):
+                sha256 = node.uploads.pop(upload)
+                if not keep:
+                    del node.parts[sha256]
+                return
+            case LoadBundle(upload, bundle):
+                data = bytes(node.parts.pop(node.uploads.pop(upload)))
+                known = bundle in self._library and data == bundle_bytes(bundle)
+                facts, _ = self._library[bundle if known else self._facts.bundle]
+                news = BundleLoaded(upload, bundle, served_of(facts, node.tier))
+                if not known:
+                    news = UploadFailed(upload, "the file is damaged")
+            case UnloadBundle(bundle):
+                news = BundleUnloaded(bundle)
+        self._later(self._times.run_s, lambda: self._tell(node, news))
 
     def _begin(self, node: _Node) -> None:
         """Give an idle engine its next run."""
@@ -321,7 +413,8 @@ class Cluster:
         takes_s = self._random.uniform(*self._times.run_s) * self._slowdown.get(node.tier, 1.0)
         wait_us, run_us = int((self.clock.now_s() - asked_s) * 1e6), int(takes_s * 1e6)
         try:
-            ran = Ran(run.token, self._compute(node.tier, run.segment, run.inputs), "", wait_us, run_us)
+            compute = self._library[run.bundle][1]
+            ran = Ran(run.token, compute(node.tier, run.segment, run.inputs), "", wait_us, run_us)
         except FlagsplitError as error:
             ran = Ran(run.token, None, str(error), wait_us, run_us)
         self._later((takes_s, takes_s), lambda: self._finish(node, ran))
@@ -436,6 +529,18 @@ class Cluster:
             self._lose(target.connections[peer], 1, "it connected anew")
         target.connections[peer] = connection
         self._tell(target, Up(peer))
+
+
+def served_of(facts: SessionFacts, tier: str) -> Served:
+    """What the worker of a tier knows of a bundle."""
+    index = facts.tiers.index(tier)
+    own = {step.segment: step for steps in facts.steps.values() for step in steps if step.tier == index}
+    return Served(facts.tiers, own)
+
+
+def bundle_bytes(bundle: str, size_bytes: int = 3_000_000) -> bytes:
+    """What stands for the file of a bundle in a `Cluster`."""
+    return random.Random(bundle).randbytes(size_bytes)  # noqa: S311 - made-up content
 
 
 def _is_of(message: Message, sid: str, rid: int) -> bool:

@@ -1,41 +1,43 @@
-"""The worker as a pure state machine: who is connected, which requests are here, what to answer.
+"""The worker as a pure state machine: what each event and message means, and when what is due.
 
-Inbound peers are sessions and the workers before this one; outbound peers are the tiers beyond it, at the addresses
-that sessions name or the operator fixed. A worker never decides: it follows the route of each request and says what
-failed. Shared work is in `flagsplit.runtime.relay`.
+Its other parts, each on top of the one before: `relay.py`, requests in `worker_flights.py`, how they are taken in
+`worker_admission.py`, peers in `worker_peering.py`. Beside them stand records of peers (`worker_peers.py`), bundles
+(`worker_bundles.py`) and memory (`worker_shares.py`). Sockets, files and threads are `worker.py`'s.
 """
 
-import math
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from typing import Final
 
-from flagsplit.errors import InternalError, ProtocolError
-from flagsplit.runtime.events import (
-    Connect,
-    Disconnect,
-    Event,
-    Instruction,
-    Leave,
-    Note,
-    Ran,
-    Send,
-    Tick,
-    Withdraw,
+from flagsplit.errors import InternalError
+from flagsplit.runtime.bundle_events import (
+    BundleEvent,
+    BundleLoaded,
+    BundleUnloaded,
+    PartStored,
+    Served,
+    UploadFailed,
+    UploadOpened,
 )
-from flagsplit.runtime.itinerary import PlannedStep
-from flagsplit.runtime.liveness import Liveness, LivenessOptions
-from flagsplit.runtime.relay import Flight, FlightKey, Relay
+from flagsplit.runtime.events import BeginDrain, Disconnect, Ended, Event, Instruction, Leave, Note, Ran, Send, Tick
+from flagsplit.runtime.worker_bundles import Bundles
+from flagsplit.runtime.worker_options import WorkerHooks as WorkerHooks
+from flagsplit.runtime.worker_options import WorkerOptions as WorkerOptions
+from flagsplit.runtime.worker_options import WorkerStats as WorkerStats
+from flagsplit.runtime.worker_peering import WorkerPeering
+from flagsplit.runtime.worker_peers import Peers
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
-    VERSION,
+    BundleOffer,
+    BundlePart,
+    BundleRetire,
     Bye,
     Cancel,
     Chunk,
     Done,
     Drain,
     Failed,
+    Have,
     Hello,
-    HopTiming,
     Message,
     Open,
     PeerAddress,
@@ -46,377 +48,229 @@ from flagsplit.transport.messages import (
 )
 from flagsplit.transport.tensors import TransferLimits
 
-_REMEMBERED_ENDS = 4096
+_MOST: Final = 2**53 - 1
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """Limits and times of a worker.
-
-    Attributes:
-        max_held_bytes: tensors held for all requests together; beyond it a request is refused as busy.
-        max_flights: requests held at once.
-        orphan_s: how long a request outlives its deadline before it is forgotten.
-        reach_s: how long requests wait for a tier beyond that is not connected yet.
-        liveness: heartbeats to the tiers beyond, and patience with silent sessions.
-    """
-
-    max_held_bytes: int = 2 << 30
-    max_flights: int = 4096
-    orphan_s: float = 10.0
-    reach_s: float = 3.0
-    liveness: LivenessOptions = field(default_factory=LivenessOptions)
-
-
-@dataclass
-class _Beyond:
-    """A tier that this worker passes requests on to."""
-
-    tier: str
-    address: PeerAddress
-    welcomed: bool = False
-    waiting: list[Open | Chunk] = field(default_factory=list)
-    waiting_since: float = 0.0
-
-    def withdraw(self, flight: Flight) -> None:
-        """Drop what waits on behalf of a request."""
-        self.waiting = [message for message in self.waiting if (message.sid, message.rid) != flight.key]
-
-
-@dataclass
-class _Inbound:
-    """Somebody who connected to this worker and was welcomed."""
-
-    last_heard: float
-    silence_s: float
-    beyond: dict[str, str] = field(default_factory=dict)
-
-
-class WorkerMachine(Relay):
-    """One tier of a bundle.
+class WorkerMachine(WorkerPeering):
+    """One tier, of any number of bundles.
 
     Args:
         tier: name of the tier.
-        tiers: names of all tiers, in the order of the line.
-        segments: what this tier can run, by segment id.
-        bundle: digest of the bundle.
+        served: the bundles that it has, by digest.
         instance: names this start of the process.
         fixed: addresses of tiers beyond that the operator set; they win over what sessions say.
+        options: limits and times.
+        limits: on tensors that come in.
+        slowdown: how many times as slow the engine is made, which peers are told.
+        hooks: whom to ask for rights and gauges.
     """
 
     def __init__(
         self,
         tier: str,
-        tiers: tuple[str, ...],
-        segments: Mapping[str, PlannedStep],
-        bundle: str,
+        served: Mapping[str, Served],
         instance: str,
         fixed: Mapping[str, PeerAddress] | None = None,
         options: WorkerOptions | None = None,
         limits: TransferLimits | None = None,
+        *,
+        slowdown: float = 1.0,
+        hooks: WorkerHooks | None = None,
     ) -> None:
-        super().__init__(tier, {bundle: segments}, limits or TransferLimits())
-        self._tiers = tiers
-        self._bundle = bundle
-        self._instance = instance
-        self._fixed = dict(fixed or {})
-        self._options = options or WorkerOptions()
-        self._inbound: dict[str, _Inbound] = {}
-        self._beyond: dict[str, _Beyond] = {}
-        self._liveness = Liveness(self._options.liveness)
-        self._ended: dict[FlightKey, float] = {}
-        self._draining = False
+        options, self._hooks = options or WorkerOptions(), hooks or WorkerHooks()
+        peers = Peers(tier, instance, fixed or {}, options)
+        bundles = Bundles(tier, served, options, lambda peer: self._hooks.is_admin(peers.key_of(peer)))
+        permille = min(1_000_000, round(slowdown * 1000))
+        super().__init__(peers, bundles, options, limits or TransferLimits(), instance, permille)
+        self._drain_until = 0.0
+        self._ended = False
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at a time in seconds; answer with what to do, in order."""
         self.now = now
-        return list(self._handle(event))
+        said = list(self._handle(event))
+        if self.bundles.retiring or self.bundles.draining:
+            said.extend(self._finish())
+        return said
 
     def next_tick(self) -> float:
         """When the machine wants a `Tick` at the latest."""
-        return self._liveness.next_tick()
+        return self.peers.liveness.next_tick()
 
     def is_idle(self) -> bool:
-        """Whether no request is here."""
+        """Whether no request is here, those whose session is away included."""
         return not self.flights
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether new sessions are welcome, and why not."""
+        if self.bundles.draining:
+            return False, self.bundles.draining
+        if not any(self.bundles.takes_new(bundle) for bundle in self.bundles.served):
+            return False, "no bundle is here yet" if not self.bundles.served else "its bundles are being retired"
+        return True, ""
+
+    def stats(self) -> WorkerStats:
+        """What there is now, and what was so far."""
+        inbound = self.peers.inbound.values()
+        workers = sum(one.role == "worker" for one in inbound)
+        return WorkerStats(
+            tier=self.tier,
+            bundles=tuple(self.bundles.served),
+            retiring=tuple(self.bundles.retiring),
+            draining=bool(self.bundles.draining),
+            sessions=len(inbound) - workers,
+            workers=workers,
+            beyond={name: bool(one.welcomed) for name, one in self.peers.beyond.items()},
+            paused=tuple(sorted(self.shares.paused)),
+            uploads=self.bundles.uploads,
+            flights=len(self.flights),
+            lingering=len(self._away),
+            waiting_runs=self.waiting_runs,
+            held_bytes=self.shares.held_bytes,
+            clients=dict(self.shares.clients),
+            opened=self.counts["opened"],
+            resumed=self.counts["resumed"],
+            returned=self.counts["returned"],
+            done=self.counts["done"],
+            failed=dict(self.failures),
+        )
 
     def _handle(self, event: Event) -> Iterator[Instruction]:
         match event:
-            case Up(peer):
-                yield from self._on_up(peer)
-            case Down(peer, reason) | Violated(peer, reason):
-                yield from self._on_down(peer, reason)
+            case Up(peer, key):
+                yield from self.peers.up(peer, key)
+            case Down(peer, reason):
+                yield from self.on_down(peer, reason, for_good=False)
+            case Violated(peer, reason):
+                yield from self.on_down(peer, reason, for_good=True)
             case Received(peer, message):
-                self._liveness.heard(peer, self.now)
-                if peer in self._inbound:
-                    self._inbound[peer].last_heard = self.now
+                self.peers.heard(peer, self.now)
                 yield from self._on_message(peer, message)
             case Ran():
-                yield from self._on_ran(event)
+                yield from self.on_ran(event)
+                yield from self._balance()
             case Tick():
                 yield from self._on_tick()
+            case BeginDrain(reason):
+                yield from self._begin_drain(reason)
             case Leave():
                 yield from self._on_leave()
             case Acked():
                 pass
+            case UploadOpened() | PartStored() | UploadFailed() | BundleLoaded() | BundleUnloaded():
+                yield from self._on_bundle_news(event)
             case _:
                 raise InternalError(f"a worker cannot handle {event}")
-
-    def _on_up(self, peer: str) -> Iterator[Instruction]:
-        if peer in self._beyond:
-            heartbeat_ms = int(self._options.liveness.heartbeat_s * 1000)
-            yield Send(peer, Hello(VERSION, VERSION, self._instance, "worker", self._bundle, heartbeat_ms))
-
-    def _on_down(self, peer: str, reason: str) -> Iterator[Instruction]:
-        self._liveness.forget(peer)
-        if peer in self._beyond:
-            yield from self._lose_beyond(peer, reason)
-        elif peer in self._inbound:
-            yield Note(f"{peer} left: {reason}")
-            yield from self._forget_inbound(peer)
-
-    def _forget_inbound(self, peer: str) -> Iterator[Instruction]:
-        """A session or a worker before this one is gone, and with it whatever only it wanted."""
-        inbound = self._inbound.pop(peer)
-        for flight in list(self.flights.values()):
-            session = inbound_name(flight.sid)
-            orphaned = session not in self._inbound and self._inbound.keys().isdisjoint(flight.neighbors.values())
-            if session == peer or orphaned:
-                yield from self._drop(flight)
-        yield from self._leave_unused(inbound.beyond.values())
-
-    def _leave_unused(self, names: Iterable[str]) -> Iterator[Instruction]:
-        """Disconnect from tiers beyond that no session names any more."""
-        named = {name for inbound in self._inbound.values() for name in inbound.beyond.values()}
-        for name in set(names) - named:
-            self._liveness.forget(name)
-            del self._beyond[name]
-            yield Disconnect(name)
-
-    def _drop(self, flight: Flight) -> Iterator[Instruction]:
-        """Forget a request and what is queued for it."""
-        del self.flights[flight.key]
-        yield from self.skip_runs(flight)
-        for peer in set(flight.neighbors.values()):
-            yield Withdraw(peer, flight.sid, flight.rid)
-            if peer in self._beyond:
-                self._beyond[peer].withdraw(flight)
-
-    def _lose_beyond(self, peer: str, reason: str) -> Iterator[Instruction]:
-        """Tell the sessions of all requests that went on to a peer that it is gone."""
-        beyond = self._beyond[peer]
-        beyond.welcomed = False
-        beyond.waiting.clear()
-        text = f"{beyond.tier} is not reachable from {self.tier}: {reason}"
-        for flight in list(self.flights.values()):
-            if flight.neighbors.get(beyond.tier) == peer:
-                yield from self._fail(flight, beyond.tier, "unreachable", text, retryable=True)
-
-    def _fail(self, flight: Flight, tier: str, code: str, reason: str, *, retryable: bool) -> Iterator[Instruction]:
-        """Say that an attempt failed; values stay for the next attempt."""
-        flight.set_arrivals_aside()
-        message = Failed(flight.sid, flight.rid, flight.attempt, tier, code, reason[:900], retryable)
-        yield from self._tell_session(flight, message)
-
-    def _tell_session(self, flight: Flight, message: Failed) -> Iterator[Instruction]:
-        """To the session itself if it is connected here, else back the way the request came."""
-        session = inbound_name(flight.sid)
-        back = session if session in self._inbound else next(iter(flight.neighbors.values()), None)
-        if back is not None:
-            yield Send(back, message)
-
-    def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
-        """Back to whom it came from, or on to a tier beyond; one that is not connected yet gets it when it is."""
-        tier = flight.route[hop].tier
-        peer = flight.neighbors.get(tier) or self._way_to(flight, tier)
-        beyond = self._beyond.get(peer)
-        if beyond is not None and not beyond.welcomed:
-            if not beyond.waiting:
-                beyond.waiting_since = self.now
-            beyond.waiting.extend(messages)
-        else:
-            yield from (Send(peer, message) for message in messages)
-
-    def _way_to(self, flight: Flight, tier: str) -> str:
-        """The peer for a tier beyond, as the flight's session or the operator named it."""
-        session = self._inbound.get(inbound_name(flight.sid))
-        known = session.beyond if session is not None else {}
-        name = known.get(tier) or (_peer_name(tier, self._fixed[tier]) if tier in self._fixed else None)
-        if name is None or name not in self._beyond:
-            raise ProtocolError(f"tier {self.tier} was not told where {tier!r} is")
-        flight.neighbors[tier] = name
-        return name
 
     def _on_message(self, peer: str, message: Message) -> Iterator[Instruction]:
         match message:
             case Hello():
-                yield from self._on_hello(peer, message)
+                yield from self.on_hello(peer, message)
             case Welcome():
-                yield from self._on_welcome(peer, message)
+                yield from self.on_welcome(peer, message)
             case Reject():
-                yield from self._on_down(peer, message.reason)
-                yield Note(f"{peer} refused us: {message.reason}")
+                yield from self.on_reject(peer, message)
             case Ping():
-                waiting = min(self.waiting_runs, 1 << 31)
-                yield Send(peer, Pong(message.seq, message.sent_us, waiting))
-            case Bye() | Drain():
-                yield from self._on_down(peer, message.reason or "it left")
+                yield self._pong(peer, message)
+            case Bye():
+                yield from self.on_down(peer, message.reason or "it left", for_good=True)
+            case Drain() if peer in self.peers.beyond:
+                yield Note(f"{peer} takes nothing new: {message.reason}")  # it says so of each request by itself
             case Failed():
-                yield from self._pass_back(message)
+                yield from self.pass_back(peer, message)
             case Cancel() | Done():
-                yield from self._forget(message)
-            case Open() | Chunk():
-                if peer in self._inbound or peer in self._beyond:
-                    yield from self._on_tensors(peer, message)
+                yield from self.forget(peer, message)
+                yield from self._balance()
+            case Open() | Chunk() if peer in self.peers.inbound or peer in self.peers.beyond:
+                yield from self.on_tensors(peer, message)
+                if isinstance(message, Open):
+                    yield from self._balance()
+            case Have():
+                yield from self.on_have(peer, message)
+            case BundleOffer() if peer in self.peers.inbound:
+                yield from self.bundles.offer(peer, message)
+            case BundlePart() if peer in self.peers.inbound:
+                yield from self.bundles.part(peer, message)
+            case BundleRetire() if peer in self.peers.inbound:
+                yield from self._on_retire(peer, message)
             case _:
                 pass
 
-    def _on_hello(self, peer: str, hello: Hello) -> Iterator[Instruction]:
-        if hello.version_min[0] > VERSION[0] or hello.version_max[0] < VERSION[0]:
-            reason = f"this worker speaks protocol {VERSION[0]}, you {hello.version_min[0]} to {hello.version_max[0]}"
-            yield Send(peer, Reject("version", f"{reason}; upgrade the older side"))
-        elif hello.bundle != self._bundle:
-            reason = f"this worker serves bundle {self._bundle[:12]} as tier {self.tier}, you have {hello.bundle[:12]}"
-            yield Send(peer, Reject("bundle", f"{reason}; use the same bundle file on both sides"))
-        elif self._draining:
-            yield Send(peer, Reject("draining", "this worker is shutting down; try another"))
-        else:
-            silence_s = self._options.liveness.missed * max(hello.heartbeat_ms / 1000, 1.0)
-            inbound = self._inbound.setdefault(peer, _Inbound(self.now, silence_s))
-            limits = self.limits
-            yield Send(
-                peer,
-                Welcome(
-                    VERSION, self._instance, 0, self._bundle, self.tier, limits.max_tensor_bytes, limits.max_chunk_bytes
-                ),
-            )
-            before, inbound.beyond = inbound.beyond, {}
-            for tier, address in hello.peers.items():
-                if tier in self._tiers and self._tiers.index(tier) > self._tiers.index(self.tier):
-                    address = self._fixed.get(tier, address)
-                    inbound.beyond[tier] = _peer_name(tier, address)
-                    yield from self._reach(tier, address)
-            yield from self._leave_unused(before.values())
+    def _pong(self, peer: str, ping: Ping) -> Instruction:
+        waiting = min(self.waiting_runs, 1 << 31)
+        wait_us = min(max(0, self._hooks.wait_us()), _MOST)
+        links = tuple(self._hooks.gauges())
+        return Send(peer, Pong(ping.seq, ping.sent_us, waiting, 0, wait_us, self.shares.held_bytes, links))
 
-    def _reach(self, tier: str, address: PeerAddress) -> Iterator[Instruction]:
-        name = _peer_name(tier, address)
-        if name not in self._beyond:
-            self._beyond[name] = _Beyond(tier, address)
-            yield Connect(name, address.address, address.server_key)
-
-    def _on_welcome(self, peer: str, message: Welcome) -> Iterator[Instruction]:
-        beyond = self._beyond.get(peer)
-        if beyond is not None and message.tier != beyond.tier:
-            yield from self._on_down(peer, f"{beyond.address.address} serves tier {message.tier}")
-        elif beyond is not None:
-            beyond.welcomed = True
-            self._liveness.watch(peer, self.now)
-            waiting, beyond.waiting = beyond.waiting, []
-            yield from (Send(peer, message) for message in waiting)
-
-    def _pass_back(self, message: Failed) -> Iterator[Instruction]:
-        """A tier beyond could not: the session decides, so hand it on towards the session."""
-        flight = self.flights.get((message.sid, message.rid))
-        if flight is not None and flight.attempt == message.attempt:
-            yield from self._tell_session(flight, message)
-
-    def _forget(self, message: Cancel | Done) -> Iterator[Instruction]:
-        """A request is over, or an attempt is. Its data may still be on the way, because control overtakes it."""
-        key = (message.sid, message.rid)
-        flight = self.flights.get(key)
-        if flight is not None and isinstance(message, Cancel) and message.attempt < flight.attempt:
+    def _on_retire(self, peer: str, message: BundleRetire) -> Iterator[Instruction]:
+        known = message.bundle in self.bundles.retiring
+        yield from self.bundles.retire(peer, message, self.now)
+        if known or message.bundle not in self.bundles.retiring:
             return
-        self._ended[key] = message.attempt if isinstance(message, Cancel) else math.inf
-        if len(self._ended) > _REMEMBERED_ENDS:
-            del self._ended[next(iter(self._ended))]
-        if flight is not None:
-            yield from self._drop(flight)
+        drain = Drain(f"bundle {message.bundle[:12]} is being retired", message.bundle, message.successor)
+        yield from (Send(name, drain) for name, one in self.peers.inbound.items() if message.bundle in one.ways)
 
-    def _on_tensors(self, peer: str, message: Open | Chunk) -> Iterator[Instruction]:
-        try:
-            if isinstance(message, Open):
-                self.check_open(message, self._bundle)
-                flight = yield from self._flight_for(peer, message)
-                ready = flight if flight is not None and self.accept_open(flight, message, peer) else None
-            else:
-                ready = self.accept_chunk(message)
-            if ready is not None:
-                yield from self.arrive(ready, message.hop)
-        except ProtocolError as error:
-            yield Send(
-                peer, Failed(message.sid, message.rid, message.attempt, self.tier, "protocol", str(error)[:900], False)
-            )
+    def _on_bundle_news(self, event: BundleEvent) -> Iterator[Instruction]:
+        if isinstance(event, BundleUnloaded):
+            self.segments.pop(event.bundle, None)
+            yield from self.peers.forget_bundle(event.bundle)
+        yield from self.bundles.news(event)
+        if isinstance(event, BundleLoaded) and event.bundle in self.bundles.served:
+            self.segments[event.bundle] = dict(event.served.segments)
 
-    def _flight_for(self, peer: str, opened: Open) -> Generator[Instruction, None, Flight | None]:
-        flight = self.flights.get((opened.sid, opened.rid))
-        deadline = self.now + opened.deadline_ms / 1000
-        if flight is None and opened.attempt <= self._ended.get((opened.sid, opened.rid), -1):
-            return None
-        if flight is not None and opened.attempt < flight.attempt:
-            return None
-        if flight is not None and opened.attempt > flight.attempt:
-            flight.restart(opened.attempt, opened.plan, opened.route)
-        if flight is not None and (opened.hop in flight.reached or opened.hop in flight.arrivals):
-            return None
-        if self._is_full(opened, is_new=flight is None):
-            reason = f"tier {self.tier} holds {len(self.flights)} requests, its limit on requests or bytes"
-            yield Send(peer, Failed(opened.sid, opened.rid, opened.attempt, self.tier, "busy", reason, retryable=True))
-            return None
-        if flight is None:
-            flight = Flight(opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, self._bundle)
-            self.flights[flight.key] = flight
-        flight.deadline = deadline
-        return flight
+    def _begin_drain(self, reason: str) -> Iterator[Instruction]:
+        if not self.bundles.draining:
+            self._drain_until = self.now + self.options.drain_s
+            yield from self.bundles.drain(reason or f"tier {self.tier} shuts down")
+            yield from (Send(peer, Drain(self.bundles.draining)) for peer in self.peers.inbound)
+            yield from self.end_lingering(all_of_them=True)
 
-    def _is_full(self, opened: Open, *, is_new: bool) -> bool:
-        coming = sum(header.size_bytes for header in opened.tensors)
-        held = sum(flight.held_bytes for flight in self.flights.values())
-        too_many = is_new and len(self.flights) >= self._options.max_flights
-        return too_many or held + coming > self._options.max_held_bytes
-
-    def _on_ran(self, event: Ran) -> Iterator[Instruction]:
-        found = self.finish_run(event)
-        if found is None:
-            return
-        flight, hop = found
-        if event.error:
-            yield from self._fail(flight, self.tier, "compute", event.error, retryable=False)
-            return
-        timing = HopTiming(self.tier, flight.route[hop].segment, event.wait_us, event.run_us, flight.bytes_in, 0)
-        try:
-            yield from self.pass_on(flight, hop, timing)
-        except ProtocolError as error:
-            yield from self._fail(flight, self.tier, "protocol", str(error), retryable=False)
+    def _finish(self) -> Iterator[Instruction]:
+        """Free retired bundles that nobody uses any more; end if there is nothing left to do."""
+        for bundle in self.bundles.retiring:
+            if not self.runs_of(bundle) and all(flight.bundle != bundle for flight in self.flights.values()):
+                yield from self.bundles.unload(bundle)
+        late = self.now >= self._drain_until
+        if self.bundles.draining and not self._ended and (self.is_idle() or late):
+            self._ended = True
+            left = f", giving up {len(self.flights)} requests" if self.flights else ""
+            yield Ended(f"{self.bundles.draining}{left}")
 
     def _on_tick(self) -> Iterator[Instruction]:
-        due, silent = self._liveness.tick(self.now)
-        for peer in due:
-            yield Send(peer, Ping(0, int(self.now * 1e6)))
+        due, silent = self.peers.liveness.tick(self.now)
+        yield from (Send(peer, Ping(0, int(self.now * 1e6))) for peer in due)
         for peer in silent:
-            yield from self._on_down(peer, "it went silent")
-            yield from self._reconnect(peer)
-        for peer, beyond in self._beyond.items():
-            if beyond.waiting and self.now - beyond.waiting_since > self._options.reach_s:
-                yield from self._lose_beyond(peer, f"no answer within {self._options.reach_s:g} s")
-        for peer, inbound in list(self._inbound.items()):
-            if self.now - inbound.last_heard > inbound.silence_s:
-                yield from self._on_down(peer, "it went silent")
-                yield Disconnect(peer)
-        for flight in list(self.flights.values()):
-            if self.now > flight.deadline + self._options.orphan_s:
-                yield from self._drop(flight)
-
-    def _reconnect(self, peer: str) -> Iterator[Instruction]:
-        beyond = self._beyond.get(peer)
-        if beyond is not None:
+            yield from self.lose_beyond(peer, "it went silent")
+            yield from self.peers.redial(peer)
+        for peer, bundle in self.peers.overdue(self.now):
+            yield from self.lose_bundle(peer, bundle, f"no answer within {self.options.reach_s:g} s")
+        for peer in self.peers.silent(self.now):
+            yield from self.on_down(peer, "it went silent", for_good=False)
             yield Disconnect(peer)
-            yield Connect(peer, beyond.address.address, beyond.address.server_key)
+        for flight in [one for one in self.flights.values() if self.now >= one.deadline]:
+            yield from self.give_up_late(flight)
+        for bundle, retirement in self.bundles.retiring.items():
+            if self.now >= retirement.until:
+                yield from self._give_up_bundle(bundle)
+        yield from self.end_lingering()
+        yield from self.peers.tidy(self.now)
+        yield from self._balance()
+
+    def _give_up_bundle(self, bundle: str) -> Iterator[Instruction]:
+        for flight in [one for one in self.flights.values() if one.bundle == bundle]:
+            text = f"bundle {bundle[:12]} was retired before the request was done"
+            yield from self.fail(flight, self.tier, "draining", text, retryable=True)
+            yield from self.drop(flight)
+
+    def _balance(self) -> Iterator[Instruction]:
+        yield from self.shares.balance(self._data_peer, is_working=bool(self.waiting_runs))
+
+    def _data_peer(self, sid: str) -> str | None:
+        session = inbound_name(sid)
+        return session if session in self.peers.inbound else None
 
     def _on_leave(self) -> Iterator[Instruction]:
-        self._draining = True
-        for peer in (*self._inbound, *(peer for peer, beyond in self._beyond.items() if beyond.welcomed)):
-            yield Send(peer, Bye(f"tier {self.tier} shuts down"))
-
-
-def _peer_name(tier: str, address: PeerAddress) -> str:
-    return f"{tier}@{address.address}"
+        self.bundles.draining = self.bundles.draining or f"tier {self.tier} shuts down"
+        self._ended = True
+        welcome = (peer for peer, beyond in self.peers.beyond.items() if beyond.welcomed)
+        yield from (Send(peer, Bye(f"tier {self.tier} shuts down")) for peer in (*self.peers.inbound, *welcome))

@@ -18,9 +18,13 @@ from flagsplit.transport.messages import Chunk, Frame, Lane, Message, Open
 
 @dataclass(frozen=True, slots=True)
 class Up:
-    """Messages can be sent to `peer` from now on. An inbound peer is up with its first message, the Hello."""
+    """Messages can be sent to `peer` from now on. An inbound peer is up with its first message, the Hello.
+
+    `key` is the CURVE public key that an inbound peer proved to have, "" where there is no such proof.
+    """
 
     peer: str
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

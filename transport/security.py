@@ -5,7 +5,8 @@ by hand; changes count from the next handshake on. `Security` is what a channel 
 
     identity.secret      our secret key, readable by us only; made on first use
     identity.public      our public key, to hand to others
-    authorized/*.public  client keys that may connect to us; our own always may
+    authorized/*.public  client keys that may connect to us; our own always may. NAME.admin.public may send and retire
+                         bundles too
     known_servers        lines "ADDRESS KEY": the key to expect at an address; anywhere else we expect our own
 """
 
@@ -29,6 +30,7 @@ from flagsplit.transport.address import parse_address
 
 _KEY_CHARS: Final = 40
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_ADMIN: Final = ".admin"
 _log = logging.getLogger(__name__)
 
 
@@ -95,29 +97,40 @@ class KeyStore:
     def security(self) -> Security:
         return Security(self.public_key, self._secret_key, self.is_authorized, self.server_key_for)
 
-    def authorize(self, name: str, public_key: str) -> None:
-        """Let the owner of `public_key` use our workers. `name` is for people."""
+    def authorize(self, name: str, public_key: str, *, admin: bool = False) -> None:
+        """Let the owner of `public_key` use our workers, and manage their bundles if `admin`. `name` is for people."""
         check_key(public_key, f"client {name}")
-        _write_atomically(self._authorized_file(name), public_key + "\n", mode=0o644)
+        _write_atomically(self._authorized_file(name, admin=admin), public_key + "\n", mode=0o644)
+        self._authorized_file(name, admin=not admin).unlink(missing_ok=True)
 
     def revoke(self, name: str) -> None:
         """Refuse a client from its next connection on. Raises ConfigError when there is none of that name."""
-        try:
-            self._authorized_file(name).unlink()
-        except FileNotFoundError:
+        files = [file for admin in (False, True) if (file := self._authorized_file(name, admin=admin)).exists()]
+        if not files:
             names = ", ".join(self.authorized()) or "none"
-            raise ConfigError(f"no authorized client is called {name!r}; there are: {names}") from None
+            raise ConfigError(f"no authorized client is called {name!r}; there are: {names}")
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def authorized(self) -> dict[str, str]:
         """Keys of the clients that may connect, by name, without our own. Raises ConfigError on a damaged file."""
         files = sorted(self._authorized.glob("*.public"))
-        return {file.name.removesuffix(".public"): check_key(file.read_text().strip(), str(file)) for file in files}
+        return {_name_of(file): check_key(file.read_text().strip(), str(file)) for file in files}
+
+    def admins(self) -> list[str]:
+        """Names of the authorized clients that may send and retire bundles; our own key always may."""
+        return [_name_of(file) for file in sorted(self._authorized.glob(f"*{_ADMIN}.public"))]
 
     def is_authorized(self, public_key: str) -> bool:
         """Asked at each handshake, from another thread: reads the folder anew, so that a change needs no restart."""
-        if public_key == self.public_key:
-            return True
-        for file in self._authorized.glob("*.public"):
+        return public_key == self.public_key or self._is_in(public_key, "*.public")
+
+    def is_admin(self, public_key: str) -> bool:
+        """Whether the owner of a key may send and retire bundles; a change needs no restart."""
+        return public_key == self.public_key or self._is_in(public_key, f"*{_ADMIN}.public")
+
+    def _is_in(self, public_key: str, files: str) -> bool:
+        for file in self._authorized.glob(files):
             try:
                 if file.read_text().strip() == public_key:
                     return True
@@ -150,10 +163,12 @@ class KeyStore:
         """The key to expect at an address: our own, unless `trust` said otherwise."""
         return self.known_servers().get(str(parse_address(address)), self.public_key)
 
-    def _authorized_file(self, name: str) -> Path:
-        if not _FILE_NAME.fullmatch(name):
-            raise ConfigError(f"client name {name!r}: expected up to 64 letters, digits and . _ @ -")
-        return self._authorized / f"{name}.public"
+    def _authorized_file(self, name: str, *, admin: bool) -> Path:
+        if not _FILE_NAME.fullmatch(name) or name.endswith(_ADMIN):
+            raise ConfigError(
+                f"client name {name!r}: expected up to 64 letters, digits and . _ @ -, not ending in {_ADMIN}"
+            )
+        return self._authorized / f"{name}{_ADMIN if admin else ''}.public"
 
     def _load_or_make_secret(self) -> str:
         file = self.directory / "identity.secret"
@@ -172,6 +187,10 @@ class KeyStore:
         with (self.directory / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _name_of(file: Path) -> str:
+    return file.name.removesuffix(".public").removesuffix(_ADMIN)
 
 
 def _refuse_writable_by_others(folder: Path) -> None:

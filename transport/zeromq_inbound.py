@@ -301,7 +301,7 @@ class Listener:
         connection.introduced = True
         if isinstance(message, Hello):
             peer.up = True
-            self._emit(Up(peer.name))
+            self._emit(Up(peer.name, peer.user_id))
             self._hear(peer, message, frames, now_s)
 
     def _hear(self, peer: InboundPeer, message: Message, frames: list[Frame], now_s: float) -> None:

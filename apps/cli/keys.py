@@ -24,6 +24,7 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
                 "folder": str(store.directory),
                 "public_key": store.public_key,
                 "authorized": store.authorized(),
+                "admins": store.admins(),
                 "known_servers": store.known_servers(),
             }
         )
@@ -31,7 +32,8 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
     out = console()
     out.print(f"key folder  {store.directory}", markup=False, soft_wrap=True)
     out.print(f"public key  {store.public_key}", markup=False, soft_wrap=True)
-    rows = [("client", name, key) for name, key in store.authorized().items()]
+    admins = store.admins()
+    rows = [("admin" if name in admins else "client", name, key) for name, key in store.authorized().items()]
     rows += [("server", address, key) for address, key in store.known_servers().items()]
     if rows:
         out.print(table("Known", ("", "name or address", "key"), rows, left=3))
@@ -41,10 +43,11 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
 def allow(
     name: Annotated[str, typer.Argument(help="What to call the client.")],
     key: Annotated[str, typer.Argument(help="Its public key.")],
+    admin: Annotated[bool, typer.Option("--admin", help="It may send and retire bundles too.")] = False,
     keys: _Folder = None,
 ) -> None:
     """Let a client use the workers that run with these keys."""
-    KeyStore(keys).authorize(name, key)
+    KeyStore(keys).authorize(name, key, admin=admin)
 
 
 @app.command("revoke")

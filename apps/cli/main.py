@@ -28,6 +28,7 @@ _COMMANDS = {
     "run": "command",
     "serve": "command",
     "netem": "command",
+    "swap": "command",
     "profile": "command",
     "devices": "command",
     "reference": "command",

@@ -1,10 +1,11 @@
-"""`flagsplit serve`: a worker for one tier of a bundle."""
+"""`flagsplit serve`: a worker for one tier of some bundles."""
 
 import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +17,22 @@ from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.worker import Worker, WorkerSettings
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.address import parse_address
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
+_SIGNAL = {bytes([number]) for number in (signal.SIGINT, signal.SIGTERM)}
+
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
     tier: Annotated[str, typer.Option(help="The tier to serve.")],
     listen: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT; port 0 takes a free one.")],
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="The bundles; none waits for flagsplit swap.")
+    ] = None,
     beyond: Annotated[
         list[str] | None,
         typer.Option(metavar="TIER=tcp://HOST:PORT", help="A tier beyond, if sessions name it differently."),
@@ -34,54 +40,76 @@ def command(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
     slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
+    drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
+    linger_s: Annotated[float, typer.Option(min=0, help="How long requests outlive their connection.")] = 10.0,
+    max_bundle_mb: Annotated[
+        float, typer.Option(min=0, help="Largest bundle that may be sent here, 10^6 bytes; 0 takes none.")
+    ] = 4295,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
-    """Serve one tier until interrupted. Only clients whose keys are allowed are heard (flagsplit keys)."""
+    """Serve one tier until interrupted: once lets it finish what it has, twice ends it at once.
+
+    Only clients whose keys are allowed are heard, and only those with the right to may send bundles (flagsplit keys).
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    opened = open_bundle(bundle)
-    index = opened.tier_index(tier)
-    if index == 0:
-        raise ConfigError(f"tier {tier} is the one that asks and runs inside the session; serve one of the others")
+    opened = [open_bundle(path) for path in bundles or ()]
+    store = KeyStore(keys)
     settings = WorkerSettings(
         memory_budget_bytes=memory_mb * 1e6,
         host=LoadOptions(threads=threads),
-        beyond=_beyond(opened, index, pairs("--beyond", beyond)),
+        machine=WorkerOptions(drain_s=drain_s, linger_s=linger_s, max_bundle_bytes=int(max_bundle_mb * 1e6)),
+        beyond=_beyond(opened, tier, pairs("--beyond", beyond)),
         slowdown=slowdown,
+        hooks=WorkerHooks(is_admin=store.is_admin),
     )
     broken: list[Exception] = []
-    channel = ZmqChannel(security=KeyStore(keys).security())
     with ending() as (ended, end):
 
         def failed(error: Exception) -> None:
             broken.append(error)
             end()
 
-        worker = Worker(opened, index, channel, listen, settings, failed)
+        worker = Worker(opened, tier, ZmqChannel(security=store.security()), listen, settings, failed, end)
         try:
-            if as_json:
-                print_json({"tier": tier, "address": worker.address, "bundle": opened.digest, "pid": os.getpid()})
-            else:
-                print(f"serving tier {tier} of {bundle} at {worker.address}", flush=True)
-            _wait(ended, watch_stdin=until_stdin_closes)
+            _announce(worker, opened, bundles or [], as_json=as_json)
+            if _wait(ended, watch_stdin=until_stdin_closes):
+                worker.drain()
+                _wait(ended, watch_stdin=until_stdin_closes)
         finally:
             worker.stop()
     if broken:
         raise PeerError(f"the worker for tier {tier} broke: {broken[0]}")
 
 
-def _beyond(bundle: Bundle, index: int, given: Mapping[str, str]) -> dict[str, PeerAddress]:
+def _announce(worker: Worker, opened: Sequence[Bundle], paths: Sequence[Path], *, as_json: bool) -> None:
+    if as_json:
+        digests = [bundle.digest for bundle in opened]
+        about = {"tier": worker.tier, "address": worker.address, "bundle": next(iter(digests), ""), "bundles": digests}
+        print_json({**about, "pid": os.getpid()})
+    else:
+        what = ", ".join(map(str, paths)) or "no bundle yet"
+        print(f"serving tier {worker.tier} of {what} at {worker.address}", flush=True)
+
+
+def _beyond(bundles: Sequence[Bundle], tier: str, given: Mapping[str, str]) -> dict[str, PeerAddress]:
     for name, address in given.items():
-        if bundle.tier_index(name) <= index:
-            raise ConfigError(f"--beyond {name}: expected a tier farther away than {bundle.tiers[index]}")
+        for bundle in bundles:
+            if name in bundle.tiers and bundle.tier_index(name) <= bundle.tier_index(tier):
+                raise ConfigError(f"--beyond {name}: expected a tier farther away than {tier}")
+        if bundles and all(name not in bundle.tiers for bundle in bundles):
+            bundles[0].tier_index(name)
         parse_address(address)
     return {name: PeerAddress(address) for name, address in given.items()}
 
 
-def _wait(ended: int, *, watch_stdin: bool) -> None:
+def _wait(ended: int, *, watch_stdin: bool) -> bool:
+    """Wait for the end; whether it is a signal, and the worker may still finish what it has."""
     watched = [ended, 0] if watch_stdin else [ended]
     while True:
         ready, _, _ = select.select(watched, [], [])
-        if ended in ready or not os.read(0, 4096):
-            return
+        if ended in ready:
+            return os.read(ended, 1) in _SIGNAL
+        if not os.read(0, 4096):
+            return False

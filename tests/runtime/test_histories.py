@@ -18,6 +18,7 @@ from flagsplit.targets.interface import Array
 from flagsplit.transport.messages import MAX_HOPS
 
 _TROUBLE_S = 20.0
+_FAULTS = ("kill", "kill", "leave", "drain", "lose", "lose", "stop", "slow", "cut")
 _DEADLINE_S = 60.0
 _LIVENESS = LivenessOptions(heartbeat_s=1.0, missed=3)
 _SESSION = SessionOptions(window=4, attempt_s=4.0, max_attempts=64, liveness=_LIVENESS)
@@ -40,7 +41,7 @@ class History:
             max_flights=rng.choice([1 if alone else 3, 3, 4096]),
             max_held_bytes=rng.choice([8_000_000, 2 << 30]),
             reach_s=1.0,
-            orphan_s=2.0,
+            linger_s=rng.choice([0.0, 2.0, 10.0]),
             liveness=_LIVENESS,
         )
         slowest_s = rng.choice([0.02, 0.2, 0.8])
@@ -79,7 +80,9 @@ class History:
         for _ in range(rng.randint(2, 10)):
             when, tier = rng.uniform(0, _TROUBLE_S), rng.choice(self.workers)
             wait_s = rng.choice([0.0, 0.1, 1.0, 3.0, 8.0])
-            action, undo = self._fault(rng.choice(["kill", "kill", "leave", "stop", "slow", "cut"]), tier)
+            action, undo = self._fault(
+                rng.choice(["kill", "kill", "leave", "drain", "lose", "lose", "stop", "slow", "cut"]), tier
+            )
             cluster.at(when, action)
             cluster.at(when + wait_s, undo)
         for tier in self.workers:
@@ -94,6 +97,10 @@ class History:
             return lambda: cluster.slow(tier, 20.0), lambda: cluster.slow(tier, 1.0)
         if kind == "cut":
             return lambda: cluster.partition(tier, other), lambda: cluster.heal(tier, other)
+        if kind == "lose":
+            return lambda: cluster.lose(tier, other), lambda: cluster.lose(tier, other)
+        if kind == "drain":
+            return lambda: cluster.drain(tier), lambda: cluster.start(tier)
         return (lambda: cluster.kill(tier)) if kind == "kill" else (lambda: cluster.leave(tier)), lambda: cluster.start(
             tier
         )

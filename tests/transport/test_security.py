@@ -118,3 +118,24 @@ def test_a_folder_without_permission_is_explained(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="FLAGSPLIT_HOME"):
         KeyStore(tmp_path / "keys")
+
+
+def test_admins_are_clients_with_one_right_more(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys")
+    keys = {name: zmq.curve_keypair()[0].decode() for name in ("ann", "bob")}
+    store.authorize("ann", keys["ann"], admin=True)
+    store.authorize("bob", keys["bob"])
+    assert store.authorized() == keys
+    assert store.admins() == ["ann"]
+    assert [store.is_authorized(key) for key in keys.values()] == [True, True]
+    assert [store.is_admin(keys["ann"]), store.is_admin(keys["bob"])] == [True, False]
+    assert store.is_admin(store.public_key)
+    assert not store.is_admin("")
+    store.authorize("ann", keys["ann"])
+    assert not store.is_admin(keys["ann"])
+    store.authorize("bob", keys["bob"], admin=True)
+    store.revoke("bob")
+    assert not store.is_authorized(keys["bob"])
+    assert store.authorized() == {"ann": keys["ann"]}
+    with pytest.raises(ConfigError, match="not ending in"):
+        store.authorize("bob.admin", keys["bob"])

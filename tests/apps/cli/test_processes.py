@@ -43,7 +43,7 @@ def bundle(small_bundle: Path, tmp_path: Path) -> Path:
 def ready(worker: Process) -> str:
     """The address in a worker's ready line."""
     data = json.loads(worker.first_line())
-    assert data.keys() == {"tier", "address", "bundle", "pid"}
+    assert data.keys() == {"tier", "address", "bundle", "bundles", "pid"}
     assert data["pid"] == worker.process.pid
     return str(data["address"])
 
