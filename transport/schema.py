@@ -3,6 +3,9 @@
 A field's type carries its limit: `Annotated[str, Text(64)]`. `StructOf(cls)` reads those annotations once, and turns
 an instance into plain msgpack values and back, with every length, range and type checked on the way in *and* on the way
 out, so that we never send what we would refuse. The messages themselves are in `messages.py`.
+
+Every message takes this way, so nothing is put together that only an error would need: a check that fails says what it
+expected, and each struct, list and map around it puts its part of the place in front while the error passes.
 """
 
 import dataclasses
@@ -10,7 +13,8 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from operator import attrgetter
+from typing import Any, Final, NoReturn, Protocol
 
 from flagsplit.errors import ProtocolError
 
@@ -24,18 +28,22 @@ APPENDED: Final = Appended()
 
 
 class Check(Protocol):
-    """Both directions of one field; `where` names the field in the error."""
+    """Both directions of one field."""
 
-    def dump(self, value: Any, where: str) -> object:
-        """Plain msgpack value of a field."""
+    def dump(self, value: Any) -> object:
+        """Plain msgpack value of a field. Raises ProtocolError, as `load`."""
 
-    def load(self, raw: object, where: str) -> Any:
-        """Field value of a plain msgpack value. Raises ProtocolError."""
+    def load(self, raw: object) -> Any:
+        """Field value of a plain msgpack value. Raises ProtocolError, whose text begins after the name of the field."""
 
 
-def _expected(where: str, what: str, came: object) -> ProtocolError:
+def _expected(what: str, came: object) -> ProtocolError:
     shown = repr(came)
-    return ProtocolError(f"{where}: expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+    return ProtocolError(f": expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+
+
+def _put_in_front(place: str, exc: ProtocolError) -> NoReturn:
+    raise ProtocolError(f"{place}{exc}") from exc.__cause__
 
 
 def _size_utf8(text: str) -> int:
@@ -49,15 +57,14 @@ class Text:
     limit_bytes: int
     pattern: re.Pattern[str] | None = None
 
-    def dump(self, value: Any, where: str) -> object:
-        return self.load(value, where)
-
-    def load(self, raw: object, where: str) -> Any:
+    def load(self, raw: object) -> Any:
         if not isinstance(raw, str) or _size_utf8(raw) > self.limit_bytes:
-            raise _expected(where, f"a string of at most {self.limit_bytes} bytes", raw)
+            raise _expected(f"a string of at most {self.limit_bytes} bytes", raw)
         if self.pattern is not None and not self.pattern.fullmatch(raw):
-            raise _expected(where, f"a string like {self.pattern.pattern}", raw)
+            raise _expected(f"a string like {self.pattern.pattern}", raw)
         return raw
+
+    dump = load
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +73,15 @@ class Prose:
 
     limit_bytes: int
 
-    def dump(self, value: Any, where: str) -> object:
+    def dump(self, value: Any) -> object:
         if not isinstance(value, str):
-            raise _expected(where, "a string", value)
+            raise _expected("a string", value)
         cut = value.encode("utf-8", "replace")[: self.limit_bytes].decode("utf-8", "ignore")
-        return self.load(cut, where)
+        return self.load(cut)
 
-    def load(self, raw: object, where: str) -> Any:
+    def load(self, raw: object) -> Any:
         if not isinstance(raw, str) or _size_utf8(raw) > self.limit_bytes:
-            raise _expected(where, f"a string of at most {self.limit_bytes} bytes", raw)
+            raise _expected(f"a string of at most {self.limit_bytes} bytes", raw)
         return raw if raw.isprintable() else "".join(c if c.isprintable() else " " for c in raw)
 
 
@@ -85,27 +92,25 @@ class Whole:
     low: int
     high: int
 
-    def dump(self, value: Any, where: str) -> object:
-        return self.load(value, where)
-
-    def load(self, raw: object, where: str) -> Any:
+    def load(self, raw: object) -> Any:
         # bool is an int to Python, but not to any other implementation of the protocol.
         if type(raw) is not int or not self.low <= raw <= self.high:
-            raise _expected(where, f"an integer in {self.low}..{self.high}", raw)
+            raise _expected(f"an integer in {self.low}..{self.high}", raw)
         return raw
+
+    dump = load
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
     """True or false."""
 
-    def dump(self, value: Any, where: str) -> object:
-        return self.load(value, where)
-
-    def load(self, raw: object, where: str) -> Any:
+    def load(self, raw: object) -> Any:
         if type(raw) is not bool:
-            raise _expected(where, "true or false", raw)
+            raise _expected("true or false", raw)
         return raw
+
+    dump = load
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +121,22 @@ class ListOf:
     most: int
     fewest: int = 0
 
-    def _sized(self, raw: object, where: str) -> list[object] | tuple[object, ...]:
+    def dump(self, value: Any) -> object:
+        return self._each(self.item.dump, value)
+
+    def load(self, raw: object) -> Any:
+        return tuple(self._each(self.item.load, raw))
+
+    def _each(self, convert: Callable[[object], object], raw: object) -> list[object]:
         if not isinstance(raw, list | tuple) or not self.fewest <= len(raw) <= self.most:
-            raise _expected(where, f"a list of {self.fewest}..{self.most} items", raw)
-        return raw
-
-    def dump(self, value: Any, where: str) -> object:
-        return [self.item.dump(item, f"{where}[{i}]") for i, item in enumerate(self._sized(value, where))]
-
-    def load(self, raw: object, where: str) -> Any:
-        return tuple(self.item.load(item, f"{where}[{i}]") for i, item in enumerate(self._sized(raw, where)))
+            raise _expected(f"a list of {self.fewest}..{self.most} items", raw)
+        converted: list[object] = []
+        try:
+            for item in raw:
+                converted.append(convert(item))  # noqa: PERF401 - its length says where the error is
+        except ProtocolError as exc:
+            _put_in_front(f"[{len(converted)}]", exc)
+        return converted
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,73 +147,117 @@ class MapOf:
     item: Check
     most: int
 
-    def _sized(self, raw: object, where: str) -> Mapping[object, object]:
+    def dump(self, value: Any) -> object:
+        return self._each(self.item.dump, value)
+
+    def load(self, raw: object) -> Any:
+        return self._each(self.item.load, raw)
+
+    def _each(self, convert: Callable[[object], object], raw: object) -> dict[object, object]:
         if not isinstance(raw, Mapping) or len(raw) > self.most:
-            raise _expected(where, f"a map of at most {self.most} entries", raw)
-        return raw
+            raise _expected(f"a map of at most {self.most} entries", raw)
+        converted: dict[object, object] = {}
+        place = ""
+        try:
+            for key, item in raw.items():
+                place = " key"
+                checked = self.key.load(key)
+                place = f"[{key!r}]"
+                converted[checked] = convert(item)
+        except ProtocolError as exc:
+            _put_in_front(place, exc)
+        return converted
 
-    def dump(self, value: Any, where: str) -> object:
-        pairs = self._sized(value, where).items()
-        return {self.key.load(k, f"{where} key"): self.item.dump(v, f"{where}[{k!r}]") for k, v in pairs}
 
-    def load(self, raw: object, where: str) -> Any:
-        pairs = self._sized(raw, where).items()
-        return {self.key.load(k, f"{where} key"): self.item.load(v, f"{where}[{k!r}]") for k, v in pairs}
+class Recurring:
+    """What says the same in message after message; what it said last is not taken apart again.
+
+    Only for lists and structs of strings: equal numbers may be of types that the protocol tells apart.
+    """
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        # Pairs, so that channels of several threads can share this without a lock.
+        self._dumped: tuple[object, object] = (None, None)
+        self._loaded: tuple[object, object] = (None, None)
+
+    def dump(self, value: Any) -> object:
+        last, dumped = self._dumped
+        if value is not last:
+            dumped = self._check.dump(value)
+            self._dumped = (value, dumped)
+        return dumped
+
+    def load(self, raw: object) -> Any:
+        last, loaded = self._loaded
+        if raw != last:
+            loaded = self._check.load(raw)
+            self._loaded = (raw, loaded)
+        return loaded
+
+
+_ABSENT: Final = object()
 
 
 class StructOf:
     """A map that is a dataclass: fields without a `Check` in their annotation stay off the wire.
 
     A missing key takes the field's default; an unknown key is ignored: that is how messages grow. A class may add
-    `check_wire(where)` for rules that span fields.
+    `check_wire()` for rules that span fields.
     """
 
     def __init__(self, cls: type) -> None:
         self.cls = cls
+        self._check_wire: Callable[[Any], None] | None = getattr(cls, "check_wire", None)
+        self._dumpers: list[tuple[str, Callable[[Any], object], object]] = []
+        self._loaders: list[tuple[str, Callable[[object], Any], bool]] = []
         hints = typing.get_type_hints(cls, include_extras=True)
-        self._fields: list[tuple[str, Check, Callable[[], object] | None, bool]] = []
         for field in dataclasses.fields(cls):
             marks = getattr(hints[field.name], "__metadata__", ())
             checks = [mark for mark in marks if hasattr(mark, "load")]
             if checks:
-                self._fields.append((field.name, checks[0], _default_of(field), APPENDED in marks))
+                default = _default_of(field)
+                self._dumpers.append((field.name, checks[0].dump, default if APPENDED in marks else _ABSENT))
+                self._loaders.append((field.name, checks[0].load, default is _ABSENT))
+        get = attrgetter(*(name for name, *_ in self._dumpers))
+        self._values_of: Callable[[Any], tuple[Any, ...]] = get if len(self._dumpers) > 1 else lambda it: (get(it),)
 
-    def dump(self, value: Any, where: str) -> dict[str, object]:
+    def dump(self, value: Any) -> dict[str, object]:
         if type(value) is not self.cls:
-            raise _expected(where, f"a {self.cls.__name__}", value)
-        _cross_check(value, where)
-        return {
-            name: check.dump(getattr(value, name), f"{where}.{name}")
-            for name, check, default, appended in self._fields
-            if not (appended and default is not None and getattr(value, name) == default())
-        }
+            raise _expected(f"a {self.cls.__name__}", value)
+        if self._check_wire is not None:
+            self._check_wire(value)
+        dumped: dict[str, object] = {}
+        name = ""
+        try:
+            for (name, dump, left_out), item in zip(self._dumpers, self._values_of(value), strict=True):
+                if left_out is _ABSENT or item != left_out:
+                    dumped[name] = dump(item)
+        except ProtocolError as exc:
+            _put_in_front(f".{name}", exc)
+        return dumped
 
-    def load(self, raw: object, where: str, **off_wire: object) -> Any:
+    def load(self, raw: object, **off_wire: object) -> Any:
         if not isinstance(raw, Mapping):
-            raise _expected(where, "a map", raw)
-        values: dict[str, object] = dict(off_wire)
-        for name, check, default, _ in self._fields:
-            if name in raw:
-                values[name] = check.load(raw[name], f"{where}.{name}")
-            elif default is None:
-                raise ProtocolError(f"{where}.{name}: the field is missing and has no default")
-            else:
-                values[name] = default()
+            raise _expected("a map", raw)
+        values = off_wire
+        name = ""
+        try:
+            for name, load, required in self._loaders:
+                item = raw.get(name, _ABSENT)
+                if item is not _ABSENT:
+                    values[name] = load(item)
+                elif required:
+                    raise ProtocolError(": the field is missing and has no default")
+        except ProtocolError as exc:
+            _put_in_front(f".{name}", exc)
         loaded = self.cls(**values)
-        _cross_check(loaded, where)
+        if self._check_wire is not None:
+            self._check_wire(loaded)
         return loaded
 
 
-def _default_of(field: dataclasses.Field[Any]) -> Callable[[], object] | None:
+def _default_of(field: dataclasses.Field[Any]) -> object:
     if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory
-    if field.default is not dataclasses.MISSING:
-        default = field.default
-        return lambda: default
-    return None
-
-
-def _cross_check(value: object, where: str) -> None:
-    check = getattr(value, "check_wire", None)
-    if check is not None:
-        check(where)
+        return field.default_factory()
+    return _ABSENT if field.default is dataclasses.MISSING else field.default

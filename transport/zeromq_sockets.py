@@ -99,16 +99,25 @@ class Monitor:
 
 def receive(socket: Socket) -> list[zmq.Frame] | None:
     """One message without copying it, or None when there is none."""
+    # To ask first takes a third of what `zmq.Again` takes, and every turn of a channel ends with a no.
+    if not socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        return None
     try:
-        return socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        frames = [socket.recv(zmq.NOBLOCK, copy=False)]
     except zmq.Again:
         return None
+    while frames[-1].more:
+        frames.append(socket.recv(zmq.NOBLOCK, copy=False))
+    return frames
 
 
 def write(socket: Socket, frames: Sequence[Frame]) -> bool:
     """Send without blocking or copying; False when the socket is full. Raises RouteLost when a ROUTER lost the peer."""
+    *first, last = frames
     try:
-        socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        for frame in first:  # a socket that takes the first takes the others
+            socket.send(frame, zmq.NOBLOCK | zmq.SNDMORE, copy=False)
+        socket.send(last, zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return False
     except zmq.ZMQError as exc:
