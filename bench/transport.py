@@ -165,8 +165,10 @@ def main() -> None:
         return
     for way, measured in found.items():
         streams = "".join(
-            f"{size:>8} {statistics.median(reached):6.2f} GB/s {statistics.median(measured.cpu_s_per_gb[size]):5.2f} s/GB"
-            for size, reached in measured.gb_per_s.items()
+            f"{size:>8} {statistics.median(reached):6.2f} GB/s {statistics.median(cpu_s_per_gb):5.2f} s/GB"
+            for (size, reached), cpu_s_per_gb in zip(
+                measured.gb_per_s.items(), measured.cpu_s_per_gb.values(), strict=True
+            )
         )
         p50_us, p99_us = statistics.median(measured.p50_us), statistics.median(measured.p99_us)
         print(f"{way:8} 4kb {p50_us:8.1f} us, p99 {p99_us:8.1f} us {streams}")

@@ -19,7 +19,6 @@ import zmq
 _ORDER = struct.Struct("<QQ?")
 _UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 _SLOTS = 4
-_CACHE_LINE_BYTES = 64
 
 
 class Raw:
@@ -190,6 +189,4 @@ def serve_shared(folder: Path, listening: Callable[[str], None]) -> None:
             slots = [shared_memory.SharedMemory(name) for name in note.decode().split()]
             for slot in slots:  # the client unlinks them
                 resource_tracker.unregister(slot._name, "shared_memory")  # type: ignore[attr-defined]
-        else:
-            bytes(slots[int(note)].buf[::_CACHE_LINE_BYTES])
         notes.send(note)

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol, TypeGuard
 
 from flagsplit.errors import ProtocolError
 
@@ -46,8 +46,11 @@ def _put_in_front(place: str, exc: ProtocolError) -> NoReturn:
     raise ProtocolError(f"{place}{exc}") from exc.__cause__
 
 
-def _size_utf8(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+def _is_text(raw: object, limit_bytes: int) -> TypeGuard[str]:
+    if not isinstance(raw, str):
+        return False
+    # No character takes more than four bytes, and most texts are far from their limit.
+    return 4 * len(raw) <= limit_bytes or len(raw.encode("utf-8", "replace")) <= limit_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Text:
     pattern: re.Pattern[str] | None = None
 
     def load(self, raw: object) -> Any:
-        if not isinstance(raw, str) or _size_utf8(raw) > self.limit_bytes:
+        if not _is_text(raw, self.limit_bytes):
             raise _expected(f"a string of at most {self.limit_bytes} bytes", raw)
         if self.pattern is not None and not self.pattern.fullmatch(raw):
             raise _expected(f"a string like {self.pattern.pattern}", raw)
@@ -80,7 +83,7 @@ class Prose:
         return self.load(cut)
 
     def load(self, raw: object) -> Any:
-        if not isinstance(raw, str) or _size_utf8(raw) > self.limit_bytes:
+        if not _is_text(raw, self.limit_bytes):
             raise _expected(f"a string of at most {self.limit_bytes} bytes", raw)
         return raw if raw.isprintable() else "".join(c if c.isprintable() else " " for c in raw)
 
@@ -128,7 +131,7 @@ class ListOf:
         return tuple(self._each(self.item.load, raw))
 
     def _each(self, convert: Callable[[object], object], raw: object) -> list[object]:
-        if not isinstance(raw, list | tuple) or not self.fewest <= len(raw) <= self.most:
+        if not isinstance(raw, (list, tuple)) or not self.fewest <= len(raw) <= self.most:
             raise _expected(f"a list of {self.fewest}..{self.most} items", raw)
         converted: list[object] = []
         try:

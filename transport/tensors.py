@@ -179,7 +179,7 @@ def _check_limits(opened: Open, limits: TransferLimits) -> None:
 
 def _aligned(size_bytes: int) -> _Bytes:
     raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT_BYTES
+    skip = -raw.__array_interface__["data"][0] % ALIGNMENT_BYTES
     return raw[skip : skip + size_bytes]
 
 
