@@ -133,6 +133,20 @@ class SendQueue:
     def __len__(self) -> int:
         return len(self._items)
 
+    def send(self, message: Message, frames: list[Frame], write: Callable[[list[Frame]], bool]) -> bool:
+        """Write a message at once if nothing waits before it, else queue it; False if there is no room.
+
+        An Open waits for its first Chunk, or for the next `flush`: written together they cost the threads of both ends
+        one wake-up and not two.
+        """
+        if not self._items and not isinstance(message, Open) and write(frames):
+            return True
+        follows_an_open = len(self._items) == 1 and isinstance(self._items[0][0], Open)
+        queued = self.push(message, frames)
+        if follows_an_open:
+            self.flush(write)
+        return queued
+
     def push(self, message: Message, frames: list[Frame]) -> bool:
         cost_bytes = self._ITEM_COST_BYTES + sum(len(frame) for frame in frames)
         if self.size_bytes + cost_bytes > self.limit_bytes:

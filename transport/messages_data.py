@@ -110,9 +110,7 @@ class Open:
 
     def check_wire(self) -> None:
         if self.hop >= len(self.route):
-            raise ProtocolError(
-                f".hop: expected less than the {len(self.route)} hops of the route, got {self.hop}"
-            )
+            raise ProtocolError(f".hop: expected less than the {len(self.route)} hops of the route, got {self.hop}")
 
 
 @dataclass(frozen=True, slots=True)

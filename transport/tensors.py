@@ -6,7 +6,7 @@ mean is between the segments, and `messages.TensorHeader` has checked that dtype
 """
 
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +18,9 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.messages import MAX_PAYLOAD_BYTES, MAX_TENSORS, Chunk, Frame, Open, TensorHeader
 
 DEFAULT_CHUNK_BYTES: Final = 256 << 10
+# A fifth less work per byte; who has so much to send is not on a link where one chunk takes long.
+LARGE_TENSOR_BYTES: Final = 4 << 20
+LARGE_CHUNK_BYTES: Final = MAX_PAYLOAD_BYTES
 # Vector loads of the engines want this; frames as they arrive are not aligned at all.
 ALIGNMENT_BYTES: Final = 64
 
@@ -40,10 +43,11 @@ class TransferLimits:
 
 
 def chunks_of(
-    opened: Open, buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray], chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    opened: Open, buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray], chunk_bytes: int | None = None
 ) -> Iterator[Chunk]:
     """Chunks of the tensors that `opened` announces, in order, as views of `buffers` and not copies.
 
+    Without `chunk_bytes` a chunk has 256 KiB, or 1 MiB in tensors of 4 MiB and more.
     The buffers must be contiguous, of the sizes announced, and must not change until the peer has answered. Tensors
     without bytes have no chunk. Raises InternalError when buffers and announcement differ.
     """
@@ -51,8 +55,9 @@ def chunks_of(
         raise InternalError(f"{len(opened.tensors)} tensors are announced, but there are {len(buffers)} buffers")
     for index, (header, buffer) in enumerate(zip(opened.tensors, buffers, strict=True)):
         data = _bytes_of(header, buffer)
-        for offset in range(0, header.size_bytes, chunk_bytes):
-            payload = data[offset : offset + chunk_bytes]
+        step = chunk_bytes or (LARGE_CHUNK_BYTES if header.size_bytes >= LARGE_TENSOR_BYTES else DEFAULT_CHUNK_BYTES)
+        for offset in range(0, header.size_bytes, step):
+            payload = data[offset : offset + step]
             yield Chunk(
                 opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
             )
@@ -95,7 +100,7 @@ class _Incoming:
             self.data = _aligned(self.header.size_bytes)
         stop = chunk.offset + len(chunk.payload)
         self.data[chunk.offset : stop] = np.frombuffer(chunk.payload, np.uint8)
-        self.starts.insert(bisect_left(self.starts, chunk.offset), chunk.offset)
+        insort(self.starts, chunk.offset)
         self.chunks[chunk.offset] = (len(chunk.payload), chunk.crc32)
         self.received_bytes += len(chunk.payload)
 

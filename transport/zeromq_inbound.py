@@ -152,14 +152,11 @@ class Listener:
         peer = self._peers.get(name)
         if peer is None or not peer.up:
             return False
-        queue = peer.queues[message.LANE]
         try:
-            if not queue and self._write(peer, message.LANE, frames):
-                return True
+            return peer.queues[message.LANE].send(message, frames, partial(self._write, peer, message.LANE))
         except RouteLost:
             self._drop(peer, "the connection was lost")
             return False
-        return queue.push(message, frames)
 
     def flush(self) -> None:
         for peer in list(self._peers.values()):

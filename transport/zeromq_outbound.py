@@ -144,10 +144,7 @@ class OutboundPeer:
     def send(self, message: Message, frames: list[Frame]) -> bool:
         if not self.up:
             return False
-        queue, line = self._queues[message.LANE], self._lanes[message.LANE]
-        if not queue and write(line.socket, frames):
-            return True
-        return queue.push(message, frames)
+        return self._queues[message.LANE].send(message, frames, partial(write, self._lanes[message.LANE].socket))
 
     def flush(self) -> None:
         if self.up:
