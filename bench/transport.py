@@ -33,7 +33,7 @@ BARS = {
 }
 _LATENCY_BYTES = 4096
 _SIZES = {"256kb": 256 << 10, "4mb": 4 << 20, "64mb": 64 << 20}
-_SLOW = {("curve", "64mb"), ("memory", "64mb"), ("grpc", "64mb"), ("shared", "256kb")}
+_SLOW = {("curve", "64mb"), ("memory", "64mb"), ("grpc", "64mb"), ("bare", "256kb"), ("shared", "256kb")}
 """Not measured: nothing is decided by them, and they take long."""
 
 
@@ -113,6 +113,8 @@ def ratios_of(found: Mapping[str, Measured]) -> dict[str, list[float]]:
         "ipc_latency_4kb": _over(found["ipc"].p50_us, raw.p50_us),
         "shared_4mb": _over(found["shared"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
         "shared_latency_4kb": _over(found["shared"].p50_us, raw.p50_us),
+        "bare_4mb": _over(found["bare"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
+        "bare_latency_4kb": _over(found["bare"].p50_us, raw.p50_us),
         "grpc_4mb": _over(found["grpc"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
     }
 
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter streams")
     options = parser.parse_args()
-    effort = Effort(3, 48 << 20, 300) if options.quick else Effort(15, 256 << 20, 1000)
+    effort = Effort(3, 48 << 20, 300) if options.quick else Effort(9, 128 << 20, 600)
     found = measure(effort)
     ratios = ratios_of(found)
     figures = {name: statistics.median(values) for name, values in ratios.items()}

@@ -15,11 +15,11 @@ from typing import Protocol
 
 import psutil
 from transport_own import Flagsplit, serve_channel
-from transport_rivals import Grpc, Raw, Shared, serve_grpc, serve_raw, serve_shared
+from transport_rivals import Bare, Grpc, Raw, Shared, serve_bare, serve_grpc, serve_raw, serve_shared
 
 from flagsplit.transport import NO_SECURITY, KeyStore, MemoryChannel, MemoryNetwork, ZmqChannel
 
-WAYS = ("raw", "tcp", "curve", "ipc", "memory", "grpc", "shared")
+WAYS = ("raw", "tcp", "curve", "ipc", "memory", "bare", "grpc", "shared")
 
 
 class Client(Protocol):
@@ -94,6 +94,8 @@ def _client(way: str, folder: Path, address: str) -> Client:
             return Raw(address)
         case "grpc":
             return Grpc(address)
+        case "bare":
+            return Bare(address)
         case "shared":
             return Shared(address)
     security = KeyStore(folder).security() if way == "curve" else NO_SECURITY
@@ -109,6 +111,8 @@ def _serve(way: str, folder: Path) -> None:
             serve_raw(listening)
         case "grpc":
             serve_grpc(listening)
+        case "bare":
+            serve_bare(listening)
         case "shared":
             serve_shared(folder, listening)
         case _:

@@ -1,4 +1,4 @@
-"""What the transport is held against: plain TCP, gRPC, and shared memory as a prototype; for `transport.py`.
+"""What the transport is held against: plain TCP, pyzmq, gRPC, and shared memory as a prototype; for `transport.py`.
 
 Each is a client class with `stream`, which sends tensors back to back and stops the clock when the last is there, and
 `round_trips`, which sends one tensor and waits for as many bytes; and a function that serves it in another process.
@@ -19,6 +19,8 @@ import zmq
 _ORDER = struct.Struct("<QQ?")
 _UNLIMITED = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 _SLOTS = 4
+_LARGE_FRAME_BYTES = 1 << 20
+_COPY_BELOW_BYTES = 64 << 10
 
 
 class Raw:
@@ -124,6 +126,61 @@ def serve_grpc(listening: Callable[[str], None]) -> None:
     server.start()
     listening(f"127.0.0.1:{port}")
     server.wait_for_termination()
+
+
+class Bare:
+    """pyzmq alone, with as many messages of such sizes as the transport sends: what its sockets and threads cost."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.connect(address)
+
+    def stream(self, data: memoryview, count: int) -> float:
+        started = time.perf_counter()
+        for at in range(count):
+            if at >= _SLOTS:
+                self._socket.recv()
+            _send_bare(self._socket, [], data, _LARGE_FRAME_BYTES)
+        for _ in range(min(count, _SLOTS)):
+            self._socket.recv()
+        return time.perf_counter() - started
+
+    def round_trips(self, data: memoryview, count: int) -> list[float]:
+        took = []
+        for _ in range(count):
+            started = time.perf_counter()
+            _send_bare(self._socket, [], data, len(data))
+            self._socket.recv_multipart(copy=False)
+            self._socket.recv_multipart(copy=False)
+            took.append(time.perf_counter() - started)
+        return took
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _send_bare(line: "zmq.Socket[bytes]", to: list[bytes], data: memoryview, frame_bytes: int) -> None:
+    line.send_multipart([*to, b"o" * 300 + b"%d" % len(data)])
+    for offset in range(0, len(data), frame_bytes):
+        payload = data[offset : offset + frame_bytes]
+        line.send_multipart([*to, b"c" * 100, payload], copy=len(payload) < _COPY_BELOW_BYTES)
+
+
+def serve_bare(listening: Callable[[str], None]) -> None:
+    """The peer of `Bare`: a small tensor goes back, of a large one only its arrival is told."""
+    line = zmq.Context.instance().socket(zmq.ROUTER)
+    listening(f"tcp://127.0.0.1:{line.bind_to_random_port('tcp://127.0.0.1')}")
+    while True:
+        route, opened = line.recv_multipart()
+        missing_bytes = size_bytes = int(opened[300:])
+        while missing_bytes:
+            payload = line.recv_multipart(copy=False)[2].buffer
+            missing_bytes -= len(payload)
+        if size_bytes < _COPY_BELOW_BYTES:
+            _send_bare(line, [route], payload, size_bytes)
+        else:
+            line.send_multipart([route, b"!"])
 
 
 class Shared:

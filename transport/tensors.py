@@ -8,7 +8,7 @@ mean is between the segments, and `messages.TensorHeader` has checked that dtype
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -79,30 +79,35 @@ def _bytes_of(header: TensorHeader, buffer: npt.NDArray[np.generic] | Frame | by
     return view
 
 
-@dataclass(slots=True)
 class _Incoming:
     """One tensor on its way in; allocated with its first chunk."""
 
-    header: TensorHeader
-    data: _Bytes | None = None
-    received_bytes: int = 0
-    starts: list[int] = field(default_factory=list)
-    chunks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    __slots__ = ("chunks", "data", "end", "header", "starts")
+
+    def __init__(self, header: TensorHeader) -> None:
+        self.header = header
+        self.data: _Bytes | None = None
+        self.starts: list[int] = []
+        self.chunks: dict[int, tuple[int, int]] = {}
+        self.end = 0
 
     def overlaps(self, start: int, stop: int) -> bool:
+        if start >= self.end:  # as every chunk that comes in order
+            return False
         place = bisect_left(self.starts, start)
         if place < len(self.starts) and self.starts[place] < stop:
             return True
         return place > 0 and self.starts[place - 1] + self.chunks[self.starts[place - 1]][0] > start
 
-    def store(self, chunk: Chunk) -> None:
+    def store(self, offset: int, payload: Frame, crc32: int) -> None:
         if self.data is None:
             self.data = _aligned(self.header.size_bytes)
-        stop = chunk.offset + len(chunk.payload)
-        self.data[chunk.offset : stop] = np.frombuffer(chunk.payload, np.uint8)
-        insort(self.starts, chunk.offset)
-        self.chunks[chunk.offset] = (len(chunk.payload), chunk.crc32)
-        self.received_bytes += len(chunk.payload)
+        size_bytes = len(payload)
+        stop = offset + size_bytes
+        self.data[offset:stop] = np.frombuffer(payload, np.uint8)
+        insort(self.starts, offset)
+        self.chunks[offset] = (size_bytes, crc32)
+        self.end = max(self.end, stop)
 
 
 class Assembly:
@@ -138,7 +143,7 @@ class Assembly:
         self._check_place(tensor, chunk.offset, size_bytes)
         if zlib.crc32(chunk.payload) != chunk.crc32:
             raise ProtocolError(f"{_place(tensor, chunk.offset, size_bytes)}: the checksum does not match the bytes")
-        tensor.store(chunk)
+        tensor.store(chunk.offset, chunk.payload, chunk.crc32)
         self._missing_bytes -= size_bytes
         return self.complete
 
