@@ -4,8 +4,9 @@ A field's type carries its limit: `Annotated[str, Text(64)]`. `StructOf(cls)` re
 an instance into plain msgpack values and back, with every length, range and type checked on the way in *and* on the way
 out, so that we never send what we would refuse. The messages themselves are in `messages.py`.
 
-Every message takes this way, so nothing is put together that only an error would need: a check that fails says what it
-expected, and each struct, list and map around it puts its part of the place in front while the error passes.
+Nothing is put together that only an error would need: a check that fails says what it expected, and each struct, list
+and map around it puts its part of the place in front while the error passes. `schema_quick.py` is the way that nearly
+every message takes; what it does not take at once comes here.
 """
 
 import dataclasses
@@ -13,10 +14,10 @@ import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
-from typing import Any, Final, NoReturn, Protocol, TypeGuard
+from typing import Any, Final, Protocol, TypeGuard
 
 from flagsplit.errors import ProtocolError
+from flagsplit.transport.schema_quick import ABSENT, WireField, quick_dump, quick_load
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,6 @@ class Check(Protocol):
 def _expected(what: str, came: object) -> ProtocolError:
     shown = repr(came)
     return ProtocolError(f": expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
-
-
-def _put_in_front(place: str, exc: ProtocolError) -> NoReturn:
-    raise ProtocolError(f"{place}{exc}") from exc.__cause__
 
 
 def _is_text(raw: object, limit_bytes: int) -> TypeGuard[str]:
@@ -138,7 +135,7 @@ class ListOf:
             for item in raw:
                 converted.append(convert(item))  # noqa: PERF401 - its length says where the error is
         except ProtocolError as exc:
-            _put_in_front(f"[{len(converted)}]", exc)
+            raise ProtocolError(f"[{len(converted)}]{exc}") from exc.__cause__
         return converted
 
 
@@ -168,7 +165,7 @@ class MapOf:
                 place = f"[{key!r}]"
                 converted[checked] = convert(item)
         except ProtocolError as exc:
-            _put_in_front(place, exc)
+            raise ProtocolError(f"{place}{exc}") from exc.__cause__
         return converted
 
 
@@ -199,9 +196,6 @@ class Recurring:
         return loaded
 
 
-_ABSENT: Final = object()
-
-
 class StructOf:
     """A map that is a dataclass: fields without a `Check` in their annotation stay off the wire.
 
@@ -212,55 +206,81 @@ class StructOf:
     def __init__(self, cls: type) -> None:
         self.cls = cls
         self._check_wire: Callable[[Any], None] | None = getattr(cls, "check_wire", None)
-        self._dumpers: list[tuple[str, Callable[[Any], object], object]] = []
-        self._loaders: list[tuple[str, Callable[[object], Any], bool]] = []
+        self._fields: list[WireField] = []
         hints = typing.get_type_hints(cls, include_extras=True)
         for field in dataclasses.fields(cls):
             marks = getattr(hints[field.name], "__metadata__", ())
             checks = [mark for mark in marks if hasattr(mark, "load")]
             if checks:
-                default = _default_of(field)
-                self._dumpers.append((field.name, checks[0].dump, default if APPENDED in marks else _ABSENT))
-                self._loaders.append((field.name, checks[0].load, default is _ABSENT))
-        get = attrgetter(*(name for name, *_ in self._dumpers))
-        self._values_of: Callable[[Any], tuple[Any, ...]] = get if len(self._dumpers) > 1 else lambda it: (get(it),)
+                check, default = checks[0], _default_of(field)
+                left_out = APPENDED in marks and default is not ABSENT
+                shared = field.default is not dataclasses.MISSING
+                wire = WireField(field.name, _plain(check), check.dump, check.load, default, shared, left_out)
+                self._fields.append(wire)
+        self._quick_dump = quick_dump(self._fields)
+        self._quick_load = quick_load(cls, self._fields)
 
     def dump(self, value: Any) -> dict[str, object]:
         if type(value) is not self.cls:
             raise _expected(f"a {self.cls.__name__}", value)
         if self._check_wire is not None:
             self._check_wire(value)
-        dumped: dict[str, object] = {}
-        name = ""
         try:
-            for (name, dump, left_out), item in zip(self._dumpers, self._values_of(value), strict=True):
-                if left_out is _ABSENT or item != left_out:
-                    dumped[name] = dump(item)
-        except ProtocolError as exc:
-            _put_in_front(f".{name}", exc)
-        return dumped
+            dumped = self._quick_dump(value)
+        except ProtocolError:
+            dumped = None
+        return self._dump_slowly(value) if dumped is None else dumped
 
     def load(self, raw: object, **off_wire: object) -> Any:
-        if not isinstance(raw, Mapping):
+        if not isinstance(raw, dict):
             raise _expected("a map", raw)
-        values = off_wire
-        name = ""
         try:
-            for name, load, required in self._loaders:
-                item = raw.get(name, _ABSENT)
-                if item is not _ABSENT:
-                    values[name] = load(item)
-                elif required:
-                    raise ProtocolError(": the field is missing and has no default")
-        except ProtocolError as exc:
-            _put_in_front(f".{name}", exc)
-        loaded = self.cls(**values)
+            loaded = self._quick_load(raw, off_wire)
+        except ProtocolError:
+            loaded = None
+        if loaded is None:
+            loaded = self._load_slowly(raw, off_wire)
         if self._check_wire is not None:
             self._check_wire(loaded)
         return loaded
+
+    def _dump_slowly(self, value: Any) -> dict[str, object]:
+        dumped: dict[str, object] = {}
+        for field in self._fields:
+            item = getattr(value, field.name)
+            if not (field.left_out and item == field.default):
+                dumped[field.name] = _at(f".{field.name}", field.dump, item)
+        return dumped
+
+    def _load_slowly(self, raw: dict[str, object], off_wire: dict[str, object]) -> Any:
+        values = dict(off_wire)
+        for field in self._fields:
+            if field.name in raw:
+                values[field.name] = _at(f".{field.name}", field.load, raw[field.name])
+            elif field.default is ABSENT:
+                raise ProtocolError(f".{field.name}: the field is missing and has no default")
+        return self.cls(**values)
+
+
+def _at(place: str, convert: Callable[[Any], object], item: object) -> object:
+    try:
+        return convert(item)
+    except ProtocolError as exc:
+        raise ProtocolError(f"{place}{exc}") from exc.__cause__
+
+
+def _plain(check: Check) -> str:
+    """The condition under which `check` lets a value pass unchanged; empty where it is not that simple."""
+    match check:
+        case Whole(low, high):
+            return f"type({{0}}) is int and {low} <= {{0}} <= {high}"
+        case Text(limit_bytes, None):
+            return f"type({{0}}) is str and 4 * len({{0}}) <= {limit_bytes}"
+        case _:
+            return ""
 
 
 def _default_of(field: dataclasses.Field[Any]) -> object:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
-    return _ABSENT if field.default is dataclasses.MISSING else field.default
+    return ABSENT if field.default is dataclasses.MISSING else field.default
