@@ -44,7 +44,10 @@ def quick_dump(fields: Sequence[WireField]) -> Callable[[Any], dict[str, object]
         value = f"v{i}" if field.plain and not field.left_out else f"dump{i}(v{i})"
         put = f"header[{field.name!r}] = {value}"
         lines.append(f"if v{i} != default{i}: {put}" if field.left_out else put)
-    return _compiled("message", ["header = {}", *lines, "return header"], fields)
+    quick: Callable[[Any], dict[str, object] | None] = _compiled(
+        "message", ["header = {}", *lines, "return header"], fields
+    )
+    return quick
 
 
 def quick_load(cls: type, fields: Sequence[WireField]) -> Callable[[dict[str, object], dict[str, object]], Any]:
@@ -58,7 +61,11 @@ def quick_load(cls: type, fields: Sequence[WireField]) -> Callable[[dict[str, ob
             lines += [] if field.shared else ["else: return None"]
     lines += _refuse_unless(list(enumerate(fields)))
     arguments = ", ".join(f"{field.name}=v{i}" for i, field in enumerate(fields))
-    return _compiled("header, off_wire", [*lines, f"return cls({arguments}, **off_wire)"], fields, cls)
+    construct = f"return cls({arguments}, **off_wire)"
+    quick: Callable[[dict[str, object], dict[str, object]], Any] = _compiled(
+        "header, off_wire", [*lines, construct], fields, cls
+    )
+    return quick
 
 
 def _refuse_unless(fields: Sequence[tuple[int, WireField]]) -> list[str]:
