@@ -58,17 +58,17 @@ def pair(way: str) -> Iterator[Pair]:
         folder = Path(scratch)
         if way == "curve":
             KeyStore(folder)
+        client: Client | None = None
         peer = subprocess.Popen([sys.executable, __file__, way, scratch], stdout=subprocess.PIPE, text=True)  # noqa: S603
         try:
             assert peer.stdout is not None
             client = _client(way, folder, peer.stdout.readline().strip())
-            try:
-                yield Pair(client, psutil.Process(peer.pid))
-            finally:
-                client.close()
+            yield Pair(client, psutil.Process(peer.pid))
         finally:
             peer.kill()
             peer.communicate()
+            if client is not None:
+                client.close()
 
 
 def _memory_pair() -> Iterator[Pair]:
