@@ -211,12 +211,21 @@ class SendQueue:
         return bool(self._items) and self._allowance.admits(payload_bytes_of(self._items[0][1]))
 
     def offer(self, message: Message, frames: list[Frame], write: Callable[[list[Frame]], bool]) -> bool:
-        """Hand a message to `write`, or keep it for later; False: there is no room for it."""
+        """Hand a message to `write`, or keep it for later; False: there is no room for it.
+
+        An Open waits for its first Chunk, or for the next `flush`: written together they cost the threads of both ends
+        one wake-up and not two.
+        """
         payload_bytes = payload_bytes_of(frames)
-        if not self._items and self._allowance.admits(payload_bytes) and write(frames):
+        waits = bool(self._items) or isinstance(message, Open)
+        if not waits and self._allowance.admits(payload_bytes) and write(frames):
             self._allowance.spend(payload_bytes)
             return True
-        return self.push(message, frames)
+        follows_an_open = len(self._items) == 1 and isinstance(self._items[0][0], Open)
+        queued = self.push(message, frames)
+        if follows_an_open:
+            self.flush(write)
+        return queued
 
     def push(self, message: Message, frames: list[Frame]) -> bool:
         cost_bytes = self._ITEM_COST_BYTES + sum(len(frame) for frame in frames)

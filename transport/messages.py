@@ -122,9 +122,9 @@ def encode(message: Message) -> list[Frame]:
     """
     cls = type(message)
     try:
-        header = {"type": cls.TYPE, **_SCHEMAS[cls].dump(message, cls.__name__)}
+        header = {"type": cls.TYPE, **_SCHEMAS[cls].dump(message)}
     except ProtocolError as exc:
-        raise InternalError(f"cannot send a message beyond the limits of the protocol: {exc}") from exc
+        raise InternalError(f"cannot send a message beyond the limits of the protocol: {cls.__name__}{exc}") from exc
     packed = _packb(header)
     if len(packed) > MAX_HEADER_BYTES:
         raise InternalError(f"{cls.__name__} header takes {len(packed)} bytes, the protocol allows {MAX_HEADER_BYTES}")
@@ -147,10 +147,17 @@ def decode(frames: Sequence[Frame]) -> Message:
     if cls not in _WITH_PAYLOAD:
         if len(frames) == 2:
             raise ProtocolError(f"{cls.__name__} has no payload frame, got one of {len(frames[1])} bytes")
-        return cast("Message", _SCHEMAS[cls].load(header, cls.__name__))
+        return _load(cls, header)
     if len(frames) != 2 or not 0 < len(frames[1]) <= MAX_PAYLOAD_BYTES:
         raise ProtocolError(f"{cls.__name__} needs one payload frame of 1..{MAX_PAYLOAD_BYTES} bytes")
-    return cast("Message", _SCHEMAS[cls].load(header, cls.__name__, payload=frames[1]))
+    return _load(cls, header, payload=frames[1])
+
+
+def _load(cls: type[Message], header: dict[str, object], **off_wire: object) -> Message:
+    try:
+        return cast("Message", _SCHEMAS[cls].load(header, **off_wire))
+    except ProtocolError as exc:
+        raise ProtocolError(f"{cls.__name__}{exc}") from exc
 
 
 def _unpack(frame: Frame) -> dict[str, object]:

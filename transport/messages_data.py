@@ -30,7 +30,7 @@ from flagsplit.transport.message_fields import (
     Tier,
     TraceParent,
 )
-from flagsplit.transport.schema import APPENDED, Flag, ListOf, StructOf, Text, Whole
+from flagsplit.transport.schema import APPENDED, Flag, ListOf, Recurring, StructOf, Text, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +73,13 @@ class TensorHeader:
     shape: Annotated[tuple[int, ...], ListOf(Whole(0, UINT53), most=MAX_DIMS)]
     size_bytes: Natural
 
-    def check_wire(self, where: str) -> None:
+    def check_wire(self) -> None:
         item_bytes = ITEM_SIZE_BYTES.get(self.dtype)
         if item_bytes is None:
-            raise ProtocolError(f"{where}.dtype: expected one of {', '.join(ITEM_SIZE_BYTES)}, got {self.dtype!r}")
+            raise ProtocolError(f".dtype: expected one of {', '.join(ITEM_SIZE_BYTES)}, got {self.dtype!r}")
         if math.prod(self.shape) * item_bytes != self.size_bytes:
             raise ProtocolError(
-                f"{where}: {self.dtype} of shape {list(self.shape)} takes {math.prod(self.shape) * item_bytes} bytes, "
+                f": {self.dtype} of shape {list(self.shape)} takes {math.prod(self.shape) * item_bytes} bytes, "
                 f"but size_bytes says {self.size_bytes}"
             )
 
@@ -99,7 +99,7 @@ class Open:
     epoch: Natural
     plan: Digest
     hop: HopIndex
-    route: Annotated[tuple[Hop, ...], ListOf(StructOf(Hop), most=MAX_HOPS, fewest=1)]
+    route: Annotated[tuple[Hop, ...], Recurring(ListOf(StructOf(Hop), most=MAX_HOPS, fewest=1))]
     tensors: Annotated[tuple[TensorHeader, ...], ListOf(StructOf(TensorHeader), most=MAX_TENSORS)]
     deadline_ms: Natural
     trace: Annotated[tuple[HopTiming, ...], ListOf(StructOf(HopTiming), most=MAX_HOPS)] = ()
@@ -108,11 +108,9 @@ class Open:
     resume: Annotated[bool, Flag(), APPENDED] = False
     traceparent: TraceParent = ""
 
-    def check_wire(self, where: str) -> None:
+    def check_wire(self) -> None:
         if self.hop >= len(self.route):
-            raise ProtocolError(
-                f"{where}.hop: expected less than the {len(self.route)} hops of the route, got {self.hop}"
-            )
+            raise ProtocolError(f".hop: expected less than the {len(self.route)} hops of the route, got {self.hop}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +133,9 @@ class Chunk:
     raw_bytes: Annotated[int, Whole(0, MAX_PAYLOAD_BYTES), APPENDED] = 0
     payload: Frame = field(default=b"", hash=False, repr=False)
 
-    def check_wire(self, where: str) -> None:
+    def check_wire(self) -> None:
         if bool(self.squeeze) != bool(self.raw_bytes):
-            raise ProtocolError(f"{where}.raw_bytes: expected bytes if and only if squeezed, got {self.raw_bytes}")
+            raise ProtocolError(f".raw_bytes: expected bytes if and only if squeezed, got {self.raw_bytes}")
 
 
 @dataclass(frozen=True, slots=True)

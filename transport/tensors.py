@@ -7,9 +7,9 @@ squeezed is in `squeeze.py`, and when in `squeeze_policy.py`.
 """
 
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ from flagsplit.transport.messages import MAX_PAYLOAD_BYTES, MAX_TENSORS, Chunk, 
 from flagsplit.transport.squeeze import squeeze, unsqueeze
 
 DEFAULT_CHUNK_BYTES: Final = 256 << 10
+# A fifth less work per byte; who has so much to send is not on a link where one chunk takes long.
+LARGE_TENSOR_BYTES: Final = 4 << 20
+LARGE_CHUNK_BYTES: Final = MAX_PAYLOAD_BYTES
 # Vector loads of the engines want this; frames as they arrive are not aligned at all.
 ALIGNMENT_BYTES: Final = 64
 
@@ -54,7 +57,7 @@ class Squeezer(Protocol):
 def chunks_of(
     opened: Open,
     buffers: Sequence[npt.NDArray[np.generic] | Frame | bytearray],
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     offsets: Sequence[int] = (),
     squeezer: Squeezer | None = None,
 ) -> Iterator[Chunk]:
@@ -62,6 +65,7 @@ def chunks_of(
 
     `offsets` says for each tensor how many bytes the receiver has already; none of them without it.
 
+    Without `chunk_bytes` a chunk has 256 KiB, or 1 MiB in tensors of 4 MiB and more.
     The buffers must be contiguous, of the sizes announced, and must not change until the peer has answered. Tensors
     without bytes have no chunk. With a squeezer, chunks that shrink are sent squeezed, and those are copies. Raises
     InternalError when buffers and announcement differ.
@@ -70,13 +74,14 @@ def chunks_of(
         raise InternalError(f"{len(opened.tensors)} tensors are announced, but there are {len(buffers)} buffers")
     for index, (header, buffer) in enumerate(zip(opened.tensors, buffers, strict=True)):
         data = _bytes_of(header, buffer)
+        step = chunk_bytes or (LARGE_CHUNK_BYTES if header.size_bytes >= LARGE_TENSOR_BYTES else DEFAULT_CHUNK_BYTES)
         start = min(offsets[index], header.size_bytes) if index < len(offsets) else 0
         kind = squeezer.kind_for(header.name, data) if squeezer is not None and data.nbytes else ""
         if squeezer is not None and kind:
-            yield from _squeezed_chunks(opened, index, data, range(start, data.nbytes, chunk_bytes), kind, squeezer)
+            yield from _squeezed_chunks(opened, index, data, range(start, data.nbytes, step), kind, squeezer)
             continue
-        for offset in range(start, header.size_bytes, chunk_bytes):
-            payload = data[offset : offset + chunk_bytes]
+        for offset in range(start, header.size_bytes, step):
+            payload = data[offset : offset + step]
             yield Chunk(
                 opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
             )
@@ -124,15 +129,18 @@ def _bytes_of(header: TensorHeader, buffer: npt.NDArray[np.generic] | Frame | by
     return view
 
 
-@dataclass(slots=True)
 class Incoming:
     """One tensor on its way in; allocated with its first chunk. It can outlive its Assembly, for another to go on."""
 
-    header: TensorHeader
-    data: _Bytes | None = None
-    received_bytes: int = 0
-    starts: list[int] = field(default_factory=list)
-    chunks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    __slots__ = ("chunks", "data", "end", "header", "received_bytes", "starts")
+
+    def __init__(self, header: TensorHeader) -> None:
+        self.header = header
+        self.data: _Bytes | None = None
+        self.starts: list[int] = []
+        self.chunks: dict[int, tuple[int, int]] = {}
+        self.received_bytes = 0
+        self.end = 0
 
     @property
     def prefix_bytes(self) -> int:
@@ -147,17 +155,22 @@ class Incoming:
     @classmethod
     def whole(cls, header: TensorHeader, data: _Bytes) -> "Incoming":
         """A tensor that is here already."""
-        size_bytes = header.size_bytes
-        return cls(header, data, size_bytes, [0] if size_bytes else [], {0: (size_bytes, 0)} if size_bytes else {})
+        made = cls(header)
+        if header.size_bytes:
+            made.data, made.received_bytes, made.end = data, header.size_bytes, header.size_bytes
+            made.starts, made.chunks = [0], {0: (header.size_bytes, 0)}
+        return made
 
     def trim(self) -> None:
         """Forget what came after a gap: whoever goes on does so from the first byte that is missing."""
         prefix_bytes = self.prefix_bytes
         self.starts = [start for start in self.starts if start < prefix_bytes]
         self.chunks = {start: self.chunks[start] for start in self.starts}
-        self.received_bytes = prefix_bytes
+        self.received_bytes = self.end = prefix_bytes
 
     def overlaps(self, start: int, stop: int) -> bool:
+        if start >= self.end:  # as every chunk that comes in order
+            return False
         place = bisect_left(self.starts, start)
         if place < len(self.starts) and self.starts[place] < stop:
             return True
@@ -166,11 +179,13 @@ class Incoming:
     def store(self, chunk: Chunk, raw: Frame) -> None:
         if self.data is None:
             self.data = _aligned(self.header.size_bytes)
-        stop = chunk.offset + len(raw)
+        size_bytes = len(raw)
+        stop = chunk.offset + size_bytes
         self.data[chunk.offset : stop] = np.frombuffer(raw, np.uint8)
-        self.starts.insert(bisect_left(self.starts, chunk.offset), chunk.offset)
-        self.chunks[chunk.offset] = (len(raw), chunk.crc32)
-        self.received_bytes += len(raw)
+        insort(self.starts, chunk.offset)
+        self.chunks[chunk.offset] = (size_bytes, chunk.crc32)
+        self.received_bytes += size_bytes
+        self.end = max(self.end, stop)
 
 
 class Assembly:
@@ -275,7 +290,7 @@ def _check_limits(opened: Open, limits: TransferLimits) -> None:
 
 def _aligned(size_bytes: int) -> _Bytes:
     raw = np.empty(size_bytes + ALIGNMENT_BYTES, np.uint8)
-    skip = -raw.ctypes.data % ALIGNMENT_BYTES
+    skip = -raw.__array_interface__["data"][0] % ALIGNMENT_BYTES
     return raw[skip : skip + size_bytes]
 
 

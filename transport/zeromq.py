@@ -10,7 +10,9 @@ import random
 import socket as sockets
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import TypeAlias
 
 import zmq
 
@@ -23,9 +25,11 @@ from flagsplit.transport.security import NoSecurity, Security, check_key
 from flagsplit.transport.zap import ZapHandler
 from flagsplit.transport.zeromq_inbound import Listener
 from flagsplit.transport.zeromq_outbound import OutboundPeer
+from flagsplit.transport.zeromq_sockets import Socket
 
 # A ROUTER cannot tell which peer became writable, so a queue for an inbound peer is tried again this often.
 _INBOUND_RETRY_S = 0.002
+_Ready: TypeAlias = Mapping[object, int]
 
 
 class ZmqChannel:
@@ -54,6 +58,8 @@ class ZmqChannel:
         self._events: list[ChannelEvent] = []
         self._serials = itertools.count(1)
         self._owner: int | None = None
+        self._polled: list[tuple[Socket, int]] | None = None
+        self._poller = zmq.Poller()
         self._farewell = False
         self._closed = False
 
@@ -122,8 +128,9 @@ class ZmqChannel:
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
             self._advance()
-            woken = self._wait(0.0 if self._events else deadline_s - time.monotonic())
-            self._receive()
+            ready = self._wait(0.0 if self._events else deadline_s - time.monotonic())
+            woken = self._wake_here.fileno() in ready and self._drain_wake()
+            self._receive(ready)
             if self._events or woken or time.monotonic() >= deadline_s:
                 events = self._events.copy()
                 self._events.clear()  # in place: peers hold its append
@@ -206,23 +213,21 @@ class ZmqChannel:
         if self._listener is not None:
             self._listener.flush()
 
-    def _wait(self, timeout_s: float) -> bool:
-        """Sleep until something happens or a timer is due; True after a wake-up."""
+    def _wait(self, timeout_s: float) -> _Ready:
+        """Sleep until something happens or a timer is due; what happened, by socket."""
         now_s = time.monotonic()
         due = [outbound.deadline_s() for outbound in self._outbound.values()]
-        poller = zmq.Poller()
-        poller.register(self._wake_here, zmq.POLLIN)
-        for outbound in self._outbound.values():
-            for socket, flags in outbound.polled():
-                poller.register(socket, flags)
+        polled = [polled for outbound in self._outbound.values() for polled in outbound.polled()]
         if self._listener is not None:
             due.append(self._listener.deadline_s())
             due.append(now_s + _INBOUND_RETRY_S if self._listener.has_backlog() else None)
-            for socket, flags in self._listener.polled():
-                poller.register(socket, flags)
+            polled += self._listener.polled()
+        if polled != self._polled:  # seldom: peers came or went, or a queue began or ended
+            self._polled, self._poller = polled, zmq.Poller()
+            for socket, flags in (*polled, (self._wake_here, zmq.POLLIN)):
+                self._poller.register(socket, flags)
         timeout_s = max(0.0, min(timeout_s, *(d - now_s for d in due if d is not None), math.inf))
-        ready = dict(poller.poll(None if timeout_s == math.inf else math.ceil(timeout_s * 1000)))
-        return self._wake_here.fileno() in ready and self._drain_wake()
+        return dict(self._poller.poll(None if timeout_s == math.inf else math.ceil(timeout_s * 1000)))
 
     def _drain_wake(self) -> bool:
         with suppress(BlockingIOError):
@@ -230,9 +235,9 @@ class ZmqChannel:
                 pass
         return True
 
-    def _receive(self) -> None:
+    def _receive(self, ready: _Ready) -> None:
         now_s = time.monotonic()
         for outbound in self._outbound.values():
-            outbound.receive(now_s, self._options.max_events_per_poll)
+            outbound.receive(now_s, self._options.max_events_per_poll, ready)
         if self._listener is not None:
-            self._listener.receive(now_s, self._options.max_events_per_poll)
+            self._listener.receive(now_s, self._options.max_events_per_poll, ready)

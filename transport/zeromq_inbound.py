@@ -9,7 +9,7 @@ which peer is gone. The descriptor also lets us cut a connection, which ZeroMQ h
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -113,12 +113,14 @@ class Listener:
     def has_backlog(self) -> bool:
         return any(queue.is_sendable for peer in self._peers.values() for queue in peer.flow.queues.values() if peer.up)
 
-    def receive(self, now_s: float, budget: int) -> None:
+    def receive(self, now_s: float, budget: int, ready: Container[object]) -> None:
         """Read at most `budget` messages and learn who left.
 
         The monitor is read after the messages and its endings are acted on last: the first so that a reused descriptor
         number is never taken for its last owner, the second so that last words come before a Down.
         """
+        if self._router not in ready and self._monitor.socket not in ready:
+            return
         batch: list[list[zmq.Frame]] = []
         while len(batch) < budget and (frames := receive(self._router)) is not None:
             batch.append(frames)

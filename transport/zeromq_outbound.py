@@ -6,7 +6,7 @@ The peer is up when both handshakes are through. `zeromq_inbound.py` is the othe
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,16 @@ from flagsplit.transport.flow import Flow
 from flagsplit.transport.messages import Attach, Credit, Frame, Lane, Message, decode, encode
 from flagsplit.transport.resolver import Resolution
 from flagsplit.transport.security import NoSecurity, Security
-from flagsplit.transport.zeromq_sockets import Context, Monitor, make_socket, receive, secure_client, write
+from flagsplit.transport.zeromq_sockets import (
+    READABLE,
+    READABLE_WRITABLE,
+    Context,
+    Monitor,
+    make_socket,
+    receive,
+    secure_client,
+    write,
+)
 
 _LOST: Final = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _REFUSED: Final = (
@@ -117,17 +126,19 @@ class OutboundPeer:
 
     def polled(self) -> Iterator[tuple[zmq.Socket[bytes], int]]:
         for lane, line in self._lanes.items():
-            yield line.monitor.socket, zmq.POLLIN
+            yield line.monitor.socket, READABLE
             if self.up:
-                yield line.socket, zmq.POLLIN | (zmq.POLLOUT if self.flow.queues[lane].is_sendable else 0)
+                yield line.socket, READABLE_WRITABLE if self.flow.queues[lane].is_sendable else READABLE
 
-    def receive(self, now_s: float, budget: int) -> None:
-        """Read at most `budget` messages, control before data, and then what the monitors say.
+    def receive(self, now_s: float, budget: int, ready: Container[object]) -> None:
+        """Read at most `budget` messages of `ready` sockets, control before data, and then what their monitors say.
 
         In this order, so that the last words of a peer come before its Down.
         """
-        seen = {lane: line.monitor.read() for lane, line in self._lanes.items()}
+        seen = {lane: line.monitor.read() for lane, line in self._lanes.items() if line.monitor.socket in ready}
         for lane, line in list(self._lanes.items()):
+            if line.socket not in ready and not seen:
+                continue
             while budget > 0 and self.up and (frames := receive(line.socket)) is not None:
                 budget -= 1
                 self._take(now_s, lane, [frame.buffer for frame in frames])

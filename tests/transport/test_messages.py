@@ -2,7 +2,9 @@
 
 import dataclasses
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.messages import (
+    _SCHEMAS,
     ITEM_SIZE_BYTES,
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -360,3 +363,43 @@ def decode_is_safe(frames: list[Frame]) -> None:
 
 def test_pong_of_an_older_peer_has_defaults() -> None:
     assert decode(frames_of("pong", queue=..., epoch=...)) == Pong(3, 1_700_000_000_000_000)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SAMPLES)), st.data())
+def test_the_quick_way_says_what_the_slow_way_says(name: str, data: st.DataObject) -> None:
+    header = header_of(name)
+    schema = _SCHEMAS[type(SAMPLES[name])]
+    key = data.draw(st.sampled_from(sorted(header)))
+    changed = data.draw(st.sampled_from(["keep", "drop", "replace"]))
+    if changed == "drop":
+        del header[key]
+    elif changed == "replace":
+        header[key] = data.draw(_anything)
+    assert told(lambda: schema.load(header)) == told(lambda: checked(schema._load_slowly(header, {})))
+
+
+def test_the_quick_way_writes_what_the_slow_way_writes() -> None:
+    for message in SAMPLES.values():
+        schema = _SCHEMAS[type(message)]
+        assert list(schema.dump(message).items()) == list(schema._dump_slowly(message).items())
+
+
+def test_messages_do_not_share_what_can_change() -> None:
+    one, other = (decode(frames_of("hello", peers=...)) for _ in range(2))
+    assert isinstance(one, Hello)
+    assert isinstance(other, Hello)
+    assert one.peers is not other.peers
+
+
+def checked(message: Any) -> Any:
+    if hasattr(message, "check_wire"):
+        message.check_wire()
+    return message
+
+
+def told(load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except ProtocolError as exc:
+        return str(exc)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.messages import Chunk, Open, TensorHeader
-from flagsplit.transport.tensors import ALIGNMENT_BYTES, Assembly, TransferLimits, chunks_of
+from flagsplit.transport.tensors import ALIGNMENT_BYTES, LARGE_TENSOR_BYTES, Assembly, TransferLimits, chunks_of
 from flagsplit.transport.testing import sample_open
 
 SMALL = TransferLimits(min_chunk_bytes=1)
@@ -74,6 +74,13 @@ def test_numpy_arrays_of_any_dtype_travel_without_a_copy() -> None:
         assert not buffer.readonly
         if array.size:
             assert np.frombuffer(buffer, np.uint8).ctypes.data % ALIGNMENT_BYTES == 0
+
+
+def test_large_tensors_travel_in_large_chunks() -> None:
+    sizes = (LARGE_TENSOR_BYTES - 1, LARGE_TENSOR_BYTES)
+    opened = sample_open(*sizes)
+    chunks = list(chunks_of(opened, [bytes(size) for size in sizes]))
+    assert [max(len(c.payload) for c in chunks if c.tensor == tensor) for tensor in (0, 1)] == [256 << 10, 1 << 20]
 
 
 def test_an_open_without_bytes_is_complete_at_once() -> None:
