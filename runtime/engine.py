@@ -77,6 +77,10 @@ class Engine:
             self._jobs.append((run, time.monotonic()))
             self._changed.notify()
 
+    def resident(self) -> dict[str, float]:
+        """By segment that is loaded, an estimate of the bytes that it holds; from any thread."""
+        return {segment: self._size_bytes.get(segment, 0.0) for segment in tuple(self._loaded)}
+
     def skip(self, token: int) -> None:
         """Do not run what did not begin yet; `done` is told all the same."""
         with self._changed:

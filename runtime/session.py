@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -25,6 +26,8 @@ from flagsplit.runtime.report import Basis, Report
 from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.runtime.shell import Shell, describe
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
+from flagsplit.runtime.telemetry.telemetry import telemetry_of
 from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress
@@ -54,6 +57,8 @@ class SessionSettings:
         machine: window, attempts, heartbeats.
         slowdown: makes this tier so many times as slow, to emulate another device.
         emulated: whether another tier or a link is slowed on purpose; reports then say so, as they do for `slowdown`.
+        http: HOST:PORT at which to serve metrics, health and stats; port 0 takes a free one, "" serves nothing.
+        trace_file: where to append the spans of requests, OTLP in JSON lines; None records none.
 
     Raises:
         ConfigError: the slow-down is below 1 or no number.
@@ -66,6 +71,8 @@ class SessionSettings:
     machine: SessionOptions = field(default_factory=SessionOptions)
     slowdown: float = 1.0
     emulated: bool = False
+    http: str = ""
+    trace_file: Path | None = None
 
     def __post_init__(self) -> None:
         check_slowdown(self.slowdown)
@@ -108,17 +115,29 @@ class Session:
         self._broken: FlagsplitError | None = None
         self._closed = False
         self.events: deque[str] = deque(maxlen=1000)
+        self._telemetry = None
         try:
             self._workers = self._checked(workers)
+            watching = TelemetrySettings(self._settings.http, self._settings.trace_file)
+            self._telemetry = telemetry_of(bundle, 0, channel.instance, watching)
+            observer = None if self._telemetry is None else self._telemetry.observer
             self._machine = SessionMachine(_facts(bundle), workers, channel.instance, self._settings.machine)
             engine = self._engine()
-            self._shell = Shell(self._machine, channel, engine, self._tell, self._fail_all, "flagsplit-session")
+            name = "flagsplit-session"
+            self._shell = Shell(self._machine, channel, engine, self._tell, self._fail_all, name, observer)
             best = bundle.plans.pool.plans[0].name
             engine.start([step.segment for step in bundle.plans.steps[best] if step.tier == 0])
         except FlagsplitError:
             channel.close()
+            self._unwatch()
             raise
-        self._shell.start(self._machine.start())
+        if self._telemetry is not None:
+            self._telemetry.watch(self._machine, engine, self._settings.memory_budget_bytes)
+        try:
+            self._shell.start(self._machine.start())
+        except BaseException:
+            self._unwatch()
+            raise
         try:
             self._await_workers()
         except FlagsplitError:
@@ -155,6 +174,11 @@ class Session:
             raise broken
         if refused:
             raise RefusedError(f"tier {refused[0].tier} refused the session: {refused[0].reason}")
+
+    @property
+    def http(self) -> str:
+        """URL at which metrics, health and stats are served, "" if they are not."""
+        return "" if self._telemetry is None else self._telemetry.http
 
     @property
     def tiers(self) -> dict[str, str]:
@@ -245,6 +269,11 @@ class Session:
             self._closed = True
         self._shell.stop()
         self._fail_futures(PeerError("the session was closed before the answer came"))
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.close()
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.runtime.engine import Engine
@@ -24,7 +24,11 @@ from flagsplit.runtime.events import (
     Tick,
     Withdraw,
 )
+from flagsplit.runtime.telemetry.observer import Observer
 from flagsplit.transport.channel import Channel, Down
+
+WATCHED_TURN_S: Final = 1.0
+"""An observer is told at least this often that the thread goes round."""
 
 
 class Machine(Protocol):
@@ -47,6 +51,7 @@ class Shell:
         tell: gets every instruction that is neither for the channel nor for the engine; called on the shell's thread.
         failed: called once if the machine breaks, with the error.
         name: of the thread.
+        observer: is shown every event, instruction and turn, on the shell's thread.
     """
 
     def __init__(
@@ -57,12 +62,14 @@ class Shell:
         tell: Callable[[Instruction], None],
         failed: Callable[[Exception], None],
         name: str,
+        observer: Observer | None = None,
     ) -> None:
         self._machine = machine
         self._channel = channel
         self._engine = engine
         self._tell = tell
         self._failed = failed
+        self._observer = observer
         self._inbox: deque[Event] = deque()
         self._stopping = False
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
@@ -112,6 +119,9 @@ class Shell:
 
     def _turn(self) -> None:
         wait_s = 0.0 if self._inbox else max(0.0, self._machine.next_tick() - time.monotonic())
+        if self._observer is not None:
+            self._observer.turn(time.monotonic())
+            wait_s = min(wait_s, WATCHED_TURN_S)
         for event in self._channel.poll(wait_s):
             self._handle(event)
         while self._inbox:
@@ -120,7 +130,12 @@ class Shell:
             self._handle(Tick())
 
     def _handle(self, event: Event) -> None:
-        for instruction in self._machine.handle(event, time.monotonic()):
+        now = time.monotonic()
+        if self._observer is not None:
+            self._observer.event(event, now)
+        for instruction in self._machine.handle(event, now):
+            if self._observer is not None:
+                self._observer.instruction(instruction, time.monotonic())
             try:
                 self._do(instruction)
             except ConfigError as error:

@@ -9,6 +9,8 @@ from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import Instruction, Note
 from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
+from flagsplit.runtime.telemetry.telemetry import telemetry_of
 from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel
@@ -27,6 +29,7 @@ class WorkerSettings:
         machine: limits and heartbeats.
         beyond: addresses of tiers beyond this one; they win over what sessions say.
         slowdown: makes this tier so many times as slow, to emulate another device.
+        telemetry: how it can be watched.
 
     Raises:
         ConfigError: the slow-down is below 1 or no number.
@@ -37,6 +40,7 @@ class WorkerSettings:
     machine: WorkerOptions = field(default_factory=WorkerOptions)
     beyond: Mapping[str, PeerAddress] = field(default_factory=dict)
     slowdown: float = 1.0
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
     def __post_init__(self) -> None:
         check_slowdown(self.slowdown)
@@ -55,6 +59,7 @@ class Worker:
 
     Attributes:
         address: where it really listens.
+        http: URL of its metrics, health and stats, "" if they are not served.
 
     Raises:
         ConfigError: the address is taken or malformed.
@@ -89,19 +94,35 @@ class Worker:
             lambda ran: self._shell.post(ran),
             settings.slowdown,
         )
-        self._shell = Shell(machine, channel, engine, self._tell, self._broke, f"flagsplit-{bundle.tiers[tier]}")
+        try:
+            self._telemetry = telemetry_of(bundle, tier, channel.instance, settings.telemetry)
+        except BaseException:
+            channel.close()
+            raise
+        observer = None if self._telemetry is None else self._telemetry.observer
+        name = f"flagsplit-{bundle.tiers[tier]}"
+        self._shell = Shell(machine, channel, engine, self._tell, self._broke, name, observer)
+        self.http = "" if self._telemetry is None else self._telemetry.http
         try:
             self.address = channel.listen(address)
             best = bundle.plans.pool.plans[0].name
             engine.start([step.segment for step in bundle.plans.steps[best] if step.tier == tier])
         except BaseException:
             channel.close()
+            self._unwatch()
             raise
+        if self._telemetry is not None:
+            self._telemetry.watch(machine, engine, settings.memory_budget_bytes)
         self._shell.start([])
 
     def stop(self) -> None:
         """Say goodbye to all peers and free everything. A second call does nothing."""
         self._shell.stop()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.close()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait until the worker ended; whether it has."""
@@ -114,4 +135,6 @@ class Worker:
 
     def _broke(self, error: Exception) -> None:
         _log.error("the worker broke: %s: %s", type(error).__name__, error)
+        if self._telemetry is not None:
+            self._telemetry.state = "the worker broke"
         self._failed(error)

@@ -4,11 +4,10 @@ import logging
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,12 +15,16 @@ from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
 from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.telemetry.logs import LogFormat, configure
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.address import parse_address
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
+
+LogLevel = Literal["debug", "info", "warning"]
 
 
 def command(
@@ -37,10 +40,19 @@ def command(
     slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
+    http: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz, /stats there; port 0: a free one."),
+    ] = "",
+    trace_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append spans of requests, OTLP in JSON lines.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Logs for people or for programs.")] = "text",
+    log_level: Annotated[LogLevel, typer.Option(help="debug logs every message with tensors.")] = "info",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
     """Serve one tier until interrupted. Only clients whose keys are allowed are heard (flagsplit keys)."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     opened = open_bundle(bundle)
     index = opened.tier_index(tier)
     if index == 0:
@@ -50,6 +62,7 @@ def command(
         host=LoadOptions(threads=threads),
         beyond=_beyond(opened, index, pairs("--beyond", beyond)),
         slowdown=slowdown,
+        telemetry=TelemetrySettings(http, trace_file, log=True),
     )
     broken: list[Exception] = []
     channel = ZmqChannel(security=KeyStore(keys).security())
@@ -62,9 +75,11 @@ def command(
         worker = Worker(opened, index, channel, listen, settings, failed)
         try:
             if as_json:
-                print_json({"tier": tier, "address": worker.address, "bundle": opened.digest, "pid": os.getpid()})
+                ready = {"tier": tier, "address": worker.address, "bundle": opened.digest, "pid": os.getpid()}
+                print_json({**ready, **({"http": worker.http} if worker.http else {})})
             else:
-                print(f"serving tier {tier} of {bundle} at {worker.address}", flush=True)
+                watched = f", watched at {worker.http}" if worker.http else ""
+                print(f"serving tier {tier} of {bundle} at {worker.address}{watched}", flush=True)
             _wait(ended, watch_stdin=until_stdin_closes)
         finally:
             worker.stop()
