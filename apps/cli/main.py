@@ -27,6 +27,8 @@ _COMMANDS = {
     "inspect": "command",
     "run": "command",
     "serve": "command",
+    "top": "command",
+    "trace": "command",
     "profile": "command",
     "devices": "command",
     "reference": "command",

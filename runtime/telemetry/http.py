@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
@@ -166,6 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
     server_version = f"flagsplit/{VERSION}"
     sys_version = ""
+    default_request_version = "HTTP/1.0"
 
     def setup(self) -> None:
         super().setup()
@@ -228,6 +230,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(page.body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:  # noqa: ARG002
+        """For what the base class finds wrong: its page would be HTML with the request in it."""
+        self._answer(json_page(code, {"error": HTTPStatus(code).phrase}))
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class calls it so
         """Say nothing: scrapes come every few seconds."""

@@ -3,7 +3,8 @@
 Between the moment when a session sent tensors away and the moment when the answer to them was complete, the workers of
 the hops in between each waited and ran for as long as their `HopTiming` says. What is left was spent on the links and
 is shared among the crossings in proportion to their bytes, each message counted as `MESSAGE_BYTES` more. So runs and
-waits are measured, the sum of all crossings is measured, and the share of each crossing is an estimate. Should the timings say more than the time that passed, all are shortened alike.
+waits are measured, the sum of all crossings is measured, and the share of each crossing is an estimate.
+Should the timings say more than the time that passed, all are shortened alike.
 """
 
 from collections.abc import Sequence

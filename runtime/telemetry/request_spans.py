@@ -134,7 +134,9 @@ class RequestSpans:
         end_s = now
         for number, hop in reversed(list(enumerate(hops, start=attempt.covered))):
             start_s = max(end_s - hop.run_us / 1e6, self._submitted_s)
-            self._add(hop_name(hop), self._hop_id(attempt, number), attempt.span_id, start_s, end_s, hop_facts(hop))
+            # A run that an earlier attempt asked for belongs to both.
+            over = attempt.span_id if start_s >= attempt.started_s else self._root
+            self._add(hop_name(hop), self._hop_id(attempt, number), over, start_s, end_s, hop_facts(hop))
             attempt.own_us += hop.run_us
             end_s = start_s
 

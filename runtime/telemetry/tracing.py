@@ -2,8 +2,8 @@
 
 A trace id is the caller's if it gave a traceparent, else it follows from the session's id and the request's number.
 Span ids follow from the trace id and what the span is of. So a worker's own spans fit under the session's without a
-word about spans on the wire, and machines need no chance to make them. `session_spans.py` and `worker_spans.py` make spans
-out of events, `otlp.py` and `chrome.py` write them.
+word about spans on the wire, and machines need no chance to make them. `session_spans.py` and `worker_spans.py` make
+spans out of events, `otlp.py` and `chrome.py` write them.
 """
 
 import hashlib
