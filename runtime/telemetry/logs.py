@@ -18,10 +18,10 @@ LogFormat = Literal["text", "json"]
 
 
 def configure(form: LogFormat, level: int = logging.INFO) -> None:
-    """Log to standard error from now on, in place of what was set up before."""
+    """Log to standard error from now on, unless the program has set its logging up already."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def event_extra(event: str, fields: Mapping[str, Any]) -> dict[str, Any]:

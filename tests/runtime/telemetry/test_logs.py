@@ -110,6 +110,7 @@ def test_configure(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     handlers, level, stream = root.handlers[:], root.level, io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
+    root.handlers.clear()
     try:
         configure(form)
         logging.getLogger("flagsplit.x").info("hello %s", "there")

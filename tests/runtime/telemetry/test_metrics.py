@@ -10,18 +10,31 @@ from prometheus_client import CollectorRegistry
 from tests.runtime.telemetry.test_histories_watched import total
 
 from flagsplit.errors import UnavailableError
-from flagsplit.runtime.events import Abandon, Deliver, Event, Fail, Instruction, Leave, Ran, Run, Send, Submit, Withdraw
+from flagsplit.runtime.events import (
+    Abandon,
+    Deliver,
+    Event,
+    Fail,
+    Instruction,
+    Leave,
+    Ran,
+    Run,
+    Send,
+    Submit,
+    Tick,
+    Withdraw,
+)
 from flagsplit.runtime.report import Report
 from flagsplit.runtime.telemetry.gauges import Gauges, Reading
 from flagsplit.runtime.telemetry.labels import MAX_VALUES, BoundedLabel
 from flagsplit.runtime.telemetry.metrics import MachineMetrics
-from flagsplit.runtime.telemetry.observer import Observers
+from flagsplit.runtime.telemetry.observer import Observer, Observers
 from flagsplit.runtime.telemetry.recent import Recent, percentile
 from flagsplit.runtime.telemetry.seen import Seen
 from flagsplit.runtime.telemetry.session_metrics import SessionMetrics
 from flagsplit.runtime.telemetry.stats import EngineStats, LinkStats, PeerStats, PlanStats, SessionStats, WorkerStats
 from flagsplit.runtime.telemetry.worker_metrics import WorkerMetrics
-from flagsplit.transport.channel import Down, Received, Violated
+from flagsplit.transport.channel import Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     Cancel,
     Chunk,
@@ -59,12 +72,16 @@ def session() -> SessionMetrics:
     return SessionMetrics("phone", TIERS, ("s", "h"), Recent())
 
 
+def show(observer: Observer, each: Event | Instruction, now: float) -> None:
+    if isinstance(each, Received | Up | Down | Violated | Ran | Submit | Abandon | Tick | Leave):
+        observer.event(each, now)
+    else:
+        observer.instruction(each, now)
+
+
 def feed(metrics: MachineMetrics, *story: Event | Instruction) -> CollectorRegistry:
     for now, each in enumerate(story):
-        if isinstance(each, Received | Down | Violated | Ran | Submit | Abandon | Leave):
-            metrics.event(each, float(now))
-        else:
-            metrics.instruction(each, float(now))
+        show(metrics, each, float(now))
     return metrics.registry
 
 
@@ -268,10 +285,7 @@ def test_seen_follows_peers() -> None:
     ]
     for each in story:
         for observer in (metrics, seen):
-            if isinstance(each, Received):
-                observer.event(each, 0.0)
-            else:
-                observer.instruction(each, 0.0)
+            show(observer, each, 0.0)
     assert seen.peers() == (PeerStats("phone", "up"), PeerStats("cloud", "up", "", 1, 7, 2.0, 9))
     seen.event(Down("in:1", "left"), 1.0)
     seen.event(Down("cloud@x", "went silent"), 1.0)
