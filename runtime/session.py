@@ -27,7 +27,7 @@ from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.runtime.shell import Shell, describe
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
-from flagsplit.runtime.telemetry.telemetry import telemetry_of
+from flagsplit.runtime.telemetry.wanted import telemetry_of
 from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress

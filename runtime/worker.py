@@ -10,7 +10,7 @@ from flagsplit.runtime.events import Instruction, Note
 from flagsplit.runtime.residency import order_of, sizes_of
 from flagsplit.runtime.shell import Shell
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
-from flagsplit.runtime.telemetry.telemetry import telemetry_of
+from flagsplit.runtime.telemetry.wanted import telemetry_of
 from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel

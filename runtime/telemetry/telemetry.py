@@ -8,12 +8,11 @@ taken last.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final
 
 from prometheus_client.exposition import generate_latest
 
 from flagsplit._version import VERSION
-from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import Event, Instruction
 from flagsplit.runtime.relay import Relay
@@ -177,16 +176,3 @@ class Telemetry:
     def _readyz(self) -> Page:
         reason = self.not_ready()
         return json_page(503 if reason else 200, {"ready": not reason, "reason": reason})
-
-
-def telemetry_of(bundle: Bundle, tier: int, instance: str, settings: TelemetrySettings) -> Telemetry | None:
-    """What watches a tier of a bundle, or None if nothing is wanted; the first tier is a session's.
-
-    Raises:
-        ConfigError: the HTTP address is malformed or taken, or the trace file cannot be written.
-    """
-    if not settings.is_wanted:
-        return None
-    role: Literal["session", "worker"] = "session" if tier == 0 else "worker"
-    segments = tuple(bundle.segments_of(tier))
-    return Telemetry(About(role, bundle.tiers[tier], bundle.tiers, segments, bundle.digest, instance), settings)
