@@ -5,9 +5,10 @@ at a thousand a second a line each would be the worker's main work.
 """
 
 import logging
+from collections import OrderedDict
 from typing import Any
 
-from flagsplit.runtime.events import Deliver, Event, Fail, Instruction, Leave, Ran, Run, Send, TierChanged
+from flagsplit.runtime.events import Deliver, Event, Fail, Instruction, Leave, Ran, Run, Send, Submit, TierChanged
 from flagsplit.runtime.telemetry.logs import event_extra
 from flagsplit.runtime.telemetry.peers import PeerTiers
 from flagsplit.runtime.telemetry.settings import About
@@ -16,6 +17,7 @@ from flagsplit.transport.channel import Down, Received, Up, Violated
 from flagsplit.transport.messages import Drain, Failed, Hello, Open, Reject, Welcome
 
 _log = logging.getLogger(__name__)
+_MOST_REMEMBERED = 4096
 
 
 class LogEvents:
@@ -30,6 +32,7 @@ class LogEvents:
         self._about = about
         self._peers = peers
         self._segments: dict[int, str] = {}
+        self._traceparents: OrderedDict[tuple[str, int], str] = OrderedDict()
 
     def event(self, event: Event, now: float) -> None:  # noqa: ARG002 - records have a time of their own
         """Log an event."""
@@ -44,7 +47,10 @@ class LogEvents:
             case Received(peer, Hello() as hello):
                 text = f"a {hello.role} says hello"
                 self._say(logging.INFO, "hello", text, peer=peer, role=hello.role, bundle=hello.bundle)
+            case Submit(rid):
+                self._learn(self._about.instance, rid, getattr(event, "traceparent", ""))
             case Received(peer, Open() as opened):
+                self._learn(opened.sid, opened.rid, opened.traceparent)
                 self._opened("received", peer, opened)
             case Ran(token) if event.error and event.error != "skipped":
                 segment = self._segments.get(token, "")
@@ -93,7 +99,7 @@ class LogEvents:
             attempt=failed.attempt,
             code=failed.code,
             reason=failed.reason,
-            trace_id=context_of("", failed.sid, failed.rid).trace_id,
+            trace_id=self._trace_id(failed.sid, failed.rid),
         )
 
     def _opened(self, what: str, peer: str, opened: Open) -> None:
@@ -107,13 +113,24 @@ class LogEvents:
                 rid=opened.rid,
                 attempt=opened.attempt,
                 plan=opened.plan,
-                trace_id=context_of(opened.traceparent, opened.sid, opened.rid).trace_id,
+                trace_id=self._trace_id(opened.sid, opened.rid),
                 bytes=sum(header.size_bytes for header in opened.tensors),
             )
 
     def _request(self, level: int, event: str, rid: int, **fields: Any) -> None:
-        trace_id = context_of("", self._about.instance, rid).trace_id
-        self._say(level, event, f"request {rid} {event}", rid=rid, trace_id=trace_id, **fields)
+        if _log.isEnabledFor(level):
+            trace_id = self._trace_id(self._about.instance, rid)
+            self._say(level, event, f"request {rid} {event}", rid=rid, trace_id=trace_id, **fields)
+
+    def _learn(self, sid: str, rid: int, traceparent: str) -> None:
+        """Remember whose trace a request is in; those without a caller's need no memory."""
+        if traceparent:
+            self._traceparents[sid, rid] = traceparent
+            if len(self._traceparents) > _MOST_REMEMBERED:
+                self._traceparents.popitem(last=False)
+
+    def _trace_id(self, sid: str, rid: int) -> str:
+        return context_of(self._traceparents.get((sid, rid), ""), sid, rid).trace_id
 
     def _say(self, level: int, event: str, text: str, **fields: Any) -> None:
         _log.log(level, "%s", text, extra=event_extra(event, {"tier": self._about.tier, **fields}))

@@ -6,6 +6,7 @@ listed in `docs/operations.md`.
 """
 
 from collections.abc import Collection
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.process_collector import ProcessCollector
@@ -57,6 +58,10 @@ class MachineMetrics:
         self.run_s = self._histogram("segment_run_seconds", "Time in the engine.", _SECONDS, "segment")
         self.wait_s = self._histogram("segment_wait_seconds", "Time until a run began.", _SECONDS, "segment")
         self.batch = self._histogram("batch_requests", "How many requests ran together, seen by each.", _COUNTS)
+        # Looking a child up by its labels takes longer than counting; there are few, so each is looked up once.
+        self._messages, self._payload = cache(self.messages.labels), cache(self.payload_bytes.labels)
+        self._run_s, self._wait_s = cache(self.run_s.labels), cache(self.wait_s.labels)
+        self._runs = cache(self.runs.labels)
         self.process = ProcessCollector(registry=self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -101,18 +106,18 @@ class MachineMetrics:
         segment = self._running.pop(event.token, "")
         label = self._segment(segment)
         if event.error:
-            self.runs.labels(label, "skipped" if event.error == "skipped" else "failed").inc()
+            self._runs(label, "skipped" if event.error == "skipped" else "failed").inc()
             return
-        self.runs.labels(label, "done").inc()
-        self.run_s.labels(label).observe(event.run_us / 1e6)
-        self.wait_s.labels(label).observe(event.wait_us / 1e6)
+        self._runs(label, "done").inc()
+        self._run_s(label).observe(event.run_us / 1e6)
+        self._wait_s(label).observe(event.wait_us / 1e6)
         self.recent.run(now, segment, event.wait_us / 1e6, event.run_us / 1e6)
 
     def _message(self, direction: str, peer: str, message: Message) -> None:
-        self.messages.labels(direction, message.TYPE).inc()
+        self._messages(direction, message.TYPE).inc()
         if isinstance(message, Chunk):
             size_bytes = len(message.payload)
-            self.payload_bytes.labels(direction, self.peers.tier_of(peer)).inc(size_bytes)
+            self._payload(direction, self.peers.tier_of(peer)).inc(size_bytes)
             if message.squeeze:
                 self.squeezed_bytes.labels(direction, "wire").inc(size_bytes)
                 self.squeezed_bytes.labels(direction, "raw").inc(message.raw_bytes)

@@ -23,7 +23,7 @@ class Observer(Protocol):
         """The machine said what to do."""
 
     def turn(self, now: float) -> None:
-        """The shell went round once; comes at least every `TURN_S` seconds."""
+        """The shell goes round; comes at least every `shell.WATCHED_TURN_S` seconds."""
 
 
 class Observers:

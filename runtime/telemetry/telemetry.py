@@ -38,6 +38,23 @@ STUCK_S: Final = 10.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
+class _Turns:
+    """Calls a function at every turn of the shell."""
+
+    def __init__(self, call: Callable[[float], None]) -> None:
+        self._call = call
+
+    def event(self, event: Event, now: float) -> None:
+        """Nothing: others watch events."""
+
+    def instruction(self, instruction: Instruction, now: float) -> None:
+        """Nothing: others watch instructions."""
+
+    def turn(self, now: float) -> None:
+        """The shell went round."""
+        self._call(now)
+
+
 class Telemetry:
     """Watches one machine. Serves HTTP from the constructor on, so that a worker can be seen loading.
 
@@ -85,7 +102,7 @@ class Telemetry:
         if self._trace is not None:
             make = WorkerSpans if self._about.role == "worker" else SessionSpans
             found.append(make(self._about, self._trace.write))
-        return [*found, self]
+        return [*found, _Turns(self._pulse), _Turns(self._refresh)]
 
     def watch(self, machine: Relay, engine: Engine, budget_bytes: float) -> None:
         """The first segments are loaded: requests are welcome.
@@ -109,15 +126,10 @@ class Telemetry:
         if self._trace is not None:
             self._trace.close()
 
-    def event(self, event: Event, now: float) -> None:
-        """Nothing: others watch events."""
-
-    def instruction(self, instruction: Instruction, now: float) -> None:
-        """Nothing: others watch instructions."""
-
-    def turn(self, now: float) -> None:
-        """Note that the shell lives, and take figures if the last are old."""
+    def _pulse(self, now: float) -> None:
         self._turned = now
+
+    def _refresh(self, now: float) -> None:
         if self._watched is not None and now - self._taken >= REFRESH_S:
             self._taken = now
             machine, engine, budget_bytes = self._watched

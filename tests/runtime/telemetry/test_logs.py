@@ -63,7 +63,8 @@ def test_tracebacks() -> None:
 def test_what_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     log = LogEvents(ABOUT, PeerTiers(ABOUT.tiers))
-    opened = Open("a" * 32, 7, 2, 0, "p", 1, (Hop("phone"), Hop("edge", "m")), (), 1000, traceparent="")
+    given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    opened = Open("a" * 32, 7, 2, 0, "p", 1, (Hop("phone"), Hop("edge", "m")), (), 1000, traceparent=given)
     log.event(Received("in:1", opened), 0.0)
     log.instruction(Run(1, "m", {}), 0.0)
     log.event(Ran(1, None, HOSTILE), 0.0)
@@ -84,8 +85,7 @@ def test_what_a_worker_logs(caplog: pytest.LogCaptureFixture) -> None:
     assert all(line["tier"] == "edge" for line in lines)
     received, failed = lines[0], lines[5]
     assert (received["peer"], received["rid"], received["attempt"], received["plan"]) == ("in:1", 7, 2, "p")
-    assert len(received["trace_id"]) == 32
-    assert received["trace_id"] == failed["trace_id"]
+    assert received["trace_id"] == failed["trace_id"] == given[3:35]
     assert lines[3]["reason"] == HOSTILE
 
 

@@ -20,7 +20,9 @@ from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.session import Session, SessionSettings
 from flagsplit.runtime.telemetry import TelemetrySettings, otlp
 from flagsplit.runtime.telemetry.http import HttpServer, Page
+from flagsplit.runtime.telemetry.stats import PeerStats, WorkerStats
 from flagsplit.runtime.worker import Worker, WorkerSettings
+from flagsplit.runtime.worker_machine import WorkerMachine
 from flagsplit.targets.interface import Executable, LoadOptions
 from flagsplit.transport.memory import MemoryChannel, MemoryNetwork
 from flagsplit.transport.messages import PeerAddress
@@ -143,7 +145,7 @@ def test_a_tier_that_leaves(line: tuple[Session, dict[str, Worker]]) -> None:
     assert get(f"{session.http}/readyz")[0] == 200
 
 
-def test_readiness_while_loading_and_draining(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_while_loading(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, real = threading.Event(), bundle.load
     urls: list[str] = []
 
@@ -172,12 +174,6 @@ def test_readiness_while_loading_and_draining(bundle: Bundle, monkeypatch: pytes
     gate.set()
     starting.join(10)
     wait_for(lambda: get(f"{urls[0]}/readyz")[0] == 200, "it becomes ready")
-    telemetry = made[0]._telemetry
-    assert telemetry is not None
-    telemetry._seen.draining = True
-    assert json.loads(get(f"{urls[0]}/readyz")[1]) == {"ready": False, "reason": "draining"}
-    assert stats(urls[0])["not_ready"] == "draining"
-    assert value(urls[0], "flagsplit_draining") == 1
     made[0].stop()
 
 
@@ -214,3 +210,34 @@ def test_nothing_is_served_unless_asked_for(bundle: Bundle) -> None:
     assert worker.http == ""
     assert not [each for each in threading.enumerate() if each.name == "flagsplit-http"]
     worker.stop()
+
+
+def test_what_a_machine_says_of_itself_is_shown(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = WorkerStats(42, 7, 9, epoch=3, peers=(PeerStats("cloud", "up", credit_paused=True),))
+    monkeypatch.setattr(WorkerMachine, "stats", lambda self: said, raising=False)
+    worker = Worker(bundle, 1, MemoryChannel(MemoryNetwork()), "mem://edge", WATCHED)
+    try:
+        wait_for(lambda: value(worker.http, "flagsplit_queue_length") == 42, "figures are taken")
+        assert value(worker.http, "flagsplit_credit_paused_peers") == 1
+        assert value(worker.http, "flagsplit_epoch") == 3
+        assert get(f"{worker.http}/readyz")[0] == 200
+        said = replace(said, draining=True)
+        wait_for(lambda: get(f"{worker.http}/readyz")[0] == 503, "it drains")
+        assert stats(worker.http)["not_ready"] == "draining"
+    finally:
+        worker.stop()
+
+
+def test_a_machine_that_cannot_say_is_watched_all_the_same(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: WorkerMachine) -> WorkerStats:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(WorkerMachine, "stats", broken, raising=False)
+    monkeypatch.setattr("flagsplit.runtime.telemetry.telemetry.STUCK_S", 1.5)
+    worker = Worker(bundle, 1, MemoryChannel(MemoryNetwork()), "mem://edge", WATCHED)
+    try:
+        time.sleep(2.0)
+        assert get(f"{worker.http}/healthz")[0] == 200
+        assert get(f"{worker.http}/stats")[0] == 200
+    finally:
+        worker.stop()
