@@ -27,7 +27,7 @@ from flagsplit.runtime.events import (
 from flagsplit.runtime.telemetry.observer import Observer
 from flagsplit.transport.channel import Channel, Down
 
-WATCHED_TURN_S: Final = 1.0
+WATCHED_TURN_S: Final = 0.25
 """An observer is told at least this often that the thread goes round."""
 
 

@@ -133,20 +133,15 @@ class Telemetry:
         if self._watched is not None and now - self._taken >= REFRESH_S:
             self._taken = now
             machine, engine, budget_bytes = self._watched
-            self._stats = machine_stats(machine, self._about.role)
+            stats = machine_stats(machine, self._about.role)
+            self._stats = replace(stats, peers=stats.peers or self._seen.peers())
             self._engine = EngineStats(engine.resident(), budget_bytes)
-
-    def stats(self) -> Stats:
-        """The newest figures of the machine, completed by what events told."""
-        stats = self._stats
-        peers = stats.peers or self._seen.peers()
-        if isinstance(stats, WorkerStats):
-            return replace(stats, peers=peers, draining=stats.draining or self._seen.draining)
-        return replace(stats, peers=peers)
 
     def reading(self) -> Reading:
         """What gauges show now."""
-        stats = self.stats()
+        stats = self._stats
+        if isinstance(stats, WorkerStats):
+            stats = replace(stats, draining=self._is_draining())
         uptime_s = time.monotonic() - self._started
         return Reading(uptime_s, not self.not_ready(), stats, self._engine, self._plan(stats))
 
