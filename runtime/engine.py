@@ -140,6 +140,10 @@ class Engine:
         if not known:
             self._tell([run], f"bundle {run.bundle[:12] or '(unnamed)'} is not served here")
 
+    def resident(self) -> dict[str, float]:
+        """By segment that is loaded, an estimate of the bytes that it holds; from any thread."""
+        return {holding.segment: float(holding.estimated_bytes) for holding in self.residency().loaded}
+
     def skip(self, token: int) -> None:
         """Do not run what did not begin yet; `done` is told all the same."""
         with self._changed:

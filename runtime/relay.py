@@ -15,6 +15,7 @@ from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
 from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Have, Hop, HopTiming, Open, TensorHeader
+from flagsplit.transport.squeeze_policy import LinkSqueezer
 from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of
 
 FlightKey = tuple[str, int]
@@ -193,7 +194,9 @@ class Relay:
         if flight is None or flight.attempt != message.attempt or message.hop not in flight.departures:
             return
         opened, buffers = flight.departures.pop(message.hop)
-        yield from self.send_on(flight, message.hop, tuple(chunks_of(opened, buffers, offsets=message.offsets)))
+        squeezer = self.squeezer(flight, message.hop)
+        chunks = chunks_of(opened, buffers, offsets=message.offsets, squeezer=squeezer)
+        yield from self.send_on(flight, message.hop, tuple(chunks))
 
     def accept_chunk(self, chunk: Chunk) -> Flight | None:
         """Put a chunk in its place.
@@ -294,11 +297,16 @@ class Relay:
             flight.departures[hop + 1] = (opened, buffers)
             yield from self.send_on(flight, hop + 1, (opened,))
         else:
-            yield from self.send_on(flight, hop + 1, (opened, *chunks_of(opened, buffers)))
+            chunks = chunks_of(opened, buffers, squeezer=self.squeezer(flight, hop + 1))
+            yield from self.send_on(flight, hop + 1, (opened, *chunks))
 
     def can_resume(self, flight: Flight, hop: int) -> bool:  # noqa: ARG002
         """Whether the peer of a hop may have part of its tensors, and can say so."""
         return False
+
+    def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:  # noqa: ARG002
+        """What squeezes tensors on the way to a hop, if anything does."""
+        return None
 
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The route ends here. Only a session is at the end of a route."""

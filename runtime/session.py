@@ -6,8 +6,8 @@ chooses in `flagsplit.runtime.session_settings`.
 """
 
 import itertools
+import logging
 import math
-import re
 import threading
 import time
 from collections import deque
@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, PolicyError, RefusedError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import (
     Abandon,
     Adopt,
     Adopted,
+    Decided,
     Deliver,
     Fail,
     Instruction,
@@ -41,16 +43,24 @@ from flagsplit.runtime.session_machine import SessionMachine
 from flagsplit.runtime.session_settings import Answer as Answer
 from flagsplit.runtime.session_settings import SessionSettings as SessionSettings
 from flagsplit.runtime.shell import Shell, describe
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
+from flagsplit.runtime.telemetry.tracing import parse_traceparent
+from flagsplit.runtime.telemetry.wanted import telemetry_of
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.repolicy import repolicy
 from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress
+from flagsplit.transport.squeeze import host_speeds
+from flagsplit.transport.squeeze_policy import SqueezePolicy
+
+if TYPE_CHECKING:
+    from flagsplit.runtime.telemetry.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
 
 Rebuild = Callable[[Bundle, SLA], Bundle]
 """Builds a bundle again under another policy, and sees to it that the workers have it."""
-
-_TRACEPARENT = re.compile("(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
 
 
 class Session:
@@ -94,17 +104,36 @@ class Session:
         self._changed = threading.Condition(self._lock)
         self._adopted: list[Adopted] = [Adopted(0, bundle.digest)]
         self._broken: FlagsplitError | None = None
+        self._decisions: deque[Decision] = deque(maxlen=256)
+        self._telemetry: Telemetry | None = None
         try:
             self._workers = self._checked(workers)
-            self._machine = SessionMachine(facts_of(bundle), workers, channel.instance, self._settings.machine)
+            watching = TelemetrySettings(self._settings.http, self._settings.trace_file)
+            self._telemetry = telemetry_of(bundle, bundle.tiers[0], channel.instance, watching)
+            observer = None if self._telemetry is None else self._telemetry.observer
+            self._machine = SessionMachine(
+                facts_of(bundle),
+                workers,
+                channel.instance,
+                self._settings.machine,
+                squeezing=SqueezePolicy(host_speeds),
+            )
             self._held[bundle.digest] = self._load(bundle)
             self._engine = self._make_engine()
-            self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, "flagsplit-session")
+            name = "flagsplit-session"
+            self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, name, observer)
             self._engine.start(_first_segments(bundle))
         except FlagsplitError:
             channel.close()
+            self._unwatch()
             raise
-        self._shell.start(self._machine.start())
+        if self._telemetry is not None:
+            self._telemetry.watch(self._machine, self._engine, self._settings.memory_budget_bytes)
+        try:
+            self._shell.start(self._machine.start())
+        except BaseException:
+            self._unwatch()
+            raise
         try:
             self._await_workers()
         except FlagsplitError:
@@ -160,6 +189,16 @@ class Session:
         }
 
     @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """The latest changes of plan, each with its reason and numbers."""
+        return tuple(self._decisions)
+
+    @property
+    def http(self) -> str:
+        """URL of its metrics, health and stats, "" if it has none."""
+        return "" if self._telemetry is None else self._telemetry.http
+
+    @property
     def epoch(self) -> int:
         """How many bundles and policies there were before this one."""
         return self._adopted[-1].epoch
@@ -193,8 +232,8 @@ class Session:
         deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(deadline_s):
             raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")
-        if not _TRACEPARENT.fullmatch(traceparent):
-            raise InputError(f"traceparent: expected 00-TRACE-PARENT-FLAGS in hex, came {traceparent!r:.80}")
+        if traceparent:
+            parse_traceparent(traceparent)
         if plan:
             self.bundle.plan(plan)
         deadline = time.monotonic() + deadline_s
@@ -338,6 +377,11 @@ class Session:
         """Abandon what is under way, say goodbye, free everything. A second call does nothing."""
         self._pending.end()
         self._shell.stop()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.close()
 
     def __enter__(self) -> Self:
         return self
@@ -367,6 +411,13 @@ class Session:
                 with self._changed:
                     self._tiers[tier] = instruction
                     self._changed.notify_all()
+            case Decided(decision):
+                whose = "" if decision.rid is None else f" for request {decision.rid}"
+                text = f"plan {decision.from_plan or '(none)'} -> {decision.to_plan}{whose}: {decision.reason}"
+                self.events.append(text)
+                self._decisions.append(decision)
+                numbers = ", ".join(f"{name} {value:.4g}" for name, value in decision.numbers.items())
+                _log.info("%s (%s)", text, numbers)
             case Adopted(epoch, bundle):
                 self.events.append(f"epoch {epoch}: bundle {bundle[:12]}")
                 with self._changed:

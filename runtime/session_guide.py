@@ -7,6 +7,7 @@ what is known of tiers and links stays.
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class SessionGuide:
 
     def __init__(self, facts: SessionFacts) -> None:
         self.log = DecisionLog()
+        self.switches: Counter[str] = Counter()
         self.home = facts.tiers[0]
         self._ping_waits: set[str] = set()
         self._measured: set[str] = set()
@@ -139,7 +141,10 @@ class SessionGuide:
         Raises:
             UnavailableError: no plan can do with the tiers that are alive.
         """
-        return self._chooser.choose(now, alive, avoid_lossy=avoid_lossy, rid=rid, reason=reason)
+        plan, decision = self._chooser.choose(now, alive, avoid_lossy=avoid_lossy, rid=rid, reason=reason)
+        if decision is not None:
+            self.switches[decision.reason] += 1
+        return plan, decision
 
     def asked(self, now: float, alive: Sequence[bool], plan: str, rid: int) -> Decision | None:
         """The application named a plan itself."""
@@ -160,6 +165,11 @@ class SessionGuide:
         if used != {self.home}:
             rescue = self._chooser.deadline_rescue_s(deadline, state, exclude=[plan])
         return Patience(now + stalled_s, rescue if rescue > now else math.inf)
+
+    def rate_to(self, tier: str, now: float) -> float | None:
+        """Bytes per second towards a tier, if they were measured."""
+        link = self.world.link(self.home, tier) if tier in self.world.tiers else None
+        return link.bytes_per_s(now) if link is not None and link.knows_rate else None
 
     def probes(self, now: float, alive: Sequence[bool]) -> list[ProbeRequest]:
         """Links to measure now."""

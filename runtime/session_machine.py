@@ -52,6 +52,8 @@ from flagsplit.runtime.session_facts import SessionOptions as SessionOptions
 from flagsplit.runtime.session_guide import SessionGuide
 from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
+from flagsplit.runtime.telemetry.stats import LinkStats, PeerStats, PlanStats, SessionStats
+from flagsplit.runtime.telemetry.tracing import outgoing_traceparent
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     PROBE,
@@ -74,6 +76,7 @@ from flagsplit.transport.messages import (
     Reject,
     Welcome,
 )
+from flagsplit.transport.squeeze_policy import LinkSqueezer, SqueezePolicy
 from flagsplit.transport.tensors import TransferLimits
 
 
@@ -110,6 +113,7 @@ class SessionMachine(Relay):
         instance: names this start of the process; workers know the session by it.
         options: limits and times.
         limits: on tensors that come back.
+        squeezing: says which tensors to squeeze on their way; without one, none.
     """
 
     def __init__(
@@ -119,6 +123,7 @@ class SessionMachine(Relay):
         instance: str,
         options: SessionOptions | None = None,
         limits: TransferLimits | None = None,
+        squeezing: SqueezePolicy | None = None,
     ) -> None:
         super().__init__(facts.tiers[0], {facts.bundle: facts.own_segments()}, limits or TransferLimits())
         self._peers = {tier: WorkerPeer(tier, address) for tier, address in workers.items()}
@@ -127,6 +132,7 @@ class SessionMachine(Relay):
         self._liveness = Liveness(self._options.liveness)
         self._requests: dict[int, _Request] = {}
         self._queue: deque[Submit] = deque()
+        self._squeezing = squeezing
         self._rifts = Rifts(self._options.shun_s)
         self._guide = SessionGuide(facts)
         self._epoch = Epoch(0, facts)
@@ -203,7 +209,8 @@ class SessionMachine(Relay):
                 yield from self._on_tensors(tier, message)
             case Have():
                 yield from self.depart(message)
-            case Pong():
+            case Pong(queue=queue, held_bytes=held_bytes):
+                self._peers[tier].queue, self._peers[tier].held_bytes = queue, held_bytes
                 self._guide.ponged(tier, message, self.now)
             case _:
                 pass
@@ -317,7 +324,7 @@ class SessionMachine(Relay):
                 continue
             epoch = self._epoch
             flight = Flight(self._instance, submit.rid, 0, "", (), submit.deadline, epoch.facts.bundle, epoch.number)
-            flight.traceparent = submit.traceparent
+            flight.traceparent = outgoing_traceparent(submit.traceparent, self._instance, submit.rid)
             flight.values.update(submit.inputs)
             request = _Request(flight, epoch, submit.plan, self.now)
             epoch.requests += 1
@@ -512,6 +519,14 @@ class SessionMachine(Relay):
         """Whether the worker of a hop understands resuming."""
         return RESUME in self._peers[flight.route[hop].tier].features
 
+    def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:
+        """Squeezes what goes to a worker whose link is so slow that it pays."""
+        tier = flight.route[hop].tier
+        rate = self._guide.rate_to(tier, self.now)
+        if self._squeezing is None or rate is None:
+            return None
+        return self._squeezing.on_link(tier, rate, self._peers[tier].features)
+
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The answer is here."""
         request = self._forget(flight)
@@ -578,10 +593,7 @@ class SessionMachine(Relay):
 
     def _probe(self) -> Iterator[Instruction]:
         """Measure links that are idle and may have recovered."""
-        takes = [self._peers[tier].takes(self._epoch.facts.bundle) for tier in self._peers]
-        alive = dict(zip(self._peers, takes, strict=True))
-        line = tuple(i == 0 or alive.get(tier, False) for i, tier in enumerate(self._epoch.facts.tiers))
-        for probe in self._guide.probes(self.now, line):
+        for probe in self._guide.probes(self.now, self._line()):
             if PROBE in self._peers[probe.target].features:
                 self._guide.sent(probe.target, probe.size_bytes, self.now)
                 yield Send(probe.target, Probe(0, probe.reply_bytes, payload=bytes(probe.size_bytes)))
@@ -607,6 +619,45 @@ class SessionMachine(Relay):
             request.avoid |= others
         yield from self._attempt(request)
 
+    def figures(self) -> SessionStats:
+        """What there is now, for whoever watches."""
+        guide, now = self._guide, self.now
+        snapshot = guide.snapshot(now, self._line())
+        predicted = sorted(snapshot["predicted_s"].items(), key=lambda item: (item[0] != snapshot["plan"], item[1]))
+        tiers, links = snapshot["estimates"]["tiers"], snapshot["estimates"]["links"]
+        return SessionStats(
+            queue=self.waiting_runs,
+            waiting=len(self._queue),
+            flights=len(self._requests),
+            held_bytes=sum(flight.held_bytes for flight in self.flights.values()),
+            epoch=self._epoch.number,
+            plans=tuple(PlanStats(*each) for each in predicted[:2]),
+            peers=tuple(self._peer_stats(peer, tiers.get(tier, {})) for tier, peer in self._peers.items()),
+            links=tuple(_link_stats(way, each) for way, each in links.items()),
+            slowdown=tiers[self.tier]["slowdown"],
+            decisions=tuple(guide.log),
+            switches=dict(guide.switches),
+        )
+
+    def _peer_stats(self, peer: WorkerPeer, estimate: Mapping[str, float]) -> PeerStats:
+        bundle = self._epoch.facts.bundle
+        state = "up" if peer.takes(bundle) else "draining" if peer.draining else "down"
+        return PeerStats(
+            peer.tier,
+            state,
+            "" if state == "up" else peer.reason,
+            queue=peer.queue,
+            wait_s=estimate.get("wait_s"),
+            held_bytes=peer.held_bytes,
+            slowdown=estimate.get("slowdown"),
+        )
+
+    def _line(self) -> tuple[bool, ...]:
+        """Which tiers take new requests now."""
+        bundle = self._epoch.facts.bundle
+        taking = {tier for tier, peer in self._peers.items() if peer.takes(bundle)}
+        return tuple(i == 0 or tier in taking for i, tier in enumerate(self._epoch.facts.tiers))
+
     def _still_best(self, request: _Request) -> bool:
         try:
             return self._choose(request)[0] == request.flight.plan
@@ -617,3 +668,8 @@ class SessionMachine(Relay):
         states = [f"{tier} {'up' if peer.serves else f'down ({peer.reason})'}" for tier, peer in self._peers.items()]
         why = f"; last: {request.last_reason}" if request.last_reason else ""
         return UnavailableError(f"no answer within the deadline; {', '.join(states) or 'no workers'}{why}")
+
+
+def _link_stats(way: str, figures: Mapping[str, float]) -> LinkStats:
+    source, _, target = way.partition(">")
+    return LinkStats(source, target, figures["bytes_per_s"], figures["rtt_s"], figures["loss"])

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.transport.messages import (
+    LZ4,
     OLDEST_VERSION,
     PROBE,
     RESUME,
     VERSION,
+    ZSTD,
     Hello,
     PeerAddress,
     Welcome,
 )
 
-SPOKEN = (RESUME, PROBE)
+SPOKEN = (RESUME, PROBE, ZSTD, LZ4)
 """The features that the machines of the runtime see to; the channel names those that it sees to itself."""
 
 _EVERYTHING = ""
@@ -37,7 +39,7 @@ class WorkerPeer:
         features: what it said it understands.
         slowdown: factor by which it is slowed down on purpose.
         reason: why it is not there.
-        told: the last state that the application was told of.
+        queue, held_bytes: what it said last of the requests that wait there and of its tensors; None before.
     """
 
     tier: str
@@ -49,7 +51,8 @@ class WorkerPeer:
     features: frozenset[str] = frozenset()
     slowdown: float = 1.0
     reason: str = "not connected yet"
-    told: str = ""
+    queue: int | None = None
+    held_bytes: int | None = None
 
     def takes(self, bundle: str) -> bool:
         """Whether it takes new requests of a bundle."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.engine import check_slowdown
@@ -36,6 +37,8 @@ class SessionSettings:
         slowdown: makes this tier so many times as slow, to emulate another device.
         emulated: whether another tier or a link is slowed on purpose; reports then say so, as they do for `slowdown`
             and for workers that say that they are slowed.
+        http: HOST:PORT at which to serve metrics, health and stats; port 0 takes a free one, "" serves nothing.
+        trace_file: where to append the spans of requests, OTLP in JSON lines; None records none.
 
     Raises:
         ConfigError: the slow-down is below 1 or no number, or no request may be pending.
@@ -49,6 +52,8 @@ class SessionSettings:
     machine: SessionOptions = field(default_factory=SessionOptions)
     slowdown: float = 1.0
     emulated: bool = False
+    http: str = ""
+    trace_file: Path | None = None
 
     def __post_init__(self) -> None:
         check_slowdown(self.slowdown)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.runtime.events import (
@@ -23,9 +23,12 @@ from flagsplit.runtime.events import (
     Tick,
     Withdraw,
 )
+from flagsplit.runtime.telemetry.observer import Observer
 from flagsplit.transport.channel import Channel, Down
 
 _Answer = TypeVar("_Answer")
+WATCHED_TURN_S: Final = 0.25
+"""An observer is told at least this often that the thread goes round."""
 
 
 class Machine(Protocol):
@@ -74,6 +77,7 @@ class Shell:
         tell: gets every instruction that is neither for the channel nor for the engine; called on the shell's thread.
         failed: called once if the machine breaks, with the error.
         name: of the thread.
+        observer: is shown every event, instruction and turn, on the shell's thread.
     """
 
     def __init__(
@@ -84,12 +88,14 @@ class Shell:
         tell: Callable[[Instruction], None],
         failed: Callable[[Exception], None],
         name: str,
+        observer: Observer | None = None,
     ) -> None:
         self._machine = machine
         self._channel = channel
         self._engine = engine
         self._tell = tell
         self._failed = failed
+        self._observer = observer
         self._inbox: deque[Event] = deque()
         self._stopping = False
         self._between = threading.Lock()
@@ -150,6 +156,9 @@ class Shell:
 
     def _turn(self) -> None:
         wait_s = 0.0 if self._inbox else max(0.0, self._machine.next_tick() - time.monotonic())
+        if self._observer is not None:
+            self._observer.turn(time.monotonic())
+            wait_s = min(wait_s, WATCHED_TURN_S)
         for event in self._channel.poll(wait_s):
             self._handle(event)
         while self._inbox:
@@ -158,9 +167,14 @@ class Shell:
             self._handle(Tick())
 
     def _handle(self, event: Event) -> None:
+        now = time.monotonic()
+        if self._observer is not None:
+            self._observer.event(event, now)
         with self._between:
-            instructions = self._machine.handle(event, time.monotonic())
+            instructions = self._machine.handle(event, now)
         for instruction in instructions:
+            if self._observer is not None:
+                self._observer.instruction(instruction, time.monotonic())
             try:
                 self._do(instruction)
             except ConfigError as error:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.runtime.batching import BatchOptions
@@ -22,10 +23,17 @@ from flagsplit.runtime.engine import Engine, check_slowdown
 from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause
 from flagsplit.runtime.residency import Loadout, ModeChoice, loadout
 from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
+from flagsplit.runtime.telemetry.wanted import telemetry_of
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions, WorkerStats
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress
+from flagsplit.transport.squeeze import host_speeds
+from flagsplit.transport.squeeze_policy import SqueezePolicy
+
+if TYPE_CHECKING:
+    from flagsplit.runtime.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +54,7 @@ class WorkerSettings:
         slowdown: makes this tier so many times as slow, to emulate another device.
         residency: how pooled plans are held; "auto" takes whole segments if they fit the budget, else atoms.
         batching: whether small requests run together; off by default.
+        telemetry: whether and where it can be watched.
         hooks: whom to ask for rights.
         cache: where bundles that are sent here are kept.
         check: raises a FlagsplitError for a bundle that is sent here and must not be served, such as an unsigned one.
@@ -61,6 +70,7 @@ class WorkerSettings:
     slowdown: float = 1.0
     residency: ModeChoice = "auto"
     batching: BatchOptions = field(default_factory=BatchOptions)
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     hooks: WorkerHooks = field(default_factory=WorkerHooks)
     cache: Path | None = None
     check: Callable[[Bundle], None] = _any
@@ -107,6 +117,7 @@ class Worker:
         bundles = (bundles,) if isinstance(bundles, Bundle) else tuple(bundles)
         self.drained = threading.Event()
         self._held: dict[str, Loadout] = {}
+        self._telemetry: Telemetry | None = None
         self._engine = self._make_engine()
         try:
             self.tier = bundles[0].tiers[tier] if isinstance(tier, int) else tier
@@ -117,9 +128,17 @@ class Worker:
                 self._settings.beyond,
                 self._settings.machine,
                 slowdown=self._settings.slowdown,
-                hooks=replace(self._settings.hooks, wait_us=lambda: int(self._engine.expected_wait_s() * 1e6)),
+                hooks=replace(
+                    self._settings.hooks,
+                    wait_us=lambda: int(self._engine.expected_wait_s() * 1e6),
+                    squeezing=SqueezePolicy(host_speeds),
+                ),
             )
-            self._shell = Shell(self._machine, channel, self._engine, self._tell, self._broke, f"flagsplit-{self.tier}")
+            first = bundles[0] if bundles else None
+            self._telemetry = telemetry_of(first, self.tier, channel.instance, self._settings.telemetry)
+            observer = None if self._telemetry is None else self._telemetry.observer
+            name = f"flagsplit-{self.tier}"
+            self._shell = Shell(self._machine, channel, self._engine, self._tell, self._broke, name, observer)
             self._intake = BundleIntake(
                 self._settings.cache or default_cache(), self._take_in, self._let_go, self._shell.post
             )
@@ -130,13 +149,26 @@ class Worker:
         except BaseException:
             channel.close()
             self._engine.stop()
+            self._unwatch()
             raise
+        if self._telemetry is not None:
+            self._telemetry.watch(self._machine, self._engine, self._settings.memory_budget_bytes)
         self._shell.start([])
+
+    @property
+    def http(self) -> str:
+        """URL of its metrics, health and stats, "" if it has none."""
+        return "" if self._telemetry is None else self._telemetry.http
 
     def stop(self) -> None:
         """Say goodbye to all peers and free everything. A second call does nothing."""
         self._shell.stop()
         self._intake.close()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.close()
 
     def drain(self, reason: str = "") -> None:
         """Finish the requests that are here, take no new ones, then end; `wait` tells when. From any thread."""

@@ -10,15 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flagsplit.errors import InternalError, ProtocolError
+from flagsplit.runtime.engine import DEADLINE, OUT_OF_RANGE
 from flagsplit.runtime.events import Instruction, Ran, Send, Withdraw
 from flagsplit.runtime.relay import Flight, FlightKey, Relay
 from flagsplit.runtime.worker_bundles import Bundles
 from flagsplit.runtime.worker_ends import Ends
+from flagsplit.runtime.worker_gauges import LinkGauges
 from flagsplit.runtime.worker_options import WorkerOptions
 from flagsplit.runtime.worker_peers import Peers
 from flagsplit.runtime.worker_shares import Shares
 from flagsplit.transport.channel import inbound_name
 from flagsplit.transport.messages import Cancel, Chunk, Done, Failed, Have, HopTiming, Open, encode
+from flagsplit.transport.squeeze_policy import LinkSqueezer, SqueezePolicy
 from flagsplit.transport.tensors import TransferLimits
 
 _REASON_CHARS = 900
@@ -39,6 +42,8 @@ class WorkerFlights(Relay):
         super().__init__(peers.tier, {digest: one.segments for digest, one in bundles.served.items()}, limits)
         self.peers, self.bundles, self.options = peers, bundles, options
         self.shares = Shares(options)
+        self.gauges = LinkGauges()
+        self.squeezing: SqueezePolicy | None = None
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self._away: dict[FlightKey, _Away] = {}
@@ -72,8 +77,12 @@ class WorkerFlights(Relay):
         if self.now >= flight.deadline:
             yield from self.give_up_late(flight)
             return
+        if event.error == DEADLINE:
+            yield from self.give_up_late(flight)
+            return
         if event.error:
-            yield from self.fail(flight, self.tier, "compute", event.error, retryable=False)
+            code = "range" if event.error.startswith(OUT_OF_RANGE) else "compute"
+            yield from self.fail(flight, self.tier, code, event.error, retryable=code == "range")
             return
         segment = flight.route[hop].segment
         timing = HopTiming(self.tier, segment, event.wait_us, event.run_us, flight.bytes_in, 0, event.batch)
@@ -110,6 +119,14 @@ class WorkerFlights(Relay):
         except ProtocolError:
             return False
         return self.peers.can_resume(peer)
+
+    def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:
+        """Squeezes what goes over a link so slow that it pays."""
+        peer = flight.neighbors.get(flight.route[hop].tier)
+        rate = None if peer is None else self.gauges.rate_to(peer, self.now)
+        if self.squeezing is None or peer is None or rate is None:
+            return None
+        return self.squeezing.on_link(peer, rate, self.peers.features_of(peer))
 
     def pass_back(self, peer: str, message: Failed) -> Iterator[Instruction]:
         """Another tier could not: the session decides, so hand it on towards the session."""

@@ -19,6 +19,8 @@ from flagsplit.runtime.bundle_events import (
     UploadOpened,
 )
 from flagsplit.runtime.events import BeginDrain, Disconnect, Ended, Event, Instruction, Leave, Note, Ran, Send, Tick
+from flagsplit.runtime.telemetry.stats import LinkStats, PeerStats
+from flagsplit.runtime.telemetry.stats import WorkerStats as Figures
 from flagsplit.runtime.worker_bundles import Bundles
 from flagsplit.runtime.worker_options import WorkerHooks as WorkerHooks
 from flagsplit.runtime.worker_options import WorkerOptions as WorkerOptions
@@ -27,6 +29,7 @@ from flagsplit.runtime.worker_peering import WorkerPeering
 from flagsplit.runtime.worker_peers import Peers
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.messages import (
+    MAX_HOPS,
     BundleOffer,
     BundlePart,
     BundleRetire,
@@ -43,6 +46,7 @@ from flagsplit.transport.messages import (
     PeerAddress,
     Ping,
     Pong,
+    Probe,
     Reject,
     Welcome,
 )
@@ -82,6 +86,7 @@ class WorkerMachine(WorkerPeering):
         bundles = Bundles(tier, served, options, lambda peer: self._hooks.is_admin(peers.key_of(peer)))
         permille = min(1_000_000, round(slowdown * 1000))
         super().__init__(peers, bundles, options, limits or TransferLimits(), instance, permille)
+        self.squeezing = self._hooks.squeezing
         self._drain_until = 0.0
         self._ended = False
 
@@ -89,6 +94,7 @@ class WorkerMachine(WorkerPeering):
         """Take an event at a time in seconds; answer with what to do, in order."""
         self.now = now
         said = list(self._handle(event))
+        self.gauges.note(said, now)
         if self.bundles.retiring or self.bundles.draining:
             said.extend(self._finish())
         return said
@@ -155,8 +161,9 @@ class WorkerMachine(WorkerPeering):
                 yield from self._begin_drain(reason)
             case Leave():
                 yield from self._on_leave()
-            case Acked():
-                pass
+            case Acked(peer):
+                self.peers.heard(peer, self.now)
+                self.gauges.acked(event, self.now)
             case UploadOpened() | PartStored() | UploadFailed() | BundleLoaded() | BundleUnloaded():
                 yield from self._on_bundle_news(event)
             case _:
@@ -193,14 +200,43 @@ class WorkerMachine(WorkerPeering):
                 yield from self.bundles.part(peer, message)
             case BundleRetire() if peer in self.peers.inbound:
                 yield from self._on_retire(peer, message)
+            case Pong(sent_us=sent_us):
+                self.gauges.ponged(peer, self.now - sent_us / 1e6, self.now)
+            case Probe(reply_bytes=size_bytes) if size_bytes and peer in self.peers.inbound:
+                yield Send(peer, Probe(message.seq, payload=bytes(size_bytes)))
             case _:
                 pass
 
     def _pong(self, peer: str, ping: Ping) -> Instruction:
         waiting = min(self.waiting_runs, 1 << 31)
         wait_us = min(max(0, self._hooks.wait_us()), _MOST)
-        links = tuple(self._hooks.gauges())
+        links = self.gauges.of(self._tiers_around(peer), self.now)
         return Send(peer, Pong(ping.seq, ping.sent_us, waiting, 0, wait_us, self.shares.held_bytes, links))
+
+    def _tiers_around(self, peer: str) -> dict[str, str]:
+        """The tiers beyond, and the session that asks, by the names of their peers."""
+        around = {name: beyond.tier for name, beyond in self.peers.beyond.items()}
+        inbound = self.peers.inbound.get(peer)
+        served = self.bundles.served.get(inbound.bundle) if inbound is not None and inbound.role == "session" else None
+        if served is not None:
+            around[peer] = served.tiers[0]
+        return dict(list(around.items())[-MAX_HOPS:])
+
+    def figures(self) -> Figures:
+        """What there is now, for whoever watches."""
+        now = self.stats()
+        around = [PeerStats(one.tier, "up" if one.welcomed else "down") for one in self.peers.beyond.values()]
+        return Figures(
+            queue=now.waiting_runs,
+            flights=now.flights,
+            held_bytes=now.held_bytes,
+            draining=now.draining,
+            peers=(PeerStats("session", "up", count=now.sessions), *around),
+            links=tuple(
+                LinkStats(self.tier, gauge.tier, gauge.bytes_per_s, gauge.rtt_us / 1e6, gauge.loss_permille / 1e3)
+                for gauge in self.gauges.of(self._tiers_around(""), self.now)
+            ),
+        )
 
     def _on_retire(self, peer: str, message: BundleRetire) -> Iterator[Instruction]:
         known = message.bundle in self.bundles.retiring

@@ -1,10 +1,11 @@
 """Limits and times of a worker, and what it tells of itself to whoever counts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
-from flagsplit.transport.messages import BUNDLES, RESUME, LinkGauge
+from flagsplit.transport.messages import BUNDLES, LZ4, PROBE, RESUME, ZSTD
+from flagsplit.transport.squeeze_policy import SqueezePolicy
 
 
 def _nobody(_key: str) -> bool:
@@ -22,12 +23,12 @@ class WorkerHooks:
     Attributes:
         is_admin: whether the owner of a public key may send and retire bundles.
         wait_us: how long a new run would wait for the engine, in microseconds.
-        gauges: what the links to the tiers beyond are like.
+        squeezing: says which tensors to squeeze on their way; without one, none.
     """
 
     is_admin: Callable[[str], bool] = _nobody
     wait_us: Callable[[], int] = _no_wait_us
-    gauges: Callable[[], Sequence[LinkGauge]] = tuple
+    squeezing: SqueezePolicy | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class WorkerOptions:
     drain_s: float = 30.0
     pause_from: float = 0.8
     resume_below: float = 0.6
-    features: tuple[str, ...] = (RESUME, BUNDLES)
+    features: tuple[str, ...] = (RESUME, BUNDLES, PROBE, ZSTD, LZ4)
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
 
 

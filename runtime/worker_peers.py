@@ -135,8 +135,12 @@ class Peers:
 
     def can_resume(self, peer: str) -> bool:
         """Whether a peer understands Have."""
+        return RESUME in self.features_of(peer)
+
+    def features_of(self, peer: str) -> frozenset[str]:
+        """What a peer understands."""
         known = self.inbound.get(peer) or self.beyond.get(peer)
-        return known is not None and RESUME in known.features
+        return known.features if known is not None else frozenset()
 
     def forget(self, peer: str, now: float, *, for_good: bool) -> Iterator[Instruction]:
         """An inbound peer is gone; unless it is for good, the tiers that only it named stay connected for a while."""

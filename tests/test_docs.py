@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 MISUSE: Any = typer.BadParameter.__mro__[1]
 SHELLS = {"console", "bash", "sh", "shell"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)``` *$", re.DOTALL | re.MULTILINE)
+_NUMBERED_REDIRECTION = re.compile(r"(?<=\s)\d(?=>)")
 _SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")
 
 
@@ -66,6 +67,7 @@ def calls_in(command: str) -> list[list[str]]:
     while match := _SUBSTITUTION.search(command):
         calls += calls_in(match[1])
         command = command[: match.start()] + "SUBSTITUTED" + command[match.end() :]
+    command = _NUMBERED_REDIRECTION.sub("", command)
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     lexer.commenters = "#"
@@ -149,7 +151,7 @@ $ FLAGSPLIT_DEBUG=1 flagsplit inspect x.flagsplit | head -1; echo '{"a": 1}' > f
 
    ```sh
    # a comment
-   flagsplit keys show && flagsplit run x --no-such-option
+   flagsplit keys show 2> errors && flagsplit run x --no-such-option
    ```
 
 ```python

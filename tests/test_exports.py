@@ -90,7 +90,7 @@ def test_the_package_lists_its_names() -> None:
 
 def test_type_checkers_see_what_is_loaded_lazily() -> None:
     """The imports under TYPE_CHECKING, which mypy reads, and the homes, which Python reads, are the same."""
-    for module in (flagsplit, import_module("flagsplit.splitter")):
+    for module in (flagsplit, import_module("flagsplit.splitter"), import_module("flagsplit.runtime.telemetry")):
         assert module.__file__ is not None
         tree = ast.parse(Path(module.__file__).read_text())
         guarded = next(each for each in tree.body if isinstance(each, ast.If))

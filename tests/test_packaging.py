@@ -95,9 +95,9 @@ def test_what_is_imported_is_declared() -> None:
     lines = [*project["dependencies"]]
     for extra, more in project["optional-dependencies"].items():
         lines += more if extra != "dev" else ()
-    declared = {re.split(r"[<>=!~;\[ ]", line)[0].lower() for line in lines}
+    declared = {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("_", "-") for line in lines}
     for name in foreign:
-        assert {owner.lower() for owner in owners.get(name, [name])} & declared, name
+        assert {owner.lower().replace("_", "-") for owner in owners.get(name, [name])} & declared, name
 
 
 def copy_of_the_tree(folder: Path) -> Path:

@@ -29,6 +29,8 @@ _COMMANDS = {
     "serve": "command",
     "netem": "command",
     "swap": "command",
+    "top": "command",
+    "trace": "command",
     "profile": "command",
     "devices": "command",
     "reference": "command",

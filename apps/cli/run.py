@@ -49,6 +49,9 @@ def command(
         typer.Option(metavar="TIER=FACTOR", help="Emulate a slower device; the first tier, or workers started here."),
     ] = None,
     emulated: Annotated[bool, typer.Option("--emulated", help="Say that workers or links are slowed.")] = False,
+    trace_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append spans of the requests, OTLP in JSON lines.")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -60,7 +63,7 @@ def command(
         check_output(output)
     inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
     host = LoadOptions(threads=threads)
-    settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated)
+    settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated, trace_file=trace_file)
     slowdowns = factors("--slowdown", slowdown)
     addresses = pairs("--tier", tier) if tier is not None else None
     with progress_bar(quiet=as_json) as progress:

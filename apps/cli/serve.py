@@ -4,10 +4,9 @@ import logging
 import os
 import select
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +14,11 @@ from flagsplit.apps.cli.ending import ending
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
+from flagsplit.runtime.batching import BatchOptions
 from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.residency import ModeChoice
+from flagsplit.runtime.telemetry.logs import LogFormat, configure
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
@@ -24,6 +27,7 @@ from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
+LogLevel = Literal["debug", "info", "warning"]
 _SIGNAL = {bytes([number]) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
@@ -46,6 +50,18 @@ def command(
         float, typer.Option(min=0, help="Largest bundle that may be sent here, 10^6 bytes; 0 takes none.")
     ] = 4295,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Small requests that may run together.")] = 1,
+    batch_wait_ms: Annotated[float, typer.Option(min=0, help="How long one waits for others to run with.")] = 2.0,
+    residency: Annotated[ModeChoice, typer.Option(help="How pooled plans are held in memory.")] = "auto",
+    http: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz, /stats there; port 0: a free one."),
+    ] = "",
+    trace_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append spans of requests, OTLP in JSON lines.")
+    ] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Logs for people or for programs.")] = "text",
+    log_level: Annotated[LogLevel, typer.Option(help="debug logs every message with tensors.")] = "info",
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
@@ -53,7 +69,7 @@ def command(
 
     Only clients whose keys are allowed are heard, and only those with the right to may send bundles (flagsplit keys).
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     opened = [open_bundle(path) for path in bundles or ()]
     store = KeyStore(keys)
     settings = WorkerSettings(
@@ -62,6 +78,9 @@ def command(
         machine=WorkerOptions(drain_s=drain_s, linger_s=linger_s, max_bundle_bytes=int(max_bundle_mb * 1e6)),
         beyond=_beyond(opened, tier, pairs("--beyond", beyond)),
         slowdown=slowdown,
+        residency=residency,
+        batching=BatchOptions(max_batch, batch_wait_ms / 1e3),
+        telemetry=TelemetrySettings(http, trace_file, log=True),
         hooks=WorkerHooks(is_admin=store.is_admin),
     )
     broken: list[Exception] = []
@@ -87,10 +106,11 @@ def _announce(worker: Worker, opened: Sequence[Bundle], paths: Sequence[Path], *
     if as_json:
         digests = [bundle.digest for bundle in opened]
         about = {"tier": worker.tier, "address": worker.address, "bundle": next(iter(digests), ""), "bundles": digests}
-        print_json({**about, "pid": os.getpid()})
+        print_json({**about, "pid": os.getpid(), **({"http": worker.http} if worker.http else {})})
     else:
         what = ", ".join(map(str, paths)) or "no bundle yet"
-        print(f"serving tier {worker.tier} of {what} at {worker.address}", flush=True)
+        watched = f", watched at {worker.http}" if worker.http else ""
+        print(f"serving tier {worker.tier} of {what} at {worker.address}{watched}", flush=True)
 
 
 def _beyond(bundles: Sequence[Bundle], tier: str, given: Mapping[str, str]) -> dict[str, PeerAddress]:

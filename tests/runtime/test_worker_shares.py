@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from tests.runtime.hired import OTHER, SESSION, Hired, S, T, failures, messages
+from tests.runtime.hired import CLOUD, OTHER, SESSION, Hired, S, T, failures, messages
 
 from flagsplit.runtime.events import Instruction, Pause, Run, Tick
 from flagsplit.runtime.testing import served_of
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions
-from flagsplit.transport.channel import Down, Received, Up
-from flagsplit.transport.messages import Done, Failed, Hello, LinkGauge, Ping, Pong, TensorHeader, Welcome
+from flagsplit.transport.channel import Acked, Down, Received, Up
+from flagsplit.transport.messages import Done, Failed, Hello, Ping, Pong, Probe, TensorHeader, Welcome
 
 
 def pauses(said: list[Instruction]) -> list[Pause]:
@@ -117,11 +117,24 @@ def test_a_flood_of_tensors_without_bytes_reaches_the_limit() -> None:
 
 
 def test_a_pong_tells_how_busy_the_worker_is() -> None:
-    gauge = LinkGauge("cloud", 1_000_000, 20_000, 3)
-    hired = Hired(hooks=WorkerHooks(wait_us=lambda: 1234, gauges=lambda: [gauge]))
+    hired = Hired(hooks=WorkerHooks(wait_us=lambda: 1234))
     hired.hello()
     hired.ask(hired.opened())
-    assert messages(hired.say(Ping(3, 7))) == [Pong(3, 7, 1, 0, 1234, 552, (gauge,))]
+    assert messages(hired.say(Ping(3, 7))) == [Pong(3, 7, 1, 0, 1234, 552)]
+
+
+def test_a_pong_tells_what_links_are_like() -> None:
+    hired = Hired()
+    hired.hello()
+    hired.reach_cloud()
+    hired.tell(Received(CLOUD, Pong(1, int((hired.now - 0.02) * 1e6))))
+    hired.say(Probe(0, 200_000, payload=b"x"))
+    hired.tell(Acked(SESSION, 200_000, 0, 0.0), after_s=0.1)
+    (pong,) = messages(hired.say(Ping(3, 7)))
+    assert isinstance(pong, Pong)
+    links = {gauge.tier: gauge for gauge in pong.links}
+    assert links["cloud"].rtt_us == pytest.approx(20_000, rel=0.05)
+    assert links["phone"].bytes_per_s == pytest.approx(2_000_000, rel=0.5)
 
 
 def test_a_slow_down_is_told() -> None:
