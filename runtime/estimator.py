@@ -129,6 +129,10 @@ def _clamp(value: float) -> float:
     return min(max(value, _LEAST), _MOST)
 
 
+_END_OF_TIME_S = 1e15
+"""What a clock says beyond is no time, and sums of such would be no numbers."""
+
+
 class Clock:
     """Times that never go back: when the caller's clock does, its own goes on from where it was."""
 
@@ -139,7 +143,7 @@ class Clock:
 
     def set(self, now: float) -> tuple[float, bool]:
         """The time of an event, and whether the clock was set back before it."""
-        if not math.isfinite(now):
+        if not abs(now) < _END_OF_TIME_S:
             return self._last, False
         time = now + self._shift_s
         set_back = self._started and time < self._last
@@ -151,7 +155,7 @@ class Clock:
 
     def at(self, now: float) -> float:
         """The time of a question, which changes nothing."""
-        return max(now + self._shift_s, self._last) if math.isfinite(now) else self._last
+        return max(now + self._shift_s, self._last) if abs(now) < _END_OF_TIME_S else self._last
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,17 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
-from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Have, Hop, HopTiming, Open, TensorHeader
+from flagsplit.transport.messages import (
+    ITEM_SIZE_BYTES,
+    MAX_DIMS,
+    Chunk,
+    Have,
+    Hop,
+    HopTiming,
+    Open,
+    TensorHeader,
+    encode,
+)
 from flagsplit.transport.squeeze_policy import LinkSqueezer
 from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of
 
@@ -292,6 +302,7 @@ class Relay:
             resume=sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.can_resume(flight, hop + 1),
             traceparent=flight.traceparent,
         )
+        _check_header(opened)
         buffers = [_bytes(flight.values[name]) for name in carry]
         if opened.resume:
             flight.departures[hop + 1] = (opened, buffers)
@@ -315,6 +326,18 @@ class Relay:
     def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
         """Send to the peer of a hop."""
         raise NotImplementedError
+
+
+def _check_header(opened: Open) -> None:
+    """A route that others made may fit on its way in and not on its way out, which has one more timing.
+
+    Raises:
+        ProtocolError: it does not.
+    """
+    try:
+        encode(opened)
+    except InternalError as error:
+        raise ProtocolError(f"hop {opened.hop} cannot be announced: {error}") from error
 
 
 def _header(name: str, value: Array) -> TensorHeader:

@@ -204,7 +204,7 @@ class SessionMachine(Relay):
             case Drain():
                 yield from self._on_drain(tier, message)
             case Failed():
-                yield from self._on_failed(message)
+                yield from self._on_failed(tier, message)
             case Open() | Chunk():
                 yield from self._on_tensors(tier, message)
             case Have():
@@ -469,7 +469,7 @@ class SessionMachine(Relay):
             yield from self._go_exact(request, f"{self.tier}: {event.error}")
             return
         if event.error:
-            yield from self._give_up(request, InputError(event.error))
+            yield from self._on_compute_error(request, hop, event.error)
             return
         segment = flight.route[hop].segment
         timing = HopTiming(self.tier, segment, event.wait_us, event.run_us, flight.bytes_in, 0, event.batch)
@@ -481,6 +481,21 @@ class SessionMachine(Relay):
         yield Note(f"request {request.flight.rid}, attempt {request.flight.attempt}: {reason}")
         yield from self._attempt(request)
 
+    def _on_compute_error(self, request: _Request, hop: int, error: str) -> Iterator[Instruction]:
+        """The inputs are at fault, or what others made of them: then it is tried again without the others."""
+        flight = request.flight
+        others = {before.tier for before in flight.route[:hop] if before.tier != self.tier}
+        if not others:
+            yield from self._give_up(request, InputError(error))
+            return
+        came = {name for at in sorted(flight.reached) if at for name in flight.route[at - 1].carry}
+        for name in came.difference(request.epoch.facts.inputs):
+            flight.values.pop(name, None)
+        request.avoid |= others
+        request.last_reason = request.compute_error = request.compute_error or error
+        yield Note(f"request {flight.rid}: what {', '.join(sorted(others))} made cannot be used: {error}")
+        yield from self._attempt(request)
+
     def _waiting_for(self, message: Open | Chunk | Failed) -> _Request | None:
         """The request whose attempt of now a message is about."""
         request = self._requests.get(message.rid)
@@ -488,10 +503,12 @@ class SessionMachine(Relay):
             return None
         return request if message.attempt == request.flight.attempt else None
 
-    def _on_failed(self, message: Failed) -> Iterator[Instruction]:
+    def _on_failed(self, sender: str, message: Failed) -> Iterator[Instruction]:
         request = self._waiting_for(message)
         if request is None:
             return
+        if message.tier == self.tier or all(hop.tier != message.tier for hop in request.flight.route):
+            message = replace(message, tier=sender)  # nobody to blame but who says so
         if message.code == "range":
             yield from self._go_exact(request, f"{message.tier}: {message.reason}")
             return

@@ -251,4 +251,6 @@ class Worker:
 
     def _broke(self, error: Exception) -> None:
         _log.error("the worker broke: %s: %s", type(error).__name__, error)
+        if self._telemetry is not None:
+            self._telemetry.state = "the worker broke"
         self._failed(error)

@@ -19,7 +19,7 @@ from flagsplit.runtime.bundle_events import (
     UploadOpened,
 )
 from flagsplit.runtime.events import BeginDrain, Disconnect, Ended, Event, Instruction, Leave, Note, Ran, Send, Tick
-from flagsplit.runtime.telemetry.stats import LinkStats, PeerStats
+from flagsplit.runtime.telemetry.stats import LinkStats
 from flagsplit.runtime.telemetry.stats import WorkerStats as Figures
 from flagsplit.runtime.worker_bundles import Bundles
 from flagsplit.runtime.worker_options import WorkerHooks as WorkerHooks
@@ -225,13 +225,11 @@ class WorkerMachine(WorkerPeering):
     def figures(self) -> Figures:
         """What there is now, for whoever watches."""
         now = self.stats()
-        around = [PeerStats(one.tier, "up" if one.welcomed else "down") for one in self.peers.beyond.values()]
         return Figures(
             queue=now.waiting_runs,
             flights=now.flights,
             held_bytes=now.held_bytes,
             draining=now.draining,
-            peers=(PeerStats("session", "up", count=now.sessions), *around),
             links=tuple(
                 LinkStats(self.tier, gauge.tier, gauge.bytes_per_s, gauge.rtt_us / 1e6, gauge.loss_permille / 1e3)
                 for gauge in self.gauges.of(self._tiers_around(""), self.now)

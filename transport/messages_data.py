@@ -4,6 +4,7 @@ Bytes and limits are in `docs/wire.md`; `tensors.py` makes Chunks of tensors and
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -50,6 +51,9 @@ class Hop:
     segment: Annotated[str, Text(128)] = ""
     carry: TensorNames = ()
 
+    def check_wire(self) -> None:
+        _check_distinct(self.carry, ".carry")
+
 
 @dataclass(frozen=True, slots=True)
 class HopTiming:
@@ -82,6 +86,9 @@ class TensorHeader:
                 f": {self.dtype} of shape {list(self.shape)} takes {math.prod(self.shape) * item_bytes} bytes, "
                 f"but size_bytes says {self.size_bytes}"
             )
+        # A zero hides what the others multiply to, but array libraries refuse the shape all the same.
+        if math.prod(size for size in self.shape if size) * item_bytes > UINT53:
+            raise ProtocolError(f".shape: expected at most {UINT53} bytes without the zeros, got {self.shape}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ class Open:
     def check_wire(self) -> None:
         if self.hop >= len(self.route):
             raise ProtocolError(f".hop: expected less than the {len(self.route)} hops of the route, got {self.hop}")
+        _check_distinct([header.name for header in self.tensors], ".tensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,3 +167,10 @@ class Probe:
     seq: Natural
     reply_bytes: Annotated[int, Whole(0, MAX_PAYLOAD_BYTES)] = 0
     payload: Frame = field(default=b"", hash=False, repr=False)
+
+
+def _check_distinct(names: Sequence[str], where: str) -> None:
+    """What is kept by name must not hide behind a second of that name, nor be sent twice."""
+    if len(set(names)) < len(names):
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise ProtocolError(f"{where}: expected names that differ, got {twice[:40]!r} twice")

@@ -233,7 +233,10 @@ class Listener:
 
     def _introduce(self, route: bytes, frame: zmq.Frame, now_s: float) -> Connection | None:
         """Tie a routing id that was not seen before to its connection and its peer."""
-        fd = int(frame.get(zmq.SRCFD))
+        try:
+            fd = int(frame.get(zmq.SRCFD))
+        except zmq.ZMQError:
+            return None  # ZMTP 1 and 2 tell no descriptor; the connection is cut when its time for a Hello is over
         connection = self._accepted.get(fd)
         if connection is None:
             return None  # it ended before we read its first message

@@ -159,9 +159,10 @@ class Telemetry:
         return self._seen.draining or (isinstance(self._stats, WorkerStats) and self._stats.draining)
 
     def _plan(self, stats: Stats) -> str:
-        if isinstance(stats, SessionStats) and stats.plans:
+        used = self.metrics.plan if isinstance(self.metrics, SessionMetrics) else ""
+        if not used and isinstance(stats, SessionStats) and stats.plans:
             return stats.plans[0].plan
-        return self.metrics.plan if isinstance(self.metrics, SessionMetrics) else ""
+        return used
 
     def _pages(self) -> dict[str, Callable[[], Page]]:
         return {

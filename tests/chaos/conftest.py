@@ -1,14 +1,17 @@
-"""Keys and caches of these tests lie in temporary folders; one bundle and one fleet serve all tests of a module."""
+"""Keys and caches of these tests lie in temporary folders; a bundle serves all tests, a fleet or worker one module."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.chaos.fleet import Fleet
+from tests.chaos.served import PLAIN, Oracle, Served
 from tests.runtime.bundles import TIERS, build_bundle
 
 import flagsplit
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.targets.interface import LoadOptions
+from flagsplit.transport.security import NO_SECURITY, KeyStore
 
 
 def _environment(factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -22,7 +25,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundle")
     cache = _environment(tmp_path_factory)["FLAGSPLIT_CACHE"]
@@ -40,3 +43,37 @@ def fleet(shared_fleet: Fleet) -> Fleet:
     """All workers up."""
     shared_fleet.revive()
     return shared_fleet
+
+
+@pytest.fixture(scope="session")
+def oracle(bundle: Bundle) -> Iterator[Oracle]:
+    whole = bundle.load_whole(LoadOptions(threads=1))
+    yield Oracle(bundle, whole)
+    whole.close()
+
+
+@pytest.fixture(scope="module")
+def shared_cloud(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with Served(bundle, _environment(tmp_path_factory)) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def cloud(shared_cloud: Served) -> Served:
+    """A worker for the cloud that is up."""
+    shared_cloud.revive()
+    return shared_cloud
+
+
+@pytest.fixture(scope="module")
+def shared_plain_cloud(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with Served(bundle, _environment(tmp_path_factory), patch=PLAIN) as cloud:
+        yield cloud
+
+
+@pytest.fixture
+def plain_cloud(shared_plain_cloud: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """A worker for the cloud without keys, as sessions are that are made meanwhile."""
+    monkeypatch.setattr(KeyStore, "security", lambda _: NO_SECURITY)
+    shared_plain_cloud.revive()
+    return shared_plain_cloud

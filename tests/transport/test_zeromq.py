@@ -271,6 +271,30 @@ def test_a_message_without_an_end_is_cut_off(open_channel: Callable[..., Recorde
     introduce(client, server)
 
 
+OLD_ZMTP = {
+    "1.0": b"\x01\x00" + b"\x02\x00x",
+    "1.0, named": b"\x25\x00" + b"ab" * 16 + b":c:1" + b"\x02\x00x",
+    "2.0": b"\xff" + bytes(8) + b"\x7f\x01\x05\x00\x00" + b"\x00\x01x",
+    "2.0, named": b"\xff" + bytes(8) + b"\x7f\x01\x05\x00\x24" + b"ab" * 16 + b":c:1" + b"\x00\x01x",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", OLD_ZMTP)
+def test_peers_of_old_zmtp_are_cut_off(open_channel: Callable[..., Recorder], version: str) -> None:
+    server, client = open_channel(options=ChannelOptions(introduction_timeout_s=0.3)), open_channel()
+    address = listening(server)
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as raw:
+        raw.sendall(OLD_ZMTP[version])
+        until(lambda: any(isinstance(event, Violated) for event in server.events), server, what="the end of its time")
+        raw.settimeout(5)
+        while raw.recv(4096):
+            pass
+    assert server.messages() == []
+    client.channel.connect("server", address)
+    introduce(client, server)
+
+
 @pytest.mark.parametrize("routing_id", [b"", b"me", b"ab" * 16 + b":x:1", b"ab" * 16 + b":c:1"])
 def test_foreign_zeromq_peers_are_cut_off(open_channel: Callable[..., Recorder], routing_id: bytes) -> None:
     server = open_channel()

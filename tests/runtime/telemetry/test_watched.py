@@ -139,6 +139,7 @@ def test_a_tier_that_leaves(line: tuple[Session, dict[str, Worker]]) -> None:
     edge = workers["edge"].http
     assert get(f"{edge}/readyz")[0] == get(f"{edge}/healthz")[0] == 200
     session.run(inputs_of(1))
+    wait_for(lambda: states(session.http) == {"edge": "up", "cloud": "up"}, "figures are taken")
     workers["edge"].stop()
     with pytest.raises(urllib.error.URLError):
         get(f"{edge}/readyz")
@@ -218,7 +219,7 @@ def test_nothing_is_served_unless_asked_for(bundle: Bundle) -> None:
 
 def test_what_a_machine_says_of_itself_is_shown(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     said = WorkerStats(42, 7, 9, epoch=3, peers=(PeerStats("cloud", "up", credit_paused=True),))
-    monkeypatch.setattr(WorkerMachine, "stats", lambda self: said, raising=False)
+    monkeypatch.setattr(WorkerMachine, "figures", lambda self: said, raising=False)
     worker = Worker(bundle, 1, MemoryChannel(MemoryNetwork()), "mem://edge", WATCHED)
     try:
         wait_for(lambda: value(worker.http, "flagsplit_queue_length") == 42, "figures are taken")
@@ -236,7 +237,7 @@ def test_a_machine_that_cannot_say_is_watched_all_the_same(bundle: Bundle, monke
     def broken(self: WorkerMachine) -> WorkerStats:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(WorkerMachine, "stats", broken, raising=False)
+    monkeypatch.setattr(WorkerMachine, "figures", broken, raising=False)
     monkeypatch.setattr("flagsplit.runtime.telemetry.telemetry.STUCK_S", 1.5)
     worker = Worker(bundle, 1, MemoryChannel(MemoryNetwork()), "mem://edge", WATCHED)
     try:
