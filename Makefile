@@ -2,6 +2,7 @@
 # make test    linting, types, import layers and all tests
 # make lint    the first three of those
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
+# make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
@@ -10,12 +11,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover transport
+	pipeline failover transport adapt
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch lint bench lock clean
+.PHONY: demo test test-torch lint bench soak lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -44,6 +45,9 @@ test-torch: $(READY)
 bench: $(READY)
 	for program in $(BENCHES); do $(BIN)/python bench/$$program.py --json || exit 1; done
 	test -z "$(SCISSION)" || $(BIN)/python bench/scission.py "$(SCISSION)" --json
+
+soak: $(READY)
+	$(BIN)/python bench/soak.py --json
 
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
