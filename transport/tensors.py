@@ -6,7 +6,6 @@ mean is between the segments, and `messages.TensorHeader` has checked that dtype
 squeezed is in `squeeze.py`, and when in `squeeze_policy.py`.
 """
 
-import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flagsplit.errors import InternalError, ProtocolError
+from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import MAX_PAYLOAD_BYTES, MAX_TENSORS, Chunk, Frame, Open, TensorHeader
 from flagsplit.transport.squeeze import squeeze, unsqueeze
 
@@ -83,7 +83,7 @@ def chunks_of(
         for offset in range(start, header.size_bytes, step):
             payload = data[offset : offset + step]
             yield Chunk(
-                opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
+                opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, crc32(payload), payload=payload
             )
 
 
@@ -105,7 +105,7 @@ def _squeezed_chunks(
             opened.hop,
             index,
             offset,
-            zlib.crc32(payload),
+            crc32(payload),
             squeeze=kind if shrunk else "",
             raw_bytes=len(plain) if shrunk else 0,
             payload=payload,
@@ -242,7 +242,7 @@ class Assembly:
         if tensor.chunks.get(chunk.offset) == (size_bytes, chunk.crc32):
             return self.complete
         self._check_place(tensor, chunk.offset, size_bytes)
-        if zlib.crc32(chunk.payload) != chunk.crc32:
+        if crc32(chunk.payload) != chunk.crc32:
             raise ProtocolError(f"{_place(tensor, chunk.offset, size_bytes)}: the checksum does not match the bytes")
         tensor.store(chunk, _raw(chunk))
         self._missing_bytes -= size_bytes
