@@ -14,8 +14,21 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
-from flagsplit.transport.messages import ITEM_SIZE_BYTES, MAX_DIMS, Chunk, Have, Hop, HopTiming, Open, TensorHeader
-from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of
+from flagsplit.transport.checksum import crc32
+from flagsplit.transport.messages import (
+    INLINE,
+    ITEM_SIZE_BYTES,
+    MAX_DIMS,
+    MAX_INLINE_BYTES,
+    RESUME,
+    Chunk,
+    Have,
+    Hop,
+    HopTiming,
+    Open,
+    TensorHeader,
+)
+from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of, inline_payload
 
 FlightKey = tuple[str, int]
 
@@ -155,7 +168,7 @@ class Relay:
         """Take up the announcement of a hop's tensors; one that came before is ignored.
 
         Returns:
-            Whether they are all there already, because none of them has any bytes.
+            Whether they are all there already: they came with it, or none of them has any bytes.
 
         Raises:
             ProtocolError: the route or the tensors break a rule or a limit.
@@ -274,6 +287,10 @@ class Relay:
         if hop == len(flight.route) - 1:
             yield from self.landed(flight)
             return
+        buffers = [_bytes(flight.values[name]) for name in carry]
+        resume = sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.understands(flight, hop + 1, RESUME)
+        is_small = 0 < sent <= MAX_INLINE_BYTES and not resume
+        payload = inline_payload(buffers) if is_small and self.understands(flight, hop + 1, INLINE) else b""
         opened = Open(
             sid=flight.sid,
             rid=flight.rid,
@@ -286,18 +303,19 @@ class Relay:
             deadline_ms=int(min(max(0.0, flight.deadline - self.now), _MAX_DEADLINE_S) * 1000),
             trace=flight.trace,
             bundle=flight.bundle,
-            resume=sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.can_resume(flight, hop + 1),
+            resume=resume,
             traceparent=flight.traceparent,
+            inline_crc32=crc32(payload) if payload else None,
+            payload=payload,
         )
-        buffers = [_bytes(flight.values[name]) for name in carry]
         if opened.resume:
             flight.departures[hop + 1] = (opened, buffers)
             yield from self.send_on(flight, hop + 1, (opened,))
         else:
             yield from self.send_on(flight, hop + 1, (opened, *chunks_of(opened, buffers)))
 
-    def can_resume(self, flight: Flight, hop: int) -> bool:  # noqa: ARG002
-        """Whether the peer of a hop may have part of its tensors, and can say so."""
+    def understands(self, flight: Flight, hop: int, feature: str) -> bool:  # noqa: ARG002
+        """Whether the peer of a hop named a feature."""
         return False
 
     def landed(self, flight: Flight) -> Iterator[Instruction]:

@@ -55,7 +55,6 @@ from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     PROBE,
-    RESUME,
     Bye,
     Cancel,
     Chunk,
@@ -503,14 +502,12 @@ class SessionMachine(Relay):
     def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
         """To the worker of a tier: peers are called by their tiers here."""
         tier = flight.route[hop].tier
-        self._guide.sent(
-            tier, sum(len(message.payload) for message in messages if isinstance(message, Chunk)), self.now
-        )
+        self._guide.sent(tier, sum(len(message.payload) for message in messages), self.now)
         yield from (Send(tier, message) for message in messages)
 
-    def can_resume(self, flight: Flight, hop: int) -> bool:
-        """Whether the worker of a hop understands resuming."""
-        return RESUME in self._peers[flight.route[hop].tier].features
+    def understands(self, flight: Flight, hop: int, feature: str) -> bool:
+        """Whether the worker of a hop named a feature."""
+        return feature in self._peers[flight.route[hop].tier].features
 
     def landed(self, flight: Flight) -> Iterator[Instruction]:
         """The answer is here."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.transport.messages import (
+    INLINE,
     OLDEST_VERSION,
     PROBE,
     RESUME,
@@ -17,7 +18,7 @@ from flagsplit.transport.messages import (
     Welcome,
 )
 
-SPOKEN = (RESUME, PROBE)
+SPOKEN = (RESUME, PROBE, INLINE)
 """The features that the machines of the runtime see to; the channel names those that it sees to itself."""
 
 _EVERYTHING = ""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
-from flagsplit.transport.messages import BUNDLES, RESUME, LinkGauge
+from flagsplit.transport.messages import BUNDLES, INLINE, RESUME, LinkGauge
 
 
 def _nobody(_key: str) -> bool:
@@ -63,7 +63,7 @@ class WorkerOptions:
     drain_s: float = 30.0
     pause_from: float = 0.8
     resume_below: float = 0.6
-    features: tuple[str, ...] = (RESUME, BUNDLES)
+    features: tuple[str, ...] = (RESUME, BUNDLES, INLINE)
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
 
 

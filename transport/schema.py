@@ -215,7 +215,9 @@ class StructOf:
                 check, default = checks[0], _default_of(field)
                 left_out = APPENDED in marks and default is not ABSENT
                 shared = field.default is not dataclasses.MISSING
-                wire = WireField(field.name, _plain(check), check.dump, check.load, default, shared, left_out)
+                # None as a default passes no check; it stands for a field that is not there.
+                plain = "" if default is None else _plain(check)
+                wire = WireField(field.name, plain, check.dump, check.load, default, shared, left_out)
                 self._fields.append(wire)
         self._quick_dump = quick_dump(self._fields)
         self._quick_load = quick_load(cls, self._fields)
