@@ -21,17 +21,24 @@ from flagsplit.transport import (
     Up,
     chunks_of,
 )
+from flagsplit.transport.checksum import crc32
+from flagsplit.transport.messages import MAX_INLINE_BYTES
+from flagsplit.transport.tensors import inline_payload
 
 _WINDOW = 4
 _WINDOW_BYTES = 4 << 20
 """In flight are at least so many tensors and at least so many bytes."""
 _ROUTE = (Hop("phone", "head", ("t",)), Hop("cloud", "tail", ("u",)), Hop("phone"))
 _POLL_S = 20.0
+_LIMITS = TransferLimits()
 
 
-def _opened(rid: int, hop: int, size_bytes: int) -> Open:
-    header = TensorHeader("t", "uint8", (size_bytes,), size_bytes)
-    return Open("session", rid, 0, 0, "plan", hop, _ROUTE, (header,), 1000)
+def _opened(rid: int, hop: int, data: memoryview) -> Open:
+    """As `Relay.pass_on` makes it, for a peer that named the feature "inline"."""
+    header = TensorHeader("t", "uint8", (len(data),), len(data))
+    payload = inline_payload([data]) if len(data) <= MAX_INLINE_BYTES else b""
+    crc = crc32(payload) if payload else None
+    return Open("session", rid, 0, 0, "plan", hop, _ROUTE, (header,), 1000, inline_crc32=crc, payload=payload)
 
 
 class Flagsplit:
@@ -70,15 +77,17 @@ class Flagsplit:
 
     def _send(self, data: memoryview, hop: int) -> None:
         self._rid += 1
-        _send_tensor(self._channel, "peer", _opened(self._rid, hop, len(data)), data)
+        _send_tensor(self._channel, "peer", _opened(self._rid, hop, data), data)
 
     def _take_answer(self) -> None:
         assembly: Assembly | None = None
         while True:
             for message in self._messages():
                 if isinstance(message, Open):
-                    assembly = Assembly(message, TransferLimits())
-                elif isinstance(message, Chunk) and assembly is not None and assembly.accept(message):
+                    assembly = Assembly(message, _LIMITS)
+                elif isinstance(message, Chunk) and assembly is not None:
+                    assembly.accept(message)
+                if assembly is not None and assembly.complete:
                     assembly.buffers()
                     return
 
@@ -103,13 +112,20 @@ def serve_channel(channel: Channel, ends: Callable[[], bool] = lambda: False) ->
     arrivals: dict[int, tuple[Open, Assembly]] = {}
     while not ends():
         for event in channel.poll(_POLL_S):
-            match event:
-                case Received(message=Open() as opened):
-                    arrivals[opened.rid] = (opened, Assembly(opened, TransferLimits()))
-                case Received(peer=peer, message=Chunk() as chunk) if arrivals[chunk.rid][1].accept(chunk):
-                    opened, assembly = arrivals.pop(chunk.rid)
-                    (data,) = assembly.buffers()
-                    if opened.hop:
-                        channel.send(peer, Pong(opened.rid, 0))
-                    else:
-                        _send_tensor(channel, peer, opened, data)
+            if not isinstance(event, Received) or not isinstance(event.message, Open | Chunk):
+                continue
+            message = event.message
+            if isinstance(message, Open):
+                arrivals[message.rid] = (message, Assembly(message, _LIMITS))
+            else:
+                arrivals[message.rid][1].accept(message)
+            if arrivals[message.rid][1].complete:
+                _answer(channel, event.peer, *arrivals.pop(message.rid))
+
+
+def _answer(channel: Channel, peer: str, opened: Open, assembly: Assembly) -> None:
+    (data,) = assembly.buffers()
+    if opened.hop:
+        channel.send(peer, Pong(opened.rid, 0))
+    else:
+        _send_tensor(channel, peer, _opened(opened.rid, opened.hop, data), data)

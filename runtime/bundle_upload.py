@@ -6,12 +6,12 @@ and full queues. `bundle_swap.py` does it for all workers of a line.
 """
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flagsplit.errors import ConfigError
+from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import BundleOffer, BundlePart, BundleStatus, Frame, Message
 
 _READ_BYTES = 4 << 20
@@ -137,5 +137,5 @@ class Upload:
             if not payload:
                 self.state, self.reason = "refused", "the file became shorter while it was sent"
                 return
-            yield BundlePart(self.file.bundle, self._sent_bytes, zlib.crc32(payload), payload)
+            yield BundlePart(self.file.bundle, self._sent_bytes, crc32(payload), payload)
             self._sent_bytes += len(payload)

@@ -14,9 +14,13 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.targets.interface import Array
+from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import (
+    INLINE,
     ITEM_SIZE_BYTES,
     MAX_DIMS,
+    MAX_INLINE_BYTES,
+    RESUME,
     Chunk,
     Have,
     Hop,
@@ -26,7 +30,7 @@ from flagsplit.transport.messages import (
     encode,
 )
 from flagsplit.transport.squeeze_policy import LinkSqueezer
-from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of
+from flagsplit.transport.tensors import Assembly, Incoming, TransferLimits, chunks_of, inline_payload
 
 FlightKey = tuple[str, int]
 
@@ -166,7 +170,7 @@ class Relay:
         """Take up the announcement of a hop's tensors; one that came before is ignored.
 
         Returns:
-            Whether they are all there already, because none of them has any bytes.
+            Whether they are all there already: they came with it, or none of them has any bytes.
 
         Raises:
             ProtocolError: the route or the tensors break a rule or a limit.
@@ -287,6 +291,10 @@ class Relay:
         if hop == len(flight.route) - 1:
             yield from self.landed(flight)
             return
+        buffers = [_bytes(flight.values[name]) for name in carry]
+        resume = sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.understands(flight, hop + 1, RESUME)
+        is_small = 0 < sent <= MAX_INLINE_BYTES and not resume
+        payload = inline_payload(buffers) if is_small and self.understands(flight, hop + 1, INLINE) else b""
         opened = Open(
             sid=flight.sid,
             rid=flight.rid,
@@ -299,11 +307,12 @@ class Relay:
             deadline_ms=int(min(max(0.0, flight.deadline - self.now), _MAX_DEADLINE_S) * 1000),
             trace=flight.trace,
             bundle=flight.bundle,
-            resume=sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.can_resume(flight, hop + 1),
+            resume=resume,
             traceparent=flight.traceparent,
+            inline_crc32=crc32(payload) if payload else None,
+            payload=payload,
         )
         _check_header(opened)
-        buffers = [_bytes(flight.values[name]) for name in carry]
         if opened.resume:
             flight.departures[hop + 1] = (opened, buffers)
             yield from self.send_on(flight, hop + 1, (opened,))
@@ -311,8 +320,8 @@ class Relay:
             chunks = chunks_of(opened, buffers, squeezer=self.squeezer(flight, hop + 1))
             yield from self.send_on(flight, hop + 1, (opened, *chunks))
 
-    def can_resume(self, flight: Flight, hop: int) -> bool:  # noqa: ARG002
-        """Whether the peer of a hop may have part of its tensors, and can say so."""
+    def understands(self, flight: Flight, hop: int, feature: str) -> bool:  # noqa: ARG002
+        """Whether the peer of a hop named a feature."""
         return False
 
     def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:  # noqa: ARG002

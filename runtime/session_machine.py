@@ -57,7 +57,6 @@ from flagsplit.runtime.telemetry.tracing import outgoing_traceparent
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
     PROBE,
-    RESUME,
     Bye,
     Cancel,
     Chunk,
@@ -527,14 +526,12 @@ class SessionMachine(Relay):
     def send_on(self, flight: Flight, hop: int, messages: Sequence[Open | Chunk]) -> Iterator[Instruction]:
         """To the worker of a tier: peers are called by their tiers here."""
         tier = flight.route[hop].tier
-        self._guide.sent(
-            tier, sum(len(message.payload) for message in messages if isinstance(message, Chunk)), self.now
-        )
+        self._guide.sent(tier, sum(len(message.payload) for message in messages), self.now)
         yield from (Send(tier, message) for message in messages)
 
-    def can_resume(self, flight: Flight, hop: int) -> bool:
-        """Whether the worker of a hop understands resuming."""
-        return RESUME in self._peers[flight.route[hop].tier].features
+    def understands(self, flight: Flight, hop: int, feature: str) -> bool:
+        """Whether the worker of a hop named a feature."""
+        return feature in self._peers[flight.route[hop].tier].features
 
     def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:
         """Squeezes what goes to a worker whose link is so slow that it pays."""

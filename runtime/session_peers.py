@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.transport.messages import (
+    INLINE,
     LZ4,
     OLDEST_VERSION,
     PROBE,
@@ -19,7 +20,7 @@ from flagsplit.transport.messages import (
     Welcome,
 )
 
-SPOKEN = (RESUME, PROBE, ZSTD, LZ4)
+SPOKEN = (RESUME, PROBE, INLINE, ZSTD, LZ4)
 """The features that the machines of the runtime see to; the channel names those that it sees to itself."""
 
 _EVERYTHING = ""

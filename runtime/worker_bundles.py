@@ -5,7 +5,6 @@ and is freed when the last of its own is over. Only peers with the right to mana
 `bundle_intake.py`'s; how the other side goes about it is in `bundle_upload.py`.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from flagsplit.runtime.bundle_events import (
 )
 from flagsplit.runtime.events import Instruction, Note, Send
 from flagsplit.runtime.worker_options import WorkerOptions
+from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import (
     MAX_PAYLOAD_BYTES,
     BundleOffer,
@@ -167,7 +167,7 @@ class Bundles:
             return
         end = part.offset + len(part.payload)
         fits = part.offset == upload.taken and end <= upload.offer.size_bytes
-        if not fits or end - upload.stored > _UNSTORED_BYTES or zlib.crc32(part.payload) != part.crc32:
+        if not fits or end - upload.stored > _UNSTORED_BYTES or crc32(part.payload) != part.crc32:
             yield Send(peer, BundleStatus(part.bundle, "partial", upload.taken))
             return
         upload.taken = end

@@ -111,14 +111,14 @@ class WorkerFlights(Relay):
                 _check_length(message)
         yield from self.peers.post(peer, flight.bundle, messages, self.now)
 
-    def can_resume(self, flight: Flight, hop: int) -> bool:
-        """Whether the peer of a hop named the feature."""
+    def understands(self, flight: Flight, hop: int, feature: str) -> bool:
+        """Whether the peer of a hop named a feature."""
         tier = flight.route[hop].tier
         try:
             peer = flight.neighbors.get(tier) or self.peers.way(flight.sid, flight.bundle, tier)
         except ProtocolError:
             return False
-        return self.peers.can_resume(peer)
+        return self.peers.understands(peer, flight.bundle, feature)
 
     def squeezer(self, flight: Flight, hop: int) -> LinkSqueezer | None:
         """Squeezes what goes over a link so slow that it pays."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flagsplit.runtime.liveness import LivenessOptions
-from flagsplit.transport.messages import BUNDLES, LZ4, PROBE, RESUME, ZSTD
+from flagsplit.transport.messages import BUNDLES, INLINE, LZ4, PROBE, RESUME, ZSTD
 from flagsplit.transport.squeeze_policy import SqueezePolicy
 
 
@@ -64,7 +64,7 @@ class WorkerOptions:
     drain_s: float = 30.0
     pause_from: float = 0.8
     resume_below: float = 0.6
-    features: tuple[str, ...] = (RESUME, BUNDLES, PROBE, ZSTD, LZ4)
+    features: tuple[str, ...] = (RESUME, BUNDLES, PROBE, INLINE, ZSTD, LZ4)
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
 
 

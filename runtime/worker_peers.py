@@ -15,7 +15,6 @@ from flagsplit.runtime.worker_options import WorkerOptions
 from flagsplit.transport.channel import inbound_name
 from flagsplit.transport.messages import (
     OLDEST_VERSION,
-    RESUME,
     VERSION,
     Chunk,
     Hello,
@@ -133,14 +132,18 @@ class Peers:
         self.liveness.watch(peer, now)
         yield from (Send(peer, waiting) for waiting in beyond.forget(bundle))
 
-    def can_resume(self, peer: str) -> bool:
-        """Whether a peer understands Have."""
-        return RESUME in self.features_of(peer)
-
     def features_of(self, peer: str) -> frozenset[str]:
         """What a peer understands."""
         known = self.inbound.get(peer) or self.beyond.get(peer)
         return known.features if known is not None else frozenset()
+
+    def understands(self, peer: str, bundle: str, feature: str) -> bool:
+        """Whether a peer named a feature; what waits for a Welcome may go to another than was there before."""
+        beyond = self.beyond.get(peer)
+        if beyond is not None:
+            return bundle in beyond.welcomed and feature in beyond.features
+        inbound = self.inbound.get(peer)
+        return inbound is not None and feature in inbound.features
 
     def forget(self, peer: str, now: float, *, for_good: bool) -> Iterator[Instruction]:
         """An inbound peer is gone; unless it is for good, the tiers that only it named stay connected for a while."""

@@ -213,11 +213,11 @@ class SendQueue:
     def offer(self, message: Message, frames: list[Frame], write: Callable[[list[Frame]], bool]) -> bool:
         """Hand a message to `write`, or keep it for later; False: there is no room for it.
 
-        An Open waits for its first Chunk, or for the next `flush`: written together they cost the threads of both ends
-        one wake-up and not two.
+        An Open without its bytes waits for its first Chunk, or for the next `flush`: written together they cost the
+        threads of both ends one wake-up and not two.
         """
         payload_bytes = payload_bytes_of(frames)
-        waits = bool(self._items) or isinstance(message, Open)
+        waits = bool(self._items) or (isinstance(message, Open) and not payload_bytes)
         if not waits and self._allowance.admits(payload_bytes) and write(frames):
             self._allowance.spend(payload_bytes)
             return True

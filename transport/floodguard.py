@@ -54,7 +54,10 @@ class FloodGuard:
         self._checked_last_fd = -1
 
     def delivered(self, connection: Accepted, frames: Iterable[zmq.Frame]) -> None:
-        connection.meter.delivered_bytes += sum(len(frame) + _FRAME_OVERHEAD_BYTES for frame in frames)
+        delivered_bytes = 0
+        for frame in frames:
+            delivered_bytes += len(frame) + _FRAME_OVERHEAD_BYTES
+        connection.meter.delivered_bytes += delivered_bytes
 
     def check(self, now_s: float, connections: Mapping[int, ConnectionT]) -> list[ConnectionT]:
         """The connections that hold too much; a slice of them at a time, so that a thousand idle ones cost little."""

@@ -40,6 +40,16 @@ class Flow:
         features = message.features if CREDIT in message.features else (*message.features, CREDIT)
         return replace(message, features=features, credit_bytes=message.credit_bytes or self.grant.opening_bytes)
 
+    @property
+    def has_queued(self) -> bool:
+        """Whether anything waits to be sent."""
+        return any(self.queues.values())
+
+    def owes(self, now_s: float) -> bool:
+        """Whether `give_credit` has something to say."""
+        due_s = self.grant.due_s()
+        return due_s is not None and due_s <= now_s
+
     def sent(self, message: Message) -> None:
         """Note a message that went out; payloads are the queue's to count."""
         if self._ours is None and isinstance(message, Hello | Welcome):
@@ -64,8 +74,7 @@ class Flow:
 
     def give_credit(self, now_s: float, send: Callable[[Credit], bool]) -> None:
         """Say what is due by now, if anything."""
-        due_s = self.grant.due_s()
-        if due_s is None or due_s > now_s:
+        if not self.owes(now_s):
             return
         credit = self.grant.credit(now_s)
         if send(credit):

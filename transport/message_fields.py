@@ -21,6 +21,7 @@ MAX_TENSORS: Final = 256
 MAX_NAME_BYTES: Final = 256
 MAX_HOPS: Final = 16
 MAX_DIMS: Final = 8
+MAX_INLINE_BYTES: Final = 64 << 10
 
 CREDIT: Final = "credit"
 RESUME: Final = "resume"
@@ -28,7 +29,8 @@ PROBE: Final = "probe"
 BUNDLES: Final = "bundles"
 ZSTD: Final = "zstd"
 LZ4: Final = "lz4"
-FEATURES: Final = (CREDIT, RESUME, PROBE, BUNDLES, ZSTD, LZ4)
+INLINE: Final = "inline"
+FEATURES: Final = (CREDIT, RESUME, PROBE, BUNDLES, ZSTD, LZ4, INLINE)
 """What a peer may name in its Hello or Welcome: the messages and fields of version 1.1 that it understands."""
 
 ITEM_SIZE_BYTES: Final[Mapping[str, int]] = {
@@ -48,6 +50,7 @@ UINT53 = 2**53 - 1  # what JavaScript and Java doubles still hold exactly
 
 Natural = Annotated[int, Whole(0, UINT53)]
 Crc32 = Annotated[int, Whole(0, UINT32)]
+LaterCrc32 = Annotated[int | None, Whole(0, UINT32), APPENDED]
 HopIndex = Annotated[int, Whole(0, MAX_HOPS - 1)]
 VersionPair = Annotated[Version, ListOf(Whole(0, 65535), most=2, fewest=2)]
 Instance = Annotated[str, Text(32, re.compile("[0-9a-f]{32}"))]

@@ -15,11 +15,13 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.message_fields import BUNDLES as BUNDLES
 from flagsplit.transport.message_fields import CREDIT as CREDIT
 from flagsplit.transport.message_fields import FEATURES as FEATURES
+from flagsplit.transport.message_fields import INLINE as INLINE
 from flagsplit.transport.message_fields import ITEM_SIZE_BYTES as ITEM_SIZE_BYTES
 from flagsplit.transport.message_fields import LZ4 as LZ4
 from flagsplit.transport.message_fields import MAX_DIMS as MAX_DIMS
 from flagsplit.transport.message_fields import MAX_HEADER_BYTES as MAX_HEADER_BYTES
 from flagsplit.transport.message_fields import MAX_HOPS as MAX_HOPS
+from flagsplit.transport.message_fields import MAX_INLINE_BYTES as MAX_INLINE_BYTES
 from flagsplit.transport.message_fields import MAX_NAME_BYTES as MAX_NAME_BYTES
 from flagsplit.transport.message_fields import MAX_PAYLOAD_BYTES as MAX_PAYLOAD_BYTES
 from flagsplit.transport.message_fields import MAX_TENSORS as MAX_TENSORS
@@ -128,6 +130,8 @@ def encode(message: Message) -> list[Frame]:
     packed = _packb(header)
     if len(packed) > MAX_HEADER_BYTES:
         raise InternalError(f"{cls.__name__} header takes {len(packed)} bytes, the protocol allows {MAX_HEADER_BYTES}")
+    if isinstance(message, Open):
+        return [packed, message.payload] if message.payload else [packed]
     if not isinstance(message, _WITH_PAYLOAD):
         return [packed]
     if not 0 < len(message.payload) <= MAX_PAYLOAD_BYTES:
@@ -144,6 +148,8 @@ def decode(frames: Sequence[Frame]) -> Message:
     cls = MESSAGE_TYPES.get(code) if isinstance(code, str) else None
     if cls is None:
         raise ProtocolError(f"type: expected one of {', '.join(MESSAGE_TYPES)}, got {str(code)[:40]!r}")
+    if cls is Open and len(frames) == 2 and frames[1]:
+        return _load(cls, header, payload=frames[1])
     if cls not in _WITH_PAYLOAD:
         if len(frames) == 2:
             raise ProtocolError(f"{cls.__name__} has no payload frame, got one of {len(frames[1])} bytes")

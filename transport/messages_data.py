@@ -13,6 +13,7 @@ from flagsplit.transport.message_fields import (
     ITEM_SIZE_BYTES,
     MAX_DIMS,
     MAX_HOPS,
+    MAX_INLINE_BYTES,
     MAX_PAYLOAD_BYTES,
     MAX_TENSORS,
     UINT53,
@@ -22,6 +23,7 @@ from flagsplit.transport.message_fields import (
     HopIndex,
     Instance,
     Lane,
+    LaterCrc32,
     Name,
     Natural,
     OptionalDigest,
@@ -70,7 +72,7 @@ class HopTiming:
 
 @dataclass(frozen=True, slots=True)
 class TensorHeader:
-    """A tensor announced by Open; its bytes follow in Chunks, little-endian and row-major."""
+    """A tensor announced by Open; its bytes are there too or follow in Chunks, little-endian and row-major."""
 
     name: TensorName
     dtype: Annotated[str, Text(16)]
@@ -96,6 +98,7 @@ class Open:
     """Announces the tensors of one hop of one attempt; Chunks follow. `deadline_ms` is what is left when it is sent.
 
     `bundle` is empty for the one that the last Hello named. With `resume` its Chunks wait for a Have.
+    With a payload it needs none: that has the bytes of all its tensors, one after the other. Feature "inline".
     """
 
     TYPE: ClassVar[str] = "OP"
@@ -114,11 +117,30 @@ class Open:
     bundle: OptionalDigest = ""
     resume: Annotated[bool, Flag(), APPENDED] = False
     traceparent: TraceParent = ""
+    inline_crc32: LaterCrc32 = None
+    payload: Frame = field(default=b"", hash=False, repr=False)
 
     def check_wire(self) -> None:
         if self.hop >= len(self.route):
             raise ProtocolError(f".hop: expected less than the {len(self.route)} hops of the route, got {self.hop}")
         _check_distinct([header.name for header in self.tensors], ".tensors")
+        if self.inline_crc32 is not None or self.payload:
+            self._check_inline()
+
+    def _check_inline(self) -> None:
+        size_bytes, total_bytes = len(self.payload), sum(tensor.size_bytes for tensor in self.tensors)
+        if self.inline_crc32 is None or not size_bytes:
+            raise ProtocolError(
+                f".inline_crc32: expected if and only if there is a payload, "
+                f"got {self.inline_crc32} and {size_bytes} bytes of payload"
+            )
+        if size_bytes != total_bytes or size_bytes > MAX_INLINE_BYTES:
+            raise ProtocolError(
+                f": expected a payload of the {total_bytes} bytes of all tensors, which may be at most "
+                f"{MAX_INLINE_BYTES}, got {size_bytes} bytes"
+            )
+        if self.resume:
+            raise ProtocolError(".resume: expected false where the tensors are inline, got true")
 
 
 @dataclass(frozen=True, slots=True)

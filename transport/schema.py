@@ -46,8 +46,8 @@ def _expected(what: str, came: object) -> ProtocolError:
 def _is_text(raw: object, limit_bytes: int) -> TypeGuard[str]:
     if not isinstance(raw, str):
         return False
-    # No character takes more than four bytes, and most texts are far from their limit.
-    return 4 * len(raw) <= limit_bytes or len(raw.encode("utf-8", "replace")) <= limit_bytes
+    # Most texts are ASCII, which a string knows of itself.
+    return len(raw) <= limit_bytes and (raw.isascii() or len(raw.encode("utf-8", "replace")) <= limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +125,12 @@ class ListOf:
         return self._each(self.item.dump, value)
 
     def load(self, raw: object) -> Any:
+        if type(raw) is list and self.fewest <= len(raw) <= self.most:
+            load = self.item.load
+            try:
+                return tuple([load(item) for item in raw])
+            except ProtocolError:
+                pass  # what follows finds it again, and says where
         return tuple(self._each(self.item.load, raw))
 
     def _each(self, convert: Callable[[object], object], raw: object) -> list[object]:
@@ -215,7 +221,9 @@ class StructOf:
                 check, default = checks[0], _default_of(field)
                 left_out = APPENDED in marks and default is not ABSENT
                 shared = field.default is not dataclasses.MISSING
-                wire = WireField(field.name, _plain(check), check.dump, check.load, default, shared, left_out)
+                # None as a default passes no check; it stands for a field that is not there.
+                plain = "" if default is None else _plain(check)
+                wire = WireField(field.name, plain, check.dump, check.load, default, shared, left_out)
                 self._fields.append(wire)
         self._quick_dump = quick_dump(self._fields)
         self._quick_load = quick_load(cls, self._fields)
@@ -275,7 +283,7 @@ def _plain(check: Check) -> str:
         case Whole(low, high):
             return f"type({{0}}) is int and {low} <= {{0}} <= {high}"
         case Text(limit_bytes, None):
-            return f"type({{0}}) is str and 4 * len({{0}}) <= {limit_bytes}"
+            return f"type({{0}}) is str and len({{0}}) <= {limit_bytes} and {{0}}.isascii()"
         case _:
             return ""
 

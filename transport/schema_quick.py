@@ -54,11 +54,13 @@ def quick_load(cls: type, fields: Sequence[WireField]) -> Callable[[dict[str, ob
     """Turns a map, and what is off the wire, into a message, unless it has to be looked at closely."""
     lines = ["get = header.get"]
     for i, field in enumerate(fields):
-        lines.append(f"v{i} = get({field.name!r}, default{i})")
-        if not field.plain:
-            # A default is what the field holds, not what the wire does.
-            lines.append(f"if v{i} is not default{i}: v{i} = load{i}(v{i})")
-            lines += [] if field.shared else ["else: return None"]
+        if field.plain:
+            lines.append(f"v{i} = get({field.name!r}, default{i})")
+            continue
+        # A default is what the field holds, not what the wire does.
+        lines.append(f"v{i} = get({field.name!r}, absent)")
+        lines.append(f"if v{i} is not absent: v{i} = load{i}(v{i})")
+        lines.append(f"else: v{i} = default{i}" if field.shared else "else: return None")
     lines += _refuse_unless(list(enumerate(fields)))
     arguments = ", ".join(f"{field.name}=v{i}" for i, field in enumerate(fields))
     construct = f"return cls({arguments}, **off_wire)"
@@ -74,7 +76,7 @@ def _refuse_unless(fields: Sequence[tuple[int, WireField]]) -> list[str]:
 
 
 def _compiled(parameters: str, lines: Sequence[str], fields: Sequence[WireField], cls: type | None = None) -> Any:
-    names: dict[str, Any] = {"cls": cls}
+    names: dict[str, Any] = {"cls": cls, "absent": ABSENT}
     for i, field in enumerate(fields):
         names |= {f"dump{i}": field.dump, f"load{i}": field.load, f"default{i}": field.default}
     source = "\n ".join([f"def quick({parameters}):", *lines])

@@ -6,7 +6,6 @@ mean is between the segments, and `messages.TensorHeader` has checked that dtype
 squeezed is in `squeeze.py`, and when in `squeeze_policy.py`.
 """
 
-import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flagsplit.errors import InternalError, ProtocolError
+from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import MAX_PAYLOAD_BYTES, MAX_TENSORS, Chunk, Frame, Open, TensorHeader
 from flagsplit.transport.squeeze import squeeze, unsqueeze
 
@@ -67,9 +67,11 @@ def chunks_of(
 
     Without `chunk_bytes` a chunk has 256 KiB, or 1 MiB in tensors of 4 MiB and more.
     The buffers must be contiguous, of the sizes announced, and must not change until the peer has answered. Tensors
-    without bytes have no chunk. With a squeezer, chunks that shrink are sent squeezed, and those are copies. Raises
-    InternalError when buffers and announcement differ.
+    without bytes have no chunk, nor have those that are in the Open itself. With a squeezer, chunks that shrink are
+    sent squeezed, and those are copies. Raises InternalError when buffers and announcement differ.
     """
+    if opened.payload:
+        return
     if len(buffers) != len(opened.tensors):
         raise InternalError(f"{len(opened.tensors)} tensors are announced, but there are {len(buffers)} buffers")
     for index, (header, buffer) in enumerate(zip(opened.tensors, buffers, strict=True)):
@@ -83,8 +85,13 @@ def chunks_of(
         for offset in range(start, header.size_bytes, step):
             payload = data[offset : offset + step]
             yield Chunk(
-                opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, zlib.crc32(payload), payload=payload
+                opened.sid, opened.rid, opened.attempt, opened.hop, index, offset, crc32(payload), payload=payload
             )
+
+
+def inline_payload(buffers: Sequence[memoryview]) -> Frame:
+    """The bytes of all tensors of an Open, to travel as its payload with their `crc32` as `inline_crc32`."""
+    return buffers[0] if len(buffers) == 1 else b"".join(buffers)
 
 
 def _squeezed_chunks(
@@ -105,7 +112,7 @@ def _squeezed_chunks(
             opened.hop,
             index,
             offset,
-            zlib.crc32(payload),
+            crc32(payload),
             squeeze=kind if shrunk else "",
             raw_bytes=len(plain) if shrunk else 0,
             payload=payload,
@@ -141,6 +148,14 @@ class Incoming:
         self.chunks: dict[int, tuple[int, int]] = {}
         self.received_bytes = 0
         self.end = 0
+
+    def fill(self, raw: Frame) -> None:
+        """Take all bytes at once."""
+        if raw:
+            self.data = _aligned(len(raw))
+            self.data.data[:] = raw
+            self.received_bytes = self.end = len(raw)
+            self.starts, self.chunks = [0], {0: (len(raw), 0)}
 
     @property
     def prefix_bytes(self) -> int:
@@ -197,7 +212,7 @@ class Assembly:
         kept: by name, tensors that began to come in before; those with another header are left alone.
 
     Raises:
-        ProtocolError: more is announced than the limits allow.
+        ProtocolError: more is announced than the limits allow, or bytes that came with it fail their checksum.
     """
 
     def __init__(self, opened: Open, limits: TransferLimits, kept: Mapping[str, Incoming] | None = None) -> None:
@@ -210,6 +225,8 @@ class Assembly:
             if earlier is not None and earlier.header == header:
                 self._tensors[index] = earlier
                 earlier.trim()
+        if opened.payload:
+            self._take_inline(opened)
         self._missing_bytes = sum(tensor.header.size_bytes - tensor.received_bytes for tensor in self._tensors)
 
     @property
@@ -242,7 +259,7 @@ class Assembly:
         if tensor.chunks.get(chunk.offset) == (size_bytes, chunk.crc32):
             return self.complete
         self._check_place(tensor, chunk.offset, size_bytes)
-        if zlib.crc32(chunk.payload) != chunk.crc32:
+        if crc32(chunk.payload) != chunk.crc32:
             raise ProtocolError(f"{_place(tensor, chunk.offset, size_bytes)}: the checksum does not match the bytes")
         tensor.store(chunk, _raw(chunk))
         self._missing_bytes -= size_bytes
@@ -258,6 +275,15 @@ class Assembly:
                 f"the tensors of {self._key} lack {self._missing_bytes} bytes; ask when accept() said True"
             )
         return [(_aligned(0) if tensor.data is None else tensor.data).data for tensor in self._tensors]
+
+    def _take_inline(self, opened: Open) -> None:
+        if crc32(opened.payload) != opened.inline_crc32:
+            raise ProtocolError(f"the tensors inside the Open of {self._key}: the checksum does not match the bytes")
+        payload, start = memoryview(opened.payload), 0
+        for index, header in enumerate(opened.tensors):
+            self._tensors[index] = tensor = Incoming(header)
+            tensor.fill(payload[start : start + header.size_bytes])
+            start += header.size_bytes
 
     def _check_place(self, tensor: Incoming, offset: int, size_bytes: int) -> None:
         stop, total_bytes = offset + size_bytes, tensor.header.size_bytes

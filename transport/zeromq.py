@@ -25,7 +25,7 @@ from flagsplit.transport.security import NoSecurity, Security, check_key
 from flagsplit.transport.zap import ZapHandler
 from flagsplit.transport.zeromq_inbound import Listener
 from flagsplit.transport.zeromq_outbound import OutboundPeer
-from flagsplit.transport.zeromq_sockets import Socket
+from flagsplit.transport.zeromq_sockets import READABLE
 
 # A ROUTER cannot tell which peer became writable, so a queue for an inbound peer is tried again this often.
 _INBOUND_RETRY_S = 0.002
@@ -52,13 +52,14 @@ class ZmqChannel:
         self._wake_here, self._wake_there = sockets.socketpair()
         self._wake_here.setblocking(False)
         self._wake_there.setblocking(False)
+        self._wake_fd = self._wake_here.fileno()
         self._outbound: dict[str, OutboundPeer] = {}
         self._listener: Listener | None = None
         self._zap: ZapHandler | None = None
         self._events: list[ChannelEvent] = []
         self._serials = itertools.count(1)
         self._owner: int | None = None
-        self._polled: list[tuple[Socket, int]] | None = None
+        self._polled: list[int] | None = None
         self._poller = zmq.Poller()
         self._farewell = False
         self._closed = False
@@ -78,6 +79,7 @@ class ZmqChannel:
         key = ""
         if not isinstance(self._security, NoSecurity):
             key = check_key(server_key or self._security.server_key_for(address), f"server key of {address}")
+        self._polled = None
         self._outbound[peer] = OutboundPeer(
             peer,
             parsed,
@@ -94,6 +96,7 @@ class ZmqChannel:
 
     def disconnect(self, peer: str) -> None:
         self._check_usable()
+        self._polled = None
         outbound = self._outbound.pop(peer, None)
         if outbound is not None:
             outbound.close(self._farewell_s)
@@ -105,6 +108,7 @@ class ZmqChannel:
         parse_address(address, listening=True)
         if self._zap is None and not isinstance(self._security, NoSecurity):
             self._zap = ZapHandler(self._context, self._security.is_authorized)
+        self._polled = None
         if self._listener is None:
             self._listener = Listener(self._context, self._security, self._options, self._events.append)
         return self._listener.bind(address)
@@ -127,11 +131,13 @@ class ZmqChannel:
         self._owner = threading.get_ident()
         deadline_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            self._advance()
-            ready = self._wait(0.0 if self._events else deadline_s - time.monotonic())
-            woken = self._wake_here.fileno() in ready and self._drain_wake()
-            self._receive(ready)
-            if self._events or woken or time.monotonic() >= deadline_s:
+            now_s = time.monotonic()
+            self._advance(now_s)
+            ready = self._wait(now_s, now_s if self._events else deadline_s)
+            woken = self._wake_fd in ready and self._drain_wake()
+            now_s = time.monotonic()
+            self._receive(now_s, ready)
+            if self._events or woken or now_s >= deadline_s:
                 events = self._events.copy()
                 self._events.clear()  # in place: peers hold its append
                 return events
@@ -199,8 +205,7 @@ class ZmqChannel:
             return outbound.flow
         return self._listener.flow(peer) if self._listener else None
 
-    def _advance(self) -> None:
-        now_s = time.monotonic()
+    def _advance(self, now_s: float) -> None:
         for outbound in self._outbound.values():
             outbound.advance(now_s)
         if self._listener is not None:
@@ -213,21 +218,34 @@ class ZmqChannel:
         if self._listener is not None:
             self._listener.flush()
 
-    def _wait(self, timeout_s: float) -> _Ready:
+    def _wait(self, now_s: float, until_s: float) -> _Ready:
         """Sleep until something happens or a timer is due; what happened, by socket."""
-        now_s = time.monotonic()
-        due = [outbound.deadline_s() for outbound in self._outbound.values()]
-        polled = [polled for outbound in self._outbound.values() for polled in outbound.polled()]
+        wanted = []
+        for outbound in self._outbound.values():
+            wanted.append(outbound.wanted)
+            due_s = outbound.deadline_s()
+            if due_s is not None and due_s < until_s:
+                until_s = due_s
         if self._listener is not None:
-            due.append(self._listener.deadline_s())
-            due.append(now_s + _INBOUND_RETRY_S if self._listener.has_backlog() else None)
-            polled += self._listener.polled()
-        if polled != self._polled:  # seldom: peers came or went, or a queue began or ended
-            self._polled, self._poller = polled, zmq.Poller()
-            for socket, flags in (*polled, (self._wake_here, zmq.POLLIN)):
+            due_s = self._listener.deadline_s()
+            if due_s is not None and due_s < until_s:
+                until_s = due_s
+            if self._listener.has_backlog():
+                until_s = min(until_s, now_s + _INBOUND_RETRY_S)
+        if wanted != self._polled:  # seldom: peers came or went, or a queue began or ended
+            self._register(wanted)
+        timeout_ms = None if until_s == math.inf else math.ceil(max(0.0, until_s - now_s) * 1000)
+        return dict(self._poller.poll(timeout_ms))
+
+    def _register(self, wanted: list[int]) -> None:
+        self._polled, self._poller = wanted, zmq.Poller()
+        for outbound in self._outbound.values():
+            for socket, flags in outbound.polled():
                 self._poller.register(socket, flags)
-        timeout_s = max(0.0, min(timeout_s, *(d - now_s for d in due if d is not None), math.inf))
-        return dict(self._poller.poll(None if timeout_s == math.inf else math.ceil(timeout_s * 1000)))
+        if self._listener is not None:
+            for socket, flags in self._listener.polled():
+                self._poller.register(socket, flags)
+        self._poller.register(self._wake_fd, READABLE)
 
     def _drain_wake(self) -> bool:
         with suppress(BlockingIOError):
@@ -235,8 +253,7 @@ class ZmqChannel:
                 pass
         return True
 
-    def _receive(self, ready: _Ready) -> None:
-        now_s = time.monotonic()
+    def _receive(self, now_s: float, ready: _Ready) -> None:
         for outbound in self._outbound.values():
             outbound.receive(now_s, self._options.max_events_per_poll, ready)
         if self._listener is not None:

@@ -111,7 +111,12 @@ class Listener:
         return min(times, default=None)
 
     def has_backlog(self) -> bool:
-        return any(queue.is_sendable for peer in self._peers.values() for queue in peer.flow.queues.values() if peer.up)
+        return any(
+            queue.is_sendable
+            for peer in self._peers.values()
+            if peer.up and peer.flow.has_queued
+            for queue in peer.flow.queues.values()
+        )
 
     def receive(self, now_s: float, budget: int, ready: Container[object]) -> None:
         """Read at most `budget` messages and learn who left.
@@ -142,10 +147,16 @@ class Listener:
                 self._refuse(connection, "nobody said Hello on this connection in time", now_s)
         for connection in self._guard.check(now_s, self._accepted):
             self._violate(connection, "a message without an end: more bytes came than any message has")
-        for peer in list(self._owing):
-            peer.flow.give_credit(now_s, lambda credit, name=peer.name: self.send(name, credit, encode(credit)))  # type: ignore[misc]
-            if peer.flow.grant.due_s() is None:
+        for peer in tuple(self._owing):
+            if peer.flow.owes(now_s):
+                self._give_credit(peer, now_s)
+            elif peer.flow.grant.due_s() is None:
                 self._owing.discard(peer)
+
+    def _give_credit(self, peer: InboundPeer, now_s: float) -> None:
+        peer.flow.give_credit(now_s, lambda credit: self.send(peer.name, credit, encode(credit)))
+        if peer.flow.grant.due_s() is None:
+            self._owing.discard(peer)
 
     def send(self, name: str, message: Message, frames: list[Frame]) -> bool:
         peer = self._peers.get(name)
@@ -161,7 +172,7 @@ class Listener:
         return sent
 
     def flush(self) -> None:
-        for peer in list(self._peers.values()):
+        for peer in [peer for peer in self._peers.values() if peer.flow.has_queued]:
             self._flush_peer(peer)
 
     def flow(self, name: str) -> Flow | None:

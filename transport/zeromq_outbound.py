@@ -6,7 +6,7 @@ The peer is up when both handshakes are through. `zeromq_inbound.py` is the othe
 """
 
 import random
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Final
 
@@ -93,6 +93,13 @@ class OutboundPeer:
         self._up_since_s = 0.0
         self._failures = 0
         self._told_down = self._told_keys = False
+        self._changes = 0
+
+    @property
+    def wanted(self) -> int:
+        """Another number when `polled` says something else."""
+        queues = self.flow.queues
+        return 4 * self._changes + 2 * queues[Lane.CONTROL].is_sendable + queues[Lane.DATA].is_sendable
 
     def deadline_s(self) -> float | None:
         """When `advance` has something to do; None while only sockets can bring news."""
@@ -103,7 +110,8 @@ class OutboundPeer:
     def advance(self, now_s: float) -> None:
         """Start an attempt that is due, or give up one that takes too long; while up, say Credit when it is due."""
         if self.up:
-            self.flow.give_credit(now_s, lambda credit: self.send(credit, encode(credit)))
+            if self.flow.owes(now_s):
+                self.flow.give_credit(now_s, lambda credit: self.send(credit, encode(credit)))
             return
         if self._is_resolving or now_s < self._next_step_s:
             return
@@ -130,14 +138,16 @@ class OutboundPeer:
             if self.up:
                 yield line.socket, READABLE_WRITABLE if self.flow.queues[lane].is_sendable else READABLE
 
-    def receive(self, now_s: float, budget: int, ready: Container[object]) -> None:
+    def receive(self, now_s: float, budget: int, ready: Collection[object]) -> None:
         """Read at most `budget` messages of `ready` sockets, control before data, and then what their monitors say.
 
         In this order, so that the last words of a peer come before its Down.
         """
+        if not ready:
+            return
         seen = {lane: line.monitor.read() for lane, line in self._lanes.items() if line.monitor.socket in ready}
-        for lane, line in list(self._lanes.items()):
-            if line.socket not in ready and not seen:
+        for lane, line in tuple(self._lanes.items()):
+            if not seen and line.socket not in ready:
                 continue
             while budget > 0 and self.up and (frames := receive(line.socket)) is not None:
                 budget -= 1
@@ -157,13 +167,13 @@ class OutboundPeer:
         return sent
 
     def flush(self) -> None:
-        if self.up:
+        if self.up and self.flow.has_queued:
             for lane, line in self._lanes.items():
-                if self.flow.queues[lane]:
-                    self.flow.queues[lane].flush(partial(write, line.socket))
+                self.flow.queues[lane].flush(partial(write, line.socket))
 
     def close(self, farewell_s: float = 0.0) -> None:
         self.up = False
+        self._changes += 1
         for lane, line in self._lanes.items():
             line.close(farewell_s if lane is Lane.CONTROL else 0.0)
         self._lanes = {}
@@ -175,6 +185,7 @@ class OutboundPeer:
 
     def _dial(self, now_s: float, endpoint: str) -> None:
         serial = self._next_serial()
+        self._changes += 1
         self._next_step_s = now_s + self._options.connect_timeout_s + self._options.handshake_timeout_s
         try:
             for lane in Lane:
@@ -237,6 +248,7 @@ class OutboundPeer:
 
     def _come_up(self, now_s: float) -> None:
         self.up = True
+        self._changes += 1
         self._up_since_s = now_s
         self._told_down = self._told_keys = False
         self._endpoints = []

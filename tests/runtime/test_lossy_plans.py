@@ -16,9 +16,10 @@ from flagsplit.runtime.itinerary import itinerary
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.runtime.session_machine import SessionOptions
 from flagsplit.runtime.testing import Cluster
+from flagsplit.runtime.worker_options import WorkerOptions
 from flagsplit.splitter.state import State
 from flagsplit.targets.interface import Array
-from flagsplit.transport.messages import MAX_HOPS, Chunk, Message, Open
+from flagsplit.transport.messages import MAX_HOPS, RESUME, Chunk, Message, Open
 
 TIERS = ("phone", "edge", "cloud")
 # x → v0 → v1 → v2 → v3, and v3 reads v0 again; v0 and v1 are answers too.
@@ -34,8 +35,8 @@ PLANS = {
 SESSION = SessionOptions(attempt_s=4.0, liveness=LivenessOptions(heartbeat_s=0.5, missed=3))
 
 
-def cluster(numbers: LossyNumbers, seed: int = 0) -> Cluster:
-    found = Cluster(numbers.facts, numbers, seed=seed, session=SESSION)
+def cluster(numbers: LossyNumbers, seed: int = 0, worker: WorkerOptions | None = None) -> Cluster:
+    found = Cluster(numbers.facts, numbers, seed=seed, session=SESSION, worker=worker)
     found.run(2.0)
     return found
 
@@ -66,7 +67,8 @@ def test_a_plan_takes_over_with_what_it_knows(victim: str, kind: type[Message]) 
     took_over = set()
     for nth in range(8):
         numbers = LossyNumbers(GRAPH, TIERS, PLANS)
-        found = cluster(numbers, nth)
+        # Chunks of so little are what a peer without the feature "inline" gets.
+        found = cluster(numbers, nth, WorkerOptions(features=(RESUME,)) if kind is Chunk else None)
         found.watch = killer(found, victim, kind, nth)
         rid = found.submit({"x": X})
         found.run(40.0)

@@ -331,7 +331,7 @@ def test_an_empty_worker_is_ready_with_its_first_bundle() -> None:
     assert "serves no bundle yet" in said.reason
     (welcome,) = messages(edge.hello(T, key="boss", bundle=""))
     assert isinstance(welcome, Welcome)
-    assert (welcome.bundle, welcome.features) == ("", ("resume", "bundles", "probe", "zstd", "lz4"))
+    assert (welcome.bundle, welcome.features) == ("", ("resume", "bundles", "probe", "inline", "zstd", "lz4"))
     edge.say(BundleOffer(SHA, D, 1000), OTHER)
     edge.tell(UploadOpened(1, 1000))
     edge.tell(BundleLoaded(1, D, served_of(edge.facts, "edge")))

@@ -16,6 +16,7 @@ from flagsplit.transport.messages import (
     _SCHEMAS,
     ITEM_SIZE_BYTES,
     MAX_HEADER_BYTES,
+    MAX_INLINE_BYTES,
     MAX_PAYLOAD_BYTES,
     MESSAGE_TYPES,
     VERSION,
@@ -129,6 +130,20 @@ SINCE_1_1: dict[str, Message] = {
         resume=True,
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     ),
+    "open_inline": Open(
+        sid="s-1",
+        rid=42,
+        attempt=1,
+        epoch=8,
+        plan="plan-3",
+        hop=1,
+        route=(Hop("phone", "p0", ("a", "b")), Hop("cloud", "p2")),
+        tensors=(TensorHeader("a", "float16", (1, 3, 1), 6), TensorHeader("b", "uint8", (2, 3), 6)),
+        deadline_ms=250,
+        trace=(HopTiming("phone", "p0", 10, 2000, 0, 12),),
+        inline_crc32=zlib.crc32(b"twelve bytes"),
+        payload=b"twelve bytes",
+    ),
     "chunk": Chunk("s-1", 42, 1, 1, 0, 0, 0x1DB55E4A, squeeze="zstd", raw_bytes=4096, payload=b"twelve bytes"),
     "bundle_part": BundlePart(DIGEST, 1 << 20, 0x1DB55E4A, payload=b"twelve bytes"),
     "probe": Probe(9, 65536, payload=b"\0" * 16),
@@ -178,7 +193,7 @@ def test_unknown_keys_are_ignored_and_defaults_fill_in(name: str) -> None:
     message = SAMPLES[name]
     for field in dataclasses.fields(message):
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        if field.name == "payload":
+        if field.name in ("payload", "inline_crc32"):
             continue
         if has_default:
             loaded = decode(frames_of(name, **{field.name: ...}))
@@ -239,12 +254,61 @@ def test_unknown_keys_are_ignored_and_defaults_fill_in(name: str) -> None:
         ("welcome", {"slowdown_permille": 1e9}),
         ("open", {"traceparent": "00-zz"}),
         ("open", {"resume": 1}),
+        ("open", {"inline_crc32": 5}),
+        ("open", {"inline_crc32": None}),
         ("pong", {"links": [{"tier": "cloud", "bytes_per_s": 1, "rtt_us": 1, "loss_permille": 1001}]}),
     ],
 )
 def test_fields_out_of_bounds_are_refused(name: str, changes: dict[str, object]) -> None:
     with pytest.raises(ProtocolError):
         decode(frames_of(name, **changes))
+
+
+@pytest.mark.parametrize(
+    ("size", "crc", "change"),
+    [
+        (12, None, {}),
+        (0, 0, {}),
+        (11, 0, {}),
+        (13, 0, {}),
+        (12, -1, {}),
+        (12, 2**32, {}),
+        (12, True, {}),
+        (12, 0, {"resume": True}),
+        (0, None, {"tensors": ()}),
+        (
+            MAX_INLINE_BYTES + 1,
+            0,
+            {"tensors": [{"name": "a", "dtype": "uint8", "shape": [65537], "size_bytes": 65537}]},
+        ),
+    ],
+)
+def test_an_open_with_a_payload_has_all_its_tensors_and_their_checksum(
+    size: int, crc: int | None, change: dict[str, object]
+) -> None:
+    header: dict[str, object] = msgpack.unpackb(encode(SINCE_1_1["open_inline"])[0])  # type: ignore[attr-defined,no-untyped-call]
+    header |= change
+    header.pop("inline_crc32")
+    header |= {} if crc is None else {"inline_crc32": crc}
+    packed: bytes = msgpack.packb(header)  # type: ignore[no-untyped-call]
+    with pytest.raises(ProtocolError):
+        decode([packed, bytes(size)])
+
+
+def test_an_open_as_large_as_allowed_travels_whole() -> None:
+    opened = SINCE_1_1["open_inline"]
+    assert isinstance(opened, Open)
+    whole = (TensorHeader("a", "uint8", (MAX_INLINE_BYTES,), MAX_INLINE_BYTES),)
+    most = dataclasses.replace(opened, tensors=whole, inline_crc32=0, payload=bytes(MAX_INLINE_BYTES))
+    assert decode(encode(most)) == most
+    for beyond in (
+        dataclasses.replace(most, inline_crc32=None),
+        dataclasses.replace(most, payload=bytes(5)),
+        dataclasses.replace(most, payload=b""),
+        dataclasses.replace(most, resume=True),
+    ):
+        with pytest.raises(InternalError):
+            encode(beyond)
 
 
 def test_frames_are_counted_and_measured() -> None:

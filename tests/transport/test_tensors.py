@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.messages import Chunk, Open, TensorHeader
-from flagsplit.transport.tensors import ALIGNMENT_BYTES, LARGE_TENSOR_BYTES, Assembly, TransferLimits, chunks_of
+from flagsplit.transport.tensors import (
+    ALIGNMENT_BYTES,
+    LARGE_TENSOR_BYTES,
+    Assembly,
+    TransferLimits,
+    chunks_of,
+    inline_payload,
+)
 from flagsplit.transport.testing import sample_open
 
 SMALL = TransferLimits(min_chunk_bytes=1)
@@ -32,6 +39,26 @@ def test_chunks_in_any_order_and_twice_give_the_tensors(
     assert assembly.complete
     assert all(done[index:] for index in range(len(done)) if done[index])
     assert [bytes(buffer) for buffer in assembly.buffers()] == tensors
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=60), min_size=1, max_size=4), st.integers(1, 2**32 - 1))
+def test_tensors_inside_the_open_are_there_at_once(tensors: list[bytes], wrong: int) -> None:
+    opened = sample_open(*map(len, tensors))
+    payload = inline_payload([memoryview(tensor) for tensor in tensors])
+    if not payload:
+        return
+    whole = dataclasses.replace(opened, inline_crc32=zlib.crc32(payload), payload=payload)
+    assembly = Assembly(whole, SMALL)
+    assert assembly.complete
+    assert [bytes(buffer) for buffer in assembly.buffers()] == tensors
+    assert all(buffer.readonly is False for buffer in assembly.buffers())
+    assert assembly.offsets() == tuple(map(len, tensors))
+    assert not list(chunks_of(whole, tensors))
+    with pytest.raises(ProtocolError):
+        Assembly(dataclasses.replace(whole, inline_crc32=zlib.crc32(payload) ^ wrong), SMALL)
+    with pytest.raises(ProtocolError):
+        Assembly(whole, TransferLimits(max_request_bytes=len(payload) - 1))
 
 
 @settings(deadline=None)
