@@ -115,13 +115,13 @@ class MachineMetrics:
 
     def _message(self, direction: str, peer: str, message: Message) -> None:
         self._messages(direction, message.TYPE).inc()
-        if isinstance(message, Chunk):
+        if isinstance(message, Chunk | Open) and message.payload:
             size_bytes = len(message.payload)
             self._payload(direction, self.peers.tier_of(peer)).inc(size_bytes)
-            if message.squeeze:
+            if isinstance(message, Chunk) and message.squeeze:
                 self.squeezed_bytes.labels(direction, "wire").inc(size_bytes)
                 self.squeezed_bytes.labels(direction, "raw").inc(message.raw_bytes)
-        elif isinstance(message, Open) and direction == "out" and message.trace:
+        if isinstance(message, Open) and direction == "out" and message.trace:
             last = message.trace[-1]
             if last.tier == self.tier and last.segment:
                 self.batch.observe(last.batch)

@@ -19,7 +19,7 @@ import msgpack
 from flagsplit.errors import InternalError
 from flagsplit.transport.message_fields import MAX_PAYLOAD_BYTES
 from flagsplit.transport.messages import MESSAGE_TYPES, Chunk, Frame, Hop, Lane, Message, Open, TensorHeader, encode
-from flagsplit.transport.schema import Flag, ListOf, MapOf, Prose, StructOf, Text, Whole
+from flagsplit.transport.schema import Flag, ListOf, MapOf, Prose, Recurring, StructOf, Text, Whole
 
 _packb: Final[Callable[[object], bytes]] = msgpack.packb
 _unpackb: Final[Callable[[Frame], dict[str, Any]]] = msgpack.unpackb  # type: ignore[attr-defined]
@@ -206,6 +206,8 @@ class Fuzzer:
                 return tuple(self._of(item) for _ in range(count))
             case MapOf(key, item, most):
                 return {self._of(key): self._of(item) for _ in range(self.rng.choice((0, 1, 2, most)))}
+            case Recurring():
+                return self._of(check._check)
             case StructOf():
                 return self._struct(check.cls)
         raise TypeError(f"no idea how to draw a {check}")

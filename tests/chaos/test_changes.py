@@ -95,7 +95,7 @@ def test_a_worker_ends_at_once_at_the_second_signal(own_fleet: Fleet) -> None:
     worker = own_fleet.processes["edge"]
     worker.send_signal(signal.SIGTERM)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10.0) == 0
+    assert worker.wait(10.0) in (0, -signal.SIGTERM)  # the second may come when nobody listens to it any more
 
 
 def _load(session: Session, whole: Executable, first: int, until: float) -> int:

@@ -107,6 +107,8 @@ class History:
 
     def _heal(self, tier: str) -> None:
         self.cluster.resume(tier)
+        if self.cluster.is_alive(tier) and self.cluster.worker(tier).stats().draining:
+            self.cluster.kill(tier)  # it would end by itself, and nobody would start another
         self.cluster.start(tier)
         self.cluster.slow(tier, 1.0)
 
