@@ -137,7 +137,7 @@ class Cluster:
         tiers: the last word of the session about each tier.
         watch: called with source tier, target tier and message just before a message arrives; may kill either.
         fate: called with source tier, target tier and message when a message is sent; gives, for each copy that is to
-            arrive, by how many seconds it is late. Nothing loses it, and one that is late has lost its place in its lane.
+            arrive, by how many seconds it is late. Nothing loses it; one that is late loses its place in its lane.
         overhear: called with tier and instruction before an instruction is followed.
         story: what happened, the newest last.
         highest_attempt: of all attempts that were announced.

@@ -15,7 +15,6 @@ from tests.runtime.worlds import Graph, Numbers, make_facts, random_graph, same
 
 from flagsplit.errors import UnavailableError
 from flagsplit.runtime.events import Adopted, Deliver, Fail, Instruction, Released
-from flagsplit.runtime.itinerary import itinerary
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.runtime.session_machine import SessionFacts, SessionOptions
 from flagsplit.runtime.testing import Cluster, Times

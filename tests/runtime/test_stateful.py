@@ -10,18 +10,26 @@ from typing import ClassVar
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import HealthCheck, note, seed, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis import HealthCheck, Phase, note, seed, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from tests.runtime.modelled import HOME, PATIENCE_S, Fault, Modelled
 
-from flagsplit.runtime.events import Adopt
+from flagsplit.runtime.events import Adopt, Deliver
 from flagsplit.transport.channel import Acked, Received, inbound_name
 from flagsplit.transport.messages import Chunk, Failed, LinkGauge, Message, Open, Pong
 
-_BLOCKS, _HISTORIES, _STEPS = 16, 130, 25
-_WAITS_S = st.sampled_from([0.0, 0.01, 0.05, 0.05, 0.3, 0.3, 1.0, 4.0])
-_SIZES = st.sampled_from([0, 1, 7, 300, 300, 9_000, 80_000])
-_DEADLINES_S = st.sampled_from([PATIENCE_S, PATIENCE_S, PATIENCE_S, 0.0, 0.2, 2.0, 8.0])
+_BLOCKS, _HISTORIES, _STEPS = 16, 126, 20
+_WAITS_S = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 4.0])
+_SIZES = st.sampled_from([0, 1, 7, 300, 300, 9_000, 40_000])
+_SOME_SIZES = st.lists(_SIZES, min_size=1, max_size=4)
+_DEADLINES_S = st.sampled_from([PATIENCE_S, PATIENCE_S, PATIENCE_S, PATIENCE_S, 0.0, 0.3, 2.0, 8.0])
 _PLANS = st.sampled_from(["", "", "p0", "p1", "last", "alone", "unheard of"])
 _FAULTY = st.sampled_from(["Open", "Open", "Chunk", "Chunk", "Have", "Failed", "Done", "Cancel", "Ping", "Pong"])
 _COPIES = st.sampled_from([(), (), (0.0, 0.0), (0.0, 0.6), (0.0, 7.0), (0.6,), (7.0,)])
@@ -36,9 +44,12 @@ class Anything(RuleBasedStateMachine):
     alone: ClassVar[bool] = True
     played: ClassVar[int] = 0
 
-    @initialize(number=st.integers(0, 2**32 - 1))
-    def begin(self, number: int) -> None:
+    @initialize(number=st.integers(0, 2**16), sizes=_SOME_SIZES, wait_s=_WAITS_S)
+    def begin(self, number: int, sizes: list[int], wait_s: float) -> None:
         self.model = Modelled(number, self.workers, alone=self.alone)
+        self.model.cluster.run(wait_s)
+        for size in sizes:
+            self.model.ask(size, PATIENCE_S, "")
         self.cluster = self.model.cluster
         self.said: list[tuple[str, Message]] = []
         self.cluster.watch = self._remember
@@ -60,9 +71,10 @@ class Anything(RuleBasedStateMachine):
     def let_time_pass(self, wait_s: float) -> None:
         self.cluster.run(wait_s)
 
-    @rule(size=_SIZES, deadline_s=_DEADLINES_S, plan=_PLANS, wait_s=_WAITS_S)
-    def ask(self, size: int, deadline_s: float, plan: str, wait_s: float) -> None:
-        self.model.ask(size, deadline_s, plan)
+    @rule(sizes=_SOME_SIZES, deadline_s=_DEADLINES_S, plan=_PLANS, wait_s=_WAITS_S)
+    def ask(self, sizes: list[int], deadline_s: float, plan: str, wait_s: float) -> None:
+        for size in sizes:
+            self.model.ask(size, deadline_s, plan)
         self.cluster.run(wait_s)
 
     @precondition(lambda self: self.model.asked)
@@ -70,18 +82,21 @@ class Anything(RuleBasedStateMachine):
     def abandon(self, last: int) -> None:
         self.model.abandon(max(1, len(self.model.asked) - last))
 
-    @rule(place=_PLACES, how=st.sampled_from(["kill", "leave", "drain", "stop"]))
-    def take_away(self, place: int, how: str) -> None:
+    @rule(place=_PLACES, how=st.sampled_from(["kill", "leave", "drain", "stop"]), wait_s=_WAITS_S)
+    def take_away(self, place: int, how: str, wait_s: float) -> None:
         getattr(self.cluster, how)(self._tier(place))
+        self.cluster.run(wait_s)
 
-    @rule(place=_PLACES)
-    def bring_back(self, place: int) -> None:
+    @rule(place=_PLACES, wait_s=_WAITS_S)
+    def bring_back(self, place: int, wait_s: float) -> None:
         self.cluster.start(self._tier(place))
         self.cluster.resume(self._tier(place))
+        self.cluster.run(wait_s)
 
-    @rule(place=_PLACES, other=_PLACES, how=st.sampled_from(["lose", "partition", "heal"]))
-    def reconnect(self, place: int, other: int, how: str) -> None:
+    @rule(place=_PLACES, other=_PLACES, how=st.sampled_from(["lose", "partition", "heal"]), wait_s=_WAITS_S)
+    def reconnect(self, place: int, other: int, how: str, wait_s: float) -> None:
         getattr(self.cluster, how)(*self._pair(place, other))
+        self.cluster.run(wait_s)
 
     @rule(place=_PLACES, factor=st.sampled_from([1.0, 5.0, 20.0]))
     def slow(self, place: int, factor: float) -> None:
@@ -129,6 +144,9 @@ class Anything(RuleBasedStateMachine):
             if sys.exc_info()[0] is None:
                 type(self).played += 1
                 self.model.settle()
+                self.model.ask(300, 10.0, "last")
+                self.model.settle()
+                assert isinstance(self.cluster.answers[len(self.model.asked)], Deliver), "it works as before"
         finally:
             note("\n".join(self.cluster.story))
 
@@ -144,7 +162,8 @@ def test_whatever_happens_each_request_is_answered_once_and_rightly_and_nothing_
             stateful_step_count=_STEPS,
             deadline=None,
             database=None,
+            phases=(Phase.generate, Phase.shrink),
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert kind.played >= _HISTORIES  # type: ignore[attr-defined]
+    assert kind.played >= _HISTORIES
