@@ -393,9 +393,11 @@ class SessionMachine(Relay):
         """The plan for an attempt: the one asked for, the one that all follow, or the best for this request's case."""
         facts, rid = request.epoch.facts, request.flight.rid
         alive = self._alive(request)
-        if self._can_have_its_way(request, alive):
-            return request.wanted, self._guide.asked(self.now, alive, request.wanted, rid)
-        if request.epoch is not self._epoch:
+        has_its_way, is_current = self._can_have_its_way(request, alive), request.epoch is self._epoch
+        if has_its_way:
+            # The guide knows the plans of the current epoch only.
+            return request.wanted, self._guide.asked(self.now, alive, request.wanted, rid) if is_current else None
+        if not is_current:
             pool = facts.pool
             without = facts.lossy if request.exact else ()
             return pool.choose(replace(facts.nominal, alive=alive), without=without).plan.name, None

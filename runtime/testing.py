@@ -2,15 +2,15 @@
 
 A `Cluster` drives sessions and a `WorkerMachine` per tier without threads or sockets. Its network keeps the promises of
 a `flagsplit.transport.Channel` and no more: messages are in order per connection and lane, those under way are lost
-when an end dies, a death is noticed late, and a process or a link may fall silent without a word. All chance comes from
-one seed, so a history can be told again.
+when an end dies, a death is noticed late, and a process or a link may fall silent without a word. Only `fate` breaks
+these promises, where a test sets it. All chance comes from one seed, so a history can be told again.
 """
 
 import heapq
 import itertools
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,6 +136,9 @@ class Cluster:
         answers: what became of each request, by number.
         tiers: the last word of the session about each tier.
         watch: called with source tier, target tier and message just before a message arrives; may kill either.
+        fate: called with source tier, target tier and message when a message is sent; gives, for each copy that is to
+            arrive, by how many seconds it is late. Nothing loses it; one that is late loses its place in its lane.
+        overhear: called with tier and instruction before an instruction is followed.
         story: what happened, the newest last.
         highest_attempt: of all attempts that were announced.
     """
@@ -154,6 +157,8 @@ class Cluster:
         self.answers: dict[int, Deliver | Fail] = {}
         self.tiers: dict[str, TierChanged] = {}
         self.watch: Callable[[str, str, Message], None] = lambda _source, _target, _message: None
+        self.fate: Callable[[str, str, Message], Sequence[float]] = lambda _source, _target, _message: (0.0,)
+        self.overhear: Callable[[str, Instruction], None] = lambda _tier, _instruction: None
         self.story: deque[str] = deque(maxlen=400)
         self.highest_attempt = 0
         self._facts, self._options = facts, session
@@ -216,6 +221,10 @@ class Cluster:
     def abandon(self, rid: int) -> None:
         """Give a request up."""
         self._tell(self.session, Abandon(rid))
+
+    def tell(self, name: str, event: Event) -> None:
+        """Let a session or a worker learn of something that no other method brings about."""
+        self._tell(self._nodes[name], event)
 
     def start(self, tier: str) -> None:
         """Start a worker that is not running."""
@@ -337,6 +346,7 @@ class Cluster:
 
     def _follow(self, node: _Node, instructions: list[Instruction]) -> None:
         for instruction in instructions:
+            self.overhear(node.tier, instruction)
             match instruction:
                 case Send(peer, message):
                     self._send(node, peer, message)
@@ -482,12 +492,14 @@ class Cluster:
         if isinstance(message, Open):
             self.highest_attempt = max(self.highest_attempt, message.attempt)
         target = 1 - connection.ends.index(node)
-        flying = _Flying(connection, target, decode(encode(message)))
-        connection.flying.append(flying)
         key = (target, message.LANE)
         due = max(connection.last_due.get(key, 0.0), self.clock.now_s() + self._random.uniform(*self._times.delay_s))
         connection.last_due[key] = due
-        self.at(due, lambda: self._arrive(flying))
+        message = decode(encode(message))
+        for late_s in self.fate(node.tier, connection.ends[target].tier, message):
+            flying = _Flying(connection, target, message)
+            connection.flying.append(flying)
+            self.at(due + late_s, lambda flying=flying: self._arrive(flying))  # type: ignore[misc]
 
     def _withdraw(self, node: _Node, peer: str, sid: str, rid: int) -> None:
         """What has left already arrives nevertheless: a part of what is under way, the oldest first."""

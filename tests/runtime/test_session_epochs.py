@@ -96,6 +96,16 @@ def test_requests_end_in_the_epoch_that_they_began_in_and_then_the_old_bundle_is
         assert (Released(lone.facts.bundle) in said) == (run.bundle == lone.facts.bundle)
 
 
+def test_a_plan_that_was_asked_for_is_tried_again_although_the_new_policy_lacks_it() -> None:
+    lone = _both_up()
+    lone.submit(plan="by-cloud")
+    lone.ran()
+    lone.tell(Adopt(facts(trip=TRIP, alone=ALONE)))
+    said = lone.tell(Down("edge", "gone"))
+    again = next(opened for opened in _messages(said, Open))
+    assert (again.plan, again.attempt, again.epoch) == ("by-cloud", 2, 0)
+
+
 def test_a_worker_without_the_new_bundle_is_done_without() -> None:
     lone = _both_up()
     said = lone.tell(Adopt(replace(lone.facts, bundle=NEW)))
