@@ -17,6 +17,7 @@ from flagsplit.apps.pipeline import BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
 from flagsplit.apps.planning import PlanReport
 from flagsplit.apps.planning import plan as plan_model
+from flagsplit.apps.rebuilder import Rebuilder
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
@@ -208,7 +209,8 @@ def connect(
             workers that are started here can be slowed.
 
     Yields:
-        A session; `session.run({"input": array})` gives the outputs by name.
+        A session; `session.run({"input": array})` gives the outputs by name. Its `update_sla` builds the bundle again
+        where no pooled plan will do, in a process of its own, and sends it to the workers that are up.
 
     Raises:
         BundleError, ConfigError, PolicyError: bundle, keys or tiers are wrong.
@@ -216,16 +218,20 @@ def connect(
     """
     opened = bundle if isinstance(bundle, Bundle) else open(bundle)
     settings = _slowed(opened, settings or SessionSettings(), slowdowns or {}, only_first=tiers is not None)
+    folder = None if keys is None else Path(keys)
     with ExitStack() as stack:
         if tiers is None:
-            workers = LocalWorkers(opened.path, opened.tiers[1:], slowdowns=slowdowns)
+            workers = LocalWorkers(opened.path, opened.tiers[1:], slowdowns=slowdowns, keys=folder)
             addresses = stack.enter_context(workers).addresses
         else:
             addresses = {name: PeerAddress(at) if isinstance(at, str) else at for name, at in tiers.items()}
         for name in addresses:
             opened.tier_index(name)
-        channel = ZmqChannel(security=KeyStore(None if keys is None else Path(keys)).security())
-        yield stack.enter_context(Session(opened, addresses, channel, settings))
+        channel = ZmqChannel(security=KeyStore(folder).security())
+        rebuilder = Rebuilder(addresses, folder)
+        session = Session(opened, addresses, channel, settings, rebuilder)
+        rebuilder.states = lambda: session.tiers
+        yield stack.enter_context(session)
 
 
 def _slowed(

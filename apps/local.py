@@ -46,20 +46,28 @@ class LocalWorkers:
         tiers: names of the tiers to serve.
         threads: threads of each worker's engine.
         slowdowns: by tier, how many times as slow it is made to be, to emulate another device.
+        keys: the key folder; the user's own by default.
 
     Raises:
         PeerError: a worker did not start; the message carries what it said.
     """
 
     def __init__(
-        self, bundle: Path, tiers: Sequence[str], *, threads: int = 1, slowdowns: Mapping[str, float] | None = None
+        self,
+        bundle: Path,
+        tiers: Sequence[str],
+        *,
+        threads: int = 1,
+        slowdowns: Mapping[str, float] | None = None,
+        keys: Path | None = None,
     ) -> None:
         self.workers: dict[str, LocalWorker] = {}
         starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         try:
             for tier in tiers:
                 errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
-                starting[tier] = _start(bundle, tier, threads, (slowdowns or {}).get(tier, 1.0), errors), errors
+                slowdown = (slowdowns or {}).get(tier, 1.0)
+                starting[tier] = _start(bundle, tier, threads, slowdown, keys, errors), errors
             for tier, (process, log) in starting.items():
                 self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
@@ -92,11 +100,14 @@ class LocalWorkers:
         self.close()
 
 
-def _start(bundle: Path, tier: str, threads: int, slowdown: float, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(
+    bundle: Path, tier: str, threads: int, slowdown: float, keys: Path | None, errors: IO[bytes]
+) -> "subprocess.Popen[bytes]":
     command = [
         *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(bundle), "--tier", tier),
         *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
         *("--slowdown", str(slowdown)),
+        *(() if keys is None else ("--keys", str(keys))),
     ]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True

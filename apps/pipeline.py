@@ -24,6 +24,7 @@ from flagsplit.apps.groundwork import BuildOptions, pose, prepare
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
+from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, recipe_of, sla_data
 from flagsplit.apps.tier_parts import TierParts, tier_parts
 from flagsplit.errors import ConfigError, ModelError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
@@ -60,6 +61,7 @@ class BuildResult:
         seconds: by step of the build.
         planning: plans, choice, reasons.
         calibrations: by name of each tier with a profile, which of its blocks were measured.
+        notes: what was assumed.
     """
 
     path: Path
@@ -69,6 +71,24 @@ class BuildResult:
     seconds: Mapping[str, float]
     planning: PlanningResult
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical graph without plans on it, and where it comes from.
+
+    Attributes:
+        graph: whose large tensors are mapped from `weights`.
+        weights: the file of the weights.
+        origin: name and digest of the model as it was given.
+        nodes_read: of the model as it was given.
+    """
+
+    graph: ir.Model
+    weights: Path
+    origin: Model
+    nodes_read: int
 
 
 def build(
@@ -106,9 +126,10 @@ def build(
     source = model if isinstance(model, Source) else Source(model)
     if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
-    clock = _Clock(progress)
+    clock = Clock(progress)
     with _scratch_beside(output) as folder:
-        return _build(source, output, folder, deployment, sla or SLA(), profiles, options, clock)
+        canonical = _read(source, folder, clock)
+        return assemble(canonical, output, deployment, sla or SLA(), options, clock, profiles)
 
 
 @contextmanager
@@ -122,16 +143,8 @@ def _scratch_beside(output: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _build(
-    source: Source,
-    output: Path,
-    folder: Path,
-    deployment: Deployment,
-    sla: SLA,
-    profiles: Mapping[str, Profile],
-    options: BuildOptions,
-    clock: "_Clock",
-) -> BuildResult:
+def _read(source: Source, folder: Path, clock: "Clock") -> Canonical:
+    """Import a model and store its weights in a folder."""
     clock.step("read", 0.0)
     model = source.read()
     nodes_read = len(model.graph)
@@ -140,13 +153,36 @@ def _build(
     flagir.check(model)
     clock.step("store weights", 0.3)
     flagir.save(model, folder)
-    digest = _sha256(source.path or folder / flagir.MODEL_NAME)
+    origin = Model(name=source.name, sha256=_sha256(source.path or folder / flagir.MODEL_NAME))
+    return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read)
+
+
+def assemble(
+    canonical: Canonical,
+    output: Path,
+    deployment: Deployment,
+    sla: SLA,
+    options: BuildOptions,
+    clock: "Clock",
+    profiles: Mapping[str, Profile] | None = None,
+) -> BuildResult:
+    """Plan, compile and write a bundle from a canonical graph, which gets the plans put on it.
+
+    Raises:
+        PolicyError: no plan can keep the SLA.
+        ConfigError: the output cannot be written.
+    """
+    model = canonical.graph
     clock.step("plan", 0.5)
-    ground = prepare(model, deployment, options, profiles)
+    ground = prepare(model, deployment, options, profiles or {})
     dims, graph, targets = ground.dims, ground.graph, ground.targets
-    planning = plan_problem(pose(ground, deployment, sla, options))
+    problem = pose(ground, deployment, sla, options)
+    planning = plan_problem(problem)
+    extra: tuple[str, ...] = ()
     if options.extra_plans is not None:
+        pooled = {plan.name for plan in planning.pool.plans}
         planning = add_plans(planning, options.extra_plans)
+        extra = tuple(plan.name for plan in planning.pool.plans if plan.name not in pooled)
     clock.step("compile", 0.7)
     graphs = cut_plans(model, graph, planning.pool.plans)
     planning = _without_endless_routes(planning, graphs, model)
@@ -163,17 +199,19 @@ def _build(
     clock.step("write", 0.8)
     members: dict[str, Member] = {
         GRAPH_NAME: flagir.to_bytes(model),
-        WEIGHTS_MEMBER: folder / flagir.WEIGHTS_NAME,
+        WEIGHTS_MEMBER: canonical.weights,
         PLANS_NAME: _plan_set(planning, graphs).to_json(),
-        TRACE_NAME: _trace(nodes_read, model, graph, planning),
+        TRACE_NAME: _trace(canonical.nodes_read, model, graph, planning),
     }
+    if options.costs is not None or ground.profiled.costs is not None:
+        members[COSTS_NAME] = costs_to_json(problem.costs)
     tiers = [_manifest_tier(i, deployment, artifacts[i], parts[i], targets[i], members) for i in range(len(targets))]
     weights = flagir.weights_bytes(model)
 
     def facts_of(sizes: dict[str, int]) -> Facts:
         return Facts(
             format=FORMAT,
-            model=Model(name=source.name, sha256=digest),
+            model=canonical.origin,
             tiers=tiers,
             inputs=[_tensor(value) for value in model.graph.inputs],
             outputs=[_tensor(value) for value in model.graph.outputs],
@@ -183,6 +221,8 @@ def _build(
             sizes=sizes,
             metadata=_metadata(model),
             built_with=f"flagsplit {__version__}",
+            sla=sla_data(sla),
+            recipe=recipe_of(deployment, options, canonical.nodes_read, extra),
         )
 
     bundle_digest = write_archive(
@@ -195,8 +235,8 @@ def _build(
     )
 
 
-class _Clock:
-    """Times the steps and passes them on as progress."""
+class Clock:
+    """Times the steps of a build and passes them on as progress."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -205,6 +245,7 @@ class _Clock:
         self.seconds: dict[str, float] = {}
 
     def step(self, name: str, share: float) -> None:
+        """The step before is over, this one begins; so much is done."""
         now = time.monotonic()
         if self._name:
             self.seconds[self._name] = now - self._started
@@ -212,6 +253,7 @@ class _Clock:
         self._progress(name, share)
 
     def share(self, name: str, share: float) -> None:
+        """So much of the build is done."""
         self._progress(name, share)
 
 

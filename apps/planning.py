@@ -16,6 +16,7 @@ from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.groundwork import BuildOptions, pose, prepare
 from flagsplit.apps.models import is_bundle
 from flagsplit.apps.profiled import load_profiles
+from flagsplit.apps.recipe import recorded_sla
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, open_bundle
@@ -86,7 +87,7 @@ class PlanReport:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """What is to be planned: a canonical graph on a line of tiers."""
 
     name: str
@@ -95,6 +96,7 @@ class _Subject:
     options: BuildOptions
     shipped: Pool | None = None
     notes: tuple[str, ...] = ()
+    sla: SLA | None = None
 
 
 def plan(
@@ -116,7 +118,7 @@ def plan(
         tiers: names of the tiers, from the one that asks to the farthest; a bundle has its own.
         devices: device of each tier, by tier name; a bundle's own by default.
         links: links by tier or by two tiers; those that a bundle was planned for by default.
-        sla: the policy; the default minimizes latency.
+        sla: the policy; by default that of a bundle if it records it, else the least latency.
         options: sizes, catalogues, regions and costs, as for a build.
         what_ifs: changes of the world, see `flagsplit.splitter.what_if`.
         thresholds: whether to find out where another plan becomes best; it takes a moment where limits bind.
@@ -133,7 +135,7 @@ def plan(
     clock.done("read")
     profiles = load_profiles(options.profiles, subject.deployment, options.numerics)
     ground = prepare(subject.model, subject.deployment, subject.options, profiles)
-    problem = pose(ground, subject.deployment, sla or SLA(), subject.options)
+    problem = pose(ground, subject.deployment, sla or subject.sla or SLA(), subject.options)
     before = solve(problem) if what_ifs else None
     problem = what_if(problem, what_ifs, load_catalogue(options.catalogues).links)
     planning = plan_problem(problem)
@@ -150,7 +152,10 @@ def plan(
     if len(problem.tiers) > 1 and not forms:
         notes.append("no input is a picture or float32, so there is no baseline with compressed inputs")
     if subject.shipped is not None and sla is None:
-        notes.append("a bundle does not record its SLA: this is for the least latency; give another with --sla")
+        old = "the bundle does not record its SLA: this is for the least latency; give another with --sla"
+        notes.append(
+            old if subject.sla is None else "without --sla the policy is the one that the bundle was built under"
+        )
     given = (devices, links, sla, what_ifs, options.dims, options.shapes, options.regions, options.profiles)
     return PlanReport(
         name=subject.name,
@@ -175,26 +180,26 @@ def _subject(
     devices: Mapping[str, str],
     links: Mapping[str, str],
     options: BuildOptions,
-) -> _Subject:
+) -> Subject:
     source = model if isinstance(model, Source) else Source(model)
     if source.path is not None and is_bundle(source.path):
-        return _of_bundle(open_bundle(source.path), tiers, devices, links, options)
+        return subject_of_bundle(open_bundle(source.path), tiers, devices, links, options)
     if tiers is None:
         raise ConfigError("expected the tiers to plan for, such as --tiers phone,edge,cloud; only a bundle has its own")
     deployment = describe_deployment(tiers, devices, links, options.catalogues, options.regions)
     graph = source.read()
     flagir.canonicalize(graph)
     flagir.check(graph)
-    return _Subject(source.name, graph, deployment, options)
+    return Subject(source.name, graph, deployment, options)
 
 
-def _of_bundle(
+def subject_of_bundle(
     bundle: Bundle,
     tiers: Sequence[str] | None,
     devices: Mapping[str, str],
     links: Mapping[str, str],
     options: BuildOptions,
-) -> _Subject:
+) -> Subject:
     if tiers is not None and tuple(tiers) != bundle.tiers:
         raise ConfigError(f"expected the bundle's own tiers {','.join(bundle.tiers)} or none, came {','.join(tiers)}")
     own = {tier.name: tier.device for tier in bundle.facts.tiers}
@@ -208,13 +213,14 @@ def _of_bundle(
         notes.append("links without --link are those that the bundle was planned for; their medium is taken for wifi")
     if len(nominal.up_s_per_byte) > len(recorded) and not deployment.bypasses:
         notes.append("the bundle was planned with by-passes, which it does not name: give them with --link")
-    return _Subject(
+    return Subject(
         name=bundle.facts.model.name,
         model=flagir.load((bundle.folder / GRAPH_NAME).parent),
         deployment=replace(deployment, links=tuple(recorded)),
         options=_sizes_of(bundle, options),
         shipped=bundle.plans.pool,
         notes=tuple(notes),
+        sla=recorded_sla(bundle),
     )
 
 

@@ -34,6 +34,12 @@ def write_placement(model: ir.Model, plan: str, tiers: Sequence[str], placement:
         node.set_pipeline_stage(configuration, placement[node.name or ""])
 
 
+def clear_placements(model: ir.Model) -> None:
+    """Take all plans off a graph."""
+    for plan in plans_on(model):
+        model.remove_device_configuration(plan, cascade=True)
+
+
 def plans_on(model: ir.Model) -> dict[str, tuple[str, ...]]:
     """The plans that a graph carries, each with its tiers."""
     return {

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagsplit.errors import BundleError
 
-FORMAT = (1, 1)
+FORMAT = (1, 2)
 """Major and minor version of the bundle format."""
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -85,7 +85,11 @@ class Model(_Frozen):
 
 
 class Facts(_Frozen):
-    """The predicate of the statement."""
+    """The predicate of the statement.
+
+    `sla` and `recipe` are there since 1.2: the policy that it was built under, and what else a build needs, for
+    `flagsplit.apps.recipe` to read. They are plain data here, because a bundle runs without them.
+    """
 
     format: tuple[int, int]
     model: Model
@@ -98,6 +102,8 @@ class Facts(_Frozen):
     sizes: dict[str, _Size]
     metadata: dict[str, str] = {}
     built_with: str = ""
+    sla: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
 
 
 class Manifest(_Frozen):

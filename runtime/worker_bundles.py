@@ -38,6 +38,7 @@ from flagsplit.transport.messages import (
 # Parts that the disk has not taken yet; a sender that heeds what it is told is never beyond it.
 _UNSTORED_BYTES = 16 * MAX_PAYLOAD_BYTES
 _MAX_UPLOADS = 4
+_NO_RIGHTS = "your key may not manage bundles here; let it with flagsplit keys allow --admin"
 
 
 @dataclass
@@ -108,7 +109,9 @@ class Bundles:
         if not hello.bundle and self._may_manage(peer):
             return None
         if not hello.bundle:
-            return Reject("rights", "no bundle is named and your key may not manage any; see flagsplit keys --admin")
+            return Reject(
+                "rights", "no bundle is named and your key may not manage any; let it with flagsplit keys allow --admin"
+            )
         retired = self.retiring.get(hello.bundle)
         if retired is not None:
             instead = f"; use {retired.successor[:12]}" if retired.successor else ""
@@ -141,7 +144,7 @@ class Bundles:
 
     def _offer_refused(self, peer: str, offer: BundleOffer, there: _Upload | None) -> str:
         if not self._may_manage(peer):
-            return "your key may not manage bundles here; let it with flagsplit keys allow --admin"
+            return _NO_RIGHTS
         if self.draining:
             return self.draining
         if offer.bundle in self.retiring:
@@ -230,7 +233,7 @@ class Bundles:
 
     def _retire_refused(self, peer: str, message: BundleRetire) -> str:
         if not self._may_manage(peer):
-            return "your key may not manage bundles here; let it with flagsplit keys allow --admin"
+            return _NO_RIGHTS
         if message.bundle not in self.served or message.bundle in self.retiring:
             return ""
         if message.successor and (message.successor == message.bundle or not self.takes_new(message.successor)):

@@ -1,5 +1,6 @@
 """`flagsplit inspect`: what is in a bundle."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ def _data(bundle: Bundle) -> dict[str, Any]:
         "inputs": [tensor.model_dump() for tensor in facts.inputs],
         "outputs": [tensor.model_dump() for tensor in facts.outputs],
         "nominal_dims": facts.nominal_dims,
+        "sla": facts.sla,
         "tiers": [
             {
                 "name": tier.name,
@@ -61,6 +63,7 @@ def _show(bundle: Bundle) -> None:
     out.print(table("Tensors", ("", "name", "dtype", "shape"), tensors, left=4))
     if facts.nominal_dims:
         say(out, "planned for " + ", ".join(f"{name}={size}" for name, size in facts.nominal_dims.items()))
+    say(out, _sla_text(facts.sla))
     out.print()
     rows = [
         (tier.name, tier.device, ", ".join(a.target for a in tier.artifacts), len(bundle.segments_of(index)))
@@ -74,3 +77,10 @@ def _show(bundle: Bundle) -> None:
     out.print()
     for sentence in bundle.plans.reasons:
         say(out, sentence)
+
+
+def _sla_text(sla: dict[str, Any] | None) -> str:
+    """The recorded policy in one line; as it was recorded, so one with rules of a newer flagsplit is shown too."""
+    if sla is None:
+        return "its SLA is not recorded"
+    return f"built under the SLA {json.dumps(sla, ensure_ascii=False)}" if sla else "built for the least latency"

@@ -1,35 +1,38 @@
-"""`flagsplit swap`: send a new bundle to running workers, and retire the old one when all of them serve it."""
+"""`flagsplit swap`: send a new bundle to running workers, and retire the old one when all of them serve it.
+
+With `--sla` the new bundle is the given one, built again under another policy (`flagsplit.apps.rebuild`).
+"""
 
 import sys
-import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flagsplit.apps.cli.options import pairs
-from flagsplit.apps.cli.output import print_json
-from flagsplit.errors import ConfigError, PeerError, RefusedError
+from flagsplit.apps.cli.options import pairs, sla_file
+from flagsplit.apps.cli.output import print_json, progress_bar
+from flagsplit.apps.delivery import deliver
+from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.bundle_swap import SwapMachine, SwapOptions
-from flagsplit.runtime.bundle_upload import UploadFile
-from flagsplit.runtime.events import Ended, Instruction
-from flagsplit.runtime.shell import NoEngine, Shell
+from flagsplit.splitter.sla import SLA
 from flagsplit.transport.messages import PeerAddress
-from flagsplit.transport.security import KeyStore
-from flagsplit.transport.zeromq import ZmqChannel
-
-_LOOK_S = 0.2
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The new bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="The new bundle; with --sla the one to build again.")],
     tier: Annotated[list[str], typer.Option(metavar="TIER=tcp://HOST:PORT", help="Where a tier's worker listens.")],
     retire: Annotated[
         str,
         typer.Option(metavar="DIGEST|old", help="The bundle to retire then; old is what each has served for longest."),
     ] = "",
     patience_s: Annotated[float, typer.Option(min=1, help="Give up after so long without progress.")] = 60.0,
+    sla: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Build the bundle again under this policy, and send that.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="With --sla: where to keep the new bundle.")
+    ] = None,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
@@ -37,22 +40,37 @@ def command(
 
     All or nothing: if one worker refuses it, nothing is retired. The workers must have your key as an admin's.
     """
+    if output is not None and sla is None:
+        raise ConfigError("-o keeps a bundle that is built again: say under which policy with --sla")
     opened = open_bundle(bundle)
     workers = _workers(opened, pairs("--tier", tier))
+    if sla is not None:
+        opened = _again(opened, sla, output, quiet=as_json)
     if retire == opened.digest:
         raise ConfigError("--retire names the new bundle; name the old one, or say old")
-    file = UploadFile.of(bundle, opened.digest)
-    channel = ZmqChannel(security=KeyStore(keys).security())
-    machine = SwapMachine(file, workers, channel.instance, SwapOptions(retire=retire, patience_s=patience_s))
-    _run(machine, channel, show=not as_json and sys.stderr.isatty())
+    show = not as_json and sys.stderr.isatty()
+    options = SwapOptions(retire=retire, patience_s=patience_s)
+    machine = deliver(opened, workers, keys, options, _show if show else lambda _: None)
+    if show:
+        print(file=sys.stderr)
     states = {name: state for name, (state, _, _) in machine.progress.items()}
-    if machine.error:
-        raise RefusedError(machine.error)
+    size_bytes = opened.path.stat().st_size
     if as_json:
-        print_json({"bundle": opened.digest, "size_bytes": file.size_bytes, "tiers": states})
+        print_json({"bundle": opened.digest, "path": str(opened.path), "size_bytes": size_bytes, "tiers": states})
     else:
         done = "served by all, the old one is retired" if retire else "served by all"
-        print(f"bundle {opened.digest[:12]} ({file.size_bytes} bytes) is {done}: {', '.join(states)}")
+        print(f"bundle {opened.digest[:12]} ({size_bytes} bytes) is {done}: {', '.join(states)}")
+
+
+def _again(old: Bundle, sla: Path, output: Path | None, *, quiet: bool) -> Bundle:
+    """The bundle built again, at `output` or in the cache."""
+    from flagsplit.apps.rebuild import rebuild, rebuilt
+
+    policy = sla_file(sla) or SLA()
+    with progress_bar(quiet=quiet) as progress:
+        if output is None:
+            return rebuilt(old, policy, lambda place: rebuild(old, policy, place, progress=progress))
+        return open_bundle(rebuild(old, policy, output, progress=progress).path)
 
 
 def _workers(bundle: Bundle, given: dict[str, str]) -> dict[str, PeerAddress]:
@@ -60,33 +78,6 @@ def _workers(bundle: Bundle, given: dict[str, str]) -> dict[str, PeerAddress]:
         if bundle.tier_index(name) == 0:
             raise ConfigError(f"--tier {name} is the tier that asks; name the others")
     return {name: PeerAddress(address) for name, address in given.items()}
-
-
-def _run(machine: SwapMachine, channel: ZmqChannel, *, show: bool) -> None:
-    ended = threading.Event()
-    broken: list[Exception] = []
-
-    def tell(instruction: Instruction) -> None:
-        if isinstance(instruction, Ended):
-            ended.set()
-
-    def failed(error: Exception) -> None:
-        broken.append(error)
-        ended.set()
-
-    shell = Shell(machine, channel, NoEngine(), tell, failed, "flagsplit-swap")
-    shell.start(machine.start())
-    try:
-        while not ended.wait(_LOOK_S):
-            if show:
-                _show(machine)
-        if show:
-            _show(machine)
-            print(file=sys.stderr)
-    finally:
-        shell.stop()
-    if broken:
-        raise PeerError(f"the swap broke: {broken[0]}")
 
 
 def _show(machine: SwapMachine) -> None:

@@ -36,7 +36,7 @@ def test_a_bundle_has_its_tiers_links_and_sizes(small_model: Path, tmp_path: Pat
     assert report.plan.placement == built.planning.chosen.plan.placement
     assert report.plan.predicted.latency_s == pytest.approx(built.planning.chosen.plan.predicted.latency_s)
     assert report.shipped is not None
-    assert any("does not record its SLA" in note for note in report.notes)
+    assert any("the one that the bundle was built under" in note for note in report.notes)
     other = flagsplit.plan(tmp_path / "x", links={"cloud": "5mbit/80ms"})
     assert other.shipped is None
     assert other.problem.links[1].up_bytes_per_s == 5e6 / 8

@@ -58,7 +58,7 @@ def test_a_bundle(cli: Cli, small_bundle: Path) -> None:
     done = cli("plan", small_bundle)
     assert done.code == 0
     assert "The bundle's own plans (modelled)" in done.out
-    assert "note: a bundle does not record its SLA" in done.out
+    assert "note: without --sla the policy is the one that the bundle was built under" in done.out
     assert "own plans" not in cli("plan", small_bundle, "--link", "cloud=lte").out
 
 

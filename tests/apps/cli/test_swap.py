@@ -58,3 +58,28 @@ def test_workers_start_empty_and_get_two_bundles(
     for worker in workers.values():
         worker.signal(signal.SIGTERM)
         assert worker.end().code == 0
+
+
+def test_a_bundle_is_built_again_and_sent(
+    cli: Cli, spawn: Spawn, small_bundle: Path, split_bundle: Path, split_sla: Path, tmp_path: Path
+) -> None:
+    worker = spawn("serve", small_bundle, "--tier", "edge", "--listen", "tcp://127.0.0.1:0", "--json")
+    tier = ("--tier", f"edge={json.loads(worker.first_line())['address']}")
+    wanted = flagsplit.open(split_bundle).digest
+    done = cli("swap", small_bundle, *tier, "--sla", split_sla, "-o", tmp_path / "new.flagsplit", "--json").data
+    assert (done["bundle"], done["tiers"]) == (wanted, {"edge": "ready"})
+    assert (tmp_path / "new.flagsplit").read_bytes() == split_bundle.read_bytes()
+    again = cli("swap", small_bundle, *tier, "--sla", split_sla, "--retire", "old", "--json").data
+    assert (again["bundle"], again["tiers"]) == (wanted, {"edge": "retired"})
+    shown = cli("inspect", again["path"])
+    assert 'built under the SLA {"keep_on": {"inputs": "phone"}, "pins": {"ArgMax": "cloud"}}' in shown.out
+    assert cli("inspect", again["path"], "--json").data["sla"] == json.loads(split_sla.read_text())
+    assert "built for the least latency" in cli("inspect", small_bundle).out
+    impossible = tmp_path / "impossible.json"
+    impossible.write_text('{"bounds": {"latency_ms": 1e-6}}')
+    failed = cli("swap", small_bundle, *tier, "--sla", impossible, "-o", tmp_path / "none.flagsplit")
+    assert failed.code == 2
+    assert "no plan keeps the SLA" in failed.error
+    assert {path.name for path in tmp_path.iterdir()} == {"new.flagsplit", "impossible.json"}
+    worker.signal(signal.SIGTERM)
+    worker.end()

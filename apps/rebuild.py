@@ -1,0 +1,114 @@
+"""A bundle built again under another policy: same model, tiers, devices, links and choices.
+
+What a build needs beside the model is in the bundle's recipe (`flagsplit.apps.recipe`). Bundles of before format 1.2
+have none; what is assumed for those is what `flagsplit.apps.planning` assumes. How the result gets to workers that run
+is in `flagsplit.apps.delivery`.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from flagsplit import __version__, flagir
+from flagsplit.apps.deployment import Deployment
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.outputs import check_output
+from flagsplit.apps.pipeline import TRACE_NAME, BuildResult, Canonical, Clock, Progress, assemble
+from flagsplit.apps.planning import subject_of_bundle
+from flagsplit.apps.recipe import deployment_of, read_recipe, recorded_costs, sla_data
+from flagsplit.errors import BundleError, ConfigError
+from flagsplit.flagir.placement import clear_placements
+from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle, open_bundle
+from flagsplit.splitter.sla import SLA
+from flagsplit.targets.interface import Numerics
+
+_log = logging.getLogger(__name__)
+
+_FOLDER = "rebuilt"
+_OLD = "it is older than format 1.2 and does not say what it was built from: devices are those of the catalogue now"
+_OLD_TOO = "it is taken to be built with residency auto, in the world's mean region, and without profiles"
+
+
+def rebuild(bundle: Bundle, sla: SLA, output: Path, *, progress: Progress | None = None) -> BuildResult:
+    """Build a bundle again under another SLA; the same bundle and SLA give the same bytes.
+
+    Args:
+        bundle: the bundle; it stays as it is.
+        sla: the policy from now on.
+        output: the bundle to write.
+        progress: told what is being done.
+
+    Returns:
+        As of a build. `notes` says what had to be assumed; it is logged as a warning too.
+
+    Raises:
+        PolicyError: no plan can keep the SLA.
+        BundleError: what it was built from cannot be read.
+        ConfigError: the output cannot be written, or is the bundle itself.
+    """
+    check_output(output)
+    if output.exists() and bundle.path.exists() and output.samefile(bundle.path):
+        raise ConfigError(f"{output} is the bundle itself; give the new one another name with -o")
+    clock = Clock(progress or (lambda _what, _share: None))
+    clock.step("read", 0.0)
+    deployment, options, notes, nodes_read = _as_built(bundle)
+    for note in notes:
+        _log.warning("%s: %s", bundle.path, note)
+    graph = flagir.load((bundle.folder / GRAPH_NAME).parent)
+    clear_placements(graph)
+    canonical = Canonical(graph, bundle.folder / WEIGHTS_MEMBER, bundle.facts.model, nodes_read)
+    built = assemble(canonical, output, deployment, sla, options, clock)
+    return replace(built, notes=notes)
+
+
+def rebuilt(bundle: Bundle, sla: SLA, make: Callable[[Path], object]) -> Bundle:
+    """The bundle under another SLA from the cache, where it is made if it is not there yet or not whole.
+
+    Args:
+        bundle, sla: what to build again, and how.
+        make: builds it at a path that is given; raises what `rebuild` does.
+    """
+    place, cache = place_of(bundle, sla), bundle.folder.parents[1]
+    try:
+        return open_bundle(place, cache)
+    except BundleError:
+        pass
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {place.parent}: {error.strerror}; set $FLAGSPLIT_CACHE") from None
+    make(place)
+    return open_bundle(place, cache)
+
+
+def place_of(bundle: Bundle, sla: SLA) -> Path:
+    """Where in the cache a bundle is kept that was built again under an SLA."""
+    text = json.dumps([bundle.digest, sla_data(sla), __version__], sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()
+    return bundle.folder.parents[1] / _FOLDER / f"{name}.flagsplit"
+
+
+def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...], int]:
+    """Where it runs, the choices of its build, what is not known for sure, and how many nodes its model had."""
+    facts, recipe = bundle.facts, read_recipe(bundle)
+    options = BuildOptions(dims=facts.nominal_dims, ranges=facts.dim_ranges, costs=recorded_costs(bundle))
+    if recipe is None:
+        numerics = facts.tiers[0].artifacts[0].options.get("numerics", "exact")
+        options = replace(options, numerics=cast("Numerics", numerics))
+        subject = subject_of_bundle(bundle, None, {}, {}, options)
+        return subject.deployment, options, (_OLD, _OLD_TOO, *subject.notes), _nodes_read(bundle)
+    options = replace(options, numerics=recipe.numerics, residency=recipe.residency)
+    extra = ", ".join(recipe.extra_plans)
+    notes = (f"plans that were added at the build are not in the new one: {extra}",) if extra else ()
+    return deployment_of(bundle, recipe), options, notes, recipe.nodes_read
+
+
+def _nodes_read(bundle: Bundle) -> int:
+    try:
+        return int(json.loads((bundle.folder / TRACE_NAME).read_bytes())["traceEvents"][0]["args"]["nodes"])
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise BundleError(f"{bundle.path}: {TRACE_NAME} is damaged ({error}); get the bundle again") from None
