@@ -134,8 +134,7 @@ from dataclasses import replace
 from pathlib import Path
 from flagsplit.runtime.bundle_swap import SwapMachine, SwapOptions
 from flagsplit.runtime.bundle_upload import UploadFile, UploadOptions
-from flagsplit.runtime.shell import Shell
-from flagsplit.runtime.worker_engines import Engines
+from flagsplit.runtime.shell import NoEngine, Shell
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -148,7 +147,7 @@ def read(offset, size):
 channel = ZmqChannel(security=KeyStore().security())
 options = SwapOptions(upload=UploadOptions(part_bytes=500, window_bytes=500))
 machine = SwapMachine(replace(file, read=read), {"edge": PeerAddress(sys.argv[3])}, channel.instance, options)
-shell = Shell(machine, channel, Engines(print), lambda _: None, print, "slow")
+shell = Shell(machine, channel, NoEngine(), lambda _: None, print, "slow")
 shell.start(machine.start())
 shell.join()
 """

@@ -6,7 +6,7 @@ end, all is healed and nothing may be left. A history that fails comes with its 
 """
 
 import sys
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
 import pytest
@@ -154,8 +154,10 @@ class Anything(RuleBasedStateMachine):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(_BLOCKS))
 def test_whatever_happens_each_request_is_answered_once_and_rightly_and_nothing_is_left(block: int) -> None:
-    kind = type(f"Block{block}", (Anything,), {"workers": (2, 1, 2, 3)[block % 4], "alone": block % 8 < 5, "played": 0})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    kind: Any = type(
+        f"Block{block}", (Anything,), {"workers": (2, 1, 2, 3)[block % 4], "alone": block % 8 < 5, "played": 0}
+    )
+    run_state_machine_as_test(
         seed(block)(kind),
         settings=settings(
             max_examples=_HISTORIES,
