@@ -42,7 +42,7 @@ class LocalWorkers:
     """Worker processes on loopback, one for each tier. Use it in a `with` statement.
 
     Args:
-        bundle: path of the bundle.
+        bundles: path of the bundle, or paths of several that each worker serves.
         tiers: names of the tiers to serve.
         threads: threads of each worker's engine.
         slowdowns: by tier, how many times as slow it is made to be, to emulate another device.
@@ -52,14 +52,20 @@ class LocalWorkers:
     """
 
     def __init__(
-        self, bundle: Path, tiers: Sequence[str], *, threads: int = 1, slowdowns: Mapping[str, float] | None = None
+        self,
+        bundles: Path | Sequence[Path],
+        tiers: Sequence[str],
+        *,
+        threads: int = 1,
+        slowdowns: Mapping[str, float] | None = None,
     ) -> None:
+        paths = (bundles,) if isinstance(bundles, Path) else tuple(bundles)
         self.workers: dict[str, LocalWorker] = {}
         starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         try:
             for tier in tiers:
                 errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
-                starting[tier] = _start(bundle, tier, threads, (slowdowns or {}).get(tier, 1.0), errors), errors
+                starting[tier] = _start(paths, tier, threads, (slowdowns or {}).get(tier, 1.0), errors), errors
             for tier, (process, log) in starting.items():
                 self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
@@ -92,9 +98,11 @@ class LocalWorkers:
         self.close()
 
 
-def _start(bundle: Path, tier: str, threads: int, slowdown: float, errors: IO[bytes]) -> "subprocess.Popen[bytes]":
+def _start(
+    bundles: Sequence[Path], tier: str, threads: int, slowdown: float, errors: IO[bytes]
+) -> "subprocess.Popen[bytes]":
     command = [
-        *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(bundle), "--tier", tier),
+        *(sys.executable, "-m", "flagsplit.apps.cli", "serve", *map(str, bundles), "--tier", tier),
         *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
         *("--slowdown", str(slowdown)),
     ]
