@@ -104,9 +104,7 @@ def _pinned_symbol(bundles: Sequence[Facts]) -> str:
 
 def _shapes(facts: Facts, tensors: Sequence[Tensor]) -> list[Shape]:
     pinned = _pinned(facts)
-    return [
-        tuple(pinned.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.shape) for tensor in tensors
-    ]
+    return [tuple(pinned.get(dim, dim) if isinstance(dim, str) else dim for dim in tensor.shape) for tensor in tensors]
 
 
 def _sizes(names: Sequence[str], shapes: Sequence[Sequence[Shape]]) -> tuple[int, ...]:
