@@ -147,7 +147,7 @@ class BucketedSession:
 
     def _size_of(self, arrays: Mapping[str, Array]) -> int:
         """What the inputs, which agree on it, have at the axes that carry the size."""
-        return next(array.shape[axis] for name, array in arrays.items() for axis in self._carried[name])
+        return next(int(array.shape[axis]) for name, array in arrays.items() for axis in self._carried[name])
 
     def _padded(self, name: str, array: Array, bucket: int) -> Array:
         for axis in self._carried[name]:
