@@ -28,7 +28,7 @@ Pad = Callable[[str, Array, int, int], Array]
 _WINDOW = 8
 
 
-def pad_with_zeros(name: str, array: Array, axis: int, size: int) -> Array:
+def pad_with_zeros(_name: str, array: Array, axis: int, size: int) -> Array:
     """Zeros (False for booleans) after the end of an axis, so that it has `size` elements."""
     shape = list(array.shape)
     shape[axis] = size
@@ -124,7 +124,7 @@ class BucketedSession:
         window: int | None = None,
         ordered: bool = True,
     ) -> Iterator[Answer]:
-        """Answers to many requests of any sizes, up to `window` (8) of all buckets on their way; as `Session.stream`."""
+        """Answers to many requests of any sizes, up to `window` (8) on their way at once; as `Session.stream`."""
         return streamed(
             lambda inputs: self.submit(inputs, plan=plan, deadline_s=deadline_s),
             requests,
