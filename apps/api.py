@@ -1,10 +1,10 @@
-"""The Python API behind `flagsplit.build`, `plan`, `open` and `connect`: the words of the command line.
+"""The Python API behind `flagsplit.build`, `plan`, `open`, `connect`, `connect_buckets`: the words of the command line.
 
 Each takes plain values (paths, names, mappings) and gives the objects of the layers below.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from os import PathLike
@@ -22,6 +22,8 @@ from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.async_session import AsyncSession
+from flagsplit.runtime.bucket_shapes import bucket_shapes
+from flagsplit.runtime.bucketed import BucketedSession, Pad, pad_with_zeros
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.engine import check_slowdown
 from flagsplit.runtime.session import Session, SessionSettings
@@ -220,18 +222,74 @@ def connect(
     settings = _slowed(opened, settings or SessionSettings(), slowdowns or {}, only_first=tiers is not None)
     folder = None if keys is None else Path(keys)
     with ExitStack() as stack:
-        if tiers is None:
-            workers = LocalWorkers(opened.path, opened.tiers[1:], slowdowns=slowdowns, keys=folder)
-            addresses = stack.enter_context(workers).addresses
-        else:
-            addresses = {name: PeerAddress(at) if isinstance(at, str) else at for name, at in tiers.items()}
-        for name in addresses:
-            opened.tier_index(name)
+        addresses = _reached(stack, [opened], tiers, slowdowns, folder)
         channel = ZmqChannel(security=KeyStore(folder).security())
         rebuilder = Rebuilder(addresses, folder)
         session = Session(opened, addresses, channel, settings, rebuilder)
         rebuilder.states = lambda: session.tiers
         yield stack.enter_context(session)
+
+
+@contextmanager
+def connect_buckets(
+    bundles: Iterable[Bundle | AnyPath],
+    tiers: Mapping[str, str | PeerAddress] | None = None,
+    *,
+    symbol: str = "",
+    pad: Pad = pad_with_zeros,
+    crop: bool = True,
+    keys: AnyPath | None = None,
+    settings: SessionSettings | None = None,
+    slowdowns: Mapping[str, float] | None = None,
+) -> Iterator[BucketedSession]:
+    """Connect to workers that serve a model at several fixed sizes, for the length of a `with` statement.
+
+    A request of any size is padded to the smallest bundle that holds it, and its answer cropped (`docs/shapes.md`).
+
+    Args:
+        bundles: one for each size, or their paths; they differ in that size alone.
+        tiers: as for `connect`; each worker serves all the bundles.
+        symbol: name of the size in messages; by default that which the builds pinned, or "size".
+        pad: makes an input longer, given its name, the array, the axis, and the elements that the axis is to have.
+        crop: whether outputs are cut to the request's size along each axis that is as long as the bundle's.
+        keys: as for `connect`.
+        settings: as for `connect`; they count for each bundle by itself, and so do `max_pending` and memory.
+        slowdowns: as for `connect`.
+
+    Yields:
+        A session that takes inputs of any size up to the largest.
+
+    Raises:
+        ConfigError: the bundles differ in anything but one size; keys or tiers are wrong.
+        BundleError, PolicyError, RefusedError: as for `connect`.
+    """
+    opened = [each if isinstance(each, Bundle) else open(each) for each in bundles]
+    bucket_shapes([each.facts for each in opened], symbol, crop=crop)  # before a worker starts in vain
+    settings = _slowed(opened[0], settings or SessionSettings(), slowdowns or {}, only_first=tiers is not None)
+    folder = None if keys is None else Path(keys)
+    with ExitStack() as stack:
+        addresses = _reached(stack, opened, tiers, slowdowns, folder)
+        sessions = []
+        for each in opened:
+            channel = ZmqChannel(security=KeyStore(folder).security())
+            sessions.append(stack.enter_context(Session(each, addresses, channel, settings)))
+        yield BucketedSession(sessions, symbol, pad, crop=crop)
+
+
+def _reached(
+    stack: ExitStack,
+    bundles: Sequence[Bundle],
+    tiers: Mapping[str, str | PeerAddress] | None,
+    slowdowns: Mapping[str, float] | None,
+    keys: Path | None,
+) -> dict[str, PeerAddress]:
+    """Where the workers listen, started here for the length of `stack` if no addresses are given."""
+    if tiers is None:
+        workers = LocalWorkers([each.path for each in bundles], bundles[0].tiers[1:], slowdowns=slowdowns, keys=keys)
+        return stack.enter_context(workers).addresses
+    for name in tiers:
+        bundles[0].tier_index(name)
+    return {name: PeerAddress(at) if isinstance(at, str) else at for name, at in tiers.items()}
 
 
 def _slowed(

@@ -42,7 +42,7 @@ class LocalWorkers:
     """Worker processes on loopback, one for each tier. Use it in a `with` statement.
 
     Args:
-        bundle: path of the bundle.
+        bundles: path of the bundle, or paths of several that each worker serves.
         tiers: names of the tiers to serve.
         threads: threads of each worker's engine.
         slowdowns: by tier, how many times as slow it is made to be, to emulate another device.
@@ -54,20 +54,21 @@ class LocalWorkers:
 
     def __init__(
         self,
-        bundle: Path,
+        bundles: Path | Sequence[Path],
         tiers: Sequence[str],
         *,
         threads: int = 1,
         slowdowns: Mapping[str, float] | None = None,
         keys: Path | None = None,
     ) -> None:
+        paths = (bundles,) if isinstance(bundles, Path) else tuple(bundles)
         self.workers: dict[str, LocalWorker] = {}
         starting: dict[str, tuple[subprocess.Popen[bytes], IO[bytes]]] = {}
         try:
             for tier in tiers:
                 errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
                 slowdown = (slowdowns or {}).get(tier, 1.0)
-                starting[tier] = _start(bundle, tier, threads, slowdown, keys, errors), errors
+                starting[tier] = _start(paths, tier, threads, slowdown, keys, errors), errors
             for tier, (process, log) in starting.items():
                 self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
@@ -101,10 +102,10 @@ class LocalWorkers:
 
 
 def _start(
-    bundle: Path, tier: str, threads: int, slowdown: float, keys: Path | None, errors: IO[bytes]
+    bundles: Sequence[Path], tier: str, threads: int, slowdown: float, keys: Path | None, errors: IO[bytes]
 ) -> "subprocess.Popen[bytes]":
     command = [
-        *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(bundle), "--tier", tier),
+        *(sys.executable, "-m", "flagsplit.apps.cli", "serve", *map(str, bundles), "--tier", tier),
         *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
         *("--slowdown", str(slowdown)),
         *(() if keys is None else ("--keys", str(keys))),

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from flagsplit.errors import InputError, ModelError
+from flagsplit.errors import ModelError
+from flagsplit.flagir.bucket_sizes import smallest_holding
 from flagsplit.flagir.passes.drop_identities import DropIdentities
 from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
@@ -96,12 +97,7 @@ class Buckets(Mapping[int, ir.Model]):
         Raises:
             InputError: the size is below 1 or no bucket holds it.
         """
-        if size >= 1:
-            for bucket in self._models:
-                if bucket >= size:
-                    return bucket
-        most = next(reversed(self._models))
-        raise InputError(f"expected a size of 1 to {most} for dimension {self.symbol!r}, came {size}; add a bucket")
+        return smallest_holding(self.symbol, self._models, size)
 
 
 def buckets(model: ir.Model, symbol: str, sizes: Iterable[int], dims: Mapping[str, int] | None = None) -> Buckets:

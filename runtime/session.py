@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -43,6 +43,7 @@ from flagsplit.runtime.session_machine import SessionMachine
 from flagsplit.runtime.session_settings import Answer as Answer
 from flagsplit.runtime.session_settings import SessionSettings as SessionSettings
 from flagsplit.runtime.shell import Shell, describe
+from flagsplit.runtime.streaming import streamed
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.telemetry.tracing import parse_traceparent
 from flagsplit.runtime.telemetry.wanted import telemetry_of
@@ -276,16 +277,12 @@ class Session:
             window: how many; by default that of the settings.
             ordered: whether answers come in the order of their requests, or each when it is there.
         """
-        most = window or self._settings.machine.window
-        pending: list[Future[Answer]] = []
-        try:
-            for inputs in requests:
-                pending.append(self.submit(inputs, plan=plan, deadline_s=deadline_s))
-                yield from _take(pending, ordered=ordered, down_to=most - 1)
-            yield from _take(pending, ordered=ordered, down_to=0)
-        finally:
-            for future in pending:
-                future.cancel()
+        return streamed(
+            lambda inputs: self.submit(inputs, plan=plan, deadline_s=deadline_s),
+            requests,
+            window=window or self._settings.machine.window,
+            ordered=ordered,
+        )
 
     def swap(self, bundle: Bundle, *, timeout_s: float = 60.0) -> tuple[str, ...]:
         """Answer new requests by another bundle; those under way end with the one that they began with.
@@ -437,21 +434,6 @@ class Session:
             self._broken = broken
             self._changed.notify_all()
         self._pending.end(broken)
-
-
-def _take(pending: list[Future[Answer]], *, ordered: bool, down_to: int) -> Iterator[Answer]:
-    """Answers that are there, and as many others as it takes to leave no more than `down_to` waiting."""
-    while pending:
-        ready = next((each for each in (pending[:1] if ordered else pending) if each.done()), None)
-        if ready is None and len(pending) <= down_to:
-            return
-        if ready is None and not ordered:
-            wait(pending, return_when=FIRST_COMPLETED)
-            continue
-        future = ready or pending[0]
-        answer = future.result()
-        pending.remove(future)
-        yield answer
 
 
 def _first_segments(bundle: Bundle) -> list[str]:

@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING, Any
 from flagsplit._version import VERSION
 
 if TYPE_CHECKING:
-    from flagsplit.apps.api import build, build_async, connect, connect_async, open, open_async, plan  # noqa: A004 - flagsplit.open
+    from flagsplit.apps.api import (
+        build,
+        build_async,
+        connect,
+        connect_async,
+        connect_buckets,
+        open,  # noqa: A004 - flagsplit.open
+        open_async,
+        plan,
+    )
     from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
     from flagsplit.errors import FlagsplitError
     from flagsplit.runtime.async_session import AsyncSession
+    from flagsplit.runtime.bucketed import BucketedSession
     from flagsplit.runtime.bundle import Bundle
     from flagsplit.runtime.session import Session
     from flagsplit.runtime.session_settings import Answer, SessionSettings
@@ -30,6 +40,7 @@ __version__ = VERSION
 _HOMES = {
     "Answer": "flagsplit.runtime.session_settings",
     "AsyncSession": "flagsplit.runtime.async_session",
+    "BucketedSession": "flagsplit.runtime.bucketed",
     "BuildResult": "flagsplit.apps.pipeline",
     "Bundle": "flagsplit.runtime.bundle",
     "FlagsplitError": "flagsplit.errors",
@@ -41,6 +52,7 @@ _HOMES = {
     "build_async": "flagsplit.apps.api",
     "connect": "flagsplit.apps.api",
     "connect_async": "flagsplit.apps.api",
+    "connect_buckets": "flagsplit.apps.api",
     "open": "flagsplit.apps.api",
     "open_async": "flagsplit.apps.api",
     "plan": "flagsplit.apps.api",
@@ -50,6 +62,7 @@ __all__ = [
     "SLA",
     "Answer",
     "AsyncSession",
+    "BucketedSession",
     "BuildResult",
     "Bundle",
     "FlagsplitError",
@@ -61,6 +74,7 @@ __all__ = [
     "build_async",
     "connect",
     "connect_async",
+    "connect_buckets",
     "open",
     "open_async",
     "plan",

@@ -1,6 +1,7 @@
 """A small real model and its bundle: a residual that comes home to the first tier, an open batch dimension."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -10,6 +11,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 import flagsplit
+from flagsplit.flagir import canonicalize, read_model
+from flagsplit.flagir.specialize import buckets
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.sla import SLA
@@ -56,8 +59,9 @@ def write_model(path: Path, width: int = _WIDTH) -> Path:
     return path
 
 
-def build_bundle(folder: Path, plans: Sequence[dict[str, str]] = PLANS) -> Path:
-    """A bundle whose pool has the best plan under each of these pins, preferred in this order."""
+@contextmanager
+def _pool_of(plans: Sequence[dict[str, str]]) -> Iterator[None]:
+    """Builds have the best plan under each of these pins, preferred in this order."""
 
     def plan_each(problem: Problem) -> PlanningResult:
         results = [plan_problem(problem.with_sla(SLA(pins=pins))) for pins in plans]
@@ -65,10 +69,28 @@ def build_bundle(folder: Path, plans: Sequence[dict[str, str]] = PLANS) -> Path:
         pool = replace(results[0].pool, plans=tuple(chosen), bias=tuple(1e3 * at for at in range(len(chosen))))
         return replace(results[0], pool=pool)
 
-    path = folder / "tiny.flagsplit"
     with mock.patch("flagsplit.apps.pipeline.plan_problem", plan_each):
+        yield
+
+
+def build_bundle(folder: Path, plans: Sequence[dict[str, str]] = PLANS) -> Path:
+    """A bundle whose pool has the best plan under each of these pins, preferred in this order."""
+    path = folder / "tiny.flagsplit"
+    with _pool_of(plans):
         flagsplit.build(write_model(folder / "tiny.onnx"), TIERS, path, dims={"batch": 2})
     return path
+
+
+def build_buckets(folder: Path, sizes: Sequence[int], plans: Sequence[dict[str, str]] = PLANS) -> list[Path]:
+    """Bundles of the same model for fixed batches."""
+    model = read_model(write_model(folder / "tiny.onnx"))
+    canonicalize(model)
+    made = buckets(model, "batch", sizes)
+    paths = [folder / f"tiny-{size}.flagsplit" for size in made]
+    with _pool_of(plans):
+        for path, fixed in zip(paths, made.values(), strict=True):
+            flagsplit.build(fixed, TIERS, path)
+    return paths
 
 
 def inputs_of(number: int, batch: int = 2) -> dict[str, Array]:
