@@ -130,9 +130,12 @@ def test_chains_answer_as_whole_segments(atoms: Bundle) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
-             "vgg19", "zfnet512"]
-)  # fmt: skip
+    "name",
+    [
+        *("bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet"),
+        *(pytest.param(name, marks=pytest.mark.large) for name in ("vgg19", "zfnet512")),
+    ],
+)
 def test_chains_of_light_networks(name: str, tmp_path: Path) -> None:
     check_chains(_build(light_path(name), tmp_path, "atoms"))
 
