@@ -171,4 +171,4 @@ def test_choosing_takes_little_time() -> None:
         started = time.perf_counter()
         chooser.choose(now + i * 0.01, ALIVE)
         times.append(time.perf_counter() - started)
-    assert sorted(times)[len(times) // 2] < 4e-4
+    assert sorted(times)[len(times) // 2] < 1e-3
