@@ -25,7 +25,7 @@ from flagsplit.runtime.events import Adopt, Deliver
 from flagsplit.transport.channel import Acked, Received, inbound_name
 from flagsplit.transport.messages import Chunk, Failed, LinkGauge, Message, Open, Pong
 
-_BLOCKS, _HISTORIES, _STEPS = 16, 126, 20
+_BLOCKS, _HISTORIES, _STEPS = 16, 126, 14
 _WAITS_S = st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 4.0])
 _SIZES = st.sampled_from([0, 1, 7, 300, 300, 9_000, 40_000])
 _SOME_SIZES = st.lists(_SIZES, min_size=1, max_size=4)
