@@ -256,6 +256,7 @@ class SessionMachine(Relay):
         if peer.serves or peer.reason != reason:
             yield TierChanged(tier, state, reason)
         peer.lost(reason)
+        peer.refused = state == "refused"
         yield from self._adopt_if_ready()
         for request in list(self._requests.values()):
             if any(hop.tier == tier for hop in request.flight.route):
@@ -277,6 +278,9 @@ class SessionMachine(Relay):
         for tier, peer in self._peers.items():
             if peer.connected and facts.bundle not in peer.serves and facts.bundle not in peer.asked:
                 yield self._greeting(tier, facts.bundle)
+            elif peer.refused:
+                peer.refused = False
+                yield Connect(tier, peer.address.address, peer.address.server_key)
         yield from self._adopt_if_ready()
 
     def _adopt_if_ready(self) -> Iterator[Instruction]:

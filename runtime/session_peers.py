@@ -40,6 +40,7 @@ class WorkerPeer:
         features: what it said it understands.
         slowdown: factor by which it is slowed down on purpose.
         reason: why it is not there.
+        refused: whether it was left because it does not serve what it was asked for.
         queue, held_bytes: what it said last of the requests that wait there and of its tensors; None before.
     """
 
@@ -52,6 +53,7 @@ class WorkerPeer:
     features: frozenset[str] = frozenset()
     slowdown: float = 1.0
     reason: str = "not connected yet"
+    refused: bool = False
     queue: int | None = None
     held_bytes: int | None = None
 

@@ -9,6 +9,7 @@ from tests.runtime.lone import ALONE, BY_CLOUD, GRAPH, TIERS, TRIP, Lone, S, X, 
 from flagsplit.runtime.events import (
     Adopt,
     Adopted,
+    Connect,
     Deliver,
     Disconnect,
     Instruction,
@@ -118,6 +119,16 @@ def test_a_worker_without_the_new_bundle_is_done_without() -> None:
     lone.submit()
     lone.ran()
     assert _messages(lone.said, Open)[-1].plan == "by-cloud"
+
+
+def test_who_refused_one_bundle_is_asked_for_the_next() -> None:
+    lone = Lone()
+    lone.tell(Up("edge"))
+    lone.tell(Received("edge", Reject("bundle", "what is that")))
+    said = lone.tell(Adopt(replace(lone.facts, bundle=NEW)))
+    assert [one.peer for one in said if isinstance(one, Connect)] == ["edge"]
+    (hello,) = _messages(lone.tell(Up("edge")), Hello)
+    assert hello.bundle == NEW
 
 
 def test_a_silent_worker_does_not_hold_up_a_new_bundle_for_ever() -> None:
