@@ -88,5 +88,6 @@ def test_twenty_thousand_messages(bundle: Bundle, oracle: Oracle, edge: Served) 
             rss_mb = edge.rss_mb
     oracle.check_serves(edge)
     edge.check_alive(process_id)
-    until(lambda: edge.open_files <= open_files, "its descriptors to be closed")
+    # With its first large payload (the answer to a probe) pyzmq starts a thread that takes seven descriptors, for good.
+    until(lambda: edge.open_files <= open_files + 7, "its descriptors to be closed")
     assert edge.rss_mb < 1.15 * rss_mb
