@@ -8,7 +8,7 @@ what is known of tiers and links stays.
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ from flagsplit.errors import UnavailableError
 from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser, ProbePolicy, ProbeRequest
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.runtime.world import WorldModel, bypasses_of
-from flagsplit.splitter.state import State
 from flagsplit.transport.channel import Acked
 from flagsplit.transport.messages import Hop, HopTiming, Pong
 
@@ -178,16 +177,12 @@ class SessionGuide:
         except UnavailableError:
             return []  # no plan can do with the tiers that are there, however fast links may be
 
-    def state(self, now: float, alive: Sequence[bool]) -> State:
-        """The world as it is believed to be."""
-        return self.world.state(now, alive)
-
-    def snapshot(self, now: float, alive: Sequence[bool], exclude: Collection[str] = ()) -> Mapping[str, Any]:
+    def snapshot(self, now: float, alive: Sequence[bool]) -> Mapping[str, Any]:
         """What is believed and followed, as plain data: "plan", "predicted_s" by plan, "estimates"."""
         state = self.world.state(now, alive)
         pool = self._chooser.pool
         return {
             "plan": self._chooser.current or "",
-            "predicted_s": {plan.name: plan.latency_s(state) for plan in pool.plans if plan.name not in exclude},
+            "predicted_s": {plan.name: plan.latency_s(state) for plan in pool.plans},
             "estimates": self.world.snapshot(now),
         }

@@ -80,9 +80,7 @@ class History:
         for _ in range(rng.randint(2, 10)):
             when, tier = rng.uniform(0, _TROUBLE_S), rng.choice(self.workers)
             wait_s = rng.choice([0.0, 0.1, 1.0, 3.0, 8.0])
-            action, undo = self._fault(
-                rng.choice(["kill", "kill", "leave", "drain", "lose", "lose", "stop", "slow", "cut"]), tier
-            )
+            action, undo = self._fault(rng.choice(_FAULTS), tier)
             cluster.at(when, action)
             cluster.at(when + wait_s, undo)
         for tier in self.workers:
