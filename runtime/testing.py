@@ -285,9 +285,9 @@ class Cluster:
         end = self.clock.now_s() + seconds
         while self._agenda and self._agenda[0][0] <= end:
             due, _, action = heapq.heappop(self._agenda)
-            self.clock.advance(due - self.clock.now_s())
+            self.clock.advance(max(0.0, due - self.clock.now_s()))
             action()
-        self.clock.advance(end - self.clock.now_s())
+        self.clock.advance(max(0.0, end - self.clock.now_s()))  # the sum of the steps may end a rounding later
 
     def is_alive(self, tier: str) -> bool:
         """Whether a tier's process runs, frozen or not."""

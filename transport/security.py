@@ -173,7 +173,9 @@ class KeyStore:
     def _load_or_make_secret(self) -> str:
         file = self.directory / "identity.secret"
         if not file.exists():
-            _, secret = zmq.curve_keypair()
+            public, secret = zmq.curve_keypair()
+            while public.startswith(b"-"):  # which other programs' command lines would take for an option
+                public, secret = zmq.curve_keypair()
             # Linked into place only if there is none: two first starts at the same moment end up with one identity.
             _write_atomically(file, secret.decode() + "\n", mode=0o600, replace=False)
         facts = file.stat()

@@ -12,6 +12,7 @@ app = typer.Typer(help="CURVE keys: your own, the clients allowed in, the server
 
 _Folder = Annotated[Path | None, typer.Option("--keys", help="The key folder; by default under ~/.config/flagsplit.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_KEYS_MAY_START_WITH_A_DASH = {"ignore_unknown_options": True}
 
 
 @app.command("show")
@@ -39,7 +40,7 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
         out.print(table("Known", ("", "name or address", "key"), rows, left=3))
 
 
-@app.command("allow")
+@app.command("allow", context_settings=_KEYS_MAY_START_WITH_A_DASH)
 def allow(
     name: Annotated[str, typer.Argument(help="What to call the client.")],
     key: Annotated[str, typer.Argument(help="Its public key.")],
@@ -56,7 +57,7 @@ def revoke(name: Annotated[str, typer.Argument(help="The client's name.")], keys
     KeyStore(keys).revoke(name)
 
 
-@app.command("trust")
+@app.command("trust", context_settings=_KEYS_MAY_START_WITH_A_DASH)
 def trust(
     address: Annotated[str, typer.Argument(help="Where the worker listens, tcp://HOST:PORT.")],
     key: Annotated[str, typer.Argument(help="The worker's public key.")],

@@ -1,5 +1,6 @@
 """Single events in the life of a session and its workers, each on purpose."""
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -892,3 +893,15 @@ def test_a_ping_is_echoed_with_the_length_of_the_queue() -> None:
     hired.hello()
     hired.ask(hired.opened())
     assert hired.tell(Received(SESSION, Ping(3, 7))) == [Send(SESSION, Pong(3, 7, 1, held_bytes=40 + 512))]
+
+
+def test_several_things_happen_at_one_moment() -> None:
+    found, happened = Cluster(facts(), Numbers(GRAPH)), []
+    rng = random.Random(0)
+    for step in range(500):
+        due = found.clock.now_s() + rng.random() / 7
+        for _ in range(2):  # the clock may stand a rounding after the first
+            found.at(due, lambda step=step: happened.append(step))  # type: ignore[misc]
+        found.run(due - found.clock.now_s())
+        found.run(rng.random())
+    assert happened == sorted([*range(500), *range(500)])

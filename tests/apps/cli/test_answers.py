@@ -69,6 +69,18 @@ def test_keys_come_and_go(cli: Cli, tmp_path: Path) -> None:
     assert cli("keys", "show", *mine, "--json").data["authorized"] == {}
 
 
+@pytest.mark.parametrize("start", ["-N", "--", "-h"])
+def test_keys_that_look_like_options_are_keys(cli: Cli, tmp_path: Path, start: str) -> None:
+    key = start + "a=" + 36 * "b"
+    mine = ("--keys", tmp_path / "mine")
+    assert cli("keys", "allow", *mine, "friend", key).code == 0
+    assert cli("keys", "trust", "tcp://edge.local:5555", key, *mine).code == 0
+    shown = cli("keys", "show", *mine, "--json").data
+    assert shown["authorized"] == {"friend": key}
+    assert shown["known_servers"] == {"tcp://edge.local:5555": key}
+    assert "unexpected" in cli("keys", "trust", "tcp://edge.local:5555", key, "--keyz", *mine).error
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
