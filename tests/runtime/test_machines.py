@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -893,14 +892,3 @@ def test_a_ping_is_echoed_with_the_length_of_the_queue() -> None:
     hired.hello()
     hired.ask(hired.opened())
     assert hired.tell(Received(SESSION, Ping(3, 7))) == [Send(SESSION, Pong(3, 7, 1, held_bytes=40 + 512))]
-
-
-def test_several_things_happen_at_one_moment() -> None:
-    found, happened = Cluster(facts(), Numbers(GRAPH)), list[int]()
-    start, due = 0.006707348799335487 / 4, 0.028787719635211474 / 4
-    assert start + (due - start) > due, "at the second thing the clock stands a rounding after its time"
-    found.run(start)
-    for step in range(2):
-        found.at(due, partial(happened.append, step))
-    found.run(0.1)
-    assert happened == [0, 1]
