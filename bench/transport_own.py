@@ -1,5 +1,7 @@
 """The transport as the runtime uses it, for `transport.py`: a channel, Open and Chunks, put together by an Assembly.
 
+Hello and Welcome name the feature "credit", so that byte credit and acks travel as they do between session and worker.
+
 The same two measurements as in `transport_rivals.py`, over any channel.
 """
 
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from flagsplit.transport import (
     VERSION,
+    Acked,
     Assembly,
     Channel,
     Chunk,
@@ -19,10 +22,11 @@ from flagsplit.transport import (
     TensorHeader,
     TransferLimits,
     Up,
+    Welcome,
     chunks_of,
 )
 from flagsplit.transport.checksum import crc32
-from flagsplit.transport.messages import MAX_INLINE_BYTES
+from flagsplit.transport.messages import MAX_INLINE_BYTES, MAX_PAYLOAD_BYTES
 from flagsplit.transport.tensors import inline_payload
 
 _WINDOW = 4
@@ -50,6 +54,8 @@ class Flagsplit:
         while not any(isinstance(event, Up) for event in channel.poll(_POLL_S)):
             pass
         channel.send("peer", Hello(VERSION, VERSION, channel.instance, "session", "bundle", 1000))
+        while not any(_is_welcome(event) for event in channel.poll(_POLL_S)):
+            pass
         self._rid = 0
 
     def stream(self, data: memoryview, count: int) -> float:
@@ -94,11 +100,17 @@ class Flagsplit:
     def _messages(self) -> Iterator[Open | Chunk | Pong]:
         events = self._channel.poll(_POLL_S)
         for event in events:
+            if isinstance(event, Acked):
+                continue
             if not isinstance(event, Received) or not isinstance(event.message, Open | Chunk | Pong):
                 raise EOFError(f"the peer of flagsplit: {event}")
             yield event.message
         if not events:
             raise EOFError(f"nothing came for {_POLL_S} s")
+
+
+def _is_welcome(event: object) -> bool:
+    return isinstance(event, Received) and isinstance(event.message, Welcome)
 
 
 def _send_tensor(channel: Channel, peer: str, opened: Open, data: memoryview) -> None:
@@ -112,15 +124,21 @@ def serve_channel(channel: Channel, ends: Callable[[], bool] = lambda: False) ->
     arrivals: dict[int, tuple[Open, Assembly]] = {}
     while not ends():
         for event in channel.poll(_POLL_S):
-            if not isinstance(event, Received) or not isinstance(event.message, Open | Chunk):
+            message = event.message if isinstance(event, Received) else None
+            if isinstance(message, Hello):
+                channel.send(event.peer, _welcome(channel))
+            if not isinstance(message, Open | Chunk):
                 continue
-            message = event.message
             if isinstance(message, Open):
                 arrivals[message.rid] = (message, Assembly(message, _LIMITS))
             else:
                 arrivals[message.rid][1].accept(message)
             if arrivals[message.rid][1].complete:
                 _answer(channel, event.peer, *arrivals.pop(message.rid))
+
+
+def _welcome(channel: Channel) -> Welcome:
+    return Welcome(VERSION, channel.instance, 0, "bundle", "cloud", _LIMITS.max_tensor_bytes, MAX_PAYLOAD_BYTES)
 
 
 def _answer(channel: Channel, peer: str, opened: Open, assembly: Assembly) -> None:

@@ -25,10 +25,9 @@ class Flow:
     def __init__(self, options: ChannelOptions) -> None:
         self.allowance = Allowance()
         self.grant = Grant(options.window_bytes, options.ack_delay_s)
-        self.queues = {
-            Lane.CONTROL: SendQueue(options.backlog_limit_bytes(Lane.CONTROL)),
-            Lane.DATA: SendQueue(options.backlog_limit_bytes(Lane.DATA), self.allowance),
-        }
+        self._control = SendQueue(options.backlog_limit_bytes(Lane.CONTROL))
+        self._data = SendQueue(options.backlog_limit_bytes(Lane.DATA), self.allowance)
+        self.queues = {Lane.CONTROL: self._control, Lane.DATA: self._data}
         self._ours: Hello | Welcome | None = None
         self._theirs: Hello | Welcome | None = None
         self._agreed = False
@@ -43,7 +42,7 @@ class Flow:
     @property
     def has_queued(self) -> bool:
         """Whether anything waits to be sent."""
-        return any(self.queues.values())
+        return bool(self._control or self._data)
 
     def owes(self, now_s: float) -> bool:
         """Whether `give_credit` has something to say."""

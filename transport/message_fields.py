@@ -76,3 +76,5 @@ class Lane(enum.Enum):
 
     CONTROL = "control"
     DATA = "data"
+
+    __hash__ = object.__hash__  # members are single objects; Enum's own hash is a Python function, called per message

@@ -32,7 +32,16 @@ from flagsplit.transport.messages import Attach, Credit, Frame, Hello, Lane, Mes
 from flagsplit.transport.peer_limits import Admission, PeerRates
 from flagsplit.transport.security import NoSecurity, Security
 from flagsplit.transport.zeromq_bind import bind_router
-from flagsplit.transport.zeromq_sockets import Context, Monitor, RouteLost, make_socket, receive, secure_server, write
+from flagsplit.transport.zeromq_sockets import (
+    Context,
+    Monitor,
+    RouteLost,
+    has_message,
+    make_socket,
+    receive_routed,
+    secure_server,
+    write,
+)
 
 UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
@@ -111,27 +120,27 @@ class Listener:
         return min(times, default=None)
 
     def has_backlog(self) -> bool:
-        return any(
-            queue.is_sendable
-            for peer in self._peers.values()
-            if peer.up and peer.flow.has_queued
-            for queue in peer.flow.queues.values()
-        )
+        for peer in self._peers.values():
+            if peer.flow.has_queued and peer.up and any(queue.is_sendable for queue in peer.flow.queues.values()):
+                return True
+        return False
 
     def receive(self, now_s: float, budget: int, ready: Container[object]) -> None:
         """Read at most `budget` messages and learn who left.
 
         The monitor is read after the messages and its endings are acted on last: the first so that a reused descriptor
-        number is never taken for its last owner, the second so that last words come before a Down.
+        number is never taken for its last owner, the second so that last words come before a Down. Who is known by its
+        routing id already needs no look at the monitor.
         """
-        if self._router not in ready and self._monitor.socket not in ready:
-            return
-        batch: list[list[zmq.Frame]] = []
-        while len(batch) < budget and (frames := receive(self._router)) is not None:
-            batch.append(frames)
-        ended = self._follow_monitor(now_s)
-        for frames in batch:
-            self._take(now_s, frames)
+        batch: list[tuple[bytes, list[zmq.Frame]]] = []
+        has_news, has_more = self._monitor.socket in ready, self._router in ready
+        while has_more and len(batch) < budget and (message := receive_routed(self._router)) is not None:
+            batch.append(message)
+            has_news = has_news or message[0] not in self._routes
+            has_more = has_message(self._router)
+        ended = self._follow_monitor(now_s) if has_news else ()
+        for route, frames in batch:
+            self._take(now_s, route, frames)
         for connection in ended:
             if self._may_still_speak(connection):
                 self._fading.append((now_s + _LAST_WORDS_S, connection))
@@ -231,14 +240,13 @@ class Listener:
         control = ended.peer.lines.get(Lane.CONTROL) if ended.peer is not None else None
         return control is not None and control is not ended and self._accepted.get(control.fd) is control
 
-    def _take(self, now_s: float, frames: list[zmq.Frame]) -> None:
-        route = frames[0].bytes
-        connection = self._routes.get(route) or self._introduce(route, frames[1], now_s)
+    def _take(self, now_s: float, route: bytes, frames: list[zmq.Frame]) -> None:
+        connection = self._routes.get(route) or self._introduce(route, frames[0], now_s)
         if connection is None or connection.ignored:
             return
         self._guard.delivered(connection, frames)
         try:
-            self._deliver(connection, [frame.buffer for frame in frames[1:]], now_s)
+            self._deliver(connection, [frame.buffer for frame in frames], now_s)
         except ProtocolError as exc:
             self._violate(connection, str(exc))
 

@@ -24,6 +24,7 @@ from flagsplit.transport.zeromq_sockets import (
     READABLE_WRITABLE,
     Context,
     Monitor,
+    has_message,
     make_socket,
     receive,
     secure_client,
@@ -143,15 +144,13 @@ class OutboundPeer:
 
         In this order, so that the last words of a peer come before its Down.
         """
-        if not ready:
-            return
         seen = {lane: line.monitor.read() for lane, line in self._lanes.items() if line.monitor.socket in ready}
         for lane, line in tuple(self._lanes.items()):
-            if not seen and line.socket not in ready:
-                continue
-            while budget > 0 and self.up and (frames := receive(line.socket)) is not None:
+            has_more = line.socket in ready or bool(seen)
+            while has_more and budget > 0 and self.up and (frames := receive(line.socket)) is not None:
                 budget -= 1
                 self._take(now_s, lane, [frame.buffer for frame in frames])
+                has_more = self.up and has_message(line.socket)
         for lane, events in seen.items():
             for event, value in events:
                 if lane in self._lanes:

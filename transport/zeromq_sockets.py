@@ -91,9 +91,9 @@ class Monitor:
     def read(self) -> list[tuple[int, int]]:
         """All (event, value) so far."""
         events = []
-        while (frames := receive(self.socket)) is not None:
-            event, value = _EVENT.unpack_from(frames[0].buffer)
-            events.append((event, value))
+        while has_message(self.socket):
+            (first, *_) = self.socket.recv_multipart(_NOBLOCK)
+            events.append(_EVENT.unpack_from(first))
         return events
 
     def close(self) -> None:
@@ -102,11 +102,14 @@ class Monitor:
         self.socket.close()
 
 
+def has_message(socket: Socket) -> bool:
+    """Whether there is something to receive."""
+    # To ask first takes half of what `zmq.Again` takes, and every turn of a channel ends with a no.
+    return bool(socket.getsockopt(zmq.EVENTS) & READABLE)  # type: ignore[operator]  # this option is a number
+
+
 def receive(socket: Socket) -> list[zmq.Frame] | None:
     """One message without copying it, or None when there is none."""
-    # To ask first takes a third of what `zmq.Again` takes, and every turn of a channel ends with a no.
-    if not socket.getsockopt(zmq.EVENTS) & READABLE:  # type: ignore[operator]  # this option is a number
-        return None
     try:
         frames = [socket.recv(_NOBLOCK, copy=False)]
     except zmq.Again:
@@ -114,6 +117,16 @@ def receive(socket: Socket) -> list[zmq.Frame] | None:
     while frames[-1].more:
         frames.append(socket.recv(_NOBLOCK, copy=False))
     return frames
+
+
+def receive_routed(socket: Socket) -> tuple[bytes, list[zmq.Frame]] | None:
+    """One message of a ROUTER: where it comes from, and the rest without copying it."""
+    try:
+        route = socket.recv(_NOBLOCK)
+    except zmq.Again:
+        return None
+    frames = receive(socket)
+    return None if frames is None else (route, frames)
 
 
 def write(socket: Socket, frames: Sequence[Frame]) -> bool:
