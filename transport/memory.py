@@ -2,16 +2,16 @@
 
 Messages still go through `encode` and `decode`, so what works here works on a wire. A `MemoryNetwork` has the named
 addresses `mem://NAME`; its `LinkPolicy` decides for each message whether it is lost and how long it takes, its `Clock`
-says what time it is. `faults.py` has a policy with scripted faults and a clock that only moves when told.
+says what time it is: both are in `memory_links.py`. `faults.py` has a policy with scripted faults and a clock that only
+moves when told.
 """
 
 import itertools
 import threading
-import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from flagsplit.errors import ConfigError, InternalError, ProtocolError
 from flagsplit.transport.channel import (
@@ -19,7 +19,6 @@ from flagsplit.transport.channel import (
     ChannelOptions,
     Down,
     Received,
-    SendQueue,
     Up,
     Violated,
     inbound_name,
@@ -27,105 +26,11 @@ from flagsplit.transport.channel import (
     payload_bytes_of,
 )
 from flagsplit.transport.flow import Flow
+from flagsplit.transport.memory_links import Clock, End, InFlight, LinkPolicy, PerfectLink, RealClock
 from flagsplit.transport.messages import Attach, Chunk, Credit, Frame, Hello, Lane, Message, Open, decode, encode
 from flagsplit.transport.peer_limits import Admission, PeerRates
 
 SCHEME: Final = "mem://"
-
-
-class LinkPolicy(Protocol):
-    """Fate of messages between two channels, by their names."""
-
-    def transit_s(self, source: str, target: str, message: Message) -> float | None:
-        """Seconds on the way; None loses the message."""
-
-    def reachable(self, source: str, target: str) -> bool:
-        """Whether a connection can be made now."""
-
-
-class PerfectLink:
-    """No delay and no loss."""
-
-    def transit_s(self, source: str, target: str, message: Message) -> float | None:  # noqa: ARG002
-        return 0.0
-
-    def reachable(self, source: str, target: str) -> bool:  # noqa: ARG002
-        return True
-
-
-class Clock(Protocol):
-    """The time of a network, and how to let it pass."""
-
-    def now_s(self) -> float:
-        """Seconds since some fixed moment."""
-
-    def sleep(self, news: threading.Condition, timeout_s: float | None) -> bool:
-        """Wait for `news`, whose lock is held, up to `timeout_s`. False: time stands still, so waiting is pointless."""
-
-
-class RealClock:
-    """Wall time, monotonic."""
-
-    def now_s(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, news: threading.Condition, timeout_s: float | None) -> bool:
-        news.wait(timeout_s)
-        return True
-
-
-@dataclass(slots=True)
-class _InFlight:
-    due_s: float
-    message: Message | None
-    frames: list[Frame]
-    size_bytes: int
-
-
-@dataclass(slots=True, eq=False)
-class _End:
-    """One side of a connection: who it is for, what it calls the other side, and what is on its way to it.
-
-    `rates` are those of an inbound peer.
-    """
-
-    channel: "MemoryChannel"
-    peer: str
-    up: bool
-    flow: Flow
-    rates: PeerRates | None = None
-    other: "_End | None" = None
-    inbox: dict[Lane, deque[_InFlight]] = field(default_factory=lambda: {lane: deque() for lane in Lane})
-    size_bytes: dict[Lane, int] = field(default_factory=lambda: dict.fromkeys(Lane, 0))
-
-    def put(self, lane: Lane, item: _InFlight) -> None:
-        queue = self.inbox[lane]
-        if queue:
-            item.due_s = max(item.due_s, queue[-1].due_s)  # order is kept per lane, whatever the delays
-        queue.append(item)
-        self.size_bytes[lane] += item.size_bytes
-
-    def take(self, now_s: float) -> list[Frame] | None:
-        for lane in (Lane.CONTROL, Lane.DATA):
-            if self.inbox[lane] and self.inbox[lane][0].due_s <= now_s:
-                item = self.inbox[lane].popleft()
-                self.size_bytes[lane] -= item.size_bytes
-                return item.frames
-        return None
-
-    @property
-    def held(self) -> SendQueue:
-        """Data that may not be sent yet for want of credit; control never waits."""
-        return self.flow.queues[Lane.DATA]
-
-    def next_due_s(self) -> float | None:
-        times = [queue[0].due_s for queue in self.inbox.values() if queue]
-        credit_due_s = self.flow.grant.due_s() if self.up else None
-        return min(times if credit_due_s is None else [*times, credit_due_s], default=None)
-
-    def backlog_bytes(self, lane: Lane) -> int:
-        under_way_bytes = self.other.size_bytes[lane] if self.other else 0
-        return under_way_bytes + (self.held.size_bytes if lane is Lane.DATA else 0)
 
 
 @dataclass(slots=True)
@@ -177,7 +82,7 @@ class MemoryChannel:
         self.name = name or self._instance
         self._options = options or ChannelOptions()
         self._dials: dict[str, _Dial] = {}
-        self._ends: dict[str, _End] = {}
+        self._ends: dict[str, End] = {}
         self._events: list[ChannelEvent] = []
         self._admission = Admission(self._options)
         self._woken = self._closed = False
@@ -320,12 +225,12 @@ class MemoryChannel:
             if end is not None:
                 self._sever(end, reason)
 
-    def _has_room(self, end: _End, lane: Lane, frames: list[Frame]) -> bool:
+    def _has_room(self, end: End, lane: Lane, frames: list[Frame]) -> bool:
         size_bytes = sum(len(frame) for frame in frames)
         limit_bytes = self._options.backlog_limit_bytes(lane)
         return end.up and end.other is not None and end.backlog_bytes(lane) + size_bytes <= limit_bytes
 
-    def _put(self, end: _End, lane: Lane, frames: list[Frame], message: Message | None = None) -> bool:
+    def _put(self, end: End, lane: Lane, frames: list[Frame], message: Message | None = None) -> bool:
         """Send what there is credit for; False: it was lost on the way, which a wire would not tell."""
         assert end.other is not None
         network, transit_s = self._network, 0.0
@@ -335,11 +240,11 @@ class MemoryChannel:
                 return False
             transit_s = fate
         size_bytes = sum(len(frame) for frame in frames)
-        end.other.put(lane, _InFlight(network.clock.now_s() + transit_s, message, frames, size_bytes))
+        end.other.put(lane, InFlight(network.clock.now_s() + transit_s, message, frames, size_bytes))
         network.news.notify_all()
         return True
 
-    def _release(self, end: _End) -> bool:
+    def _release(self, end: End) -> bool:
         """Send what credit admits. What the policy loses costs none: nobody will ever acknowledge it."""
         while end.held.is_sendable:
             message, frames = end.held.pop()
@@ -353,7 +258,7 @@ class MemoryChannel:
             if end.up:
                 end.flow.give_credit(now_s, partial(self._put_credit, end))
 
-    def _put_credit(self, end: _End, credit: Credit) -> bool:
+    def _put_credit(self, end: End, credit: Credit) -> bool:
         return self._put(end, Lane.CONTROL, encode(credit), credit)
 
     def _check_open(self) -> None:
@@ -381,9 +286,9 @@ class MemoryChannel:
             dial.told_down = False
             self._events.append(Up(peer))
 
-    def _make_end(self, peer: str, *, inbound: bool = False) -> _End:
+    def _make_end(self, peer: str, *, inbound: bool = False) -> End:
         rates = PeerRates(self._options, self._network.clock.now_s()) if inbound else None
-        return _End(self, peer, not inbound, Flow(self._options), rates)
+        return End(self, peer, not inbound, Flow(self._options), rates)
 
     def _refusal(self) -> str:
         """Why nobody may connect to us now, or ""."""
@@ -397,7 +302,7 @@ class MemoryChannel:
                 self._deliver(end, frames)
                 budget -= 1
 
-    def _deliver(self, end: _End, frames: list[Frame]) -> None:
+    def _deliver(self, end: End, frames: list[Frame]) -> None:
         now_s = self._network.clock.now_s()
         try:
             if end.rates is not None:
@@ -420,12 +325,12 @@ class MemoryChannel:
             self._events.append(Violated(end.peer, str(exc)))
             self._sever(end, "the connection was cut because the peer broke the protocol")
 
-    def _admit(self, end: _End, now_s: float) -> None:
+    def _admit(self, end: End, now_s: float) -> None:
         refusal = self._admission.hello(end.peer, now_s)
         if refusal:
             raise ProtocolError(refusal)
 
-    def _introduce(self, end: _End, message: Message) -> None:
+    def _introduce(self, end: End, message: Message) -> None:
         if not isinstance(message, Hello):
             raise ProtocolError(f"{type(message).__name__} came before Hello")
         if inbound_name(message.instance) != end.peer:
@@ -433,7 +338,7 @@ class MemoryChannel:
         end.up = True
         self._events.append(Up(end.peer))
 
-    def _sever(self, end: _End, reason: str) -> None:
+    def _sever(self, end: End, reason: str) -> None:
         for side in (end, end.other):
             if side is None or side.channel._ends.get(side.peer) is not side:
                 continue
