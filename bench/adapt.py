@@ -28,6 +28,8 @@ from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
 
 BAR = 1.10
+FIRST_SEED = 7000
+"""Traces from here on were never looked at while the choosing was tuned; that used those from 0 on."""
 _PHONES = (1.0, 2.5)
 """The phone as it is, and so many times slower: where the network pays, and where it must."""
 
@@ -44,14 +46,14 @@ def slower_phone(pool: Pool, factor: float) -> Pool:
     return replace(pool, plans=tuple(plans))
 
 
-def cases_of(models: Sequence[str], seeds: int, shapes: Sequence[str], seconds: float) -> list[Case]:
+def cases_of(models: Sequence[str], seeds: Sequence[int], shapes: Sequence[str], seconds: float) -> list[Case]:
     """Every model, with each phone, on every trace."""
     found: list[Case] = []
     for name in models:
         built, nominal = pool_of(name)
         for factor in _PHONES:
             pool = slower_phone(built, factor)
-            found += [(pool, nominal, "", lte_like(seed, seconds), seed) for seed in range(seeds)]
+            found += [(pool, nominal, "", lte_like(seed, seconds), seed) for seed in seeds]
             found += [(pool, nominal, shape, adversarial(seconds)[shape], 5) for shape in shapes]
     return found
 
@@ -120,24 +122,28 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="two models, fewer and shorter traces")
     parser.add_argument("--emulated", action="store_true", help="processes and shaped links in place of a simulation")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the traces, which count up from there")
+    parser.add_argument("--traces", type=int, help="how many traces for each model")
     options = parser.parse_args()
     conditions: dict[str, Any] = {"machine": platform.machine(), "bar": BAR, "slowdowns": SLOWDOWNS, "links": LINKS}
     if options.emulated:
         from adapt_emulated import emulate
 
-        models, seconds, seeds = (["ppocr-rec"], 8.0, 1) if options.quick else (["ppocr-rec", "ppocr-det"], 60.0, 3)
+        models, seconds, count = (["ppocr-rec"], 8.0, 1) if options.quick else (["ppocr-rec", "ppocr-det"], 60.0, 3)
+        seeds = range(options.first_seed, options.first_seed + (options.traces or count))
         outcomes = [each for name in models for each in emulate(name, MODELS[name], seeds, seconds)]
         figures = ratios_of(outcomes)
     else:
         models = list(MODELS)[:2] if options.quick else list(MODELS)
-        seconds, seeds = (80.0, 4) if options.quick else (200.0, 12)
+        seconds, count = (80.0, 4) if options.quick else (200.0, 12)
+        seeds = range(options.first_seed, options.first_seed + (options.traces or count))
         shapes = list(adversarial(1.0))
         cases = cases_of(models, seeds, shapes[:1] + shapes[3:4] if options.quick else shapes, seconds)
         outcomes = model(cases)
         figures = figures_of(cases, outcomes)
         median_us, p99_us = choosing_us(*cases[-1][:2])
         conditions |= {"choose_us_p50_measured": median_us, "choose_us_p99_measured": p99_us}
-    conditions |= {"seconds": seconds, "seeds": seeds}
+    conditions |= {"seconds": seconds, "first_seed": seeds.start, "seeds": len(seeds)}
     basis = "emulated" if options.emulated else "modelled"
     if options.json:
         print(json.dumps({"figures": figures, "conditions": conditions, "basis": basis}))

@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ class _Replay:
                 return
 
 
-def emulate(name: str, shape: tuple[int, ...], seeds: int, seconds: float) -> list[Outcome]:
+def emulate(name: str, shape: tuple[int, ...], seeds: Sequence[int], seconds: float) -> list[Outcome]:
     """One outcome for each trace."""
     outcomes = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +67,7 @@ def emulate(name: str, shape: tuple[int, ...], seeds: int, seconds: float) -> li
             line.join_by(NETWORKS["lte"])
             for plan in plans:
                 line.run(inputs, plan)
-            for seed in range(seeds):
+            for seed in seeds:
                 trace = lte_like(seed, seconds)
                 took = {plan: _follow(line, trace, inputs, plan) for plan in ("", *plans)}
                 outcomes.append(_compare(took))
