@@ -1,6 +1,7 @@
 """Fakes for tests of the runtime, ours and others': a session and its workers on a clock that only moves when told.
 
-A `Cluster` drives sessions and a `WorkerMachine` per tier without threads or sockets. Its network keeps the promises of
+A `Cluster` drives sessions and a `WorkerMachine` per tier without threads or sockets. Its network, which is in
+`testing_network.py`, keeps the promises of
 a `flagsplit.transport.Channel` and no more: messages are in order per connection and lane, those under way are lost
 when an end dies, a death is noticed late, and a process or a link may fall silent without a word. Only `fate` breaks
 these promises, where a test sets it. All chance comes from one seed, so a history can be told again.
@@ -11,8 +12,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 from flagsplit.errors import FlagsplitError, InternalError
 from flagsplit.runtime.bundle_events import (
@@ -51,73 +51,16 @@ from flagsplit.runtime.events import (
 )
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.runtime.shell import Machine
+from flagsplit.runtime.testing_network import Network, Node, Span
+from flagsplit.runtime.testing_network import Times as Times
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import Array
-from flagsplit.transport.channel import Down, Received, Up, inbound_name
-from flagsplit.transport.messages import Chunk, Hello, Lane, Message, Open, PeerAddress, decode, encode
+from flagsplit.transport.channel import inbound_name
+from flagsplit.transport.messages import Message, PeerAddress
 from flagsplit.transport.testing import VirtualClock
 
 Compute = Callable[[str, str, Mapping[str, Array]], Mapping[str, Array]]
 """Runs a segment: tier, segment id and inputs to outputs. A FlagsplitError counts as a failed run."""
-
-Span = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Times:
-    """How long things take, each drawn evenly from a span of seconds.
-
-    Attributes:
-        delay_s: a message on its way.
-        notice_s: from the end of a connection until the other side is told.
-        redial_s: between two attempts to connect.
-        run_s: a segment on an engine that is not slowed down.
-    """
-
-    delay_s: Span = (0.001, 0.03)
-    notice_s: Span = (0.0, 0.3)
-    redial_s: Span = (0.05, 0.5)
-    run_s: Span = (0.001, 0.05)
-
-
-@dataclass(eq=False)
-class _Connection:
-    """Two ends, the one that dialed first. `names` is what each calls the other, `open` whether it still listens."""
-
-    ends: tuple["_Node", "_Node"]
-    names: tuple[str, str]
-    open: list[bool] = field(default_factory=lambda: [True, True])
-    introduced: bool = False
-    last_due: dict[tuple[int, Lane], float] = field(default_factory=dict)
-    flying: list["_Flying"] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class _Flying:
-    connection: _Connection
-    target: int
-    message: Message
-
-
-@dataclass(eq=False)
-class _Node:
-    """A process, from its start to its end."""
-
-    tier: str
-    instance: str
-    machine: Any  # a `Machine` of any kind; tests look into them
-    alive: bool = True
-    stopped: bool = False
-    jobs: list[tuple[Run, float]] = field(default_factory=list)
-    is_busy: bool = False
-    next_tick: float = -1.0
-    dials: dict[str, str] = field(default_factory=dict)
-    told_down: set[str] = field(default_factory=set)
-    connections: dict[str, _Connection] = field(default_factory=dict)
-    accepted: list[_Connection] = field(default_factory=list)
-    parts: dict[str, bytearray] = field(default_factory=dict)
-    uploads: dict[int, str] = field(default_factory=dict)
-    missed: list[Event] = field(default_factory=list)
 
 
 class Cluster:
@@ -140,7 +83,6 @@ class Cluster:
             arrive, by how many seconds it is late. Nothing loses it; one that is late loses its place in its lane.
         overhear: called with tier and instruction before an instruction is followed.
         story: what happened, the newest last.
-        highest_attempt: of all attempts that were announced.
     """
 
     def __init__(
@@ -160,7 +102,6 @@ class Cluster:
         self.fate: Callable[[str, str, Message], Sequence[float]] = lambda _source, _target, _message: (0.0,)
         self.overhear: Callable[[str, Instruction], None] = lambda _tier, _instruction: None
         self.story: deque[str] = deque(maxlen=400)
-        self.highest_attempt = 0
         self._facts, self._options = facts, session
         self._worker, self._times = worker, times or Times()
         self._library = {facts.bundle: (facts, compute)}
@@ -168,13 +109,21 @@ class Cluster:
         self._random = random.Random(seed)  # noqa: S311 - a seeded simulation
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers, self._rids = itertools.count(), itertools.count(1)
+        self._network = Network(self, self._times, self._random)
         self._slowdown: dict[str, float] = {}
-        self._partitions: set[frozenset[str]] = set()
-        self._cut_off: list[_Flying] = []
-        self._nodes: dict[str, _Node] = {}
+        self._nodes: dict[str, Node] = {}
         for tier in facts.tiers[1:]:
             self.start(tier)
         self.session = self.join(facts.tiers[0])
+
+    @property
+    def highest_attempt(self) -> int:
+        """Of all attempts that were announced."""
+        return self._network.highest_attempt
+
+    def node(self, tier: str) -> Node:
+        """The process of a tier, or of a session by its name, as it is now."""
+        return self._nodes[tier]
 
     def add_bundle(self, facts: SessionFacts, compute: Compute, *, at_start: bool = False) -> None:
         """Let there be another bundle; with `at_start`, workers have it from their next start on."""
@@ -182,7 +131,7 @@ class Cluster:
         if at_start:
             self._at_start.append(facts.bundle)
 
-    def join(self, name: str, bundle: str = "") -> _Node:
+    def join(self, name: str, bundle: str = "") -> Node:
         """Another session, by default of the first bundle. Its name is for `submit`, partitions and `end`."""
         facts, _ = self._library[bundle or self._facts.bundle]
         instance = self._new_instance()
@@ -190,9 +139,9 @@ class Cluster:
         machine = SessionMachine(facts, addresses, instance, self._options)
         return self.host(name, facts.tiers[0], instance, machine, machine.start())
 
-    def host(self, name: str, tier: str, instance: str, machine: Machine, first: list[Instruction]) -> _Node:
+    def host(self, name: str, tier: str, instance: str, machine: Machine, first: list[Instruction]) -> Node:
         """Let a machine of any kind take part; it dials `sim://TIER` and accepts nobody."""
-        node = self._nodes[name] = _Node(tier, instance, machine)
+        node = self._nodes[name] = Node(tier, instance, machine)
         self._follow(node, first)
         self._plan_tick(node)
         return node
@@ -201,12 +150,12 @@ class Cluster:
         """Ask; the answer will be in `answers` under the number that comes back."""
         rid = next(self._rids)
         node = self._nodes[name] if name else self.session
-        self._tell(node, Submit(rid, inputs, self.clock.now_s() + deadline_s, plan))
+        self.tell_node(node, Submit(rid, inputs, self.clock.now_s() + deadline_s, plan))
         return rid
 
     def drain(self, tier: str) -> None:
         """Ask a worker to finish what it has and end."""
-        self._tell(self._nodes[tier], BeginDrain("this worker is to end"))
+        self.tell_node(self._nodes[tier], BeginDrain("this worker is to end"))
 
     def lose(self, one: str, other: str) -> None:
         """Break the connections between two processes, both of which live on."""
@@ -214,17 +163,17 @@ class Cluster:
         for node in (self._nodes[one], self._nodes[other]):
             for connection in list(node.connections.values()):
                 if set(connection.ends) == ends and node is connection.ends[0]:
-                    self._note(f"{one} and {other} lose each other")
+                    self.note(f"{one} and {other} lose each other")
                     for end in (0, 1):
-                        self._later(self._times.notice_s, lambda c=connection, end=end: self._lose(c, end, "reset"))  # type: ignore[misc]
+                        self.later(self._times.notice_s, partial(self._network.lose, connection, end, "reset"))
 
     def abandon(self, rid: int) -> None:
         """Give a request up."""
-        self._tell(self.session, Abandon(rid))
+        self.tell_node(self.session, Abandon(rid))
 
     def tell(self, name: str, event: Event) -> None:
         """Let a session or a worker learn of something that no other method brings about."""
-        self._tell(self._nodes[name], event)
+        self.tell_node(self._nodes[name], event)
 
     def start(self, tier: str) -> None:
         """Start a worker that is not running."""
@@ -234,8 +183,8 @@ class Cluster:
         served = {bundle: served_of(self._library[bundle][0], tier) for bundle in self._at_start}
         hooks = WorkerHooks(is_admin=lambda _key: True)
         machine = WorkerMachine(tier, served, instance, None, self._worker, hooks=hooks)
-        self._nodes[tier] = _Node(tier, instance, machine)
-        self._note(f"{tier} starts")
+        self._nodes[tier] = Node(tier, instance, machine)
+        self.note(f"{tier} starts")
         self._plan_tick(self._nodes[tier])
 
     def kill(self, tier: str) -> None:
@@ -249,16 +198,16 @@ class Cluster:
     def stop(self, tier: str) -> None:
         """Freeze a worker: it neither hears nor says anything, and nobody is told."""
         self._nodes[tier].stopped = True
-        self._note(f"{tier} freezes")
+        self.note(f"{tier} freezes")
 
     def resume(self, tier: str) -> None:
         """Let a frozen worker go on with what it missed."""
         node = self._nodes[tier]
         node.stopped = False
-        self._note(f"{tier} goes on")
+        self.note(f"{tier} goes on")
         missed, node.missed = node.missed, []
         for event in missed:
-            self._tell(node, event)
+            self.tell_node(node, event)
         self._plan_tick(node)
 
     def slow(self, tier: str, factor: float) -> None:
@@ -267,14 +216,11 @@ class Cluster:
 
     def partition(self, one: str, other: str) -> None:
         """Hold back everything between two tiers, and tell nobody."""
-        self._partitions.add(frozenset((one, other)))
+        self._network.partition(one, other)
 
     def heal(self, one: str, other: str) -> None:
         """End a partition; what was held back arrives, where the connection is still there."""
-        self._partitions.discard(frozenset((one, other)))
-        held, self._cut_off = self._cut_off, []
-        for flying in held:
-            self._arrive(flying)
+        self._network.heal(one, other)
 
     def at(self, time_s: float, action: Callable[[], None]) -> None:
         """Do something at a time."""
@@ -303,26 +249,29 @@ class Cluster:
     def send(self, tier: str, message: Message) -> None:
         """Say something to the session in a worker's name."""
         node = self._nodes[tier]
-        self._send(node, inbound_name(self.session.instance), message)
+        self._network.send(node, inbound_name(self.session.instance), message)
 
     def _new_instance(self) -> str:
         return self._random.randbytes(16).hex()
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Add to the story."""
         self.story.append(f"{self.clock.now_s():.3f} {text}")
 
-    def _later(self, span: Span, action: Callable[[], None]) -> None:
+    def later(self, span: Span, action: Callable[[], None]) -> None:
+        """Do something after a time that is drawn from a span of seconds."""
         self.at(self.clock.now_s() + self._random.uniform(*span), action)
 
-    def _end(self, node: _Node, how: str) -> None:
+    def _end(self, node: Node, how: str) -> None:
         if not node.alive:
             return
         node.alive = False
-        self._note(f"{node.tier} is {how}")
+        self.note(f"{node.tier} is {how}")
         for connection in dict.fromkeys((*node.connections.values(), *node.accepted)):
-            self._close(connection, connection.ends.index(node), f"{node.tier} is gone")
+            self._network.close(connection, connection.ends.index(node), f"{node.tier} is gone")
 
-    def _tell(self, node: _Node, event: Event) -> None:
+    def tell_node(self, node: Node, event: Event) -> None:
+        """Hand an event to a process, unless it is dead."""
         if not node.alive:
             return
         if node.stopped:
@@ -331,25 +280,25 @@ class Cluster:
         self._follow(node, node.machine.handle(event, self.clock.now_s()))
         self._plan_tick(node)
 
-    def _plan_tick(self, node: _Node) -> None:
+    def _plan_tick(self, node: Node) -> None:
         due = node.machine.next_tick()
         if node.alive and not node.stopped and not self.clock.now_s() < node.next_tick <= due:
             node.next_tick = max(due, self.clock.now_s() + 1e-6)
             self.at(node.next_tick, lambda: self._tick(node))
 
-    def _tick(self, node: _Node) -> None:
+    def _tick(self, node: Node) -> None:
         if node.alive and not node.stopped:
             node.next_tick = -1.0
             if node.machine.next_tick() <= self.clock.now_s():
-                self._tell(node, Tick())
+                self.tell_node(node, Tick())
             self._plan_tick(node)
 
-    def _follow(self, node: _Node, instructions: list[Instruction]) -> None:
+    def _follow(self, node: Node, instructions: list[Instruction]) -> None:
         for instruction in instructions:
             self.overhear(node.tier, instruction)
             match instruction:
                 case Send(peer, message):
-                    self._send(node, peer, message)
+                    self._network.send(node, peer, message)
                 case Run():
                     node.jobs.append((instruction, self.clock.now_s()))
                     self._begin(node)
@@ -358,35 +307,35 @@ class Cluster:
                 case Connect(peer, address, _):
                     node.dials[peer] = address.removeprefix("sim://")
                     node.told_down.discard(peer)
-                    self._later((0.0, 0.01), lambda peer=peer: self._dial(node, peer))  # type: ignore[misc]
+                    self.later((0.0, 0.01), lambda peer=peer: self._network.dial(node, peer))  # type: ignore[misc]
                 case Disconnect(peer):
                     node.dials.pop(peer, None)
-                    self._hang_up(node, peer)
+                    self._network.hang_up(node, peer)
                 case Withdraw(peer, sid, rid):
-                    self._withdraw(node, peer, sid, rid)
+                    self._network.withdraw(node, peer, sid, rid)
                 case Deliver(rid) | Fail(rid):
                     if rid in self.answers:
                         raise InternalError(f"request {rid} was answered twice: {self.answers[rid]}, {instruction}")
                     self.answers[rid] = instruction
                 case TierChanged(tier, state, reason):
-                    self._note(f"session: {tier} {state} {reason}")
+                    self.note(f"session: {tier} {state} {reason}")
                     if not hasattr(self, "session") or node is self.session:
                         self.tiers[tier] = instruction
                 case Ended(reason):
-                    self._note(f"{node.tier} ended: {reason}")
-                    self._later((0.0, 0.0), lambda: self._leave(node))
+                    self.note(f"{node.tier} ended: {reason}")
+                    self.later((0.0, 0.0), lambda: self._leave(node))
                 case OpenUpload() | StorePart() | CloseUpload() | LoadBundle() | UnloadBundle():
                     self._take_in(node, instruction)
                 case Note(text):
-                    self._note(f"{node.tier}: {text}")
+                    self.note(f"{node.tier}: {text}")
 
-    def _leave(self, node: _Node) -> None:
+    def _leave(self, node: Node) -> None:
         if node.alive:
-            self._tell(node, Leave())
+            self.tell_node(node, Leave())
             self._end(node, "left")
 
     def _take_in(
-        self, node: _Node, instruction: OpenUpload | StorePart | CloseUpload | LoadBundle | UnloadBundle
+        self, node: Node, instruction: OpenUpload | StorePart | CloseUpload | LoadBundle | UnloadBundle
     ) -> None:
         """Stands for the files of a worker: whatever is sent counts as the bundle that was named."""
         news: Event
@@ -412,9 +361,9 @@ class Cluster:
                     news = UploadFailed(upload, "the file is damaged")
             case UnloadBundle(bundle):
                 news = BundleUnloaded(bundle)
-        self._later(self._times.run_s, lambda: self._tell(node, news))
+        self.later(self._times.run_s, lambda: self.tell_node(node, news))
 
-    def _begin(self, node: _Node) -> None:
+    def _begin(self, node: Node) -> None:
         """Give an idle engine its next run."""
         if node.is_busy or not node.jobs:
             return
@@ -427,120 +376,18 @@ class Cluster:
             ran = Ran(run.token, compute(node.tier, run.segment, run.inputs), "", wait_us, run_us)
         except FlagsplitError as error:
             ran = Ran(run.token, None, str(error), wait_us, run_us)
-        self._later((takes_s, takes_s), lambda: self._finish(node, ran))
+        self.later((takes_s, takes_s), lambda: self._finish(node, ran))
 
-    def _finish(self, node: _Node, ran: Ran) -> None:
+    def _finish(self, node: Node, ran: Ran) -> None:
         node.is_busy = False
-        self._tell(node, ran)
+        self.tell_node(node, ran)
         self._begin(node)
 
-    def _skip(self, node: _Node, token: int) -> None:
+    def _skip(self, node: Node, token: int) -> None:
         kept = [job for job in node.jobs if job[0].token != token]
         if len(kept) < len(node.jobs):
             node.jobs = kept
-            self._later((0.0, 0.0), lambda: self._tell(node, Ran(token, None, "skipped")))
-
-    def _is_cut(self, one: _Node, other: _Node) -> bool:
-        return frozenset((one.tier, other.tier)) in self._partitions
-
-    def _dial(self, node: _Node, peer: str) -> None:
-        if not node.alive or peer not in node.dials or peer in node.connections:
-            return
-        target = self._nodes[node.dials[peer]]
-        if node.stopped:
-            pass  # tries again when it goes on
-        elif target.alive and not target.stopped and not self._is_cut(node, target):
-            connection = _Connection((node, target), (peer, inbound_name(node.instance)))
-            node.connections[peer] = connection
-            target.accepted.append(connection)
-            node.told_down.discard(peer)
-            self._tell(node, Up(peer))
-            return
-        elif peer not in node.told_down:
-            node.told_down.add(peer)
-            self._tell(node, Down(peer, "nobody answers"))
-        self._later(self._times.redial_s, lambda: self._dial(node, peer))
-
-    def _hang_up(self, node: _Node, peer: str) -> None:
-        connection = node.connections.pop(peer, None)
-        if connection is not None:
-            self._close(connection, connection.ends.index(node), "the peer hung up")
-
-    def _close(self, connection: _Connection, end: int, reason: str) -> None:
-        """One end is gone; the other notices in a while and may still get what was under way."""
-        connection.open[end] = False
-        if connection.open[1 - end]:
-            self._later(self._times.notice_s, lambda: self._lose(connection, 1 - end, reason))
-
-    def _lose(self, connection: _Connection, end: int, reason: str) -> None:
-        node, peer = connection.ends[end], connection.names[end]
-        if not connection.open[end]:
-            return
-        connection.open[end] = False
-        if connection.open[1 - end]:
-            self._close(connection, end, reason)
-        if node.connections.get(peer) is connection:
-            del node.connections[peer]
-            self._tell(node, Down(peer, reason))
-        if peer in node.dials:
-            self._later(self._times.redial_s, lambda: self._dial(node, peer))
-
-    def _send(self, node: _Node, peer: str, message: Message) -> None:
-        connection = node.connections.get(peer)
-        if connection is None:
-            return
-        if isinstance(message, Open):
-            self.highest_attempt = max(self.highest_attempt, message.attempt)
-        target = 1 - connection.ends.index(node)
-        key = (target, message.LANE)
-        due = max(connection.last_due.get(key, 0.0), self.clock.now_s() + self._random.uniform(*self._times.delay_s))
-        connection.last_due[key] = due
-        message = decode(encode(message))
-        for late_s in self.fate(node.tier, connection.ends[target].tier, message):
-            flying = _Flying(connection, target, message)
-            connection.flying.append(flying)
-            self.at(due + late_s, lambda flying=flying: self._arrive(flying))  # type: ignore[misc]
-
-    def _withdraw(self, node: _Node, peer: str, sid: str, rid: int) -> None:
-        """What has left already arrives nevertheless: a part of what is under way, the oldest first."""
-        connection = node.connections.get(peer)
-        if connection is None:
-            return
-        target = 1 - connection.ends.index(node)
-        queued = [
-            flying for flying in connection.flying if flying.target == target and _is_of(flying.message, sid, rid)
-        ]
-        for flying in queued[self._random.randint(0, len(queued)) :]:
-            connection.flying.remove(flying)
-
-    def _arrive(self, flying: _Flying) -> None:
-        connection, message = flying.connection, flying.message
-        source, target = connection.ends[1 - flying.target], connection.ends[flying.target]
-        if flying not in connection.flying:
-            return
-        if self._is_cut(source, target):
-            self._cut_off.append(flying)
-            return
-        if connection.open[flying.target]:
-            self.watch(source.tier, target.tier, message)
-        connection.flying.remove(flying)
-        if not connection.open[flying.target] or not target.alive:
-            return
-        peer = connection.names[flying.target]
-        if flying.target == 1 and not connection.introduced:
-            if not isinstance(message, Hello):
-                raise InternalError(f"{type(message).__name__} came before Hello")
-            self._introduce(connection)
-        self._note(f"{source.tier} → {target.tier}: {_brief(message)}")
-        self._tell(target, Received(peer, message))
-
-    def _introduce(self, connection: _Connection) -> None:
-        target, peer = connection.ends[1], connection.names[1]
-        connection.introduced = True
-        if peer in target.connections:
-            self._lose(target.connections[peer], 1, "it connected anew")
-        target.connections[peer] = connection
-        self._tell(target, Up(peer))
+            self.later((0.0, 0.0), lambda: self.tell_node(node, Ran(token, None, "skipped")))
 
 
 def served_of(facts: SessionFacts, tier: str) -> Served:
@@ -553,12 +400,3 @@ def served_of(facts: SessionFacts, tier: str) -> Served:
 def bundle_bytes(bundle: str, size_bytes: int = 3_000_000) -> bytes:
     """What stands for the file of a bundle in a `Cluster`."""
     return random.Random(bundle).randbytes(size_bytes)  # noqa: S311 - made-up content
-
-
-def _is_of(message: Message, sid: str, rid: int) -> bool:
-    return isinstance(message, Open | Chunk) and (message.sid, message.rid) == (sid, rid)
-
-
-def _brief(message: Message) -> str:
-    about = [f"{name} {getattr(message, name)}" for name in ("rid", "attempt", "hop", "code") if hasattr(message, name)]
-    return " ".join((type(message).__name__, *about))
