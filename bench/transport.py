@@ -4,8 +4,9 @@ What is timed is what the runtime uses: `ZmqChannel`, Open and Chunks, `Assembly
 turns in each round, in another order each time; a ratio is taken within a round, a figure is the median of the rounds.
 
 Figures: `throughput_*` and `curve_4mb`, bytes per second of a stream over those of plain TCP; `latency_4kb`, the median
-of round trips, one at a time, over that of plain TCP, and `latency_4kb_vs_grpc` over that of gRPC. The table has all
-ways with what they reached, and their processor seconds per GB, both processes together.
+of round trips, one at a time, over that of plain TCP, and `latency_4kb_vs_grpc` over that of gRPC. Those that end in
+`_vs_bare` are ratios to pyzmq alone, the bound for whatever is built on it. The table has all ways with what they
+reached, and their processor seconds per GB, both processes together.
 """
 
 import argparse
@@ -34,7 +35,8 @@ BARS = {
 }
 _LATENCY_BYTES = 4096
 _SIZES = {"256kb": 256 << 10, "4mb": 4 << 20, "64mb": 64 << 20}
-_SLOW = {("curve", "64mb"), ("memory", "64mb"), ("grpc", "64mb"), ("bare", "256kb"), ("shared", "256kb")}
+_SLOW = {("curve", "64mb"), ("memory", "64mb"), ("grpc", "64mb"), ("shared", "256kb")}
+_SLOW |= {("bare-curve", "64mb"), ("bare-curve", "256kb")}
 """Not measured: nothing is decided by them, and they take long."""
 
 
@@ -116,6 +118,11 @@ def ratios_of(found: Mapping[str, Measured]) -> dict[str, list[float]]:
         "shared_latency_4kb": _over(found["shared"].p50_us, raw.p50_us),
         "bare_4mb": _over(found["bare"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
         "bare_latency_4kb": _over(found["bare"].p50_us, raw.p50_us),
+        "bare_curve_4mb": _over(found["bare-curve"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
+        "throughput_4mb_vs_bare": _over(own.gb_per_s["4mb"], found["bare"].gb_per_s["4mb"]),
+        "throughput_64mb_vs_bare": _over(own.gb_per_s["64mb"], found["bare"].gb_per_s["64mb"]),
+        "latency_4kb_vs_bare": _over(own.p50_us, found["bare"].p50_us),
+        "curve_4mb_vs_bare": _over(found["curve"].gb_per_s["4mb"], found["bare-curve"].gb_per_s["4mb"]),
         "grpc_4mb": _over(found["grpc"].gb_per_s["4mb"], raw.gb_per_s["4mb"]),
     }
 

@@ -19,7 +19,7 @@ from transport_rivals import Bare, Grpc, Raw, Shared, serve_bare, serve_grpc, se
 
 from flagsplit.transport import NO_SECURITY, KeyStore, MemoryChannel, MemoryNetwork, ZmqChannel
 
-WAYS = ("raw", "tcp", "curve", "ipc", "memory", "bare", "grpc", "shared")
+WAYS = ("raw", "tcp", "curve", "ipc", "memory", "bare", "bare-curve", "grpc", "shared")
 
 
 class Client(Protocol):
@@ -56,7 +56,7 @@ def pair(way: str) -> Iterator[Pair]:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        if way == "curve":
+        if "curve" in way:
             KeyStore(folder)
         client: Client | None = None
         peer = subprocess.Popen([sys.executable, __file__, way, scratch], stdout=subprocess.PIPE, text=True)  # noqa: S603
@@ -96,10 +96,18 @@ def _client(way: str, folder: Path, address: str) -> Client:
             return Grpc(address)
         case "bare":
             return Bare(address)
+        case "bare-curve":
+            public, secret = _keys(folder)
+            return Bare(address, (public, secret, public))
         case "shared":
             return Shared(address)
     security = KeyStore(folder).security() if way == "curve" else NO_SECURITY
     return Flagsplit(ZmqChannel(security=security), address)
+
+
+def _keys(folder: Path) -> tuple[bytes, bytes]:
+    security = KeyStore(folder).security()
+    return security.public_key.encode(), security.secret_key.encode()
 
 
 def _serve(way: str, folder: Path) -> None:
@@ -113,6 +121,8 @@ def _serve(way: str, folder: Path) -> None:
             serve_grpc(listening)
         case "bare":
             serve_bare(listening)
+        case "bare-curve":
+            serve_bare(listening, _keys(folder))
         case "shared":
             serve_shared(folder, listening)
         case _:

@@ -129,11 +129,16 @@ def serve_grpc(listening: Callable[[str], None]) -> None:
 
 
 class Bare:
-    """pyzmq alone, with as many messages of such sizes as the transport sends: what its sockets and threads cost."""
+    """pyzmq alone, with as many messages of such sizes as the transport sends: what its sockets and threads cost.
 
-    def __init__(self, address: str) -> None:
+    With keys, of the client (public, secret) and of the server, it encrypts by CURVE.
+    """
+
+    def __init__(self, address: str, keys: tuple[bytes, bytes, bytes] | None = None) -> None:
         self._socket = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.linger = 0
+        if keys is not None:
+            self._socket.curve_publickey, self._socket.curve_secretkey, self._socket.curve_serverkey = keys
         self._socket.connect(address)
 
     def stream(self, data: memoryview, count: int) -> float:
@@ -167,9 +172,12 @@ def _send_bare(line: "zmq.Socket[bytes]", to: list[bytes], data: memoryview, fra
         line.send_multipart([*to, b"c" * 100, payload], copy=len(payload) < _COPY_BELOW_BYTES)
 
 
-def serve_bare(listening: Callable[[str], None]) -> None:
+def serve_bare(listening: Callable[[str], None], keys: tuple[bytes, bytes] | None = None) -> None:
     """The peer of `Bare`: a small tensor goes back, of a large one only its arrival is told."""
     line = zmq.Context.instance().socket(zmq.ROUTER)
+    if keys is not None:
+        line.curve_server = True
+        line.curve_publickey, line.curve_secretkey = keys
     listening(f"tcp://127.0.0.1:{line.bind_to_random_port('tcp://127.0.0.1')}")
     while True:
         route, opened = line.recv_multipart()

@@ -20,4 +20,4 @@ def test_the_quick_form_has_all_figures() -> None:
     assert found["basis"] == "measured"
     assert set(found["figures"]) >= FIGURES
     assert all(figure > 0 for figure in found["figures"].values())
-    assert set(found["table"]) == {"raw", "tcp", "curve", "ipc", "memory", "bare", "grpc", "shared"}
+    assert set(found["table"]) == {"raw", "tcp", "curve", "ipc", "memory", "bare", "bare-curve", "grpc", "shared"}
