@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,23 @@ def test_an_unknown_client_key_is_refused_until_authorized(
     theirs.authorize("us", ours.public_key)
     introduce(client, server)
     assert len(client.named(Down, "server")) == 1
+
+
+def test_an_authenticator_that_fails_is_not_blamed_on_the_key(
+    open_channel: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    """Nobody looked at the client's key, so to authorize it would help nobody."""
+
+    def on_fire(_key: str) -> bool:
+        raise OSError("disk on fire")
+
+    security = replace(KeyStore(tmp_path).security(), is_authorized=on_fire)
+    server, client = open_channel(security), open_channel(security)
+    client.channel.connect("server", listening(server))
+    reason = refused(client, server)
+    assert "authenticator" in reason
+    assert "log" in reason
+    assert security.public_key not in reason
 
 
 def test_nobody_gets_in_when_the_authenticator_is_gone(open_channel: Callable[..., Recorder], tmp_path: Path) -> None:
