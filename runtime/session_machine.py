@@ -20,6 +20,7 @@ from flagsplit.errors import (
     ProtocolError,
     UnavailableError,
 )
+from flagsplit.runtime.answer_check import check_answer
 from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.engine import DEADLINE, OUT_OF_RANGE
 from flagsplit.runtime.events import (
@@ -456,6 +457,8 @@ class SessionMachine(Relay):
             is_ready = self.accept_chunk(message) is not None
         else:
             self.check_open(message, flight.bundle)
+            facts = request.epoch.facts
+            check_answer(facts.declared, facts.answers_of(flight.plan), message.tensors)
             is_ready = self.accept_open(flight, message, tier)
             if message.resume and not is_ready and message.hop in flight.arrivals:
                 yield Send(tier, self.have(flight, message.hop))
