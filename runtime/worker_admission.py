@@ -110,6 +110,7 @@ class WorkerAdmission(WorkerFlights):
             flight = self.flights[key] = Flight(
                 opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, bundle
             )
+        self.own(opened.sid)
         flight.deadline, flight.epoch, flight.traceparent = deadline, opened.epoch, opened.traceparent
         return flight
 

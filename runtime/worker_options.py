@@ -12,6 +12,11 @@ def _nobody(_key: str) -> bool:
     return False
 
 
+def _whoever_has_none(key: str) -> bool:
+    """Where there are no keys at all, a peer's word has to do; of those that have one, somebody must know them."""
+    return not key
+
+
 def _no_wait_us() -> int:
     return 0
 
@@ -22,11 +27,14 @@ class WorkerHooks:
 
     Attributes:
         is_admin: whether the owner of a public key may send and retire bundles.
+        is_worker: whether the owner of a public key may pass on requests of any session; "" is the key of a peer on a
+            channel without keys.
         wait_us: how long a new run would wait for the engine, in microseconds.
         squeezing: says which tensors to squeeze on their way; without one, none.
     """
 
     is_admin: Callable[[str], bool] = _nobody
+    is_worker: Callable[[str], bool] = _whoever_has_none
     wait_us: Callable[[], int] = _no_wait_us
     squeezing: SqueezePolicy | None = None
 
