@@ -46,8 +46,8 @@ class WorkerOptions:
     Attributes:
         max_held_bytes: tensors held for all requests together; beyond it a request is refused as busy.
         max_flights: requests held at once.
-        max_held_bytes_per_client: of one session; by default half of the total while others are connected.
-        max_flights_per_client: of one session; by default half of the total while others are connected.
+        max_held_bytes_per_client: of one session, whether it is alone or not; None shares evenly (`worker_shares.py`).
+        max_flights_per_client: of one session; likewise.
         max_peers: sessions and workers connected at once.
         max_bundles: bundles served at once, those that are being retired included.
         max_bundle_bytes: size of a bundle that is sent here; 0 takes none.
