@@ -455,4 +455,5 @@ def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
         outputs=tuple(tensor.name for tensor in bundle.outputs),
         answers=bundle.plans.answers,
         lossy=frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts)),
+        declared=tuple(bundle.outputs),
     )

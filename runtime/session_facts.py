@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.liveness import LivenessOptions
+from flagsplit.runtime.manifest import Tensor
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
 
@@ -50,6 +51,7 @@ class SessionFacts:
         outputs: names of the graph outputs.
         answers: by plan, the names under which it makes them, where those are others.
         lossy: names of the plans whose boundary tensors lose something.
+        declared: dtype and shape of the graph outputs; those that are not here are not checked.
     """
 
     bundle: str
@@ -61,6 +63,7 @@ class SessionFacts:
     outputs: tuple[str, ...]
     answers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lossy: frozenset[str] = frozenset()
+    declared: tuple[Tensor, ...] = ()
 
     def answers_of(self, plan: str) -> dict[str, str]:
         """For each graph output, the value that is it under a plan."""

@@ -20,6 +20,7 @@ from flagsplit.errors import (
     ProtocolError,
     UnavailableError,
 )
+from flagsplit.runtime.answer_check import check_answer
 from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.engine import DEADLINE, OUT_OF_RANGE
 from flagsplit.runtime.events import (
@@ -152,6 +153,7 @@ class SessionMachine(Relay):
         times = [self._liveness.next_tick()]
         times += [min(request.expires, request.flight.deadline) for request in self._requests.values()]
         times += [submit.deadline for submit in self._queue]
+        times += [peer.ask_again for peer in self._peers.values()]
         times += [self._adopt_by] if self._coming else []
         return min(times)
 
@@ -238,9 +240,13 @@ class SessionMachine(Relay):
         if peer.serves or any(other != bundle for other in peer.asked):
             yield Note(f"{tier} does not serve {bundle[:12]}: {message.reason}")
             yield from self._adopt_if_ready()
-            return
-        yield Disconnect(tier)
-        yield from self._lose(tier, message.reason, "refused")
+        else:
+            yield Disconnect(tier)
+            is_busy = message.code == "busy"
+            reason = f"it has no room now: {message.reason}" if is_busy else message.reason
+            yield from self._lose(tier, reason, "down" if is_busy else "refused")
+        if message.code == "busy" and bundle:
+            peer.had_no_room(self.now, self._instance)
 
     def _on_drain(self, tier: str, message: Drain) -> Iterator[Instruction]:
         """It takes nothing new; what is there already it finishes."""
@@ -456,6 +462,8 @@ class SessionMachine(Relay):
             is_ready = self.accept_chunk(message) is not None
         else:
             self.check_open(message, flight.bundle)
+            facts = request.epoch.facts
+            check_answer(facts.declared, facts.answers_of(flight.plan), message.tensors)
             is_ready = self.accept_open(flight, message, tier)
             if message.resume and not is_ready and message.hop in flight.arrivals:
                 yield Send(tier, self.have(flight, message.hop))
@@ -597,6 +605,7 @@ class SessionMachine(Relay):
             yield from self._lose(tier, "it went silent")
             yield Disconnect(tier)
             yield Connect(tier, self._peers[tier].address.address, self._peers[tier].address.server_key)
+        yield from self._ask_again()
         yield from self._adopt_if_ready()
         yield from self._probe()
         for request in list(self._requests.values()):
@@ -610,6 +619,19 @@ class SessionMachine(Relay):
         self._queue = deque(submit for submit in self._queue if self.now < submit.deadline)
         for submit in late:
             yield Fail(submit.rid, UnavailableError("the deadline passed while other requests ran"))
+
+    def _ask_again(self) -> Iterator[Instruction]:
+        """Workers that had no room may have some now."""
+        for tier, peer in self._peers.items():
+            if self.now < peer.ask_again:
+                continue
+            peer.ask_again = math.inf
+            if not peer.connected:
+                yield Connect(tier, peer.address.address, peer.address.server_key)
+                continue
+            known = {*peer.serves, *peer.asked}
+            wanted = dict.fromkeys(epoch.facts.bundle for epoch in self._epochs)
+            yield from (self._greeting(tier, bundle) for bundle in wanted if bundle not in known)
 
     def _probe(self) -> Iterator[Instruction]:
         """Measure links that are idle and may have recovered."""

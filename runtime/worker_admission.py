@@ -110,6 +110,7 @@ class WorkerAdmission(WorkerFlights):
             flight = self.flights[key] = Flight(
                 opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, bundle
             )
+        self.own(opened.sid)
         flight.deadline, flight.epoch, flight.traceparent = deadline, opened.epoch, opened.traceparent
         return flight
 
@@ -129,14 +130,24 @@ class WorkerAdmission(WorkerFlights):
             yield from self.drop(flight)
 
     def _find_room(self, flight: Flight | None, opened: Open) -> Generator[Instruction, None, str]:
-        """Why a request cannot be taken, or ""; those whose session is away make room first, the oldest first."""
+        """Why a request cannot be taken, or "". Those whose session is away make room first, the oldest first; then,
+        for what is within a client's share, those of clients that have more than theirs."""
         kept = self._kept(flight, opened) if flight is not None and opened.resume else {}
         coming = sum(header.size_bytes + ENTRY_BYTES for header in opened.tensors if header.name not in kept)
-        while self.shares.is_full(coming, is_new=flight is None):
+        is_new = flight is None
+        while self.shares.is_full(coming, is_new=is_new):
             oldest = next((key for key in self._away if flight is None or key != flight.key), None)
             if oldest is None:
                 break
             yield from self.drop(self.flights[oldest])
-        own = inbound_name(opened.sid)
-        alone = all(one.role == "worker" or name == own or not one.ways for name, one in self.peers.inbound.items())
-        return self.shares.refusal(opened.sid, coming, is_new=flight is None, alone=alone)
+        connected = [one.instance for one in self.peers.inbound.values() if one.role == "session" and one.ways]
+        while (key := self.shares.debtor(opened.sid, coming, is_new=is_new, connected=connected)) is not None:
+            yield from self._give_way(self.flights[key])
+        return self.shares.refusal(opened.sid, coming, is_new=is_new, connected=connected)
+
+    def _give_way(self, flight: Flight) -> Iterator[Instruction]:
+        """End what its client holds beyond its share."""
+        self._ends.remember(flight.key, flight.attempt)
+        reason = f"tier {self.tier} is full: others need their share, of which this session has more than one"
+        yield from self.fail(flight, self.tier, "busy", reason, retryable=True)
+        yield from self.drop(flight)

@@ -47,11 +47,22 @@ class WorkerFlights(Relay):
         self.counts: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self._away: dict[FlightKey, _Away] = {}
+        self._owners: dict[str, str] = {}
         self._ends = Ends()
 
     @staticmethod
     def _has_neighbor(flight: Flight, peer: str) -> bool:
         return peer in flight.neighbors.values()
+
+    def own(self, sid: str) -> None:
+        """A session that is connected while requests of it are here has them to itself until the last is over."""
+        session = self.peers.inbound.get(inbound_name(sid))
+        if session is not None and session.key:
+            self._owners.setdefault(sid, session.key)
+
+    def may_speak_for(self, sid: str, peer: str) -> bool:
+        """Whether a peer that has a session's name has the key of whoever opened what is here of it."""
+        return self._owners.get(sid, "") in ("", self.peers.key_of(peer))
 
     def take_up(self, flight: Flight, hop: int) -> Iterator[Instruction]:
         """As for any tier, unless the deadline passed or nobody waits."""
@@ -139,7 +150,8 @@ class WorkerFlights(Relay):
         key = (message.sid, message.rid)
         flight = self.flights.get(key)
         came_by_it = flight is not None and self._has_neighbor(flight, peer)
-        if inbound_name(message.sid) != peer and not (peer in self.peers.inbound and came_by_it):
+        is_session = inbound_name(message.sid) == peer and self.may_speak_for(message.sid, peer)
+        if not is_session and not (peer in self.peers.inbound and came_by_it):
             return
         if flight is not None and isinstance(message, Cancel) and message.attempt < flight.attempt:
             return
@@ -190,6 +202,8 @@ class WorkerFlights(Relay):
         del self.flights[flight.key]
         self._away.pop(flight.key, None)
         self.shares.remove(flight)
+        if flight.sid not in self.shares.clients:
+            self._owners.pop(flight.sid, None)
         yield from self.skip_runs(flight)
         yield from self._withdraw(flight)
 

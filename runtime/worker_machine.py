@@ -85,7 +85,8 @@ class WorkerMachine(WorkerPeering):
         peers = Peers(tier, instance, fixed or {}, options)
         bundles = Bundles(tier, served, options, lambda peer: self._hooks.is_admin(peers.key_of(peer)))
         permille = min(1_000_000, round(slowdown * 1000))
-        super().__init__(peers, bundles, options, limits or TransferLimits(), instance, permille)
+        limits = limits or TransferLimits()
+        super().__init__(peers, bundles, options, limits, instance, permille, self._hooks.is_worker)
         self.squeezing = self._hooks.squeezing
         self._drain_until = 0.0
         self._ended = False

@@ -12,6 +12,11 @@ def _nobody(_key: str) -> bool:
     return False
 
 
+def _whoever_has_none(key: str) -> bool:
+    """Where there are no keys at all, a peer's word has to do; of those that have one, somebody must know them."""
+    return not key
+
+
 def _no_wait_us() -> int:
     return 0
 
@@ -22,11 +27,14 @@ class WorkerHooks:
 
     Attributes:
         is_admin: whether the owner of a public key may send and retire bundles.
+        is_worker: whether the owner of a public key may pass on requests of any session; "" is the key of a peer on a
+            channel without keys.
         wait_us: how long a new run would wait for the engine, in microseconds.
         squeezing: says which tensors to squeeze on their way; without one, none.
     """
 
     is_admin: Callable[[str], bool] = _nobody
+    is_worker: Callable[[str], bool] = _whoever_has_none
     wait_us: Callable[[], int] = _no_wait_us
     squeezing: SqueezePolicy | None = None
 
@@ -38,8 +46,8 @@ class WorkerOptions:
     Attributes:
         max_held_bytes: tensors held for all requests together; beyond it a request is refused as busy.
         max_flights: requests held at once.
-        max_held_bytes_per_client: of one session; by default half of the total while others are connected.
-        max_flights_per_client: of one session; by default half of the total while others are connected.
+        max_held_bytes_per_client: of one session, whether it is alone or not; None shares evenly (`worker_shares.py`).
+        max_flights_per_client: of one session; likewise.
         max_peers: sessions and workers connected at once.
         max_bundles: bundles served at once, those that are being retired included.
         max_bundle_bytes: size of a bundle that is sent here; 0 takes none.

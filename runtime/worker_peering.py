@@ -3,7 +3,7 @@
 Records of peers are in `worker_peers.py`; what else can be said is in `worker_machine.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flagsplit.runtime.events import Instruction, Note, Send
 from flagsplit.runtime.worker_admission import WorkerAdmission
@@ -29,6 +29,7 @@ class WorkerPeering(WorkerAdmission):
     Args:
         instance: names this start of the process.
         slowdown_permille: what peers are told of how slow the engine is made.
+        is_worker: whether the owner of a public key may pass on requests of any session.
     """
 
     def __init__(
@@ -39,15 +40,17 @@ class WorkerPeering(WorkerAdmission):
         limits: TransferLimits,
         instance: str,
         slowdown_permille: int,
+        is_worker: Callable[[str], bool],
     ) -> None:
         super().__init__(peers, bundles, options, limits)
         self._instance = instance
         self._slowdown_permille = slowdown_permille
+        self._is_worker = is_worker
 
     def on_hello(self, peer: str, hello: Hello) -> Iterator[Instruction]:
         if peer in self.peers.beyond:
             return
-        refused = _refusal_of_version(hello) or self.bundles.refusal(peer, hello)
+        refused = _refusal_of_version(hello) or self._refusal_of_role(peer, hello) or self.bundles.refusal(peer, hello)
         if peer not in self.peers.inbound and len(self.peers.inbound) >= self.options.max_peers:
             refused = refused or Reject("busy", f"{len(self.peers.inbound)} peers are connected, the limit")
         version = agreed_version(hello.version_min, hello.version_max)
@@ -72,6 +75,16 @@ class WorkerPeering(WorkerAdmission):
         served = self.bundles.served.get(hello.bundle)
         yield from self.peers.welcome(peer, hello, served.tiers if served is not None else (), self.now)
         self.session_is_back(peer)
+
+    def _refusal_of_role(self, peer: str, hello: Hello) -> Reject | None:
+        """Why a peer may not speak as whom it says it is, if it may not; what it says itself proves nothing."""
+        key = self.peers.key_of(peer)
+        if hello.role == "worker" and not self._is_worker(key):
+            text = f"your key is not known as a worker's at tier {self.tier}, and only workers pass on others' requests"
+            return Reject("rights", f"{text}; run flagsplit keys allow NAME '{key or 'KEY'}' --worker there")
+        if hello.role != "worker" and not self.may_speak_for(hello.instance, peer):
+            return Reject("rights", "requests of a session of this name are here that another key opened")
+        return None
 
     def on_welcome(self, peer: str, message: Welcome) -> Iterator[Instruction]:
         bundle = self.peers.answered(peer)

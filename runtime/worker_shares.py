@@ -1,10 +1,13 @@
 """How much each client holds at a worker, what it may hold, and who is paused while memory is short.
 
-A client is a session, whatever way its requests came. Each may have all of the limit while it is alone, and by default
-half of it while others are there. Counting is by request: `update` after anything that changes what one holds.
+A client is a session, whatever way its requests came. While it is alone it may have all there is. When others are
+connected, an equal share is each one's for sure: who has more gives way, the newest request first. Beyond its share a
+client may have what nobody uses, as long as it leaves as much free as it holds: so there is room for whoever comes, and
+for a tensor that is larger than a share. Counting is by request: `update` after anything that changes what one holds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from flagsplit.runtime.events import Instruction, Pause
 from flagsplit.runtime.relay import Flight, FlightKey
@@ -56,29 +59,46 @@ class Shares:
         too_many = is_new and len(self._costs) >= self._options.max_flights
         return too_many or self.held_bytes + coming_bytes > self._options.max_held_bytes
 
-    def refusal(self, sid: str, coming_bytes: int, *, is_new: bool, alone: bool) -> str:
+    def refusal(self, sid: str, coming_bytes: int, *, is_new: bool, connected: Collection[str]) -> str:
         """Why a client's request cannot be taken, or "". The limit is named.
 
         Args:
             sid: of the client.
             coming_bytes: what the request announces.
             is_new: whether it is a request more.
-            alone: whether no other session is connected.
+            connected: the sessions that are connected.
         """
-        options = self._options
-        alone = alone and self.clients.keys() <= {sid}
+        options, clients = self._options, self._among(sid, connected)
         count, held = self.clients.get(sid, (0, 0))
-        most, share = _share(options.max_flights_per_client, options.max_flights, alone=alone)
-        if is_new and count >= most:
-            return f"this session has {count} requests here, max_flights_per_client is {most}{share}"
-        most, share = _share(options.max_held_bytes_per_client, options.max_held_bytes, alone=alone)
-        if held + coming_bytes > most:
-            return f"this session would hold {held + coming_bytes} bytes, max_held_bytes_per_client is {most}{share}"
-        if is_new and len(self._costs) >= options.max_flights:
-            return f"there are {len(self._costs)} requests here, max_flights is {options.max_flights}"
-        if self.held_bytes + coming_bytes > options.max_held_bytes:
-            return f"{self.held_bytes + coming_bytes} bytes would be held, max_held_bytes is {options.max_held_bytes}"
-        return ""
+        requests = _Limit("requests", "max_flights", options.max_flights, options.max_flights_per_client, clients)
+        size = _Limit("bytes", "max_held_bytes", options.max_held_bytes, options.max_held_bytes_per_client, clients)
+        reason = requests.refusal(count, len(self._costs), int(is_new))
+        return reason or size.refusal(held, self.held_bytes, coming_bytes)
+
+    def debtor(self, sid: str, coming_bytes: int, *, is_new: bool, connected: Collection[str]) -> FlightKey | None:
+        """The request to end so that there is room for another client's, None if nobody has to give way.
+
+        Asked again as long as it is full. Only for what stays within a client's share somebody has to, and only who has
+        more than a share; of those the one with most, and of its requests the newest.
+
+        Args:
+            sid, coming_bytes, is_new, connected: as in `refusal`.
+        """
+        if not self.is_full(coming_bytes, is_new=is_new):
+            return None
+        options, clients = self._options, self._among(sid, connected)
+        most = _share(options.max_flights, clients), _share(options.max_held_bytes, clients)
+        count, held = self.clients.get(sid, (0, 0))
+        if count + is_new > most[0] or held + coming_bytes > most[1]:
+            return None
+        short = 0 if is_new and len(self._costs) >= options.max_flights else 1
+        over = {other: having[short] for other, having in self.clients.items() if having[short] > most[short]}
+        largest = max(over, key=over.__getitem__, default=None)
+        return next((key for key in reversed(self._costs) if key[0] == largest), None)
+
+    def _among(self, sid: str, connected: Collection[str]) -> int:
+        """How many share: who is connected, and whoever has requests here."""
+        return len({sid, *connected, *self.clients})
 
     def balance(self, peers_of: Callable[[str], str | None], *, is_working: bool) -> Iterator[Instruction]:
         """Pause the largest clients while memory is short and runs will free some; let them go on afterwards.
@@ -106,7 +126,47 @@ class Shares:
         self.paused.discard(peer)
 
 
-def _share(own: int | None, total: int, *, alone: bool) -> tuple[int, str]:
-    if own is not None:
-        return own, ""
-    return (total, "") if alone else (max(1, total // 2), f" (half of {total} while others are connected)")
+def _share(total: int, clients: int) -> int:
+    return max(1, total // clients)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What all clients together may have of something, and one of them.
+
+    Attributes:
+        what: it is called.
+        name: of the option that says how much there is.
+        total: how much there is.
+        own: what one client may have, if the operator said so.
+        clients: how many share it.
+    """
+
+    what: str
+    name: str
+    total: int
+    own: int | None
+    clients: int
+
+    def refusal(self, having: int, taken: int, coming: int) -> str:
+        """Why a client cannot have more of it, or "".
+
+        Args:
+            having: what the client has.
+            taken: what all clients together have.
+            coming: what the client wants more.
+        """
+        wanted, free = having + coming, self.total - taken - coming
+        if not coming:
+            return ""
+        if self.own is not None and wanted > self.own:
+            return f"this session would have {wanted} {self.what}, {self.name}_per_client is {self.own}"
+        share = _share(self.total, self.clients)
+        if self.own is None and self.clients > 1 and wanted > share and wanted > free:
+            return (
+                f"this session would have {wanted} {self.what}; of {self.name} {self.total} the share of each of "
+                f"{self.clients} sessions is {share}, and with more it has to leave as much free as it has"
+            )
+        if free < 0:
+            return f"there would be {taken + coming} {self.what}, {self.name} is {self.total}"
+        return ""

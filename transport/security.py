@@ -6,7 +6,7 @@ by hand; changes count from the next handshake on. `Security` is what a channel 
     identity.secret      our secret key, readable by us only; made on first use
     identity.public      our public key, to hand to others
     authorized/*.public  client keys that may connect to us; our own always may. NAME.admin.public may send and retire
-                         bundles too
+                         bundles too, NAME.worker.public is a worker's and may pass on requests of any session
     known_servers        lines "ADDRESS KEY": the key to expect at an address; anywhere else we expect our own
 """
 
@@ -30,7 +30,8 @@ from flagsplit.transport.address import parse_address
 
 _KEY_CHARS: Final = 40
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_ADMIN: Final = ".admin"
+_ADMIN, _WORKER = ".admin", ".worker"
+_RIGHTS: Final = (_ADMIN, _WORKER)
 _log = logging.getLogger(__name__)
 
 
@@ -97,15 +98,30 @@ class KeyStore:
     def security(self) -> Security:
         return Security(self.public_key, self._secret_key, self.is_authorized, self.server_key_for)
 
-    def authorize(self, name: str, public_key: str, *, admin: bool = False) -> None:
-        """Let the owner of `public_key` use our workers, and manage their bundles if `admin`. `name` is for people."""
+    def authorize(self, name: str, public_key: str, *, admin: bool = False, worker: bool = False) -> None:
+        """Let the owner of `public_key` use our workers, under a `name` for people; what was said of the name is over.
+
+        Args:
+            name: what to call the client.
+            public_key: its key.
+            admin: whether it may send and retire bundles too.
+            worker: whether it is a worker, which passes on requests of any session.
+        """
         check_key(public_key, f"client {name}")
-        _write_atomically(self._authorized_file(name, admin=admin), public_key + "\n", mode=0o644)
-        self._authorized_file(name, admin=not admin).unlink(missing_ok=True)
+        if not _FILE_NAME.fullmatch(name) or name.endswith(_RIGHTS):
+            raise ConfigError(
+                f"client name {name!r}: expected up to 64 letters, digits and . _ @ -, "
+                f"not ending in {' or '.join(_RIGHTS)}"
+            )
+        file = self._authorized / f"{name}{_ADMIN if admin else ''}{_WORKER if worker else ''}.public"
+        _write_atomically(file, public_key + "\n", mode=0o644)
+        for other in self._files_of(name):
+            if other != file:
+                other.unlink(missing_ok=True)
 
     def revoke(self, name: str) -> None:
         """Refuse a client from its next connection on. Raises ConfigError when there is none of that name."""
-        files = [file for admin in (False, True) if (file := self._authorized_file(name, admin=admin)).exists()]
+        files = self._files_of(name)
         if not files:
             names = ", ".join(self.authorized()) or "none"
             raise ConfigError(f"no authorized client is called {name!r}; there are: {names}")
@@ -119,20 +135,34 @@ class KeyStore:
 
     def admins(self) -> list[str]:
         """Names of the authorized clients that may send and retire bundles; our own key always may."""
-        return [_name_of(file) for file in sorted(self._authorized.glob(f"*{_ADMIN}.public"))]
+        return self._names_with(_ADMIN)
+
+    def workers(self) -> list[str]:
+        """Names of the authorized clients that are workers; whoever has our own key may be one."""
+        return self._names_with(_WORKER)
 
     def is_authorized(self, public_key: str) -> bool:
         """Asked at each handshake, from another thread: reads the folder anew, so that a change needs no restart."""
-        return public_key == self.public_key or self._is_in(public_key, "*.public")
+        return self._has(public_key)
 
     def is_admin(self, public_key: str) -> bool:
         """Whether the owner of a key may send and retire bundles; a change needs no restart."""
-        return public_key == self.public_key or self._is_in(public_key, f"*{_ADMIN}.public")
+        return self._has(public_key, _ADMIN)
 
-    def _is_in(self, public_key: str, files: str) -> bool:
-        for file in self._authorized.glob(files):
+    def is_worker(self, public_key: str) -> bool:
+        """Whether the owner of a key may pass on requests of any session; a change needs no restart."""
+        return self._has(public_key, _WORKER)
+
+    def _names_with(self, right: str) -> list[str]:
+        files = sorted(self._authorized.glob("*.public"))
+        return sorted({_name_of(file) for file in files if right in _rights_of(file)})
+
+    def _has(self, public_key: str, right: str = "") -> bool:
+        if public_key == self.public_key:
+            return True
+        for file in self._authorized.glob("*.public"):
             try:
-                if file.read_text().strip() == public_key:
+                if right in _rights_of(file) and file.read_text().strip() == public_key:
                     return True
             except (OSError, ValueError):
                 _log.warning("cannot read the client key %s; it is not authorized", file)
@@ -163,12 +193,8 @@ class KeyStore:
         """The key to expect at an address: our own, unless `trust` said otherwise."""
         return self.known_servers().get(str(parse_address(address)), self.public_key)
 
-    def _authorized_file(self, name: str, *, admin: bool) -> Path:
-        if not _FILE_NAME.fullmatch(name) or name.endswith(_ADMIN):
-            raise ConfigError(
-                f"client name {name!r}: expected up to 64 letters, digits and . _ @ -, not ending in {_ADMIN}"
-            )
-        return self._authorized / f"{name}{_ADMIN if admin else ''}.public"
+    def _files_of(self, name: str) -> list[Path]:
+        return [file for file in self._authorized.glob("*.public") if _name_of(file) == name]
 
     def _load_or_make_secret(self) -> str:
         file = self.directory / "identity.secret"
@@ -192,7 +218,14 @@ class KeyStore:
 
 
 def _name_of(file: Path) -> str:
-    return file.name.removesuffix(".public").removesuffix(_ADMIN)
+    name = file.name.removesuffix(".public")
+    while name.endswith(_RIGHTS):
+        name = name.rpartition(".")[0]
+    return name
+
+
+def _rights_of(file: Path) -> str:
+    return file.name.removesuffix(".public").removeprefix(_name_of(file))
 
 
 def _refuse_writable_by_others(folder: Path) -> None:

@@ -90,6 +90,7 @@ class Listener:
         emit: Callable[[ChannelEvent], None],
     ) -> None:
         self._options, self._emit = options, emit
+        self._has_keys = not isinstance(security, NoSecurity)
         self._router = make_socket(context, zmq.ROUTER, options)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.BACKLOG, 1024)
@@ -272,7 +273,11 @@ class Listener:
             self._violate(connection, "the routing id is not <instance>:<lane>:<serial>")
             return None
         connection.lane = _LANE_OF[match[2]]
-        return self._join(connection, match[1].decode(), int(match[3]), _user_id(frame), now_s)
+        key = _user_id(frame)
+        if self._has_keys and not key:  # "" stands for channels without keys, where everybody is taken at their word
+            self._violate(connection, "no key was proved")
+            return None
+        return self._join(connection, match[1].decode(), int(match[3]), key, now_s)
 
     def _join(
         self, connection: Connection, instance: str, serial: int, user_id: str, now_s: float

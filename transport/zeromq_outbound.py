@@ -36,6 +36,8 @@ _REFUSED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 _WATCHED: Final = _LOST | _REFUSED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+# Of ZAP (RFC 27): the key was looked up and is not allowed. 300 and 500 say that it could not be looked up.
+_KEY_NOT_AUTHORIZED: Final = 400
 # A connection this old was a success: the next loss starts again with the shortest wait.
 _STABLE_AFTER_S: Final = 1.0
 
@@ -234,6 +236,11 @@ class OutboundPeer:
             self._fail(now_s, f"nothing listens at {self.address}, or a firewall is in between")
 
     def _key_refused(self, status: int) -> str:
+        if status != _KEY_NOT_AUTHORIZED:
+            return (
+                f"the authenticator of {self.address} is not working (status {status}) and lets nobody in: "
+                "the log there says why; our key is not the reason"
+            )
         ours = "" if isinstance(self._security, NoSecurity) else f" {self._security.public_key}"
         return (
             f"{self.address} refused our key (status {status}): add our public key{ours} to the authorized keys there"
@@ -242,7 +249,8 @@ class OutboundPeer:
     def _key_mismatch(self) -> str:
         return (
             f"{self.address} closed the CURVE handshake: we expect the server key {self._server_key}; "
-            "check that it is the one of that host, and that the host has security on"
+            "check that it is the one of that host, that the host has security on, and that its log has no complaint "
+            "of its authenticator"
         )
 
     def _come_up(self, now_s: float) -> None:

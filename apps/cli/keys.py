@@ -26,6 +26,7 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
                 "public_key": store.public_key,
                 "authorized": store.authorized(),
                 "admins": store.admins(),
+                "workers": store.workers(),
                 "known_servers": store.known_servers(),
             }
         )
@@ -33,8 +34,11 @@ def show(keys: _Folder = None, as_json: _Json = False) -> None:
     out = console()
     out.print(f"key folder  {store.directory}", markup=False, soft_wrap=True)
     out.print(f"public key  {store.public_key}", markup=False, soft_wrap=True)
-    admins = store.admins()
-    rows = [("admin" if name in admins else "client", name, key) for name, key in store.authorized().items()]
+    kinds = {"admin": store.admins(), "worker": store.workers()}
+    rows = [
+        (", ".join(kind for kind, names in kinds.items() if name in names) or "client", name, key)
+        for name, key in store.authorized().items()
+    ]
     rows += [("server", address, key) for address, key in store.known_servers().items()]
     if rows:
         out.print(table("Known", ("", "name or address", "key"), rows, left=3))
@@ -45,10 +49,11 @@ def allow(
     name: Annotated[str, typer.Argument(help="What to call the client.")],
     key: Annotated[str, typer.Argument(help="Its public key.")],
     admin: Annotated[bool, typer.Option("--admin", help="It may send and retire bundles too.")] = False,
+    worker: Annotated[bool, typer.Option("--worker", help="A worker, which passes on others' requests.")] = False,
     keys: _Folder = None,
 ) -> None:
     """Let a client use the workers that run with these keys."""
-    KeyStore(keys).authorize(name, key, admin=admin)
+    KeyStore(keys).authorize(name, key, admin=admin, worker=worker)
 
 
 @app.command("revoke")

@@ -81,7 +81,7 @@ def command(
         residency=residency,
         batching=BatchOptions(max_batch, batch_wait_ms / 1e3),
         telemetry=TelemetrySettings(http, trace_file, log=True),
-        hooks=WorkerHooks(is_admin=store.is_admin),
+        hooks=WorkerHooks(is_admin=store.is_admin, is_worker=store.is_worker),
     )
     broken: list[Exception] = []
     with ending() as (ended, end):

@@ -10,7 +10,8 @@ from tests.apps import models
 
 import flagsplit
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.worker import Worker
+from flagsplit.runtime.worker import Worker, WorkerSettings
+from flagsplit.runtime.worker_options import WorkerHooks
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -68,8 +69,10 @@ def serve(own_folders: None) -> Iterator[Serve]:
         def start(bundle: Bundle) -> dict[str, str]:
             addresses = {}
             for index, tier in enumerate(bundle.tiers[1:], start=1):
-                channel = ZmqChannel(security=KeyStore().security())
-                worker = Worker(bundle, index, channel, "tcp://127.0.0.1:0")
+                keys = KeyStore()
+                settings = WorkerSettings(hooks=WorkerHooks(is_worker=keys.is_worker))
+                channel = ZmqChannel(security=keys.security())
+                worker = Worker(bundle, index, channel, "tcp://127.0.0.1:0", settings)
                 stack.callback(worker.stop)
                 addresses[tier] = worker.address
             return addresses

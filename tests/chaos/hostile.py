@@ -6,6 +6,7 @@ It can compute the right answer, to give it twice or too late. What must hold fo
 import threading
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ from flagsplit.transport.messages import (
 from flagsplit.transport.security import NO_SECURITY
 from flagsplit.transport.tensors import Assembly, TransferLimits, chunks_of
 from flagsplit.transport.zeromq import ZmqChannel
+from flagsplit.transport.zeromq_sockets import RouteLost
 
 
 class HostileWorker:
@@ -72,7 +74,8 @@ class HostileWorker:
         assert listener is not None
         peer = listener._peers.get(self._peer)
         if peer is not None:
-            listener._write(peer, lane, frames)
+            with suppress(RouteLost):  # the session may have had enough and gone
+                listener._write(peer, lane, frames)
 
     def question(self, message: Message) -> tuple[Open, dict[str, Array]] | None:
         """The announcement and the tensors that a message completes, if it does."""

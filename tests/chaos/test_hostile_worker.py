@@ -1,7 +1,7 @@
 """A session among workers that lie, flood, fall silent, or answer what nobody asked: its answers are right."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tests.chaos.hostile import HostileWorker, chunk
 from tests.chaos.served import ALONE, BY_CLOUD, SETTINGS, Oracle, until
-from tests.runtime.bundles import inputs_of
+from tests.runtime.bundles import PLANS, build_bundle, inputs_of
 
 import flagsplit
 from flagsplit.errors import RefusedError
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.runtime.session_machine import SessionOptions
+from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.messages import (
     Bye,
     Cancel,
@@ -130,6 +131,28 @@ def test_an_answer_that_lies(oracle: Oracle, lie: str) -> None:
     with HostileWorker(oracle.bundle, _answering(_LIES[lie])) as worker:
         assert _ask(oracle, worker, 2) == {ALONE}
     assert _rss_mb() < before_mb + 100
+
+
+@pytest.fixture(scope="module")
+def outputs_by_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Oracle]:
+    """A bundle whose first plan has the cloud make the graph outputs themselves: nothing is computed from them."""
+    folder = tmp_path_factory.mktemp("whole")
+    plans = (dict.fromkeys(PLANS[0], "cloud"), PLANS[-1])
+    bundle = flagsplit.open(build_bundle(folder, plans), cache=folder / "cache")
+    whole = bundle.load_whole(LoadOptions(threads=1))
+    yield Oracle(bundle, whole)
+    whole.close()
+
+
+@pytest.mark.parametrize("lie", ["another width", "another dtype", "a wider dtype", "more dimensions"])
+def test_outputs_that_are_not_what_the_bundle_declares(outputs_by_cloud: Oracle, lie: str) -> None:
+    with HostileWorker(outputs_by_cloud.bundle, _answering(_LIES[lie])) as worker:
+        assert _ask(outputs_by_cloud, worker, 2) == {"plan1"}
+
+
+def test_outputs_that_are(outputs_by_cloud: Oracle) -> None:
+    with HostileWorker(outputs_by_cloud.bundle, _answering(lambda said: said)) as worker:
+        assert _ask(outputs_by_cloud, worker, 2) == {"plan0"}
 
 
 def test_answers_twice_and_late(oracle: Oracle) -> None:

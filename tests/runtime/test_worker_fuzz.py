@@ -242,6 +242,7 @@ class Hostile:
         assert stats.lingering <= stats.flights
         assert stats.uploads <= 5
         assert set(machine._away) <= set(machine.flights)
+        assert set(machine._owners) <= {sid for sid, _ in machine.flights}
         assert sum(count for count, _ in stats.clients.values()) == len(machine.shares._costs) <= stats.flights
         assert sum(held for _, held in stats.clients.values()) == stats.held_bytes
         assert len(machine.peers.beyond) <= 4 * 3 * len(_INSTANCES)

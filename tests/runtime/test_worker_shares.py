@@ -16,7 +16,7 @@ def pauses(said: list[Instruction]) -> list[Pause]:
     return [one for one in said if isinstance(one, Pause)]
 
 
-def test_a_client_has_all_while_it_is_alone_and_half_while_others_are_there() -> None:
+def test_a_client_has_all_while_it_is_alone_and_its_share_while_others_are_there() -> None:
     hired = Hired(WorkerOptions(max_flights=4))
     hired.hello()
     for rid in range(3):
@@ -25,24 +25,57 @@ def test_a_client_has_all_while_it_is_alone_and_half_while_others_are_there() ->
     (failed,) = messages(hired.say(hired.opened(3)))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.retryable) == ("busy", True)
-    assert "max_flights_per_client is 2 (half of 4 while others are connected)" in failed.reason
+    assert "of max_flights 4 the share of each of 2 sessions is 2" in failed.reason
     assert not failures(hired.ask(hired.opened(1, sid=T), T))
-    assert failures(hired.ask(hired.opened(2, sid=T), T)) == [(OTHER, "edge", "busy")], "all are taken"
+    assert failures(hired.ask(hired.opened(2, sid=T), T)) == [(SESSION, "edge", "busy")], "the first gives way"
+    assert set(hired.machine.flights) == {(S, 0), (S, 1), (T, 1), (T, 2)}
+    assert failures(hired.ask(hired.opened(3, sid=T), T)) == [(OTHER, "edge", "busy")], "nobody has too much"
     hired.say(Done(S, 0))
-    hired.say(Done(S, 1))
-    assert not failures(hired.ask(hired.opened(2, sid=T), T))
+    assert failures(hired.ask(hired.opened(4, sid=T), T)) == [(OTHER, "edge", "busy")], "it is somebody else's share"
+    assert not failures(hired.ask(hired.opened(5)))
 
 
-@pytest.mark.parametrize("limit", [None, 2000])
-def test_bytes_are_shared_too(limit: int | None) -> None:
+def test_a_request_that_gave_way_stays_over_and_its_next_attempt_is_welcome() -> None:
+    hired = Hired(WorkerOptions(max_flights=2))
+    hired.hello()
+    hired.hello("7" * 32, role="worker")
+    for rid in range(2):
+        hired.ask(hired.opened(rid))
+    hired.hello(T)
+    assert failures(hired.ask(hired.opened(1, sid=T), T)) == [(SESSION, "edge", "busy")]
+    assert not messages(hired.ask(hired.opened(1), "7" * 32)), "the same attempt, late, by another way"
+    hired.say(Done(T, 1), OTHER)
+    hired.tell(Down(OTHER, "gone"))
+    assert not failures(hired.ask(hired.opened(1, attempt=2)))
+    assert hired.machine.flights[S, 1].attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [
+        (None, "of max_held_bytes 4000 the share of each of 2 sessions is 2000"),
+        (2000, "this session would have 2112 bytes, max_held_bytes_per_client is 2000"),
+    ],
+)
+def test_bytes_are_shared_too(limit: int | None, reason: str) -> None:
     hired = Hired(WorkerOptions(max_held_bytes=4000, max_held_bytes_per_client=limit))
     hired.hello()
     hired.hello(T)
     large = replace(hired.opened(), tensors=(TensorHeader("v0", "int64", (200,), 1600),))
     (failed,) = messages(hired.say(large))
     assert isinstance(failed, Failed)
-    assert "max_held_bytes_per_client is 2000" in failed.reason
+    assert reason in failed.reason
     assert not failures(hired.ask(hired.opened(2)))
+
+
+def test_a_tensor_larger_than_a_share_has_what_nobody_uses() -> None:
+    """A hundred clients that are idle do not keep one from using what is there."""
+    hired = Hired(WorkerOptions(max_held_bytes=100_000))
+    hired.hello()
+    for number in range(100):
+        hired.hello(f"{number:032x}")
+    large = replace(hired.opened(), tensors=(TensorHeader("v0", "int64", (6000,), 48_000),))
+    assert not failures(hired.say(large))
 
 
 def test_a_manager_and_a_worker_are_no_competition() -> None:

@@ -147,3 +147,35 @@ def test_admins_are_clients_with_one_right_more(tmp_path: Path) -> None:
     assert store.authorized() == {"ann": keys["ann"]}
     with pytest.raises(ConfigError, match="not ending in"):
         store.authorize("bob.admin", keys["bob"])
+
+
+def test_workers_are_clients_with_another_right(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys")
+    edge, phone, both = (new_key() for _ in range(3))
+    store.authorize("edge", edge, worker=True)
+    store.authorize("phone", phone)
+    store.authorize("boss", both, admin=True, worker=True)
+    assert store.authorized() == {"boss": both, "edge": edge, "phone": phone}
+    assert (store.workers(), store.admins()) == (["boss", "edge"], ["boss"])
+    assert [store.is_worker(key) for key in (edge, phone, both, "", store.public_key)] == [1, 0, 1, 0, 1]
+    assert [store.is_admin(key) for key in (edge, phone, both, "", store.public_key)] == [0, 0, 1, 0, 1]
+    assert all(map(store.is_authorized, (edge, phone, both)))
+    store.authorize("edge", edge)
+    assert not store.is_worker(edge)
+    assert store.is_authorized(edge)
+    store.authorize("boss", both, worker=True)
+    assert (store.is_admin(both), store.is_worker(both)) == (False, True)
+    store.revoke("boss")
+    assert not store.is_authorized(both)
+    assert not store.is_worker(both)
+    with pytest.raises(ConfigError, match="not ending in"):
+        store.authorize("boss.worker", both)
+
+
+def test_rights_that_were_written_by_hand_count_in_any_order(tmp_path: Path) -> None:
+    store, key = KeyStore(tmp_path / "keys"), new_key()
+    (store.directory / "authorized" / "boss.worker.admin.public").write_text(key)
+    assert (store.workers(), store.admins()) == (["boss"], ["boss"])
+    store.authorize("boss", key)
+    assert not store.is_worker(key)
+    assert not store.is_admin(key)

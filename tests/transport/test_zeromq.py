@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from flagsplit.transport.floodguard import cut_connection
 from flagsplit.transport.messages import Lane, Ping
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
 from flagsplit.transport.testing import Recorder, sample_hello, sample_open, until
+from flagsplit.transport.zap import ZapHandler
 from flagsplit.transport.zeromq import ZmqChannel
 
 HASTY = ChannelOptions(connect_timeout_s=0.5, handshake_timeout_s=0.3)
@@ -119,6 +121,39 @@ def test_an_unknown_client_key_is_refused_until_authorized(
     theirs.authorize("us", ours.public_key)
     introduce(client, server)
     assert len(client.named(Down, "server")) == 1
+
+
+def test_an_authenticator_that_fails_is_not_blamed_on_the_key(
+    open_channel: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    """Nobody looked at the client's key, so to authorize it would help nobody."""
+
+    def on_fire(_key: str) -> bool:
+        raise OSError("disk on fire")
+
+    security = replace(KeyStore(tmp_path).security(), is_authorized=on_fire)
+    server, client = open_channel(security), open_channel(security)
+    client.channel.connect("server", listening(server))
+    reason = refused(client, server)
+    assert "authenticator" in reason
+    assert "log" in reason
+    assert security.public_key not in reason
+
+
+def test_nobody_gets_in_without_a_name_for_the_key(
+    open_channel: Callable[..., Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No key means a channel without keys to whoever asks for rights."""
+    answer = ZapHandler._answer
+    monkeypatch.setattr(ZapHandler, "_answer", lambda self, asked: [*answer(self, asked)[:4], b"", b""])
+    security = KeyStore(tmp_path).security()
+    server, client = open_channel(security), open_channel(security)
+    client.channel.connect("server", listening(server))
+    until(lambda: bool(client.named(Up, "server")), client, server, what="Up of the server")
+    client.channel.send("server", sample_hello(client.channel))
+    until(lambda: bool(client.named(Down, "server")), client, server, what="Down of the server")
+    assert any(isinstance(event, Violated) and "no key" in event.reason for event in server.events)
+    assert not any(isinstance(event, Up | Received) for event in server.events)
 
 
 def test_nobody_gets_in_when_the_authenticator_is_gone(open_channel: Callable[..., Recorder], tmp_path: Path) -> None:

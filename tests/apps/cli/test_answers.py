@@ -65,6 +65,10 @@ def test_keys_come_and_go(cli: Cli, tmp_path: Path) -> None:
     assert shown["authorized"] == {"friend": key}
     assert shown["known_servers"] == {"tcp://edge.local:5555": key}
     assert key in cli("keys", "show", *mine).out
+    assert (shown["admins"], shown["workers"]) == ([], [])
+    assert cli("keys", "allow", "friend", key, "--worker", *mine).code == 0
+    assert cli("keys", "show", *mine, "--json").data["workers"] == ["friend"]
+    assert "worker" in cli("keys", "show", *mine).out
     assert cli("keys", "revoke", "friend", *mine).code == 0
     assert cli("keys", "show", *mine, "--json").data["authorized"] == {}
 
