@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 
 from flagsplit.runtime.estimator import LinkEstimator
+from flagsplit.runtime.outlook import Outlook
 from flagsplit.runtime.world import WorldModel
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Choice, Pool
@@ -131,6 +132,8 @@ class PlanChooser:
         self._current: str | None = None
         self._since = 0.0
         self._then: State | None = None
+        self._outlook: Outlook | None = None
+        self._settled: Outlook | None = None
         self._lossy = frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts))
 
     @property
@@ -165,26 +168,35 @@ class PlanChooser:
         Raises:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
         """
-        state = self.world.state(now, alive)
+        outlook = self.outlook(self.world.state(now, alive))
         if avoid_lossy or exclude or rid is not None:
             without = self._lossy.union(exclude) if avoid_lossy else exclude
-            return self._choose_once(now, state, without, rid, reason or ("codec out of range" if avoid_lossy else ""))
-        return self._follow(now, state, reason)
+            why = reason or ("codec out of range" if avoid_lossy else "")
+            return self._choose_once(now, outlook, without, rid, why)
+        return self._follow(now, outlook, reason)
+
+    def outlook(self, state: State) -> Outlook:
+        """What the plans are worth in a state; the same object as long as the state is the same object."""
+        if self._outlook is None or self._outlook.state is not state:
+            self._outlook = Outlook(self.pool, state)
+        return self._outlook
 
     def _choose_once(
-        self, now: float, state: State, without: Collection[str], rid: int | None, reason: str
+        self, now: float, outlook: Outlook, without: Collection[str], rid: int | None, reason: str
     ) -> tuple[str, Decision | None]:
-        options = self._options
-        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s, without)
+        options, state = self._options, outlook.state
+        chosen = outlook.choose(self._current, options.margin, options.switch_s, without)
         name = chosen.plan.name
         if name == self._current:
             return name, None
         return name, self._decide(now, rid, name, reason or self._why(state, chosen), state)
 
-    def _follow(self, now: float, state: State, reason: str) -> tuple[str, Decision | None]:
-        options = self._options
-        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s)
-        name = chosen.plan.name
+    def _follow(self, now: float, outlook: Outlook, reason: str) -> tuple[str, Decision | None]:
+        options, state = self._options, outlook.state
+        if self._current is not None and self._settled is outlook:
+            return self._current, None
+        chosen = outlook.choose(self._current, options.margin, options.switch_s)
+        self._settled, name = outlook, chosen.plan.name
         if self._current is not None and (name == self._current or not self._may_leave(now, state, chosen)):
             return self._current, None
         decision = self._decide(now, None, name, reason or self._why(state, chosen), state)
@@ -196,14 +208,11 @@ class PlanChooser:
         if self._is_dead(state) or not 0 <= now - self._since < self._options.dwell_s:
             return True
         scores = self.pool.scores(state)
-        mine, best = scores[self._index(self._current or "")], scores[self._index(chosen.plan.name)]
+        mine, best = scores[self.pool.index(self._current or "")], scores[self.pool.index(chosen.plan.name)]
         return bool(mine > best * self._options.far_better)
 
     def _is_dead(self, state: State) -> bool:
         return self._current is None or not all(state.alive[k] for k in self.pool.plan(self._current).used_tiers)
-
-    def _index(self, name: str) -> int:
-        return next(i for i, plan in enumerate(self.pool.plans) if plan.name == name)
 
     def ask(self, now: float, alive: Sequence[bool], plan: str, rid: int) -> Decision | None:
         """A request asked for a plan; the decision if it is another than the one that is followed."""
@@ -216,23 +225,17 @@ class PlanChooser:
         as in renting skis: waiting for as long as the other way takes costs twice the better at most (Karlin et al.,
         Algorithmica 3, 1988).
         """
-        options = self._options
-        predicted_s = self.pool.plan(plan).latency_s(state)
+        options, outlook = self._options, self.outlook(state)
+        predicted_s = outlook.latency_s(plan)
         more_s = predicted_s * (options.patience - 1) + options.patience_floor_s
-        rescue = self.rescue_plan(state, exclude=[plan])
+        rescue = outlook.rescue(exclude=[plan])
         if rescue is not None:
-            more_s = min(more_s, max(rescue.latency_s(state), more_s / 2))
+            more_s = min(more_s, max(outlook.latency_s(rescue.name), more_s / 2))
         return predicted_s + more_s
 
     def rescue_plan(self, state: State, exclude: Collection[str] = ()) -> Plan | None:
         """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
-        usable = [
-            plan
-            for plan in self.pool.plans
-            if plan.name not in exclude and all(state.alive[k] for k in plan.used_tiers)
-        ]
-        alone = [plan for plan in usable if plan.used_tiers == (0,)]
-        return min(alone or usable, key=lambda plan: plan.latency_s(state), default=None)
+        return self.outlook(state).rescue(exclude)
 
     def deadline_rescue_s(self, deadline_s: float, state: State, exclude: Collection[str] = ()) -> float:
         """The last moment at which the rescue plan still meets a deadline, with a margin.
@@ -242,10 +245,11 @@ class PlanChooser:
             state: theta now.
             exclude: plans that cannot help, such as the one that is under way.
         """
-        plan = self.rescue_plan(state, exclude)
+        outlook = self.outlook(state)
+        plan = outlook.rescue(exclude)
         if plan is None:
             return deadline_s
-        return deadline_s - plan.latency_s(state) * self._options.rescue_margin - self._options.rescue_floor_s
+        return deadline_s - outlook.latency_s(plan.name) * self._options.rescue_margin - self._options.rescue_floor_s
 
     def _decide(self, now: float, rid: int | None, name: str, reason: str, state: State) -> Decision:
         decision = Decision(now, rid, self._current or "", name, reason, self._numbers(name, state))
@@ -254,9 +258,10 @@ class PlanChooser:
 
     def _numbers(self, name: str, state: State) -> dict[str, float]:
         tiers = self.pool.tiers
-        numbers = {"predicted_new_s": self.pool.plan(name).latency_s(state)}
+        outlook = self.outlook(state)
+        numbers = {"predicted_new_s": outlook.latency_s(name)}
         if self._current is not None:
-            numbers["predicted_old_s"] = self.pool.plan(self._current).latency_s(state)
+            numbers["predicted_old_s"] = outlook.latency_s(self._current)
         for i, (near, far) in enumerate(pairwise(tiers)):
             rates = (f"{near}>{far}", state.up_s_per_byte[i]), (f"{far}>{near}", state.down_s_per_byte[i])
             for way, per_byte in rates:
@@ -280,7 +285,7 @@ class PlanChooser:
         if any(state.alive[k] and not then.alive[k] for k in new.used_tiers):
             return "tier back"
         excess = self.pool.excess(state)
-        if any(shares[self._index(old.name)] > 1 for name, shares in excess.items()) and not chosen.broken:
+        if any(shares[self.pool.index(old.name)] > 1 for name, shares in excess.items()) and not chosen.broken:
             return "sla"
         differs = old.features.latency_vector() - new.features.latency_vector()
         change = differs * (state.vector() - then.vector())

@@ -212,6 +212,12 @@ class LinkEstimator:
         bytes_per_s: its nominal rate.
         rtt_s: its nominal round trip.
         options: how it is estimated.
+
+    Attributes:
+        measured_bytes: bytes of all samples.
+        stalls: how often bytes came after a pause.
+        stall_ended_s: when the last such pause was over.
+        revision: counts what was observed. What is sent is none: it says nothing until time has passed.
     """
 
     def __init__(self, bytes_per_s: float, rtt_s: float, options: LinkOptions | None = None) -> None:
@@ -229,6 +235,7 @@ class LinkEstimator:
         self.measured_bytes = 0
         self.stalls = 0
         self.stall_ended_s: float | None = None
+        self.revision = 0
 
     def sent(self, size_bytes: int, now: float) -> None:
         """Bytes were handed to the connection."""
@@ -248,7 +255,7 @@ class LinkEstimator:
             delay_s: how long it held this message back after the last of those bytes came.
             now: when this message came.
         """
-        time = self._tick(now)
+        time = self._observed(now)
         progress = acked_bytes - self._acked
         if progress <= 0:
             return
@@ -310,7 +317,7 @@ class LinkEstimator:
 
     def ponged(self, rtt_s: float, now: float) -> None:
         """It was answered after `rtt_s`."""
-        time = self._tick(now)
+        time = self._observed(now)
         if not (math.isfinite(rtt_s) and rtt_s >= 0):
             return
         rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
@@ -328,7 +335,7 @@ class LinkEstimator:
 
     def missed(self, now: float) -> None:
         """A ping had no answer in time."""
-        time = self._tick(now)
+        time = self._observed(now)
         self._lost += 0.1 * (1 - self._lost)
         self._rate.widen(0.3)
         self._rtt.widen(0.3)
@@ -337,7 +344,7 @@ class LinkEstimator:
 
     def reported(self, bytes_per_s: float, rtt_s: float, loss: float, now: float) -> None:
         """The other end says what it has measured in this direction; 0 stands for what it does not know."""
-        time = self._tick(now)
+        time = self._observed(now)
         self._rate.set(bytes_per_s, 0.15, time)
         if math.isfinite(rtt_s) and rtt_s > 0:
             rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
@@ -348,7 +355,7 @@ class LinkEstimator:
 
     def reset(self, now: float) -> None:
         """The connection is a new one: nothing is under way, and what was known is less certain."""
-        self._tick(now)
+        self._observed(now)
         self._forget_pending()
         self._sent = self._acked = 0
         self._rate.widen(0.3)
@@ -429,9 +436,14 @@ class LinkEstimator:
         rtt_us = min(int(self.rtt_s(now) * 1e6), _LARGEST_GAUGE) if self.knows_rtt else 0
         return LinkGauge(tier, rate, rtt_us, round(1000 * self._lost))
 
+    def _observed(self, now: float) -> float:
+        self.revision += 1
+        return self._tick(now)
+
     def _tick(self, now: float) -> float:
         time, set_back = self._clock.set(now)
         if set_back:
+            self.revision += 1
             self._forget_pending()
         return time
 
@@ -477,6 +489,9 @@ class TierEstimator:
     Args:
         slowdown: the nominal one.
         options: how it is estimated.
+
+    Attributes:
+        revision: counts what was observed.
     """
 
     def __init__(self, slowdown: float = 1.0, options: TierOptions | None = None) -> None:
@@ -486,10 +501,12 @@ class TierEstimator:
         self._last: deque[float] = deque(maxlen=3)
         self._wait_s = 0.0
         self._wait_at: float | None = None
+        self.revision = 0
 
     def ran(self, run_s: float, planned_s: float, now: float) -> None:
         """A request's work here took `run_s`; the plan says `planned_s` at the nominal speed."""
         time, _ = self._clock.set(now)
+        self.revision += 1
         if not (math.isfinite(run_s) and math.isfinite(planned_s) and run_s > 0 and planned_s > 0):
             return
         self._last.append(run_s / planned_s)
@@ -500,6 +517,7 @@ class TierEstimator:
     def waited(self, wait_s: float, now: float) -> None:
         """Work waited here for its turn, or would."""
         time, _ = self._clock.set(now)
+        self.revision += 1
         if not math.isfinite(wait_s):
             return
         wait_s = _seconds(wait_s)

@@ -248,7 +248,8 @@ class Relay:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
         run = _Outstanding(flight.key, flight.bundle, segment, flight.attempt, hop)
         for token, other in self._runs.items():
-            if (other.key, other.bundle, other.segment, other.skipped) == (run.key, run.bundle, segment, False):
+            same_request = other.key == run.key and other.bundle == run.bundle
+            if same_request and other.segment == segment and not other.skipped:
                 self._runs[token] = run  # an earlier attempt asked already, and the result will be the same
                 return
         self._next_token += 1
@@ -350,12 +351,13 @@ def _check_header(opened: Open) -> None:
 
 
 def _header(name: str, value: Array) -> TensorHeader:
-    if value.dtype.name not in ITEM_SIZE_BYTES or value.ndim > MAX_DIMS:
+    dtype = value.dtype.name
+    if dtype not in ITEM_SIZE_BYTES or value.ndim > MAX_DIMS:
         raise ProtocolError(
-            f"{name!r} cannot be sent: it is {value.dtype.name} with {value.ndim} dimensions, "
+            f"{name!r} cannot be sent: it is {dtype} with {value.ndim} dimensions, "
             f"expected a number or a boolean with at most {MAX_DIMS}"
         )
-    return TensorHeader(name, value.dtype.name, tuple(value.shape), value.nbytes)
+    return TensorHeader(name, dtype, tuple(value.shape), value.nbytes)
 
 
 def _bytes(value: Array) -> memoryview:

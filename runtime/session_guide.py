@@ -157,7 +157,7 @@ class SessionGuide:
         if facts.pool is not self._chooser.pool or not used <= self._measured:
             return Patience(now + longest_s, math.inf)
         state = self.world.state(now, alive)
-        if facts.pool.plan(plan).latency_s(state) <= 0:
+        if self._chooser.outlook(state).latency_s(plan) <= 0:
             return Patience(now + longest_s, math.inf)
         stalled_s = min(longest_s, self._chooser.attempt_patience_s(plan, state))
         rescue = math.inf

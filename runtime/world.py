@@ -89,6 +89,8 @@ class WorldModel:
         self._ends = [_Ends(i, i + 1) for i in range(count - 1)] + [_Ends(*ends) for ends in bypasses]
         self._links: dict[tuple[int, int], LinkEstimator] = {}
         self._tiers = [TierEstimator(slowdown, self._options.tier) for slowdown in nominal.slowdown]
+        self._moment: tuple[float, int] | None = None
+        self._states: dict[tuple[bool, ...], State] = {}
 
     def link(self, source: str, target: str) -> LinkEstimator:
         """The estimate of one direction of a connection, to be told of what is sent and acknowledged over it."""
@@ -121,17 +123,29 @@ class WorldModel:
             self._tiers[self._at[tier]].waited(wait_s, now)
 
     def state(self, now: float, alive: Sequence[bool]) -> State:
-        """Theta now.
+        """Theta now; the same object until time passes or something is observed.
 
         Args:
             now: seconds.
             alive: by tier.
         """
-        return self._state(now, tuple(alive), 0.0)
+        alive, moment = tuple(alive), (now, self._revision())
+        if moment != self._moment:
+            self._moment = moment
+            self._states.clear()
+        known = self._states.get(alive)
+        if known is None:
+            known = self._states[alive] = self._state(now, alive, 0.0)
+        return known
 
     def optimistic(self, now: float, alive: Sequence[bool], deviations: float = 1.0) -> State:
         """Theta if each rate is better than believed by so many deviations: much, where it is long unmeasured."""
         return self._state(now, tuple(alive), deviations)
+
+    def _revision(self) -> int:
+        """Counts all observations."""
+        links = sum([link.revision for link in self._links.values()])
+        return links + sum([tier.revision for tier in self._tiers])
 
     def _state(self, now: float, alive: tuple[bool, ...], deviations: float) -> State:
         nominal, unknown = self.nominal, self._options.link.rate.prior
