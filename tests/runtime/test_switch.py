@@ -7,12 +7,14 @@ import pytest
 from tests.runtime import planned
 from tests.runtime.lone import TIERS, Lone
 
+from flagsplit.errors import ProtocolError
+from flagsplit.runtime import relay
 from flagsplit.runtime.events import Decided, Send
 from flagsplit.runtime.session_machine import SessionOptions
 from flagsplit.runtime.world import WorldModel
 from flagsplit.splitter.pool import Pool
 from flagsplit.transport.channel import Down, Received
-from flagsplit.transport.messages import Open, Pong
+from flagsplit.transport.messages import MAX_HEADER_BYTES, Hop, HopTiming, Open, Pong, TensorHeader, encode
 
 ALIVE = (True, True, True)
 MANY = 8
@@ -22,7 +24,7 @@ MANY = 8
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often a state is put together, and a plan chosen for one."""
     counts: Counter[str] = Counter()
-    for owner, name in ((WorldModel, "_state"), (Pool, "choose"), (Pool, "latencies_s")):
+    for owner, name in ((WorldModel, "_state"), (Pool, "choose"), (Pool, "latencies_s"), (relay, "encode")):
         monkeypatch.setattr(owner, name, _counted(counts, name, getattr(owner, name)))
     return counts
 
@@ -54,6 +56,7 @@ def test_a_tier_that_goes_costs_one_choice_for_all_requests(calls: Counter[str])
     assert [one.decision.to_plan for one in said if isinstance(one, Decided)] == ["by-cloud"]
     assert calls["_state"] == calls["choose"] == 1
     assert calls["latencies_s"] <= 2, "by the choice, and for how long to wait"
+    assert calls["encode"] == 1, "announcements that differ in numbers only are as long"
 
 
 def test_the_next_tier_that_goes_costs_another(calls: Counter[str]) -> None:
@@ -118,3 +121,23 @@ def test_what_is_sent_meanwhile_says_nothing_yet(calls: Counter[str]) -> None:
     assert world.state(2.0, ALIVE) is before
     assert before == world._state(2.0, ALIVE, 0.0)
     assert calls["_state"] == 2
+
+
+def test_an_announcement_that_nearly_fills_its_header_is_measured_each_time(calls: Counter[str]) -> None:
+    machine = Lone().machine
+    hops = (Hop("phone"), Hop("edge"))
+
+    def opened(names: int, number: int) -> Open:
+        tensors = tuple(TensorHeader(f"{at:0250}", "uint8", (1,), 1) for at in range(names))
+        trace = (HopTiming("phone", "", number, number, number, number),)
+        return Open("s" * 32, number, number, number, "p", 1, hops, tensors, number, trace)
+
+    some, more = (len(encode(opened(names, 0))[0]) for names in (200, 201))
+    longest = 200 + (MAX_HEADER_BYTES - some) // (more - some)
+    for names, encodings in ((10, 1), (longest - 8, 1), (longest, 2)):
+        calls.clear()
+        machine._check_header(opened(names, 0))
+        machine._check_header(opened(names, 1))
+        assert calls["encode"] == encodings
+    with pytest.raises(ProtocolError, match="cannot be announced"):
+        machine._check_header(opened(longest + 1, 0))
