@@ -158,6 +158,15 @@ class Clock:
         return max(now + self._shift_s, self._last) if abs(now) < _END_OF_TIME_S else self._last
 
 
+class Observations:
+    """How many there were, of all estimators that share it: whether what followed from them still holds."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 @dataclass(frozen=True)
 class LinkOptions:
     """How a link is estimated.
@@ -212,15 +221,21 @@ class LinkEstimator:
         bytes_per_s: its nominal rate.
         rtt_s: its nominal round trip.
         options: how it is estimated.
+        observations: counts them. What is sent is none: it says nothing until time has passed.
 
     Attributes:
         measured_bytes: bytes of all samples.
         stalls: how often bytes came after a pause.
         stall_ended_s: when the last such pause was over.
-        revision: counts what was observed. What is sent is none: it says nothing until time has passed.
     """
 
-    def __init__(self, bytes_per_s: float, rtt_s: float, options: LinkOptions | None = None) -> None:
+    def __init__(
+        self,
+        bytes_per_s: float,
+        rtt_s: float,
+        options: LinkOptions | None = None,
+        observations: Observations | None = None,
+    ) -> None:
         self._options = options or LinkOptions()
         self._clock = Clock()
         self._rate = LogFilter(bytes_per_s, self._options.rate)
@@ -235,7 +250,7 @@ class LinkEstimator:
         self.measured_bytes = 0
         self.stalls = 0
         self.stall_ended_s: float | None = None
-        self.revision = 0
+        self._observations = observations or Observations()
 
     def sent(self, size_bytes: int, now: float) -> None:
         """Bytes were handed to the connection."""
@@ -437,13 +452,13 @@ class LinkEstimator:
         return LinkGauge(tier, rate, rtt_us, round(1000 * self._lost))
 
     def _observed(self, now: float) -> float:
-        self.revision += 1
+        self._observations.count += 1
         return self._tick(now)
 
     def _tick(self, now: float) -> float:
         time, set_back = self._clock.set(now)
         if set_back:
-            self.revision += 1
+            self._observations.count += 1
             self._forget_pending()
         return time
 
@@ -489,24 +504,24 @@ class TierEstimator:
     Args:
         slowdown: the nominal one.
         options: how it is estimated.
-
-    Attributes:
-        revision: counts what was observed.
+        observations: counts them.
     """
 
-    def __init__(self, slowdown: float = 1.0, options: TierOptions | None = None) -> None:
+    def __init__(
+        self, slowdown: float = 1.0, options: TierOptions | None = None, observations: Observations | None = None
+    ) -> None:
         self._options = options or TierOptions()
         self._clock = Clock()
         self._slowdown = LogFilter(max(slowdown, _LEAST), self._options.slowdown)
         self._last: deque[float] = deque(maxlen=3)
         self._wait_s = 0.0
         self._wait_at: float | None = None
-        self.revision = 0
+        self._observations = observations or Observations()
 
     def ran(self, run_s: float, planned_s: float, now: float) -> None:
         """A request's work here took `run_s`; the plan says `planned_s` at the nominal speed."""
         time, _ = self._clock.set(now)
-        self.revision += 1
+        self._observations.count += 1
         if not (math.isfinite(run_s) and math.isfinite(planned_s) and run_s > 0 and planned_s > 0):
             return
         self._last.append(run_s / planned_s)
@@ -517,7 +532,7 @@ class TierEstimator:
     def waited(self, wait_s: float, now: float) -> None:
         """Work waited here for its turn, or would."""
         time, _ = self._clock.set(now)
-        self.revision += 1
+        self._observations.count += 1
         if not math.isfinite(wait_s):
             return
         wait_s = _seconds(wait_s)

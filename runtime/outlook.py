@@ -7,9 +7,6 @@ the plans is followed, and when to leave it, is decided in `flagsplit.runtime.de
 from collections.abc import Collection
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Choice, Pool
 from flagsplit.splitter.state import State
@@ -30,12 +27,13 @@ class Outlook:
         self._rescues: dict[frozenset[str], Plan | None] = {}
 
     @cached_property
-    def _latencies_s(self) -> NDArray[np.float64]:
-        return self.pool.latencies_s(self.state)
+    def _latencies_s(self) -> list[float]:
+        latencies_s: list[float] = self.pool.latencies_s(self.state).tolist()
+        return latencies_s
 
     def latency_s(self, plan: str) -> float:
         """Seconds that a request takes by a plan."""
-        return float(self._latencies_s[self.pool.index(plan)])
+        return self._latencies_s[self.pool.index(plan)]
 
     def choose(self, current: str | None, margin: float, switch_s: float, without: Collection[str] = ()) -> Choice:
         """What the pool chooses; margin and cost of a change must be the same each time.

@@ -253,8 +253,9 @@ class Relay:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
         run = _Outstanding(flight.key, flight.bundle, segment, flight.attempt, hop)
         for token, other in self._runs.items():
-            same_request = other.key == run.key and other.bundle == run.bundle
-            if same_request and other.segment == segment and not other.skipped:
+            if other.key != run.key or other.skipped:
+                continue
+            if (other.bundle, other.segment) == (run.bundle, segment):
                 self._runs[token] = run  # an earlier attempt asked already, and the result will be the same
                 return
         self._next_token += 1

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from flagsplit.errors import PolicyError
-from flagsplit.runtime.estimator import LinkEstimator, LinkOptions, TierEstimator, TierOptions
+from flagsplit.runtime.estimator import LinkEstimator, LinkOptions, Observations, TierEstimator, TierOptions
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
@@ -88,7 +88,8 @@ class WorldModel:
         self._at = {name: at for at, name in enumerate(self.tiers)}
         self._ends = [_Ends(i, i + 1) for i in range(count - 1)] + [_Ends(*ends) for ends in bypasses]
         self._links: dict[tuple[int, int], LinkEstimator] = {}
-        self._tiers = [TierEstimator(slowdown, self._options.tier) for slowdown in nominal.slowdown]
+        self._observations = Observations()
+        self._tiers = [TierEstimator(each, self._options.tier, self._observations) for each in nominal.slowdown]
         self._moment: tuple[float, int] | None = None
         self._states: dict[tuple[bool, ...], State] = {}
 
@@ -96,7 +97,7 @@ class WorldModel:
         """The estimate of one direction of a connection, to be told of what is sent and acknowledged over it."""
         key = self._at[source], self._at[target]
         if key not in self._links:
-            self._links[key] = LinkEstimator(*self._nominal_of(*key), self._options.link)
+            self._links[key] = LinkEstimator(*self._nominal_of(*key), self._options.link, self._observations)
         return self._links[key]
 
     def tier(self, name: str) -> TierEstimator:
@@ -129,7 +130,7 @@ class WorldModel:
             now: seconds.
             alive: by tier.
         """
-        alive, moment = tuple(alive), (now, self._revision())
+        alive, moment = tuple(alive), (now, self._observations.count)
         if moment != self._moment:
             self._moment = moment
             self._states.clear()
@@ -141,11 +142,6 @@ class WorldModel:
     def optimistic(self, now: float, alive: Sequence[bool], deviations: float = 1.0) -> State:
         """Theta if each rate is better than believed by so many deviations: much, where it is long unmeasured."""
         return self._state(now, tuple(alive), deviations)
-
-    def _revision(self) -> int:
-        """Counts all observations."""
-        links = sum([link.revision for link in self._links.values()])
-        return links + sum([tier.revision for tier in self._tiers])
 
     def _state(self, now: float, alive: tuple[bool, ...], deviations: float) -> State:
         nominal, unknown = self.nominal, self._options.link.rate.prior
