@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagsplit.errors import UnavailableError
-from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser, ProbePolicy, ProbeRequest
+from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser
+from flagsplit.runtime.probing import ProbePolicy, ProbeRequest
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.runtime.world import WorldModel, bypasses_of
 from flagsplit.transport.channel import Acked
