@@ -1,11 +1,11 @@
-"""Which plan to follow now, why, how long to wait for it, and when to measure a link. Pure, on given times.
+"""Which plan to follow now, why, and how long to wait for it. Pure, on given times.
 
 The chooser follows the pool's choice for the world's state, but not at every flicker: another plan must be better by a
 margin, and has its turn for a while, unless a tier is gone or it is far better. Every change is a `Decision` with its
-reason and figures. What the world is like is in `flagsplit.runtime.world`.
+reason and figures. What the world is like is in `flagsplit.runtime.world`, when to measure a link in
+`flagsplit.runtime.probing`.
 """
 
-import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from flagsplit.runtime.estimator import LinkEstimator
+from flagsplit.runtime.outlook import Outlook
 from flagsplit.runtime.world import WorldModel
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Choice, Pool
@@ -34,8 +34,6 @@ REASONS = (
     "codec out of range",
 )
 """What a `Decision` can say; a caller may give its own."""
-
-_USUAL_S, _SAVED_S = 60.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,8 @@ class PlanChooser:
         self._current: str | None = None
         self._since = 0.0
         self._then: State | None = None
+        self._outlook: Outlook | None = None
+        self._settled: Outlook | None = None
         self._lossy = frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts))
 
     @property
@@ -165,26 +165,35 @@ class PlanChooser:
         Raises:
             UnavailableError: no plan of the pool can do with the tiers that are alive.
         """
-        state = self.world.state(now, alive)
+        outlook = self.outlook(self.world.state(now, alive))
         if avoid_lossy or exclude or rid is not None:
             without = self._lossy.union(exclude) if avoid_lossy else exclude
-            return self._choose_once(now, state, without, rid, reason or ("codec out of range" if avoid_lossy else ""))
-        return self._follow(now, state, reason)
+            why = reason or ("codec out of range" if avoid_lossy else "")
+            return self._choose_once(now, outlook, without, rid, why)
+        return self._follow(now, outlook, reason)
+
+    def outlook(self, state: State) -> Outlook:
+        """What the plans are worth in a state; the same object as long as the state is the same object."""
+        if self._outlook is None or self._outlook.state is not state:
+            self._outlook = Outlook(self.pool, state)
+        return self._outlook
 
     def _choose_once(
-        self, now: float, state: State, without: Collection[str], rid: int | None, reason: str
+        self, now: float, outlook: Outlook, without: Collection[str], rid: int | None, reason: str
     ) -> tuple[str, Decision | None]:
-        options = self._options
-        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s, without)
+        options, state = self._options, outlook.state
+        chosen = outlook.choose(self._current, options.margin, options.switch_s, without)
         name = chosen.plan.name
         if name == self._current:
             return name, None
         return name, self._decide(now, rid, name, reason or self._why(state, chosen), state)
 
-    def _follow(self, now: float, state: State, reason: str) -> tuple[str, Decision | None]:
-        options = self._options
-        chosen = self.pool.choose(state, self._current, options.margin, options.switch_s)
-        name = chosen.plan.name
+    def _follow(self, now: float, outlook: Outlook, reason: str) -> tuple[str, Decision | None]:
+        options, state = self._options, outlook.state
+        if self._current is not None and self._settled is outlook:
+            return self._current, None
+        chosen = outlook.choose(self._current, options.margin, options.switch_s)
+        self._settled, name = outlook, chosen.plan.name
         if self._current is not None and (name == self._current or not self._may_leave(now, state, chosen)):
             return self._current, None
         decision = self._decide(now, None, name, reason or self._why(state, chosen), state)
@@ -196,14 +205,11 @@ class PlanChooser:
         if self._is_dead(state) or not 0 <= now - self._since < self._options.dwell_s:
             return True
         scores = self.pool.scores(state)
-        mine, best = scores[self._index(self._current or "")], scores[self._index(chosen.plan.name)]
+        mine, best = scores[self.pool.index(self._current or "")], scores[self.pool.index(chosen.plan.name)]
         return bool(mine > best * self._options.far_better)
 
     def _is_dead(self, state: State) -> bool:
         return self._current is None or not all(state.alive[k] for k in self.pool.plan(self._current).used_tiers)
-
-    def _index(self, name: str) -> int:
-        return next(i for i, plan in enumerate(self.pool.plans) if plan.name == name)
 
     def ask(self, now: float, alive: Sequence[bool], plan: str, rid: int) -> Decision | None:
         """A request asked for a plan; the decision if it is another than the one that is followed."""
@@ -216,23 +222,17 @@ class PlanChooser:
         as in renting skis: waiting for as long as the other way takes costs twice the better at most (Karlin et al.,
         Algorithmica 3, 1988).
         """
-        options = self._options
-        predicted_s = self.pool.plan(plan).latency_s(state)
+        options, outlook = self._options, self.outlook(state)
+        predicted_s = outlook.latency_s(plan)
         more_s = predicted_s * (options.patience - 1) + options.patience_floor_s
-        rescue = self.rescue_plan(state, exclude=[plan])
+        rescue = outlook.rescue(exclude=[plan])
         if rescue is not None:
-            more_s = min(more_s, max(rescue.latency_s(state), more_s / 2))
+            more_s = min(more_s, max(outlook.latency_s(rescue.name), more_s / 2))
         return predicted_s + more_s
 
     def rescue_plan(self, state: State, exclude: Collection[str] = ()) -> Plan | None:
         """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
-        usable = [
-            plan
-            for plan in self.pool.plans
-            if plan.name not in exclude and all(state.alive[k] for k in plan.used_tiers)
-        ]
-        alone = [plan for plan in usable if plan.used_tiers == (0,)]
-        return min(alone or usable, key=lambda plan: plan.latency_s(state), default=None)
+        return self.outlook(state).rescue(exclude)
 
     def deadline_rescue_s(self, deadline_s: float, state: State, exclude: Collection[str] = ()) -> float:
         """The last moment at which the rescue plan still meets a deadline, with a margin.
@@ -242,10 +242,11 @@ class PlanChooser:
             state: theta now.
             exclude: plans that cannot help, such as the one that is under way.
         """
-        plan = self.rescue_plan(state, exclude)
+        outlook = self.outlook(state)
+        plan = outlook.rescue(exclude)
         if plan is None:
             return deadline_s
-        return deadline_s - plan.latency_s(state) * self._options.rescue_margin - self._options.rescue_floor_s
+        return deadline_s - outlook.latency_s(plan.name) * self._options.rescue_margin - self._options.rescue_floor_s
 
     def _decide(self, now: float, rid: int | None, name: str, reason: str, state: State) -> Decision:
         decision = Decision(now, rid, self._current or "", name, reason, self._numbers(name, state))
@@ -254,9 +255,10 @@ class PlanChooser:
 
     def _numbers(self, name: str, state: State) -> dict[str, float]:
         tiers = self.pool.tiers
-        numbers = {"predicted_new_s": self.pool.plan(name).latency_s(state)}
+        outlook = self.outlook(state)
+        numbers = {"predicted_new_s": outlook.latency_s(name)}
         if self._current is not None:
-            numbers["predicted_old_s"] = self.pool.plan(self._current).latency_s(state)
+            numbers["predicted_old_s"] = outlook.latency_s(self._current)
         for i, (near, far) in enumerate(pairwise(tiers)):
             rates = (f"{near}>{far}", state.up_s_per_byte[i]), (f"{far}>{near}", state.down_s_per_byte[i])
             for way, per_byte in rates:
@@ -280,7 +282,7 @@ class PlanChooser:
         if any(state.alive[k] and not then.alive[k] for k in new.used_tiers):
             return "tier back"
         excess = self.pool.excess(state)
-        if any(shares[self._index(old.name)] > 1 for name, shares in excess.items()) and not chosen.broken:
+        if any(shares[self.pool.index(old.name)] > 1 for name, shares in excess.items()) and not chosen.broken:
             return "sla"
         differs = old.features.latency_vector() - new.features.latency_vector()
         change = differs * (state.vector() - then.vector())
@@ -295,131 +297,3 @@ class PlanChooser:
         what = "tier" if largest < len(self.pool.tiers) else "link"
         worse = bool(np.asarray(state.vector() - then.vector())[largest] > 0)
         return f"{what} {'slower' if worse else 'faster'}"
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """When to measure a link that carries nothing.
-
-    Attributes:
-        idle_s: a rate that is older is worth a measurement.
-        least_s: between two,
-        hint_s: unless something hints at a better link: a shorter round trip, a tier that came back.
-        share: of what the link carries that measuring may take in the long run; some may be saved up.
-        least_bytes, most_bytes: of one.
-        round_trips: that one is to take at the rate that is believed,
-        usual_s: unless it could then only be repeated after longer than that.
-        deviations: how much better than believed a link may be.
-        gain: share by which a plan must be better then.
-    """
-
-    idle_s: float = 2.0
-    least_s: float = 2.0
-    hint_s: float = 0.9
-    share: float = 0.02
-    least_bytes: int = 16 << 10
-    most_bytes: int = 256 << 10
-    round_trips: float = 3.0
-    usual_s: float = 4.0
-    deviations: float = 2.0
-    gain: float = 0.1
-
-
-@dataclass(frozen=True)
-class ProbeRequest:
-    """Measure now: send so many bytes from one tier to another, and have so many sent back."""
-
-    source: str
-    target: str
-    size_bytes: int
-    reply_bytes: int
-
-
-class ProbePolicy:
-    """Says when a link from the first tier, on which nothing moves, is to be measured.
-
-    A plan that would be better if the link had recovered is the reason; without one, nothing is sent.
-
-    Args:
-        chooser: what would be chosen.
-        options: how often and how much.
-    """
-
-    def __init__(self, chooser: PlanChooser, options: ProbeOptions | None = None) -> None:
-        self._chooser = chooser
-        self._options = options or ProbeOptions()
-        self._left: dict[str, float] = {}
-        self._earned_at: dict[str, float] = {}
-        self._back: set[str] = set()
-        self._last: dict[str, float] = {}
-        self._usual: dict[str, tuple[float, float]] = {}
-
-    def came_back(self, tier: str) -> None:
-        """A tier is there again: what was known of its link may no longer hold."""
-        self._back.add(tier)
-        self._last.pop(tier, None)
-
-    def due(self, now: float, alive: Sequence[bool]) -> list[ProbeRequest]:
-        """What to measure now; counts as done."""
-        world = self._chooser.world
-        found = []
-        for target, tier in enumerate(world.tiers):
-            if target == 0 or not alive[target] or any(alive[1:target]):
-                continue  # requests do not go straight there
-            link = world.link(world.tiers[0], tier)
-            self._earn(tier, link, now)
-            hint = tier in self._back or link.looks_better(now)
-            due = self._last.get(tier, -math.inf) + (self._options.hint_s if hint else self._options.least_s)
-            is_due = now >= due and (hint or link.age_s(now) > self._options.idle_s)
-            if link.is_busy or not is_due or self._left.get(tier, 0.0) < 0:
-                continue
-            hoped = world.optimistic(now, alive, self._options.deviations)
-            better = self._better(hoped, target)
-            if better is not None or tier in self._back:
-                found.append(self._probe(tier, better, hoped, now))
-        return found
-
-    def _better(self, hoped: State, target: int) -> Plan | None:
-        """The plan that would be taken if the link had recovered, if it needs it."""
-        chooser = self._chooser
-        best = chooser.pool.choose(hoped).plan
-        if chooser.current is None or best.name == chooser.current or max(best.used_tiers) < target:
-            return None
-        mine_s = chooser.pool.plan(chooser.current).latency_s(hoped)
-        return best if mine_s > best.latency_s(hoped) * (1 + self._options.gain) else None
-
-    def _probe(self, tier: str, plan: Plan | None, hoped: State, now: float) -> ProbeRequest:
-        options, world = self._options, self._chooser.world
-        first, at = world.tiers[0], world.tiers.index(tier) - 1
-        usual = self._usual[tier][0]
-        size = self._size_bytes(world.link(first, tier), usual, now)
-        reply = 0
-        if plan is not None:
-            down_s = plan.features.down_bytes[at] * hoped.down_s_per_byte[at]
-            if down_s > options.gain * plan.latency_s(hoped):
-                reply = min(self._size_bytes(world.link(tier, first), 0.0, now), 2 * size)
-        self._last[tier] = now
-        self._left[tier] -= max(size, reply)
-        self._back.discard(tier)
-        return ProbeRequest(first, tier, size, reply)
-
-    def _size_bytes(self, link: LinkEstimator, usual: float, now: float) -> int:
-        """What shows the rate if it is between what is believed and what is usual."""
-        options = self._options
-        rate = math.sqrt(link.bytes_per_s(now) * max(usual, link.bytes_per_s(now)))
-        wanted = min(options.round_trips * link.rtt_s(now), options.share * options.usual_s) * rate
-        return int(min(max(wanted, options.least_bytes), options.most_bytes))
-
-    def _earn(self, tier: str, link: LinkEstimator, now: float) -> None:
-        """What may be spent grows with what the link carries as a rule, its mean over the last minutes."""
-        rate = link.bytes_per_s(now)
-        usual, then = self._usual.get(tier, (rate, now))
-        passed_s = max(0.0, now - self._earned_at.get(tier, now))
-        self._earned_at[tier] = now
-        per_s = self._options.share * usual
-        most = min(max(per_s * _SAVED_S, 2.0 * self._options.least_bytes), float(self._options.most_bytes))
-        self._left[tier] = min(self._left.get(tier, most) + per_s * passed_s, most)
-        if not link.is_stale(now):  # what was measured stands for the time since the measurement before
-            usual += (1 - math.exp(-max(0.0, now - then) / _USUAL_S)) * (rate - usual)
-            then = now
-        self._usual[tier] = max(usual, 1.0), then

@@ -158,6 +158,15 @@ class Clock:
         return max(now + self._shift_s, self._last) if abs(now) < _END_OF_TIME_S else self._last
 
 
+class Observations:
+    """How many there were, of all estimators that share it: whether what followed from them still holds."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
 @dataclass(frozen=True)
 class LinkOptions:
     """How a link is estimated.
@@ -212,9 +221,21 @@ class LinkEstimator:
         bytes_per_s: its nominal rate.
         rtt_s: its nominal round trip.
         options: how it is estimated.
+        observations: counts them. What is sent is none: it says nothing until time has passed.
+
+    Attributes:
+        measured_bytes: bytes of all samples.
+        stalls: how often bytes came after a pause.
+        stall_ended_s: when the last such pause was over.
     """
 
-    def __init__(self, bytes_per_s: float, rtt_s: float, options: LinkOptions | None = None) -> None:
+    def __init__(
+        self,
+        bytes_per_s: float,
+        rtt_s: float,
+        options: LinkOptions | None = None,
+        observations: Observations | None = None,
+    ) -> None:
         self._options = options or LinkOptions()
         self._clock = Clock()
         self._rate = LogFilter(bytes_per_s, self._options.rate)
@@ -229,6 +250,7 @@ class LinkEstimator:
         self.measured_bytes = 0
         self.stalls = 0
         self.stall_ended_s: float | None = None
+        self._observations = observations or Observations()
 
     def sent(self, size_bytes: int, now: float) -> None:
         """Bytes were handed to the connection."""
@@ -248,7 +270,7 @@ class LinkEstimator:
             delay_s: how long it held this message back after the last of those bytes came.
             now: when this message came.
         """
-        time = self._tick(now)
+        time = self._observed(now)
         progress = acked_bytes - self._acked
         if progress <= 0:
             return
@@ -310,7 +332,7 @@ class LinkEstimator:
 
     def ponged(self, rtt_s: float, now: float) -> None:
         """It was answered after `rtt_s`."""
-        time = self._tick(now)
+        time = self._observed(now)
         if not (math.isfinite(rtt_s) and rtt_s >= 0):
             return
         rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
@@ -328,7 +350,7 @@ class LinkEstimator:
 
     def missed(self, now: float) -> None:
         """A ping had no answer in time."""
-        time = self._tick(now)
+        time = self._observed(now)
         self._lost += 0.1 * (1 - self._lost)
         self._rate.widen(0.3)
         self._rtt.widen(0.3)
@@ -337,7 +359,7 @@ class LinkEstimator:
 
     def reported(self, bytes_per_s: float, rtt_s: float, loss: float, now: float) -> None:
         """The other end says what it has measured in this direction; 0 stands for what it does not know."""
-        time = self._tick(now)
+        time = self._observed(now)
         self._rate.set(bytes_per_s, 0.15, time)
         if math.isfinite(rtt_s) and rtt_s > 0:
             rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
@@ -348,7 +370,7 @@ class LinkEstimator:
 
     def reset(self, now: float) -> None:
         """The connection is a new one: nothing is under way, and what was known is less certain."""
-        self._tick(now)
+        self._observed(now)
         self._forget_pending()
         self._sent = self._acked = 0
         self._rate.widen(0.3)
@@ -429,9 +451,14 @@ class LinkEstimator:
         rtt_us = min(int(self.rtt_s(now) * 1e6), _LARGEST_GAUGE) if self.knows_rtt else 0
         return LinkGauge(tier, rate, rtt_us, round(1000 * self._lost))
 
+    def _observed(self, now: float) -> float:
+        self._observations.count += 1
+        return self._tick(now)
+
     def _tick(self, now: float) -> float:
         time, set_back = self._clock.set(now)
         if set_back:
+            self._observations.count += 1
             self._forget_pending()
         return time
 
@@ -477,19 +504,24 @@ class TierEstimator:
     Args:
         slowdown: the nominal one.
         options: how it is estimated.
+        observations: counts them.
     """
 
-    def __init__(self, slowdown: float = 1.0, options: TierOptions | None = None) -> None:
+    def __init__(
+        self, slowdown: float = 1.0, options: TierOptions | None = None, observations: Observations | None = None
+    ) -> None:
         self._options = options or TierOptions()
         self._clock = Clock()
         self._slowdown = LogFilter(max(slowdown, _LEAST), self._options.slowdown)
         self._last: deque[float] = deque(maxlen=3)
         self._wait_s = 0.0
         self._wait_at: float | None = None
+        self._observations = observations or Observations()
 
     def ran(self, run_s: float, planned_s: float, now: float) -> None:
         """A request's work here took `run_s`; the plan says `planned_s` at the nominal speed."""
         time, _ = self._clock.set(now)
+        self._observations.count += 1
         if not (math.isfinite(run_s) and math.isfinite(planned_s) and run_s > 0 and planned_s > 0):
             return
         self._last.append(run_s / planned_s)
@@ -500,6 +532,7 @@ class TierEstimator:
     def waited(self, wait_s: float, now: float) -> None:
         """Work waited here for its turn, or would."""
         time, _ = self._clock.set(now)
+        self._observations.count += 1
         if not math.isfinite(wait_s):
             return
         wait_s = _seconds(wait_s)

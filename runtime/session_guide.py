@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flagsplit.errors import UnavailableError
-from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser, ProbePolicy, ProbeRequest
+from flagsplit.runtime.decisions import Decision, DecisionLog, PlanChooser
+from flagsplit.runtime.probing import ProbePolicy, ProbeRequest
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.runtime.world import WorldModel, bypasses_of
 from flagsplit.transport.channel import Acked
@@ -153,15 +154,15 @@ class SessionGuide:
         self, facts: SessionFacts, plan: str, alive: Sequence[bool], longest_s: float, deadline: float, now: float
     ) -> Patience:
         """How long to wait for an attempt. What nobody has measured yet gets the longest time."""
-        used = {facts.tiers[tier] for tier in facts.pool.plan(plan).used_tiers}
-        if facts.pool is not self._chooser.pool or not used <= self._measured:
+        used = facts.pool.plan(plan).used_tiers
+        if facts.pool is not self._chooser.pool or any(facts.tiers[tier] not in self._measured for tier in used):
             return Patience(now + longest_s, math.inf)
         state = self.world.state(now, alive)
-        if facts.pool.plan(plan).latency_s(state) <= 0:
+        if self._chooser.outlook(state).latency_s(plan) <= 0:
             return Patience(now + longest_s, math.inf)
         stalled_s = min(longest_s, self._chooser.attempt_patience_s(plan, state))
         rescue = math.inf
-        if used != {self.home}:
+        if used != (0,):
             rescue = self._chooser.deadline_rescue_s(deadline, state, exclude=[plan])
         return Patience(now + stalled_s, rescue if rescue > now else math.inf)
 

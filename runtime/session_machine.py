@@ -350,8 +350,9 @@ class SessionMachine(Relay):
             return
         yield from self._withdraw(request)
         try:
-            plan, decision = self._choose(request)
-            route = self._route(plan, request)
+            alive = self._alive(request)
+            plan, decision = self._choose(request, alive)
+            route = self._route(plan, request, alive)
         except UnavailableError as error:
             if request.compute_error:
                 yield from self._give_up(request, InputError(request.compute_error))
@@ -371,16 +372,14 @@ class SessionMachine(Relay):
         request.asked.update(hop.tier for hop in route[1:] if hop.tier != self.tier)
         flight.restart(flight.attempt + 1, plan, route)
         request.waited = False
-        self._set_patience(request)
+        self._set_patience(request, alive)
         yield from self._guarded(request, self.take_up(flight, 0))
 
-    def _set_patience(self, request: _Request) -> None:
+    def _set_patience(self, request: _Request, alive: Sequence[bool]) -> None:
         """How long the attempt may take: as predicted and some more, or until nothing but a rescue can help."""
         flight = request.flight
         longest_s = self._patience_s(flight, self._options.attempt_s, flight.attempt - 1)
-        found = self._guide.patience(
-            request.epoch.facts, flight.plan, self._alive(request), longest_s, flight.deadline, self.now
-        )
+        found = self._guide.patience(request.epoch.facts, flight.plan, alive, longest_s, flight.deadline, self.now)
         # Those that are under way share tiers and links, so each may take as long as all of them.
         busy_s = (found.expires - self.now) * max(1, len(self._requests)) * 2.0 ** min(flight.attempt - 1, 32)
         request.rescue = found.rescue
@@ -391,18 +390,16 @@ class SessionMachine(Relay):
         left_s = max((flight.deadline - self.now) / 2, self._options.liveness.heartbeat_s)
         return min(first_s * 2.0 ** min(times, 32), left_s)
 
-    def _route(self, plan: str, request: _Request) -> tuple[Hop, ...]:
-        alive = [tier for tier in request.epoch.facts.tiers if self._usable(tier, request)]
+    def _route(self, plan: str, request: _Request, alive: Sequence[bool]) -> tuple[Hop, ...]:
         return request.epoch.route(plan, alive, self._rifts.now(self.now))
 
     def _withdraw(self, request: _Request) -> Iterator[Instruction]:
         """What is still queued of an earlier attempt would only hold up the next."""
         yield from (Withdraw(tier, request.flight.sid, request.flight.rid) for tier in sorted(request.asked))
 
-    def _choose(self, request: _Request) -> tuple[str, Decision | None]:
+    def _choose(self, request: _Request, alive: tuple[bool, ...]) -> tuple[str, Decision | None]:
         """The plan for an attempt: the one asked for, the one that all follow, or the best for this request's case."""
         facts, rid = request.epoch.facts, request.flight.rid
-        alive = self._alive(request)
         has_its_way, is_current = self._can_have_its_way(request, alive), request.epoch is self._epoch
         if has_its_way:
             # The guide knows the plans of the current epoch only.
@@ -425,7 +422,7 @@ class SessionMachine(Relay):
         return all(alive[tier] for tier in facts.pool.plan(wanted).used_tiers)
 
     def _alive(self, request: _Request) -> tuple[bool, ...]:
-        return tuple(i == 0 or self._usable(tier, request) for i, tier in enumerate(request.epoch.facts.tiers))
+        return (True, *[self._usable(tier, request) for tier in request.epoch.facts.tiers[1:]])
 
     def _usable(self, tier: str, request: _Request) -> bool:
         peer = self._peers.get(tier)
@@ -702,7 +699,7 @@ class SessionMachine(Relay):
 
     def _still_best(self, request: _Request) -> bool:
         try:
-            return self._choose(request)[0] == request.flight.plan
+            return self._choose(request, self._alive(request))[0] == request.flight.plan
         except UnavailableError:
             return False
 

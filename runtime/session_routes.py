@@ -4,7 +4,7 @@ An `Epoch` is one bundle under one policy; a session has the one that answers ne
 last request is answered.
 """
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -33,20 +33,19 @@ class Epoch:
     requests: int = 0
     _routes: dict[tuple[str, tuple[int, ...], frozenset[Pair]], tuple[Hop, ...]] = field(default_factory=dict)
 
-    def route(self, plan: str, alive: Collection[str], apart: frozenset[Pair]) -> tuple[Hop, ...]:
+    def route(self, plan: str, alive: Sequence[bool], apart: frozenset[Pair]) -> tuple[Hop, ...]:
         """The hops of a plan.
 
         Args:
             plan: its name.
-            alive: tiers that can relay.
+            alive: by tier, whether it can relay.
             apart: pairs of tiers that cannot reach each other.
 
         Raises:
             PolicyError: it is beyond the limits of the protocol.
         """
-        tiers = self.facts.tiers
-        passed = self.facts.pool.plan(plan).route or range(len(tiers))
-        relays = tuple(i for i in passed if i == 0 or tiers[i] in alive)
+        passed = self.facts.pool.plan(plan).route or range(len(self.facts.tiers))
+        relays = tuple([i for i in passed if i == 0 or alive[i]])
         known = self._routes.get((plan, relays, apart))
         if known is None:
             known = self._routes[plan, relays, apart] = self._make(plan, relays, apart)

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from flagsplit.errors import PolicyError
-from flagsplit.runtime.estimator import LinkEstimator, LinkOptions, TierEstimator, TierOptions
+from flagsplit.runtime.estimator import LinkEstimator, LinkOptions, Observations, TierEstimator, TierOptions
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
@@ -88,13 +88,16 @@ class WorldModel:
         self._at = {name: at for at, name in enumerate(self.tiers)}
         self._ends = [_Ends(i, i + 1) for i in range(count - 1)] + [_Ends(*ends) for ends in bypasses]
         self._links: dict[tuple[int, int], LinkEstimator] = {}
-        self._tiers = [TierEstimator(slowdown, self._options.tier) for slowdown in nominal.slowdown]
+        self._observations = Observations()
+        self._tiers = [TierEstimator(each, self._options.tier, self._observations) for each in nominal.slowdown]
+        self._moment: tuple[float, int] | None = None
+        self._states: dict[tuple[bool, ...], State] = {}
 
     def link(self, source: str, target: str) -> LinkEstimator:
         """The estimate of one direction of a connection, to be told of what is sent and acknowledged over it."""
         key = self._at[source], self._at[target]
         if key not in self._links:
-            self._links[key] = LinkEstimator(*self._nominal_of(*key), self._options.link)
+            self._links[key] = LinkEstimator(*self._nominal_of(*key), self._options.link, self._observations)
         return self._links[key]
 
     def tier(self, name: str) -> TierEstimator:
@@ -121,13 +124,20 @@ class WorldModel:
             self._tiers[self._at[tier]].waited(wait_s, now)
 
     def state(self, now: float, alive: Sequence[bool]) -> State:
-        """Theta now.
+        """Theta now; the same object until time passes or something is observed.
 
         Args:
             now: seconds.
             alive: by tier.
         """
-        return self._state(now, tuple(alive), 0.0)
+        alive, moment = tuple(alive), (now, self._observations.count)
+        if moment != self._moment:
+            self._moment = moment
+            self._states.clear()
+        known = self._states.get(alive)
+        if known is None:
+            known = self._states[alive] = self._state(now, alive, 0.0)
+        return known
 
     def optimistic(self, now: float, alive: Sequence[bool], deviations: float = 1.0) -> State:
         """Theta if each rate is better than believed by so many deviations: much, where it is long unmeasured."""

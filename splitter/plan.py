@@ -7,6 +7,7 @@ NumPy only: the runtime loads this. How features are computed from a placement i
 """
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class Plan:
     predicted: Predicted
     route: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def used_tiers(self) -> tuple[int, ...]:
         """Indices of the tiers that run at least one block."""
         return tuple(sorted(set(self.placement)))

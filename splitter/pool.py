@@ -133,11 +133,15 @@ class Pool:
         """Names of the tiers of the line."""
         return self.plans[0].tiers
 
-    def plan(self, name: str) -> Plan:
-        """The plan of that name."""
+    def index(self, name: str) -> int:
+        """Where the plan of that name is in `plans`."""
         if name not in self._index:
             raise PolicyError(f"plan {name!r} is not in the pool: choose from {', '.join(self._index)}")
-        return self.plans[self._index[name]]
+        return self._index[name]
+
+    def plan(self, name: str) -> Plan:
+        """The plan of that name."""
+        return self.plans[self.index(name)]
 
     def latencies_s(self, state: State) -> NDArray[np.float64]:
         """Latency of every plan in that state, whether its tiers are alive or not."""

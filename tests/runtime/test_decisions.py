@@ -16,9 +16,8 @@ from flagsplit.runtime.decisions import (
     Decision,
     DecisionLog,
     PlanChooser,
-    ProbeOptions,
-    ProbePolicy,
 )
+from flagsplit.runtime.probing import ProbeOptions, ProbePolicy
 from flagsplit.runtime.world import WorldModel
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
