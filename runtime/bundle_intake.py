@@ -154,18 +154,23 @@ class BundleIntake:
     def _make_folder(self) -> Path:
         if self._folder is None:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove_abandoned(self._root)
-            folder = Path(tempfile.mkdtemp(dir=self._root))
-            self._lock = _locked(folder)
+            # One worker at a time, or a folder could be taken for abandoned between its making and its locking.
+            turn = _locked(self._root, wait=True)
+            try:
+                _remove_abandoned(self._root)
+                folder = Path(tempfile.mkdtemp(dir=self._root))
+                self._lock = _locked(folder)
+            finally:
+                os.close(turn)
             self._folder = folder
         return self._folder
 
 
-def _locked(folder: Path) -> int:
-    """The descriptor that holds a folder's lock for as long as this process lives."""
+def _locked(folder: Path, *, wait: bool = False) -> int:
+    """The descriptor that holds a folder's lock for as long as this process lives. Raises OSError if another has it."""
     lock = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(lock)
         raise
@@ -175,8 +180,8 @@ def _locked(folder: Path) -> int:
 def _remove_abandoned(root: Path) -> None:
     """Remove the folders whose worker is gone."""
     for folder in root.iterdir():
-        if not (folder / ".lock").exists():
-            continue  # just being made
+        if not folder.is_dir():
+            continue  # the lock of the root itself
         try:
             lock = _locked(folder)
         except OSError:

@@ -2,8 +2,10 @@
 
 import hashlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,6 @@ import pytest
 from tests.runtime.bundles import PLANS, TIERS, build_bundle, inputs_of
 
 from flagsplit.errors import BundleError, PolicyError
-from flagsplit.runtime import bundle_intake
 from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.bundle_events import (
     BundleEvent,
@@ -130,13 +131,22 @@ def test_files_of_workers_that_are_gone_are_removed_and_others_are_not(tmp_path:
     one.intake.close()
     other.intake.close()
     other.intake.close()
-    assert not list((tmp_path / "uploads").iterdir())
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == [".lock"]
 
 
-def test_a_folder_that_is_just_being_made_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    bundle_intake._remove_abandoned(tmp_path)
-    assert (tmp_path / "new").exists()
+def test_workers_that_begin_at_the_same_moment_leave_each_other_alone(tmp_path: Path) -> None:
+    for _ in range(40):
+        intakes = [Intake(tmp_path) for _ in range(6)]
+        together = threading.Barrier(len(intakes))
+
+        def begin(one: Intake, together: threading.Barrier = together) -> list[BundleEvent]:
+            together.wait()
+            return [one.do(OpenUpload(1, SHA, 5000)), one.do(StorePart(1, 0, DATA))]
+
+        with ThreadPoolExecutor(len(intakes)) as pool:
+            assert list(pool.map(begin, intakes)) == [[UploadOpened(1, 0), PartStored(1, 5000)]] * len(intakes)
+        for one in intakes:
+            one.intake.close()
 
 
 # --- a real worker
@@ -205,7 +215,7 @@ def test_empty_workers_get_their_first_bundle_and_then_the_next(bundles: tuple[B
     finally:
         for worker in workers:
             worker.stop()
-    assert not list((tmp_path / "uploads").iterdir())
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == [".lock"]
 
 
 @pytest.mark.slow
