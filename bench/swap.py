@@ -165,7 +165,7 @@ class Changes:
         deliver(new, self._workers, options=SwapOptions(retire=old.digest))
 
     def _rebuild(self) -> None:
-        if self._session.update_sla({**_policy(_LOOSE_USD + self._count), "pins": {"Softmax": "phone"}}) != "rebuilt":
+        if self._session.update_sla(_policy(_LOOSE_USD + self._count)) != "rebuilt":
             raise RuntimeError("expected a new build, but the pool was used")
 
 
@@ -237,6 +237,10 @@ def run(rounds: int) -> dict[str, Any]:
             "period_ms": 1e3 * period_s,
             "of_each_change": [_shown(change) for change in changed],
             **{f"{way}_p99_ratio": _ratio(changed, way, 99) for way in WAYS},
+            **{
+                f"{way}_median_ratio": statistics.median(one.ratio(100) for one in changed if one.way == way)
+                for way in WAYS
+            },
             "failures": load.failures[:5],
             "bars": BARS,
             "cores": os.cpu_count(),
@@ -249,8 +253,9 @@ def run(rounds: int) -> dict[str, Any]:
 
 def _ratio(changed: list[Change], way: str, percentile: float) -> float:
     mine = [change for change in changed if change.way == way]
-    all_in_one = Change(way, 0.0, 0.0, sum((one.during for one in mine), []), sum((one.calm for one in mine), []))
-    return all_in_one.ratio(percentile)
+    during = [latency_s for change in mine for latency_s in change.during]
+    calm = [latency_s for change in mine for latency_s in change.calm]
+    return Change(way, 0.0, 0.0, during, calm).ratio(percentile)
 
 
 def _shown(change: Change) -> dict[str, Any]:
@@ -260,6 +265,7 @@ def _shown(change: Change) -> dict[str, Any]:
         "requests": len(change.during),
         "worst_ms": round(1e3 * max(change.during), 1),
         "calm_worst_ms": round(1e3 * max(change.calm), 1),
+        "ratio": round(change.ratio(100), 2),
         "median_ms": round(1e3 * statistics.median(change.during), 1),
         "calm_median_ms": round(1e3 * statistics.median(change.calm), 1),
     }
