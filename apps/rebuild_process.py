@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 from flagsplit import errors
@@ -30,11 +29,8 @@ def rebuild_elsewhere(bundle: Bundle, sla: SLA, output: Path) -> tuple[str, ...]
         PeerError: the process ended without a word.
     """
     command = [sys.executable, "-m", __name__, str(bundle.path), str(bundle.folder.parents[1]), str(output)]
-    # One thread for linear algebra: the other cores are for those who serve.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    run = partial(subprocess.run, input=sla.model_dump_json().encode(), capture_output=True, check=False)
-    # From a thread of low priority, which the process inherits: its imports take as long as many requests.
-    done = in_background(run, command, env=environment)
+    # On a thread of low priority, which the process inherits: its imports alone take as long as many requests.
+    done = in_background(_run, command, sla.model_dump_json().encode())
     try:
         said = json.loads(done.stdout)
         if said["error"]:
@@ -43,6 +39,14 @@ def rebuild_elsewhere(bundle: Bundle, sla: SLA, output: Path) -> tuple[str, ...]
     except (ValueError, KeyError, TypeError):
         why = done.stderr.decode(errors="replace").strip()[-1000:] or f"exit code {done.returncode}"
         raise PeerError(f"the process that builds the bundle again ended early: {why}") from None
+
+
+def _run(command: list[str], sla: bytes) -> "subprocess.CompletedProcess[bytes]":
+    # One thread for linear algebra: the other cores are for those who serve.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(  # noqa: S603 - our own interpreter and module
+        command, input=sla, capture_output=True, check=False, env=environment
+    )
 
 
 def _error(name: str, message: str) -> FlagsplitError:

@@ -7,7 +7,7 @@ are answered; a latency counts from the moment at which the request was due. Thr
 - `swap`: another bundle of the same model is sent to the workers, loaded beside the old one, and adopted.
 - `rebuilt`: `update_sla` that builds the bundle again in a process of its own, sends it and adopts it.
 
-A request counts to the change if any of its time lies between the call and a second after its return. What is normal
+A request counts to the change if any of its time lies between the call and half a second after its return. What is normal
 is measured in the same run: just as many requests, half of them the last ones before the change, under the old plans,
 and half the first ones after it, under the new ones. The wait ratio of a way is its worst latency in all changes
 over the worst of all these calm requests, a maximum over a maximum of equally many. A ratio of 2 is an extra wait
@@ -51,7 +51,7 @@ WAYS = ("picked", "swap", "rebuilt")
 BARS = {"failed": 0, **{f"{way}_wait_ratio": 2.0 for way in WAYS}}
 SHAPE = (1, 3, 224, 224)
 KINDS = 16
-_AFTER_S = 1.0
+_AFTER_S = 0.5
 _PATIENCE_S = 30.0
 _SHORTEST_PERIOD_S = 0.02
 _CALM_S = {"picked": 1.0, "swap": 1.5, "rebuilt": 2.5}

@@ -24,7 +24,8 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICER)
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, max(NICER, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def in_background(
