@@ -161,7 +161,7 @@ class Changes:
             raise RuntimeError("the pool has plans for it, but the bundle was built again")
 
     def _swap(self) -> None:
-        """As an operator does, the old bundle's end at the workers included; who sends is on another host in earnest."""
+        """As an operator does, the old bundle's end at the workers included; the sender would be on another host."""
         old, new = self._session.bundle, self._others.pop()
         self._send(new)
         self._session.swap(new)
