@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flagsplit.errors import ConfigError, PeerError, RefusedError
+from flagsplit.runtime.background import in_background
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.bundle_swap import SwapMachine, SwapOptions
 from flagsplit.runtime.bundle_upload import UploadFile
@@ -47,7 +48,7 @@ def deliver(
     """
     if not workers:
         raise ConfigError("expected at least one worker to send the bundle to, came none")
-    file = UploadFile.of(bundle.path, bundle.digest)
+    file = in_background(UploadFile.of, bundle.path, bundle.digest)
     channel = ZmqChannel(security=KeyStore(keys).security())
     machine = SwapMachine(file, workers, channel.instance, options)
     _run(machine, channel, look)
@@ -69,7 +70,8 @@ def _run(machine: SwapMachine, channel: ZmqChannel, look: Callable[[SwapMachine]
         ended.set()
 
     shell = Shell(machine, channel, NoEngine(), tell, failed, "flagsplit-swap")
-    shell.start(machine.start())
+    # Its threads encrypt all there is to send, and a session in this process may be asked meanwhile.
+    in_background(shell.start, machine.start())
     try:
         while not ended.wait(_LOOK_S):
             look(machine)

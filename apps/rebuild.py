@@ -8,7 +8,10 @@ is in `flagsplit.apps.delivery`.
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -29,6 +32,8 @@ from flagsplit.targets.interface import Numerics
 _log = logging.getLogger(__name__)
 
 _FOLDER = "rebuilt"
+_MOST_KEPT = 16
+_MOST_KEPT_BYTES = 8 << 30
 _OLD = "it is older than format 1.2 and does not say what it was built from: devices are those of the catalogue now"
 _OLD_TOO = "it is taken to be built with residency auto, in the world's mean region, and without profiles"
 
@@ -68,21 +73,46 @@ def rebuild(bundle: Bundle, sla: SLA, output: Path, *, progress: Progress | None
 def rebuilt(bundle: Bundle, sla: SLA, make: Callable[[Path], object]) -> Bundle:
     """The bundle under another SLA from the cache, where it is made if it is not there yet or not whole.
 
+    The cache keeps the 16 that were used last, 8 GiB at most.
+
     Args:
         bundle, sla: what to build again, and how.
         make: builds it at a path that is given; raises what `rebuild` does.
     """
     place, cache = place_of(bundle, sla), bundle.folder.parents[1]
     try:
-        return open_bundle(place, cache)
-    except BundleError:
+        found = open_bundle(place, cache)
+        os.utime(place)
+    except (BundleError, OSError):
         pass
+    else:
+        return found
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot write {place.parent}: {error.strerror}; set $FLAGSPLIT_CACHE") from None
     make(place)
-    return open_bundle(place, cache)
+    made = open_bundle(place, cache)
+    _forget_oldest(place)
+    return made
+
+
+def _forget_oldest(newest: Path) -> None:
+    """Keep the bundles that were used last, so many and so large in all; the newest in any case."""
+    kept, kept_bytes = 0, 0
+    for at, size_bytes, path in sorted(_sizes(newest), reverse=True):
+        kept, kept_bytes = kept + 1, kept_bytes + size_bytes
+        if path != newest and (kept > _MOST_KEPT or kept_bytes > _MOST_KEPT_BYTES):
+            _log.info("forgets %s, used last at %.0f", path, at)
+            path.unlink(missing_ok=True)
+
+
+def _sizes(newest: Path) -> Iterator[tuple[float, int, Path]]:
+    """When each was used, its bytes, and its path."""
+    for path in newest.parent.glob("*.flagsplit"):
+        with suppress(OSError):  # another process forgot it just now
+            found = path.stat()
+            yield math.inf if path == newest else found.st_mtime, found.st_size, path
 
 
 def place_of(bundle: Bundle, sla: SLA) -> Path:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.background import give_way
 from flagsplit.runtime.bundle_events import (
     BundleEvent,
     BundleInstruction,
@@ -60,8 +61,9 @@ class BundleIntake:
         self._folder: Path | None = None
         self._lock = -1
         self._files: dict[int, tuple[Path, str, int]] = {}
-        self._disk = ThreadPoolExecutor(1, "flagsplit-disk")
-        self._loader = ThreadPoolExecutor(1, "flagsplit-loader")
+        # Digests, unpacking and writing give way to those who serve; segments are loaded by the engine's own thread.
+        self._disk = ThreadPoolExecutor(1, "flagsplit-disk", give_way)
+        self._loader = ThreadPoolExecutor(1, "flagsplit-loader", give_way)
 
     def do(self, instruction: BundleInstruction) -> None:
         """Begin what is asked for; does not block."""

@@ -17,7 +17,16 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from flagsplit.errors import ConfigError, FlagsplitError, InputError, PolicyError, RefusedError, UnavailableError
+from flagsplit.errors import (
+    BundleError,
+    ConfigError,
+    FlagsplitError,
+    InputError,
+    PeerError,
+    PolicyError,
+    RefusedError,
+    UnavailableError,
+)
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.engine import Engine
@@ -47,6 +56,7 @@ from flagsplit.runtime.streaming import streamed
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.telemetry.tracing import parse_traceparent
 from flagsplit.runtime.telemetry.wanted import telemetry_of
+from flagsplit.splitter.loosening import loosened
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.repolicy import repolicy
 from flagsplit.splitter.sla import SLA, parse_sla
@@ -308,8 +318,10 @@ class Session:
     def update_sla(self, sla: SLA | Mapping[str, Any], *, timeout_s: float = 60.0) -> str:
         """Answer new requests under another policy.
 
-        The pooled plans that keep it are used where there are any, which takes no time; else the bundle is built
-        again, if this session knows how to, and swapped in.
+        The pooled plans that keep it are used where they are enough, which takes no time. The bundle is built again, if
+        this session knows how to, and swapped in where no pooled plan keeps the policy, and where the policy allows or
+        wants what that of the bundle did not, because a better plan may not be in the pool. If a worker does not take
+        the new bundle then, the pooled plans are used after all, and `events` says why.
 
         Args:
             sla: the policy, or the plain data of one.
@@ -328,12 +340,30 @@ class Session:
             except PolicyError:
                 if self._rebuild is None:
                     raise
-                built = self._rebuild(self.bundle, sla)
-                self._check_interchangeable(built)
-                self._adopt(built, facts_of(built), timeout_s)
+                self._adopt_rebuilt(self._rebuild, sla, timeout_s)
                 return "rebuilt"
+            more = self._asks_for_more(sla)
+            if more and self._rebuild is not None:
+                try:
+                    self._adopt_rebuilt(self._rebuild, sla, timeout_s)
+                except (RefusedError, PeerError, BundleError, ConfigError) as error:
+                    text = f"pooled plans are used, a better one may be missing ({', '.join(more)}): {error}"
+                    _log.warning("%s", text)
+                    self.events.append(text)
+                else:
+                    return "rebuilt"
             self._adopt(self.bundle, facts_of(self.bundle, pool), timeout_s)
             return "picked"
+
+    def _asks_for_more(self, sla: SLA) -> tuple[str, ...]:
+        """In what a policy goes beyond that of the bundle; nothing is known of bundles older than format 1.2."""
+        built_under = self.bundle.facts.sla
+        return () if built_under is None else loosened(parse_sla(built_under), sla)
+
+    def _adopt_rebuilt(self, rebuild: Rebuild, sla: SLA, timeout_s: float) -> None:
+        built = rebuild(self.bundle, sla)
+        self._check_interchangeable(built)
+        self._adopt(built, facts_of(built), timeout_s)
 
     def _check_interchangeable(self, bundle: Bundle) -> None:
         old, new = self.bundle, bundle

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,30 @@ def test_the_cache_is_used_again_and_mended(small_bundle: Path, split_bundle: Pa
     assert rebuilt(bundle, SPLIT, make).digest == first.digest
     assert len(made) == 2
     assert place_of(bundle, SLA()) != place_of(bundle, SPLIT) != place_of(first, SPLIT)
+
+
+@pytest.mark.slow
+def test_the_cache_keeps_those_that_were_used_last(
+    small_bundle: Path, split_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = flagsplit.open(small_bundle, cache=tmp_path)
+    slas = [parse_sla({"bounds": {"latency_ms": 1e6 + number}}) for number in range(20)]
+
+    def make(place: Path) -> None:
+        shutil.copy(split_bundle, place)
+        os.utime(place, (1e9 + len(used), 1e9 + len(used)))
+        used.append(place)
+
+    used: list[Path] = []
+    for sla in slas[:16]:
+        rebuilt(bundle, sla, make)
+    first = rebuilt(bundle, slas[0], make).path
+    for sla in slas[16:]:
+        rebuilt(bundle, sla, make)
+    assert set(first.parent.iterdir()) == {first, *used[5:]}
+    monkeypatch.setattr("flagsplit.apps.rebuild._MOST_KEPT_BYTES", split_bundle.stat().st_size * 3)
+    last = rebuilt(bundle, slas[1], make).path
+    assert set(first.parent.iterdir()) == {last, first, used[-2]}
 
 
 @pytest.mark.slow

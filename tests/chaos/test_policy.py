@@ -72,8 +72,8 @@ def test_a_pin_under_load_makes_nobody_wait(bundle: Bundle, own_fleet: Fleet, or
         normal_s = median(latency for at, latency, _ in client.seen if at + latency < began)
         worst_s = max(latency for at, latency, _ in client.seen if at + latency >= began)
         story = f"normal {normal_s:.4f} s, worst {worst_s:.4f} s, the change {took_s:.2f} s"
-        # The build shares the cores of this host with everything else; who waited for it would wait for seconds.
-        assert worst_s <= normal_s * 3 + 0.5, story
+        # Who waited for the build would wait for seconds; a request that shares a core with it waits for milliseconds.
+        assert worst_s <= normal_s * 3 + 0.05, story
         assert took_s > 1.0, story
         assert {epoch for *_, epoch in client.seen} == {0, 1}
         assert session.bundle.facts.sla == PINS

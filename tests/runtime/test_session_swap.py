@@ -14,11 +14,19 @@ from tests.runtime.bundles import TIERS, build_bundle, inputs_of
 from tests.runtime.test_session import ADDRESSES, SETTINGS, Line, right
 
 import flagsplit
-from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError, UnavailableError
+from flagsplit.errors import (
+    BundleError,
+    ConfigError,
+    InputError,
+    PeerError,
+    PolicyError,
+    RefusedError,
+    UnavailableError,
+)
 from flagsplit.runtime.async_session import AsyncSession
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.session import Answer, Session
-from flagsplit.splitter.sla import SLA
+from flagsplit.splitter.sla import SLA, Objective
 from flagsplit.targets.interface import Array, Executable, LoadOptions
 from flagsplit.transport.memory import MemoryChannel
 
@@ -98,6 +106,39 @@ def test_a_policy_out_of_reach_says_why_or_is_built(bundle: Bundle, other: Bundl
             assert asked == [SLA(keep_on={"inputs": "phone"})]
             assert right(whole, session.run(inputs_of(3)), 3)
             assert session.bundle is other
+
+
+def test_a_looser_policy_is_built_and_a_worker_that_refuses_leaves_it_to_the_pool(
+    bundle: Bundle, other: Bundle, whole: Executable
+) -> None:
+    asked: list[SLA] = []
+    refuses = False
+
+    def rebuild(_: Bundle, sla: SLA) -> Bundle:
+        asked.append(sla)
+        if refuses:
+            raise RefusedError("no rights")
+        return other
+
+    wish = SLA(objective=Objective(energy=1.0))
+    tight = copy.copy(bundle)
+    tight.facts = bundle.facts.model_copy(update={"sla": {"forbid_tiers": ["edge"]}})
+    with Line(bundle, "edge", "cloud") as line:
+        with Session(tight, ADDRESSES, MemoryChannel(line.network), SETTINGS, rebuild) as session:
+            assert session.update_sla({"forbid_tiers": ["edge", "cloud"]}) == "picked"
+            assert asked == []
+            assert session.update_sla({}) == "rebuilt"
+            assert asked == [SLA()]
+            assert session.bundle is other
+        refuses = True
+        with Session(bundle, ADDRESSES, MemoryChannel(line.network), SETTINGS, rebuild) as session:
+            assert session.update_sla(wish) == "picked"
+            assert asked[1:] == [wish]
+            assert session.bundle is bundle
+            assert any("objective" in event and "no rights" in event for event in session.events)
+            assert right(whole, session.run(inputs_of(3)), 3)
+        with line.session() as session:
+            assert session.update_sla(wish) == "picked", "it cannot build"
 
 
 def test_another_bundle_is_swapped_in_under_load(bundle: Bundle, other: Bundle, whole: Executable) -> None:
