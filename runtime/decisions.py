@@ -234,19 +234,18 @@ class PlanChooser:
         """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
         return self.outlook(state).rescue(exclude)
 
-    def deadline_rescue_s(self, deadline_s: float, state: State, exclude: Collection[str] = ()) -> float:
-        """The last moment at which the rescue plan still meets a deadline, with a margin.
+    def rescue_s(self, state: State, exclude: Collection[str] = ()) -> float:
+        """How long before a deadline the rescue plan must begin to meet it, with a margin, seconds; 0 without one.
 
         Args:
-            deadline_s: on the session's clock.
             state: theta now.
             exclude: plans that cannot help, such as the one that is under way.
         """
         outlook = self.outlook(state)
         plan = outlook.rescue(exclude)
         if plan is None:
-            return deadline_s
-        return deadline_s - outlook.latency_s(plan.name) * self._options.rescue_margin - self._options.rescue_floor_s
+            return 0.0
+        return outlook.latency_s(plan.name) * self._options.rescue_margin + self._options.rescue_floor_s
 
     def _decide(self, now: float, rid: int | None, name: str, reason: str, state: State) -> Decision:
         decision = Decision(now, rid, self._current or "", name, reason, self._numbers(name, state))

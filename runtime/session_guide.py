@@ -23,15 +23,15 @@ from flagsplit.transport.messages import Hop, HopTiming, Pong
 
 @dataclass(frozen=True)
 class Patience:
-    """How long an attempt may take.
+    """How long an attempt may take, for any request.
 
     Attributes:
-        expires: when it counts as stalled.
-        rescue: the last moment to go on without others and still keep the deadline; infinite if there is none.
+        stalled_s: after so many seconds it counts as stalled; infinite while nobody can tell.
+        rescue_s: so long before its deadline a request must go on without others to keep it; None if that is no help.
     """
 
-    expires: float
-    rescue: float
+    stalled_s: float = math.inf
+    rescue_s: float | None = None
 
 
 class SessionGuide:
@@ -150,21 +150,16 @@ class SessionGuide:
         """The application named a plan itself."""
         return self._chooser.ask(now, alive, plan, rid)
 
-    def patience(
-        self, facts: SessionFacts, plan: str, alive: Sequence[bool], longest_s: float, deadline: float, now: float
-    ) -> Patience:
-        """How long to wait for an attempt. What nobody has measured yet gets the longest time."""
+    def patience(self, facts: SessionFacts, plan: str, alive: Sequence[bool], now: float) -> Patience:
+        """How long to wait for an attempt that begins now."""
         used = facts.pool.plan(plan).used_tiers
         if facts.pool is not self._chooser.pool or any(facts.tiers[tier] not in self._measured for tier in used):
-            return Patience(now + longest_s, math.inf)
+            return Patience()
         state = self.world.state(now, alive)
         if self._chooser.outlook(state).latency_s(plan) <= 0:
-            return Patience(now + longest_s, math.inf)
-        stalled_s = min(longest_s, self._chooser.attempt_patience_s(plan, state))
-        rescue = math.inf
-        if used != (0,):
-            rescue = self._chooser.deadline_rescue_s(deadline, state, exclude=[plan])
-        return Patience(now + stalled_s, rescue if rescue > now else math.inf)
+            return Patience()
+        rescue_s = None if used == (0,) else self._chooser.rescue_s(state, exclude=[plan])
+        return Patience(self._chooser.attempt_patience_s(plan, state), rescue_s)
 
     def rate_to(self, tier: str, now: float) -> float | None:
         """Bytes per second towards a tier, if they were measured."""

@@ -50,7 +50,7 @@ from flagsplit.runtime.relay import Flight, Relay
 from flagsplit.runtime.report import make_report
 from flagsplit.runtime.session_facts import SessionFacts as SessionFacts
 from flagsplit.runtime.session_facts import SessionOptions as SessionOptions
-from flagsplit.runtime.session_guide import SessionGuide
+from flagsplit.runtime.session_guide import Patience, SessionGuide
 from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.runtime.session_routes import Epoch, Rifts, way_into
 from flagsplit.runtime.telemetry.stats import LinkStats, PeerStats, PlanStats, SessionStats
@@ -104,6 +104,16 @@ class _Request:
         return not self.flight.route
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How an attempt goes: its plan and route, the tiers that it asks, and how long it may take."""
+
+    plan: str
+    route: tuple[Hop, ...]
+    others: frozenset[str]
+    patience: Patience
+
+
 class SessionMachine(Relay):
     """One session: its own tier, the workers, and all requests.
 
@@ -138,6 +148,7 @@ class SessionMachine(Relay):
         self._epoch = Epoch(0, facts)
         self._epochs = [self._epoch]
         self._adopt_by = 0.0
+        self._ways: dict[tuple[int, tuple[bool, ...]] | None, _Way] = {}
 
     def start(self) -> list[Instruction]:
         """Connect to all workers."""
@@ -146,6 +157,7 @@ class SessionMachine(Relay):
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at a time in seconds; answer with what to do, in order."""
         self.now = now
+        self._ways.clear()
         return list(self._handle(event))
 
     def next_tick(self) -> float:
@@ -351,8 +363,7 @@ class SessionMachine(Relay):
         yield from self._withdraw(request)
         try:
             alive = self._alive(request)
-            plan, decision = self._choose(request, alive)
-            route = self._route(plan, request, alive)
+            way, decision = self._way(request, alive)
         except UnavailableError as error:
             if request.compute_error:
                 yield from self._give_up(request, InputError(request.compute_error))
@@ -369,29 +380,41 @@ class SessionMachine(Relay):
             return
         if decision is not None:
             yield Decided(decision)
-        request.asked.update(hop.tier for hop in route[1:] if hop.tier != self.tier)
-        flight.restart(flight.attempt + 1, plan, route)
+        request.asked |= way.others
+        flight.restart(flight.attempt + 1, way.plan, way.route)
         request.waited = False
-        self._set_patience(request, alive)
+        self._set_patience(request, way.patience)
         yield from self._guarded(request, self.take_up(flight, 0))
 
-    def _set_patience(self, request: _Request, alive: Sequence[bool]) -> None:
+    def _set_patience(self, request: _Request, patience: Patience) -> None:
         """How long the attempt may take: as predicted and some more, or until nothing but a rescue can help."""
         flight = request.flight
         longest_s = self._patience_s(flight, self._options.attempt_s, flight.attempt - 1)
-        found = self._guide.patience(request.epoch.facts, flight.plan, alive, longest_s, flight.deadline, self.now)
         # Those that are under way share tiers and links, so each may take as long as all of them.
-        busy_s = (found.expires - self.now) * max(1, len(self._requests)) * 2.0 ** min(flight.attempt - 1, 32)
-        request.rescue = found.rescue
-        request.expires = min(self.now + min(busy_s, longest_s), found.rescue)
+        busy_s = patience.stalled_s * max(1, len(self._requests)) * 2.0 ** min(flight.attempt - 1, 32)
+        rescue = math.inf if patience.rescue_s is None else flight.deadline - patience.rescue_s
+        request.rescue = rescue if rescue > self.now else math.inf
+        request.expires = min(self.now + min(busy_s, longest_s), request.rescue)
 
     def _patience_s(self, flight: Flight, first_s: float, times: int) -> float:
         """How long to wait: twice as long each time, but never all the time that is left."""
         left_s = max((flight.deadline - self.now) / 2, self._options.liveness.heartbeat_s)
         return min(first_s * 2.0 ** min(times, 32), left_s)
 
-    def _route(self, plan: str, request: _Request, alive: Sequence[bool]) -> tuple[Hop, ...]:
-        return request.epoch.route(plan, alive, self._rifts.now(self.now))
+    def _way(self, request: _Request, alive: tuple[bool, ...]) -> tuple[_Way, Decision | None]:
+        """How an attempt goes; for all requests that have no case of their own, worked out once for an event."""
+        is_usual = not request.avoid and not request.exact and not self._can_have_its_way(request, alive)
+        key = (request.epoch.number, alive) if is_usual else None
+        known = self._ways.get(key)
+        if known is not None:
+            return known, None
+        plan, decision = self._choose(request, alive)
+        route = request.epoch.route(plan, alive, self._rifts.now(self.now))
+        others = frozenset(hop.tier for hop in route[1:] if hop.tier != self.tier)
+        way = _Way(plan, route, others, self._guide.patience(request.epoch.facts, plan, alive, self.now))
+        if key is not None:
+            self._ways[key] = way
+        return way, decision
 
     def _withdraw(self, request: _Request) -> Iterator[Instruction]:
         """What is still queued of an earlier attempt would only hold up the next."""
@@ -604,7 +627,8 @@ class SessionMachine(Relay):
             yield Connect(tier, self._peers[tier].address.address, self._peers[tier].address.server_key)
         yield from self._ask_again()
         yield from self._adopt_if_ready()
-        yield from self._probe()
+        if not silent:  # requests that lost a tier go first
+            yield from self._probe()
         for request in list(self._requests.values()):
             if request.flight.key not in self.flights:
                 continue

@@ -191,7 +191,7 @@ def test_patience_follows_what_is_predicted() -> None:
 def test_rescue_in_time() -> None:
     each = chooser()
     state = replace(planned.NOMINAL, slowdown=(2.0, 1.0, 1.0))
-    last_s = each.deadline_rescue_s(10.0, state)
+    last_s = 10.0 - each.rescue_s(state)
     assert last_s + each.pool.plan("all-phone").latency_s(state) < 10.0
     assert last_s > 8.0
     rescue = each.rescue_plan(state)
@@ -201,7 +201,7 @@ def test_rescue_in_time() -> None:
     assert other is not None
     assert other.name == "all-edge"
     assert each.rescue_plan(replace(state, alive=(True, False, False)), exclude=["all-phone"]) is None
-    assert each.deadline_rescue_s(10.0, replace(state, alive=(True, False, False)), ["all-phone"]) == 10.0
+    assert each.rescue_s(replace(state, alive=(True, False, False)), ["all-phone"]) == 0.0
 
 
 def test_the_log_is_bounded() -> None:
