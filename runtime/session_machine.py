@@ -98,6 +98,7 @@ class _Request:
     cause: str = ""
     rescue: float = math.inf
     waited: bool = False
+    on_its_way: frozenset[str] = frozenset()
 
     @property
     def waits_for_tier(self) -> bool:
@@ -277,7 +278,7 @@ class SessionMachine(Relay):
         peer.refused = state == "refused"
         yield from self._adopt_if_ready()
         for request in list(self._requests.values()):
-            if any(hop.tier == tier for hop in request.flight.route):
+            if tier in request.on_its_way:
                 request.last_reason = f"{tier}: {reason}"
                 yield from self._attempt(request)
 
@@ -371,6 +372,7 @@ class SessionMachine(Relay):
             request.last_reason = request.last_reason or str(error)
             yield from self._cancel(request)
             flight.restart(flight.attempt, "", ())
+            request.on_its_way = frozenset()
             request.avoid.clear()
             request.expires = self.now + self._patience_s(flight, self._options.liveness.heartbeat_s, request.waits)
             request.waits += 1
@@ -381,6 +383,7 @@ class SessionMachine(Relay):
         if decision is not None:
             yield Decided(decision)
         request.asked |= way.others
+        request.on_its_way = way.others
         flight.restart(flight.attempt + 1, way.plan, way.route)
         request.waited = False
         self._set_patience(request, way.patience)
@@ -418,7 +421,9 @@ class SessionMachine(Relay):
 
     def _withdraw(self, request: _Request) -> Iterator[Instruction]:
         """What is still queued of an earlier attempt would only hold up the next."""
-        yield from (Withdraw(tier, request.flight.sid, request.flight.rid) for tier in sorted(request.asked))
+        for tier in sorted(request.asked):
+            if self._peers[tier].connected:  # else nothing is queued any more
+                yield Withdraw(tier, request.flight.sid, request.flight.rid)
 
     def _choose(self, request: _Request, alive: tuple[bool, ...]) -> tuple[str, Decision | None]:
         """The plan for an attempt: the one asked for, the one that all follow, or the best for this request's case."""
