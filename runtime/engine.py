@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 
 from flagsplit.errors import ConfigError, FlagsplitError
 from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
@@ -47,7 +48,8 @@ class Engine:
         size_bytes: for each of them, an estimate of what it holds when loaded.
         budget_bytes: how much the loaded segments of all bundles may hold together; one is always allowed.
         done: called with the result of each run, on the compute thread or the one that submits, skips or removes.
-        slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all.
+        slowdown: emulates a slower device: a run that took t seconds keeps the engine busy for `slowdown * t` in all;
+            t leaves out what its thread waited for a processor that others on this host used.
         bundle: digest of the first bundle, as runs say it.
         parts: for segments that are held as atoms, the ids of these; `size_bytes` then has the atoms.
         batching: whether small runs are put together; off by default.
@@ -244,9 +246,9 @@ class Engine:
                 self._store.release(held)
 
     def _run_alone(self, job: Job, executable: Executable) -> Ran:
-        started = time.monotonic()
+        started, waited_s = time.monotonic(), self._waited_s()
         outputs, error = _attempt(executable, job.run.inputs, job.run.segment)
-        ended = self._ended(started)
+        ended = self._ended(started, waited_s)
         self._finish([job], ended - started)
         if outputs is None:
             return Ran(job.run.token, None, error)
@@ -254,7 +256,7 @@ class Engine:
 
     def _run_together(self, jobs: Sequence[Job], held: Held) -> list[Ran] | None:
         """Run jobs as one; None if they are to run one by one after all."""
-        started = time.monotonic()
+        started, waited_s = time.monotonic(), self._waited_s()
         inputs = [job.run.inputs for job in jobs]
         try:
             joined = join(inputs)
@@ -266,7 +268,7 @@ class Engine:
             return None
         if parts is None:
             return None
-        ended = self._ended(started)
+        ended = self._ended(started, waited_s)
         self._finish(jobs, ended - started)
         return [
             Ran(job.run.token, part, "", _us(started - job.asked_s), _us(ended - started), len(jobs))
@@ -288,9 +290,17 @@ class Engine:
             for job in jobs:
                 self._queue.finish(job, took_s / len(jobs))
 
-    def _ended(self, started: float) -> float:
-        """Be busy for as long as a slower device would, unless the engine is to stop; the time then."""
-        left_s = (self._slowdown - 1) * (time.monotonic() - started)
+    def _waited_s(self) -> float:
+        """How long this thread was kept from a processor so far; asked only where another device is emulated."""
+        return processor_waits_s() if self._slowdown > 1 else 0.0
+
+    def _ended(self, started: float, waited_s: float) -> float:
+        """Be busy for as long as a slower device would, unless the engine is to stop; the time then.
+
+        A device of its own would not have waited for a processor that other tiers on this host use.
+        """
+        took_s = time.monotonic() - started
+        left_s = self._slowdown * max(0.0, took_s - (self._waited_s() - waited_s)) - took_s
         with self._changed:
             until = time.monotonic() + left_s
             while left_s > 0 and not self._stopping:
@@ -302,6 +312,14 @@ class Engine:
 def _patience_s(seconds: float) -> float | None:
     """How long to sleep until something is late; None is for ever."""
     return min(max(0.0, seconds) + _LATE_S, threading.TIMEOUT_MAX) if seconds < math.inf else None
+
+
+def processor_waits_s() -> float:
+    """Seconds that this thread could have run and had no processor; 0.0 where the operating system does not tell."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _us(seconds: float) -> int:
