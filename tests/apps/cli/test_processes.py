@@ -125,7 +125,9 @@ def test_a_build_is_interrupted(spawn: Spawn, tmp_path: Path, small_model: Path)
     os.kill(build.process.pid, signal.SIGINT)
     done = build.end()
     left = {path.name for path in tmp_path.iterdir()}
-    assert (done.code, left) in ((130, set()), (0, {"x.flagsplit"}))
+    # Python ends a process by the signal itself, which shells call 130 too, if a native module met the interrupt.
+    assert (done.code, left) in ((130, set()), (-signal.SIGINT, set()), (0, {"x.flagsplit"}))
+    assert "Traceback" not in done.err
 
 
 def test_standard_output_may_close_early(spawn: Spawn) -> None:
