@@ -134,7 +134,9 @@ class Listener:
         routing id already needs no look at the monitor.
         """
         batch: list[tuple[bytes, list[zmq.Frame]]] = []
-        has_news, has_more = self._monitor.socket in ready, self._router in ready
+        has_news = self._monitor.socket in ready
+        # Last words may have come after the router was looked at and before the monitor was.
+        has_more = has_news or self._router in ready
         while has_more and len(batch) < budget and (message := receive_routed(self._router)) is not None:
             batch.append(message)
             has_news = has_news or message[0] not in self._routes

@@ -18,7 +18,7 @@ import pytest
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.transport.channel import ChannelOptions, Down, Received, Up, Violated, inbound_name
 from flagsplit.transport.floodguard import cut_connection
-from flagsplit.transport.messages import Lane, Ping
+from flagsplit.transport.messages import Bye, Lane, Ping
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
 from flagsplit.transport.testing import Recorder, sample_hello, sample_open, until
 from flagsplit.transport.zap import ZapHandler
@@ -466,3 +466,19 @@ def test_closing_does_not_wait_for_a_key_look_up_that_hangs(
     assert isinstance(server.channel, ZmqChannel)
     while not server.channel._context.closed:
         time.sleep(0.005)
+
+
+def test_last_words_come_before_the_end_when_only_the_end_was_seen(open_channel: Callable[..., Recorder]) -> None:
+    server, client = open_channel(), open_channel()
+    client.channel.connect("server", listening(server))
+    introduce(client, server)
+    assert client.channel.send("server", Bye("last words"))
+    client.channel.close()
+    time.sleep(0.3)  # both the message and the end of the connection are there, and nobody has looked
+    channel = server.channel
+    assert isinstance(channel, ZmqChannel)
+    listener, events = channel._listener, channel._events
+    assert listener is not None
+    listener.receive(time.monotonic(), 64, {listener._monitor.socket})
+    listener.advance(time.monotonic() + 1.0)
+    assert [type(event) for event in events] == [Received, Down]
