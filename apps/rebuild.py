@@ -82,10 +82,11 @@ def rebuilt(bundle: Bundle, sla: SLA, make: Callable[[Path], object]) -> Bundle:
     place, cache = place_of(bundle, sla), bundle.folder.parents[1]
     try:
         found = open_bundle(place, cache)
-        os.utime(place)
-    except (BundleError, OSError):
+    except BundleError:
         pass
     else:
+        with suppress(OSError):  # a cache that cannot be written is good enough to read
+            os.utime(place)
         return found
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
