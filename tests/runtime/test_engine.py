@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flagsplit.errors import BundleError, ConfigError, InputError
+from flagsplit.runtime import engine
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import Connect, Event, Instruction, Leave, Note, Ran, Run, Skip, Tick
 from flagsplit.runtime.session import SessionSettings
@@ -281,6 +282,22 @@ def test_an_address_that_is_none_is_an_error_at_the_start_and_a_lost_peer_later(
     assert down.peer == "peer"
     stage.shell.stop()
     assert stage.failed.empty()
+
+
+def test_what_a_run_waited_for_a_processor_is_not_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "processor_waits_s", iter([5.0, 5.02]).__next__)
+    bench = Bench(slowdown=5.0)
+    bench.engine.start(list("abcd"))
+    bench.fakes["a"].gate.clear()
+    threading.Timer(0.03, bench.fakes["a"].gate.set).start()
+    run_s = bench.run("a").run_us / 1e6
+    assert 0.01 * 5 * 0.9 < run_s < 0.03 * 5 * 0.9
+    bench.engine.stop()
+
+
+def test_waits_for_a_processor_only_grow() -> None:
+    before = engine.processor_waits_s()
+    assert 0 <= before <= engine.processor_waits_s()
 
 
 def test_a_slowed_engine_is_busy_for_so_many_times_as_long() -> None:
