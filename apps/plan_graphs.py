@@ -23,9 +23,8 @@ from flagsplit.flagir.codecs import (
     name_what_is_lossy,
 )
 from flagsplit.flagir.reference import reference
-from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle
+from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, load_graph
 from flagsplit.splitter.plan import Plan
-from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Executable, LoadOptions
 
 
@@ -118,8 +117,7 @@ def plan_reference(bundle: Bundle, plan: str, host: LoadOptions) -> Iterator[Exe
     with tempfile.TemporaryDirectory(prefix="flagsplit-reference-") as folder:
         file = Path(folder) / "reference.onnx"
         file.write_bytes(flagir.to_bytes(made))
-        options = bundle.facts.tiers[0].artifacts[0].options
-        loaded = get_target("ort").load(file, bundle.folder / WEIGHTS_MEMBER, options, host)
+        loaded = load_graph(file, bundle, host)
         try:
             yield loaded
         finally:

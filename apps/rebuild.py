@@ -128,7 +128,7 @@ def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...]
     facts, recipe = bundle.facts, read_recipe(bundle)
     options = BuildOptions(dims=facts.nominal_dims, ranges=facts.dim_ranges, costs=recorded_costs(bundle))
     if recipe is None:
-        numerics = facts.tiers[0].artifacts[0].options.get("numerics", "exact")
+        numerics = bundle.artifact(0).options.get("numerics", "exact")
         options = replace(options, numerics=cast("Numerics", numerics))
         subject = subject_of_bundle(bundle, None, {}, {}, options)
         return subject.deployment, options, (_OLD, _OLD_TOO, *subject.notes), _nodes_read(bundle)

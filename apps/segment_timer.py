@@ -61,7 +61,7 @@ class SegmentTimer:
     """
 
     def __init__(self, bundle: Bundle, tier: int, threads: int = 1) -> None:
-        artifact = bundle.facts.tiers[tier].artifacts[0]
+        artifact = bundle.artifact(tier)
         self.target = get_target(artifact.target)
         if self.target.describe().runs_here == "no":
             raise ConfigError(f"target {artifact.target} cannot run on this host; profile the tier on its own device")
@@ -138,12 +138,10 @@ class SegmentTimer:
 
     def _load(self, model: ir.Model, segments: Sequence[Segment], loaded: ExitStack) -> list[Executable]:
         artifact = self.target.compile(model, segments, CompileOptions(self.numerics))
-        for name, data in artifact.files.items():
-            (self._folder / name).write_bytes(data)
+        stored = artifact.store(self._folder, self._weights)
         found = []
         for segment in segments:
-            file = self._folder / artifact.entries[segment.id]
-            found.append(self.target.load(file, self._weights, artifact.options, self._host))
+            found.append(self.target.load(stored, segment.id, self._host))
             loaded.callback(found[-1].close)
         return found
 

@@ -47,12 +47,8 @@ class Profiled:
         self._whole = whole
         target = get_target("ort")
         artifact = target.compile(model, [whole, *self._parts], CompileOptions())
-        for file, data in artifact.files.items():
-            (folder / file).write_bytes(data)
-        weights, host = folder / flagir.WEIGHTS_NAME, LoadOptions(threads=1)
-        self._loaded: dict[str, Executable] = {
-            part: target.load(folder / file, weights, artifact.options, host) for part, file in artifact.entries.items()
-        }
+        stored, host = artifact.store(folder, folder / flagir.WEIGHTS_NAME), LoadOptions(threads=1)
+        self._loaded: dict[str, Executable] = {part: target.load(stored, part, host) for part in artifact.entries}
 
     def whole_s(self) -> float:
         """Seconds of one run of the whole graph, now."""

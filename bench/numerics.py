@@ -42,12 +42,10 @@ class Cut:
         self.whole_segment = whole.segment
         target = get_target("ort")
         artifact = target.compile(model, [whole.segment, *self.steps], CompileOptions(numerics))
-        for name, data in artifact.files.items():
-            (folder / name).write_bytes(data)
+        stored = artifact.store(folder, folder / "weights.bin")
 
         def load(segment: Segment) -> Executable:
-            file = folder / artifact.entries[segment.id]
-            return target.load(file, folder / "weights.bin", artifact.options, LoadOptions(threads=1))
+            return target.load(stored, segment.id, LoadOptions(threads=1))
 
         self.whole = load(whole.segment)
         self.parts = [load(segment) for segment in self.steps]

@@ -6,7 +6,8 @@ up. Then all is healed, and what is left is counted.
 
 Figures: `requests` that were answered, of them `lost`, `doubled`, `wrong`; `rss_growth`, by how much the session's
 resident memory rose from a quarter of the way to the end (bar 0.10); `worker_rss_growth`, the same of the workers from
-their warm state after the last start; `threads_left`, `descriptors_left`; `faults` of each kind.
+their warm state after the last start, a tenth of `requests` later; `threads_left`, `descriptors_left`; `faults` of each
+kind.
 """
 
 import argparse
@@ -184,6 +185,12 @@ def _until(done: Callable[[], bool], patience_s: float) -> bool:
     return True
 
 
+def _answer(askers: "Askers", requests: int) -> None:
+    """Wait until so many more requests were answered."""
+    wanted = askers.counts["answered"] + requests
+    _until(lambda: askers.counts["answered"] >= wanted, 60.0)
+
+
 def run(seconds: float, requests: int, seed: int) -> dict[str, Any]:
     """Soak for so long, and longer if so many requests take longer (at most twice)."""
     clock = SimpleNamespace(offset_s=0.0)
@@ -248,9 +255,10 @@ def _soak(
     mayhem.heal()
     if not _until(lambda: set(session.tiers.values()) == {"up"}, _PATIENCE_S):
         askers.problems.append(f"tiers did not come back: {session.tiers}")
+    # Some workers have just been started: they load and pack what they serve with the first requests.
+    _answer(askers, requests // 10)
     warm_mb = {tier: _rss_mb(victim.process_id) for tier, victim in victims.of.items()}
-    before = askers.counts["answered"]
-    _until(lambda: askers.counts["answered"] > before + requests // 20, 30.0)
+    _answer(askers, requests // 5)
     askers.stop()
     late_mb = _rss_mb()
     worker_mb = {tier: _rss_mb(victim.process_id) for tier, victim in victims.of.items()}

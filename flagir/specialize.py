@@ -48,17 +48,26 @@ def specialize(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
     common.InlinePass()(copy)
     _check_dims(Skeleton(copy), dims)
     _bind(copy, dims)
-    FixNames()(copy)
-    InferShapes()(copy)
-    for _ in range(_MOST_ROUNDS):
-        if not _fold(copy):
-            break
-        _bind(copy, {})  # what inference could not tell before, it may now
-        InferShapes()(copy)
+    settle(copy)
     copy.metadata_props.clear()
     copy.metadata_props.update(model.metadata_props)
     check(copy)
     return copy
+
+
+def settle(model: ir.Model) -> None:
+    """Infer and fold, in place, until nothing more becomes constant.
+
+    Args:
+        model: without functions and plans; sizes that became known stand in the shapes of its inputs.
+    """
+    FixNames()(model)
+    InferShapes()(model)
+    for _ in range(_MOST_ROUNDS):
+        if not _fold(model):
+            break
+        _bind(model, {})  # what inference could not tell before, it may now
+        InferShapes()(model)
 
 
 def open_values(model: ir.Model) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def _check_alike(bundles: Sequence[Facts]) -> None:
 
 
 def _tiers(facts: Facts) -> list[str]:
-    return [f"{tier.name}={tier.device} ({tier.artifacts[0].target})" for tier in facts.tiers]
+    return [f"{tier.name}={tier.device} ({', '.join(made.target for made in tier.artifacts)})" for tier in facts.tiers]
 
 
 def _types(tensors: Sequence[Tensor]) -> list[str]:

@@ -14,17 +14,19 @@ from typing import Any
 from flagsplit.errors import BundleError, PolicyError
 from flagsplit.runtime.archive import Progress, unpack
 from flagsplit.runtime.itinerary import PlannedStep
-from flagsplit.runtime.manifest import Facts, Tensor
+from flagsplit.runtime.manifest import Facts, Tensor, TierArtifact
 from flagsplit.splitter import reading
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Executable, LoadOptions
+from flagsplit.targets.interface import Executable, LoadOptions, StoredArtifact
 
 PLANS_NAME = "plans.json"
 GRAPH_NAME = "flagir/model.onnx"
 WEIGHTS_MEMBER = "flagir/weights.bin"
+REFERENCE_TARGET = "ort"
+"""The target that every tier of every bundle has artifacts of: it runs anywhere, and gives the answers that count."""
 
 _MAX_PLANS_BYTES = 256 << 20
 _NOMINAL = ("slowdown", "up_s_per_byte", "down_s_per_byte", "up_s_per_message", "down_s_per_message")
@@ -217,16 +219,32 @@ class Bundle:
         Raises:
             BundleError: the artifact is missing or cannot be loaded.
         """
-        artifact = self.facts.tiers[tier].artifacts[0]
-        entry = artifact.entries.get(segment)
-        if entry is None:
-            raise BundleError(
-                f"tier {self.tiers[tier]} has no artifact for segment {segment!r}; build the bundle again"
+        return self._load(self.artifact(tier, options.target), segment, options)
+
+    def artifact(self, tier: int, target: str = "") -> TierArtifact:
+        """What a target made for a tier.
+
+        Args:
+            tier: position of the tier.
+            target: its name; "" for ONNX Runtime, which every tier has.
+
+        Raises:
+            PolicyError: the bundle has none of that target for the tier; the message lists those that it has.
+        """
+        made = {artifact.target: artifact for artifact in self.facts.tiers[tier].artifacts}
+        if (target or REFERENCE_TARGET) not in made:
+            raise PolicyError(
+                f"tier {self.tiers[tier]} of this bundle has artifacts of {', '.join(made)}, "
+                f"none of {target or REFERENCE_TARGET}; build it with --target {self.tiers[tier]}={target or 'ort'}"
             )
-        file = (self.folder / artifact.folder / entry).resolve()
-        if not file.is_relative_to(self.folder.resolve()):
-            raise BundleError(f"segment {segment!r} lies at {entry!r}, outside the bundle; refused")
-        return get_target(artifact.target).load(file, self.folder / WEIGHTS_MEMBER, artifact.options, options)
+        return made[target or REFERENCE_TARGET]
+
+    def _load(self, made: TierArtifact, segment: str, options: LoadOptions) -> Executable:
+        folder = (self.folder / made.folder).resolve()
+        if not folder.is_relative_to(self.folder.resolve()):
+            raise BundleError(f"an artifact lies at {made.folder!r}, outside the bundle; refused")
+        stored = StoredArtifact(folder, made.entries, made.options, self.folder / WEIGHTS_MEMBER)
+        return get_target(made.target).load(stored, segment, options)
 
     def chains_of(self, tier: int) -> Mapping[str, tuple[str, ...]]:
         """For segments of a tier that can be run as atoms, the ids of these in the order in which they run.
@@ -234,7 +252,7 @@ class Bundle:
         Raises:
             BundleError: a chain names a part that the bundle does not have.
         """
-        artifact = self.facts.tiers[tier].artifacts[0]
+        artifact = self.artifact(tier)
         for segment, chain in artifact.chains.items():
             absent = [part for part in chain if part not in artifact.entries]
             if absent or not chain:
@@ -244,8 +262,23 @@ class Bundle:
 
     def load_whole(self, options: LoadOptions) -> Executable:
         """Load the unsplit model: the reference that every split run must match."""
-        numerics = self.facts.tiers[0].artifacts[0].options
-        return get_target("ort").load(self.folder / GRAPH_NAME, self.folder / WEIGHTS_MEMBER, numerics, options)
+        return load_graph(self.folder / GRAPH_NAME, self, options)
+
+
+def load_graph(file: Path, bundle: Bundle, options: LoadOptions) -> Executable:
+    """Load a graph of a bundle's weights with ONNX Runtime, numerics as in its artifacts.
+
+    Args:
+        file: an ONNX model whose external data is the weights of the bundle.
+        bundle: whose weights.
+        options: choices of this host.
+
+    Raises:
+        BundleError: the engine cannot load it.
+    """
+    numerics = bundle.artifact(0).options
+    stored = StoredArtifact(file.parent, {"": file.name}, numerics, bundle.folder / WEIGHTS_MEMBER)
+    return get_target(REFERENCE_TARGET).load(stored, "", options)
 
 
 def default_cache() -> Path:

@@ -115,7 +115,7 @@ def loadout(bundle: Bundle, tier: int, budget_bytes: float, host: LoadOptions, m
     if not chains or mode == "segments" or (mode == "auto" and sum(sizes.values()) <= budget_bytes):
         return Loadout("segments", order, sizes, {}, lambda segment: bundle.load(tier, segment, host))
     known = bundle.segments_of(tier)
-    weights = bundle.facts.tiers[tier].artifacts[0].weight_bytes
+    weights = bundle.artifact(tier).weight_bytes
     shared = SharedParts(lambda part: bundle.load(tier, part, host))
     parts = {segment: chains.get(segment, (segment,)) for segment in order}
     most = bundle.facts.weights_bytes

@@ -5,6 +5,7 @@ A target describes itself as data, says yes or no to each node with the reason, 
 exist is in `flagsplit.targets.catalogue`.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
 
 Array = NDArray[np.generic]
@@ -34,6 +36,8 @@ class TargetDescription:
         runs_here: "yes", "emulated" or "no": what `load` does on this host.
         source: where these statements come from.
         confidence: "high", "medium" or "low".
+        extra: the extra of flagsplit that installs its SDK; "" if the base install has all.
+        choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
     """
 
     name: str
@@ -44,14 +48,27 @@ class TargetDescription:
     runs_here: Literal["yes", "emulated", "no"]
     source: str
     confidence: Literal["high", "medium", "low"]
+    extra: str = ""
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SupportVerdict:
-    """Whether a target takes a node; a no carries its reason."""
+    """Whether a target takes a node; a no carries its reason.
+
+    Attributes:
+        supported: whether it can be compiled and run at all.
+        reason: why not; or, of a node that runs beside the accelerator, why it does not run there.
+        unit: where it runs: on the chip's accelerator, or on its CPU, which costs time.
+        source: where this is known from, for rules that are not the vendor's word.
+        confidence: "high", "medium" or "low".
+    """
 
     supported: bool
     reason: str = ""
+    unit: Literal["accelerator", "cpu"] = "accelerator"
+    source: str = ""
+    confidence: Literal["high", "medium", "low"] = "high"
 
 
 @dataclass(frozen=True)
@@ -60,9 +77,15 @@ class CompileOptions:
 
     Attributes:
         numerics: see `Numerics`.
+        dims: size of each symbol of the model's inputs, for targets that take fixed shapes.
+        device: catalogue name of the device of the tier, "" if none is known.
+        choices: the target's own, such as `{"precision": "fp16"}`; what may be chosen is in `TargetDescription`.
     """
 
     numerics: Numerics = "exact"
+    dims: Mapping[str, int] = field(default_factory=dict)
+    device: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,14 +93,69 @@ class Artifact:
     """What a target made of all segments of one tier.
 
     Attributes:
-        files: content by path, relative to the tier's folder of this target.
-        entries: for each segment id, the file that holds it.
+        files: content by path, relative to the tier's folder of this target; or a file to copy it from.
+        entries: for each segment id, the file that holds it, or the folder if it is one like an `.mlpackage`.
+            Several segments may be in one.
         options: what `load` needs to know again, as JSON data.
     """
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes | Path]
     entries: Mapping[str, str]
     options: Mapping[str, str] = field(default_factory=dict)
+
+    def store(self, folder: Path, weights: Path) -> "StoredArtifact":
+        """Write the files.
+
+        Args:
+            folder: where to; made if it is not there.
+            weights: the shared weights file of the model.
+        """
+        for name, data in self.files.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(data, Path):
+                shutil.copyfile(data, file)
+            else:
+                file.write_bytes(data)
+        return StoredArtifact(folder, self.entries, self.options, weights)
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """An artifact on this host's disk.
+
+    Attributes:
+        folder: where its files are.
+        entries, options: of the `Artifact`.
+        weights: the bundle's shared weights file.
+    """
+
+    folder: Path
+    entries: Mapping[str, str]
+    options: Mapping[str, str]
+    weights: Path
+
+    def entry(self, segment: str) -> Path:
+        """The file or folder that holds a segment.
+
+        Raises:
+            BundleError: there is none, or its path leaves the artifact's folder.
+        """
+        name = self.entries.get(segment)
+        if name is None:
+            raise BundleError(f"no artifact for segment {segment!r}; build the bundle again")
+        return self.inside(name)
+
+    def inside(self, name: str) -> Path:
+        """A file or folder of the artifact.
+
+        Raises:
+            BundleError: its path leaves the artifact's folder.
+        """
+        found = (self.folder / name).resolve()
+        if not found.is_relative_to(self.folder.resolve()):
+            raise BundleError(f"a part of the artifact lies at {name!r}, outside the bundle; refused")
+        return found
 
 
 @dataclass(frozen=True)
@@ -129,9 +207,11 @@ class LoadOptions:
 
     Attributes:
         threads: how many threads one run may use; 0 lets the engine choose.
+        target: which of a tier's artifacts to run; "" takes ONNX Runtime's, which every tier has.
     """
 
     threads: int = 0
+    target: str = ""
 
 
 class Target(Protocol):
@@ -141,7 +221,7 @@ class Target(Protocol):
         """Its capabilities."""
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        """Whether it takes a node of a canonical graph."""
+        """Whether it takes a node of a canonical graph; where `describe` says static shapes, of one of fixed shapes."""
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier.
@@ -155,15 +235,15 @@ class Target(Protocol):
             ModelError: a segment cannot be compiled; the message names the node.
         """
 
-    def load(self, file: Path, weights: Path, build: Mapping[str, str], host: LoadOptions) -> Executable:
+    def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment.
 
         Args:
-            file: the segment's file, as `compile` wrote it.
-            weights: the bundle's shared weights file.
-            build: `Artifact.options`.
+            artifact: what `compile` made, on disk.
+            segment: id of one of its segments.
             host: choices of this host.
 
         Raises:
-            BundleError: the file cannot be loaded.
+            BundleError: it cannot be loaded.
+            ConfigError: the target's SDK is not installed.
         """

@@ -7,41 +7,22 @@ a split run then equals the unsplit one bit for bit. `bench/numerics.py` measure
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
-from flagsplit.errors import BundleError, InputError
 from flagsplit.flagir import Segment, extract, to_bytes
 from flagsplit.targets.interface import (
-    Array,
     Artifact,
     CompileOptions,
     Executable,
     LoadOptions,
+    Numerics,
+    StoredArtifact,
     SupportVerdict,
     TargetDescription,
-    TensorSpec,
 )
-
-_DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(float16)": "float16",
-    "tensor(double)": "float64",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-}
-_WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+from flagsplit.targets.onnx_engine import DTYPES, open_onnx
 
 
 class OrtTarget:
@@ -54,7 +35,7 @@ class OrtTarget:
         return TargetDescription(
             name="ort",
             version=onnxruntime.__version__,
-            dtypes=tuple(sorted(_DTYPES.values())),
+            dtypes=tuple(sorted(DTYPES.values())),
             max_rank=8,
             static_shapes=False,
             runs_here="yes",
@@ -76,7 +57,7 @@ class OrtTarget:
         if any(_takes(types, given) for types in fitting):
             return SupportVerdict(supported=True)
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-        types = ", ".join(_DTYPES.get(each, each[len("tensor(") : -1]) for each in dict.fromkeys(given.values()))
+        types = ", ".join(DTYPES.get(each, each[len("tensor(") : -1]) for each in dict.fromkeys(given.values()))
         text = f"{name} of opset {version}" + (f" on {types}" if fitting else "")
         return SupportVerdict(supported=False, reason=f"ONNX Runtime has no CPU kernel for {text}")
 
@@ -100,53 +81,10 @@ class OrtTarget:
             options={"numerics": options.numerics},
         )
 
-    def load(self, file: Path, weights: Path, build: Mapping[str, str], host: LoadOptions) -> Executable:
+    def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Open a session; the weights are mapped, not copied, until the engine packs them."""
-        import onnxruntime as ort
-
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 4
-        settings.intra_op_num_threads = host.threads
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        settings.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
-        levels = ort.GraphOptimizationLevel
-        exact = build.get("numerics", "exact") == "exact"
-        settings.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-        try:
-            session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise BundleError(
-                f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again"
-            ) from error
-        return _OrtExecutable(session)
-
-
-class _OrtExecutable:
-    """An open ONNX Runtime session."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        self._inputs = tuple(_spec(value) for value in session.get_inputs())
-        self._outputs = tuple(_spec(value) for value in session.get_outputs())
-        self._output_names = [spec.name for spec in self._outputs]
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        try:
-            results = self._session.run(self._output_names, dict(tensors))
-        except Exception as error:
-            raise InputError(f"ONNX Runtime could not run the model on these inputs: {_short(error)}") from error
-        return {name: np.asarray(array) for name, array in zip(self._output_names, results, strict=True)}
-
-    def close(self) -> None:
-        self._session = None
+        numerics: Numerics = "fast" if artifact.options.get("numerics") == "fast" else "exact"
+        return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
 
 
 def _types_of(node: ir.Node, schema: onnx.defs.OpSchema) -> dict[str, str]:
@@ -171,12 +109,3 @@ def _takes(kernel: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> boo
 def _segment_bytes(model: ir.Model, segment: Segment) -> bytes:
     """Value shapes stay in: the optimizer fuses more where it knows them, and must fuse as in the whole graph."""
     return to_bytes(extract(model, segment))
-
-
-def _spec(value: Any) -> TensorSpec:
-    shape = tuple(dim if isinstance(dim, int) else str(dim or "?") for dim in value.shape)
-    return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

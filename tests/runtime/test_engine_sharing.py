@@ -17,7 +17,12 @@ from flagsplit.runtime.batching import BatchOptions
 from flagsplit.runtime.engine import DEADLINE, SKIPPED, Engine
 from flagsplit.runtime.events import Ran, Run
 from flagsplit.targets.cloud.ort import OrtTarget
-from flagsplit.targets.interface import Array, LoadOptions
+from flagsplit.targets.interface import Array, LoadOptions, StoredArtifact
+
+
+def stored(file: Path) -> StoredArtifact:
+    """A model file as the artifact of segment "a"."""
+    return StoredArtifact(file.parent, {"a": file.name}, {}, file)
 
 
 def test_a_client_with_many_requests_does_not_hold_up_another() -> None:
@@ -231,7 +236,7 @@ def test_residency_tells_estimates_and_what_was_measured() -> None:
 def test_other_threads_go_on_while_a_real_engine_computes(tmp_path: Path) -> None:
     """What carries messages must not wait for a run: ONNX Runtime lets go of the interpreter."""
     file = save(wide(4, 768), tmp_path / "wide.onnx")
-    loaded = OrtTarget().load(file, file, {}, LoadOptions(threads=1))
+    loaded = OrtTarget().load(stored(file), "a", LoadOptions(threads=1))
     results: Queue[Ran] = Queue()
     engine = Engine(lambda _bundle, _segment: loaded, (), {}, 1e9, results.put)
     engine.start(["a"])
@@ -315,8 +320,8 @@ def test_what_a_real_load_takes_is_measured(tmp_path: Path) -> None:
     file = save(wide(4, 1024), tmp_path / "wide.onnx")
     target, host = OrtTarget(), LoadOptions(threads=1)
     # What earlier tests freed would take in the first of them without a trace.
-    before = [target.load(file, file, {}, host) for _ in range(6)]
-    engine = Engine(lambda _bundle, _segment: target.load(file, file, {}, host), (), {"a": 16e6}, 1e9, print)
+    before = [target.load(stored(file), "a", host) for _ in range(6)]
+    engine = Engine(lambda _bundle, _segment: target.load(stored(file), "a", host), (), {"a": 16e6}, 1e9, print)
     engine.start(["a"])
     (holding,) = engine.residency().loaded
     engine.stop()

@@ -14,7 +14,7 @@ from flagsplit import flagir
 from flagsplit.errors import BundleError, InputError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.targets.catalogue import TARGETS, get_target
-from flagsplit.targets.interface import Artifact, CompileOptions, Executable, LoadOptions, Target
+from flagsplit.targets.interface import Artifact, CompileOptions, Executable, LoadOptions, StoredArtifact, Target
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 HERE = LoadOptions(threads=1)
@@ -46,14 +46,13 @@ def compiled(ort: Target, tmp_path: Path) -> tuple[tuple[Segment, ...], Artifact
     model = canonical(models.save(models.wide(layers=4, width=128), tmp_path / "m.onnx"), tmp_path)
     segments = halves(model)
     artifact = ort.compile(model, segments, CompileOptions())
-    for name, data in artifact.files.items():
-        (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "out" / name).write_bytes(data)
+    artifact.store(tmp_path / "out", tmp_path / "weights.bin")
     return segments, artifact
 
 
 def load(ort: Target, artifact: Artifact, segment: Segment, folder: Path) -> Executable:
-    return ort.load(folder / "out" / artifact.entries[segment.id], folder / "weights.bin", artifact.options, HERE)
+    stored = StoredArtifact(folder / "out", artifact.entries, artifact.options, folder / "weights.bin")
+    return ort.load(stored, segment.id, HERE)
 
 
 def test_catalogue() -> None:
@@ -123,7 +122,7 @@ def test_compile_and_run(ort: Target, compiled: tuple[tuple[Segment, ...], Artif
     assert artifact.entries == {segment.id: f"{segment.id}.onnx" for segment in segments}
     assert set(artifact.files) == set(artifact.entries.values())
     assert artifact.options == {"numerics": "exact"}
-    assert all(len(data) < 10_000 for data in artifact.files.values())
+    assert all(isinstance(data, bytes) and len(data) < 10_000 for data in artifact.files.values())
     x = np.asarray(np.random.default_rng(0).standard_normal((3, 128))).astype(np.float32)
     held: dict[str, models.Array] = {"y0": x}
     for segment in segments:
@@ -140,8 +139,8 @@ def test_compile_and_run(ort: Target, compiled: tuple[tuple[Segment, ...], Artif
 
 def test_files_are_plain_onnx(compiled: tuple[tuple[Segment, ...], Artifact], tmp_path: Path) -> None:
     """Any tool opens a segment when the weights file lies beside it."""
-    for name, data in compiled[1].files.items():
-        (tmp_path / name).write_bytes(data)
+    compiled[1].store(tmp_path, tmp_path / "weights.bin")
+    for name in compiled[1].files:
         onnx.checker.check_model(str(tmp_path / name))
         loaded = onnx.load(str(tmp_path / name))
         assert sum(onnx.numpy_helper.to_array(each).nbytes for each in loaded.graph.initializer) == 2 * 4 * 128**2

@@ -1,0 +1,209 @@
+"""What of a segment a chip runs, and what the host does beside it.
+
+Chips take fixed shapes and standard operators. So of each segment the codecs at its ends stay with the host, where they
+are bit-identical to the reference; sizes are put for symbols, and what depends on them alone is folded. The rest is the
+chip part. Outputs that turn out to be constant, or an input as it came, are the host's too.
+
+    inputs ──▶ before (host: Decode) ──▶ chip part ──▶ after (host: Encode, counts, constants) ──▶ outputs
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from flagsplit import flagir
+from flagsplit.errors import ModelError
+from flagsplit.flagir import Segment, Skeleton, ValueType
+from flagsplit.flagir.codecs.functions import DOMAIN
+from flagsplit.flagir.reads import activations_read
+from flagsplit.flagir.specialize import open_values, settle, specialize
+
+
+@dataclass(frozen=True, eq=False)
+class ChipPart:
+    """What a chip runs of a segment.
+
+    Attributes:
+        segment: id of the segment.
+        model: a canonical model of fixed shapes and standard operators, without functions. Every output is made by a
+            node from an input; no output is a constant or an input. Large weights are shared with the whole model.
+    """
+
+    segment: str
+    model: ir.Model
+
+
+@dataclass(frozen=True, eq=False)
+class SplitSegment:
+    """A segment in three parts; each may be missing, not all.
+
+    Attributes:
+        segment: id of the segment.
+        before: what the host runs first, on inputs of the segment.
+        chip: what the chip runs, on inputs of the segment and outputs of `before`.
+        after: what the host runs last, one after another, on any of these.
+    """
+
+    segment: str
+    before: ir.Model | None
+    chip: ChipPart | None
+    after: tuple[ir.Model, ...]
+
+
+def split_segments(model: ir.Model, segments: Sequence[Segment], sizes: "FixedSizes") -> Iterator[SplitSegment]:
+    """Split segments into what a chip runs and what the host runs beside it.
+
+    Args:
+        model: the canonical model that the segments were cut from; it stays as it is.
+        segments: from `flagir.cut_into_steps` of the same model.
+        sizes: of the same model.
+
+    Raises:
+        ModelError: a shape inside a segment depends on data.
+    """
+    for segment in segments:
+        yield _split(model, segment, sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedSizes:
+    """What is known of a model's values once its symbols have sizes.
+
+    Attributes:
+        types: element type and shape of each value, where 1 stands for a size that depends on data.
+        opened: the values of which a size depends on data.
+        constants: those that the sizes alone decide, such as shapes: no tier has to be told them.
+    """
+
+    types: Mapping[str, ValueType]
+    opened: Collection[str]
+    constants: Mapping[str, ir.TensorProtocol]
+
+
+def fixed_sizes(model: ir.Model, dims: Mapping[str, int]) -> FixedSizes:
+    """What sizes decide.
+
+    Args:
+        model: a canonical model; it stays as it is.
+        dims: a size for each symbol of its inputs.
+    """
+    copy = model.clone()
+    encoded = _leave_out_losses(copy)
+    skeleton = Skeleton(copy)
+    known = {name: size for name, size in dims.items() if name in skeleton.symbols}
+    made = {value.name for node in model.graph for value in node.outputs}
+    found = specialize(model, known).graph.initializers.items()
+    constants = {name: value.const_value for name, value in found if name in made and value.const_value is not None}
+    types, opened = skeleton.types(known), set(skeleton.open_values(known))
+    for decoded, value in encoded.items():
+        types[decoded] = types[value]
+        opened = opened | {decoded} if value in opened else opened - {decoded}
+    return FixedSizes(types, opened, constants)
+
+
+def _leave_out_losses(model: ir.Model) -> dict[str, str]:
+    """Read what was encoded in place of what was decoded: inference does not see through codecs.
+
+    Returns:
+        For each decoded value the one that was encoded, by name.
+    """
+    found: dict[str, str] = {}
+    for node in model.graph:
+        if node.domain == DOMAIN and node.op_type.startswith("Decode"):
+            payload = node.inputs[0]
+            encode = payload.producer() if payload is not None else None
+            source = encode.inputs[0] if encode is not None else None
+            if source is not None:
+                found[node.outputs[0].name or ""] = source.name or ""
+                node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    return found
+
+
+def _split(model: ir.Model, segment: Segment, sizes: FixedSizes) -> SplitSegment:
+    wanted = set(segment.nodes)
+    nodes = [node for node in model.graph if node.name in wanted]
+    early = _host_first(nodes, segment.inputs)
+    late = [node for node in nodes if node.domain == DOMAIN and node not in early]
+    core = [node for node in nodes if node not in early and node not in late]
+    needed = {value.name for node in late for value in activations_read(node)} | set(segment.outputs)
+    made = [value.name or "" for node in core for value in node.outputs if value.name in needed]
+    whole = _part(model, core, made) if made else None
+    chip, direct = _fixed(whole, segment.id, sizes) if whole is not None else (None, None)
+    after = (direct, _part(model, late, segment.outputs))
+    before = _part(model, early, {name or "" for name in needed} | _read_by(core))
+    return SplitSegment(segment.id, before, chip, tuple(each for each in after if each is not None))
+
+
+def _host_first(nodes: Sequence[ir.Node], inputs: Collection[str]) -> list[ir.Node]:
+    """The codec nodes that need nothing but inputs of the segment."""
+    known, found = set(inputs), list[ir.Node]()
+    for node in nodes:
+        reads = {value.name or "" for value in activations_read(node)}
+        if node.domain == DOMAIN and node.op_type.startswith("Decode") and reads <= known:
+            known.update(value.name or "" for value in node.outputs)
+            found.append(node)
+    return found
+
+
+def _read_by(nodes: Sequence[ir.Node]) -> set[str]:
+    return {value.name or "" for node in nodes for value in activations_read(node)}
+
+
+def _part(model: ir.Model, nodes: Sequence[ir.Node], wanted: Collection[str]) -> ir.Model | None:
+    """Some nodes as a model, with those of its values as outputs that are wanted."""
+    if not nodes:
+        return None
+    made = {value.name or "": None for node in nodes for value in node.outputs}
+    inputs = {value.name or "": None for node in nodes for value in activations_read(node) if value.name not in made}
+    outputs = tuple(name for name in made if name in wanted)
+    names = tuple(node.name or "" for node in nodes)
+    return flagir.extract(model, Segment("part", names, tuple(inputs), outputs))
+
+
+def _fixed(part: ir.Model, segment: str, sizes: FixedSizes) -> tuple[ChipPart | None, ir.Model | None]:
+    """A part in fixed shapes, and apart from it a model of the outputs that are constants or inputs as they came."""
+    graph = part.graph
+    for value in list(graph.inputs):
+        name = value.name or ""
+        if name in sizes.opened:
+            raise ModelError(f"the shape of {name!r} depends on data; a chip takes fixed shapes only")
+        if name in sizes.constants:
+            graph.inputs.remove(value)
+            value.const_value = sizes.constants[name]
+            graph.register_initializer(value)
+        elif name in sizes.types:
+            value.shape = ir.Shape(sizes.types[name].shape)
+    settle(part)
+    direct = _take_out_direct(part)
+    used = {value for node in graph for value in activations_read(node)}
+    for value in [value for value in graph.inputs if value not in used]:
+        graph.inputs.remove(value)
+    if not graph.outputs:
+        return None, direct
+    undecided = open_values(part)
+    if undecided:
+        raise ModelError(f"the shape of {undecided[0]!r} depends on data; a chip takes fixed shapes only")
+    return ChipPart(segment, part), direct
+
+
+def _take_out_direct(part: ir.Model) -> ir.Model | None:
+    """Move the outputs that no computation makes to a model of their own."""
+    graph, direct = part.graph, list[ir.Node]()
+    for value in list(graph.outputs):
+        maker = value.producer()
+        if maker is None or maker.op_type != "Identity" or maker.domain:
+            continue
+        source = maker.inputs[0]
+        if source is not None and source.producer() is None:
+            direct.append(maker)
+    if not direct:
+        return None
+    moved = _part(part, direct, [value.name or "" for node in direct for value in node.outputs])
+    for node in direct:
+        graph.outputs.remove(node.outputs[0])
+        graph.remove(node, safe=True)
+    for name, weight in list(graph.initializers.items()):
+        if not weight.uses():
+            del graph.initializers[name]
+    return moved

@@ -1,0 +1,173 @@
+"""What targets of chips have in common: they compile chip parts, and the host runs what lies beside them.
+
+A chip target says what it takes, compiles chip parts and loads one; this class makes a `Target` of that. An artifact
+has, beside the chip's own files, `segments.json` (`SegmentTable`), which tells an app what to call in which order, and
+the host's parts (`flagsplit.targets.chip_parts`) as ONNX files under `host/`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit import flagir
+from flagsplit.errors import BundleError
+from flagsplit.flagir import Segment
+from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
+from flagsplit.targets.interface import (
+    Array,
+    Artifact,
+    CompileOptions,
+    Executable,
+    LoadOptions,
+    StoredArtifact,
+    SupportVerdict,
+    TargetDescription,
+    TensorSpec,
+)
+from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
+
+
+@dataclass(frozen=True)
+class ChipArtifact:
+    """What a chip's compiler made of all chip parts of one tier.
+
+    Attributes:
+        files: content by path, relative to the tier's folder of this target; or a file to copy it from.
+        calls: for each segment, how its chip part is called.
+        options: what `load_part` needs to know again.
+    """
+
+    files: Mapping[str, bytes | Path]
+    calls: Mapping[str, ChipCall]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+class ChipTarget(ABC):
+    """A target whose segments a chip runs, but for their ends. Its SDK is imported inside the methods that need it."""
+
+    @abstractmethod
+    def describe(self) -> TargetDescription:
+        """Its capabilities."""
+
+    @abstractmethod
+    def supports(self, node: ir.Node) -> SupportVerdict:
+        """Whether it takes a node of fixed shapes."""
+
+    @abstractmethod
+    def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
+        """Compile all chip parts of one tier, equal weights stored once.
+
+        Raises:
+            ModelError: a part cannot be compiled; the message names the node.
+            ConfigError: the SDK is not installed, or a choice is none that there is.
+        """
+
+    @abstractmethod
+    def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
+        """Load one chip part, under the names of the graph's values.
+
+        Args:
+            file: the file or folder that holds it.
+            call: how it is called.
+            options: `ChipArtifact.options`.
+            host: choices of this host.
+
+        Raises:
+            BundleError: it cannot be loaded.
+            ConfigError: the SDK is not installed.
+        """
+
+    def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
+        """Compile all segments of one tier; see `Target.compile`."""
+        sizes = fixed_sizes(model, options.dims)
+        splits = list(split_segments(model, segments, sizes))
+        made = self.compile_parts([split.chip for split in splits if split.chip is not None], options)
+        files = dict(made.files)
+        table: dict[str, SegmentCalls] = {}
+        for segment, split in zip(segments, splits, strict=True):
+            before, after = _host_files(split)
+            files.update(before)
+            files.update(after)
+            table[segment.id] = SegmentCalls(
+                inputs=[_table_tensor(name, sizes) for name in segment.inputs],
+                outputs=[_table_tensor(name, sizes) for name in segment.outputs],
+                before=list(before),
+                chip=made.calls.get(segment.id),
+                after=list(after),
+            )
+        entries = {name: calls.files[0] for name, calls in table.items()}
+        files[TABLE_NAME] = SegmentTable(segments=table).to_json()
+        return Artifact(files, entries, {"numerics": options.numerics, **made.options})
+
+    def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
+        """Load one segment, the host's parts included; see `Target.load`."""
+        artifact.entry(segment)
+        calls = read_table(artifact.folder / TABLE_NAME).segments.get(segment)
+        if calls is None:
+            raise BundleError(f"{TABLE_NAME} does not tell of segment {segment!r}; build the bundle again")
+        with ExitStack() as opened:
+            parts: list[Executable] = []
+            for part in self._open(artifact, calls, host):
+                opened.callback(part.close)
+                parts.append(part)
+            opened.pop_all()
+        return PartsInTurn(parts, [spec.to_spec() for spec in calls.inputs], [spec.to_spec() for spec in calls.outputs])
+
+    def _open(self, artifact: StoredArtifact, calls: SegmentCalls, host: LoadOptions) -> Iterator[Executable]:
+        for name in calls.before:
+            yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
+        if calls.chip is not None:
+            yield self.load_part(artifact.inside(calls.chip.file), calls.chip, artifact.options, host)
+        for name in calls.after:
+            yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
+
+
+class PartsInTurn:
+    """Executables that run one after another as one, each on what was there or made before.
+
+    Args:
+        parts: in the order in which they run.
+        inputs, outputs: of the whole.
+    """
+
+    def __init__(
+        self, parts: Sequence[Executable], inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
+        self._parts = list(parts)
+        self._inputs, self._outputs = tuple(inputs), tuple(outputs)
+        self._takes = [[spec.name for spec in part.inputs] for part in parts]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        values = dict(tensors)
+        for part, names in zip(self._parts, self._takes, strict=True):
+            values.update(part.run({name: values[name] for name in names}))
+        return {spec.name: values[spec.name] for spec in self._outputs}
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def _table_tensor(name: str, sizes: FixedSizes) -> TableTensor:
+    kind = sizes.types[name]
+    shape = [f"d{at}" for at in range(len(kind.shape))] if name in sizes.opened else kind.shape
+    return TableTensor(name=name, dtype=kind.dtype.numpy().name, shape=list(shape))
+
+
+def _host_files(split: SplitSegment) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    before = {} if split.before is None else {f"host/{split.segment}.before.onnx": flagir.to_bytes(split.before)}
+    after = {f"host/{split.segment}.after{at}.onnx": flagir.to_bytes(part) for at, part in enumerate(split.after)}
+    return before, after

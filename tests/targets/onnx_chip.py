@@ -1,0 +1,55 @@
+"""A chip whose programs are ONNX files: what chip targets have in common, without any SDK."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit import flagir
+from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
+from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
+from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.segment_table import ChipCall, ChipTensor
+
+
+class OnnxChip(ChipTarget):
+    """Takes every standard operator of fixed shapes.
+
+    Attributes:
+        parts: what it was given to compile last.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        self._weights = weights
+        self.parts: tuple[ChipPart, ...] = ()
+
+    def describe(self) -> TargetDescription:
+        return TargetDescription("onnx-chip", "1", ("float32",), 8, True, "yes", "itself", "high")
+
+    def supports(self, node: ir.Node) -> SupportVerdict:
+        return SupportVerdict(not node.domain, "" if not node.domain else "takes standard operators only")
+
+    def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
+        self.parts = tuple(parts)
+        files = {f"{part.segment}.chip.onnx": flagir.to_bytes(part.model) for part in parts}
+        calls = {part.segment: _call(part) for part in parts}
+        return ChipArtifact(files, calls)
+
+    def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
+        return open_onnx(file, self._weights, "exact", 1)
+
+
+def _call(part: ChipPart) -> ChipCall:
+    graph = part.model.graph
+    inputs, outputs = ([_tensor(value) for value in values] for values in (graph.inputs, graph.outputs))
+    return ChipCall(file=f"{part.segment}.chip.onnx", function="main", inputs=inputs, outputs=outputs)
+
+
+def _tensor(value: ir.Value) -> ChipTensor:
+    assert value.name
+    assert value.dtype is not None
+    assert value.shape is not None
+    shape = [dim for dim in value.shape if isinstance(dim, int)]
+    assert len(shape) == len(value.shape)
+    return ChipTensor(name=value.name, dtype=value.dtype.numpy().name, shape=list(shape), called=value.name)
