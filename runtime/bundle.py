@@ -219,7 +219,12 @@ class Bundle:
         Raises:
             BundleError: the artifact is missing or cannot be loaded.
         """
-        return self._load(self.artifact(tier, options.target), segment, options)
+        made = self.artifact(tier, options.target)
+        if segment not in made.entries and options.target:
+            # The tier's targets are in order of preference: what one does not take, a later one does.
+            names = [each for each in self.facts.tiers[tier].artifacts if segment in each.entries]
+            made = next(iter(names), made)
+        return self._load(made, segment, options)
 
     def artifact(self, tier: int, target: str = "") -> TierArtifact:
         """What a target made for a tier.

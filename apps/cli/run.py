@@ -44,6 +44,13 @@ def command(
     ] = None,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    phone_target: Annotated[
+        str, typer.Option(help="Which artifact the first tier runs, such as coreml; ONNX Runtime's by default.")
+    ] = "",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=NAME", help="The same of any tier: the first, or workers started here."),
+    ] = None,
     slowdown: Annotated[
         list[str] | None,
         typer.Option(metavar="TIER=FACTOR", help="Emulate a slower device; the first tier, or workers started here."),
@@ -66,16 +73,19 @@ def command(
     settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated, trace_file=trace_file)
     slowdowns = factors("--slowdown", slowdown)
     addresses = pairs("--tier", tier) if tier is not None else None
+    run_targets = pairs("--target", target) | ({opened.tiers[0]: phone_target} if phone_target else {})
     with progress_bar(quiet=as_json) as progress:
         progress("start", 0.0)
-        with api.connect(opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns) as session:
+        with api.connect(
+            opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns, run_targets=run_targets
+        ) as session:
             _warn_of_absent(session, opened, plan)
             answers = _ask(session, inputs, plan, repeat, progress)
             tiers = session.tiers
     difference = _check(opened, inputs, host, answers[-1]) if check else None
     if output is not None:
         _write(output, answers[-1])
-    data = _data(opened, answers, difference, tiers)
+    data = _data(opened, answers, difference, tiers) | {"targets": run_targets}
     if as_json:
         print_json(data)
     else:
