@@ -49,7 +49,7 @@ class Compiled:
 def compile_tier(
     model: ir.Model, parts: TierParts, tier: Tier, chosen: TierTargets, ground: Groundwork, options: BuildOptions
 ) -> list[Compiled]:
-    """Compile the parts of a tier, for its targets in their order, ONNX Runtime last.
+    """Compile the parts of a tier, for ONNX Runtime first, then for its targets in their order.
 
     Args:
         model: the model that the parts were cut from.
@@ -63,7 +63,7 @@ def compile_tier(
         ModelError: a target that has to take a segment cannot; the message names tier, target and node.
         PolicyError: a choice is none that the target has.
     """
-    made = []
+    made = [_compile(REFERENCE, model, parts.segments, tier, ground, options)]
     for name in chosen.names:
         if name == REFERENCE:
             continue
@@ -72,7 +72,7 @@ def compile_tier(
             segments = [segment for segment in segments if _takes(ground.verdicts[tier.name][name], segment)]
         if segments:
             made.append(_compile(name, model, segments, tier, ground, options))
-    return [*made, _compile(REFERENCE, model, parts.segments, tier, ground, options)]
+    return made
 
 
 def _compile(

@@ -13,6 +13,7 @@ from tests.apps import models
 from tests.targets.onnx_chip import OnnxChip
 
 import flagsplit
+from flagsplit.apps.cli.main import main
 from flagsplit.apps.rebuild import rebuild
 from flagsplit.apps.target_choice import choose_targets
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, PolicyError
@@ -76,7 +77,7 @@ def image(seed: int = 0, shape: Sequence[int] = SHAPE) -> dict[str, models.Array
 def test_a_phone_with_a_chip(chips: dict[str, OnnxChip], model: Path) -> None:
     bundle = build(model, ["all", "no-softmax"], SPLIT)
     phone, cloud = bundle.facts.tiers
-    assert [made.target for made in phone.artifacts] == ["all", "no-softmax", "ort"]
+    assert [made.target for made in phone.artifacts] == ["ort", "all", "no-softmax"]
     assert [made.target for made in cloud.artifacts] == ["ort"]
     segments = set(bundle.segments_of(0))
     assert segments
@@ -97,7 +98,7 @@ def test_a_worker_runs_the_artifact_that_it_is_told_to(
     chips: dict[str, OnnxChip], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = build(model, ["all"])
-    with pytest.raises(PolicyError, match="of all, ort, none of coreml; build it with --target phone=coreml"):
+    with pytest.raises(PolicyError, match="of ort, all, none of coreml; build it with --target phone=coreml"):
         bundle.load(0, next(iter(bundle.segments_of(0))), LoadOptions(target="coreml"))
     for wrong, why in (({"cloud": "all"}, "none of all"), ({"moon": "ort"}, "moon")):
         with pytest.raises(FlagsplitError, match=why), flagsplit.connect(bundle, run_targets=wrong):
@@ -133,9 +134,9 @@ def test_what_the_preferred_chip_does_not_take_the_next_one_does(
     split = build(
         model, None, SPLIT | {"pins": {"Softmax": "cloud"}}, devices={"phone": "mine"}, catalogues=[catalogue]
     )
-    assert [made.target for made in split.facts.tiers[0].artifacts] == ["no-softmax", "slow", "ort"]
+    assert [made.target for made in split.facts.tiers[0].artifacts] == ["ort", "no-softmax", "slow"]
     bundle = build(model, None, tiers="phone", devices={"phone": "mine"}, catalogues=[catalogue])
-    assert [made.target for made in bundle.facts.tiers[0].artifacts] == ["slow", "ort"]
+    assert [made.target for made in bundle.facts.tiers[0].artifacts] == ["ort", "slow"]
     (step,) = bundle.plans.steps[bundle.plans.pool.plans[0].name]
     expected = models.answers_of(model, image())
     loaded = bundle.load(0, step.segment, LoadOptions(threads=1, target="slow"))
@@ -162,7 +163,7 @@ def test_a_rebuilt_bundle_has_the_same_targets(chips: dict[str, OnnxChip], model
     bundle = build(model, ["all"], SPLIT, choices={"all": {"speed": "slow"}})
     made = rebuild(bundle, parse_sla({"use_tiers": ["phone"]}), tmp_path / "again.flagsplit")
     again = flagsplit.open(tmp_path / "again.flagsplit")
-    assert [each.target for each in again.facts.tiers[0].artifacts] == ["all", "ort"]
+    assert [each.target for each in again.facts.tiers[0].artifacts] == ["ort", "all"]
     assert again.facts.recipe is not None
     assert again.facts.recipe["choices"] == {"all": {"speed": "slow"}}
     assert made is not None
@@ -192,3 +193,34 @@ def test_a_missing_sdk_leaves_a_device_with_what_is_there(
     chosen = choose_targets("phone", device, None)
     assert chosen.names == ("all",)
     assert "pip install 'flagsplit[slow]'" in chosen.left_out[0]
+
+
+def test_why(
+    chips: dict[str, OnnxChip], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["flagsplit", "why", str(model), *words, "--shape", "image=2,3,16,16"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    def verdicts(*words: str) -> list[dict[str, Any]]:
+        code, out, _ = said(*words, "--json")
+        assert code == 0
+        found: list[dict[str, Any]] = json.loads(out)["verdicts"]
+        return found
+
+    assert [(row["target"], row["runs"], row["why"]) for row in verdicts("Softmax", "--target", "all,no-softmax")] == [
+        ("all", "accelerator", ""),
+        ("no-softmax", "nowhere", "the chip has no Softmax"),
+    ]
+    (row,) = verdicts("--target", "slow")
+    assert (row["operator"], row["runs"], row["why"]) == ("MatMul", "cpu", "the chip is slow at it")
+    assert verdicts("--target", "all") == []
+    assert "run on the accelerators of all" in said("--target", "all")[1]
+    assert "the chip has no Softmax" in said("--target", "no-softmax")[1]
+    for wrong in (["nonsense"], ["--target", "nonsense"]):
+        code, _, err = said(*wrong)
+        assert code
+        assert "nonsense" in err
