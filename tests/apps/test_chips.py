@@ -169,6 +169,44 @@ def test_a_rebuilt_bundle_has_the_same_targets(chips: dict[str, OnnxChip], model
     assert made is not None
 
 
+@pytest.mark.slow
+def test_samples_reach_the_inputs_of_parts(chips: dict[str, OnnxChip], model: Path, tmp_path: Path) -> None:
+    """Made up, or the user's: what a part is given is what the model makes of them."""
+    sla = SPLIT | {"keep_on": {"inputs": "phone"}}
+    for seed, files in ((None, []), (7, [tmp_path / "sample.npz"])):
+        for file in files:
+            np.savez(file, image=image(seed or 0)["image"])
+        build(model, ["all"], sla, samples=files)
+        (part, *_) = chips["all"].parts
+        (sample,) = part.samples
+        assert set(sample) == {value.name for value in part.model.graph.inputs}
+        if seed is not None:
+            np.testing.assert_array_equal(sample["image"], image(seed)["image"])
+    output = model.with_suffix(".flagsplit")
+    flagsplit.build(
+        model,
+        "phone,cloud",
+        output,
+        shapes={"image": SHAPE},
+        sla={"pins": {"Conv": "phone", "ArgMax": "cloud", "Softmax": "cloud"}},
+        targets={"cloud": ["all"]},
+        samples=[tmp_path / "sample.npz"],
+    )
+    bundle = flagsplit.open(output)
+    values = dict(image(7))
+    for step in bundle.plans.steps[bundle.plans.pool.plans[0].name]:
+        if step.tier == 1:
+            (part,) = (each for each in chips["all"].parts if each.segment == step.segment)
+            for name, array in part.samples[0].items():
+                np.testing.assert_array_equal(np.asarray(array), np.asarray(values[name]))
+        values.update(
+            bundle.load(step.tier, step.segment, LoadOptions(threads=1)).run({n: values[n] for n in step.inputs})
+        )
+    np.savez(tmp_path / "wrong.npz", image=np.zeros((3, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match="N from 2 to 2"):
+        build(model, ["all"], samples=[tmp_path / "wrong.npz"])
+
+
 def test_misuse(chips: dict[str, OnnxChip], model: Path) -> None:
     for targets, choices, why in (
         (["nonsense"], {}, "nonsense"),
