@@ -80,7 +80,8 @@ def gru(a: Arguments) -> tuple[Array, ...]:
         if after:
             inner = r * (h @ back[:, out] + recurrent_bias[out])
         else:
-            inner = (r * h) @ back[:, out] + recurrent_bias[out]
+            gated = r * h
+            inner = gated @ back[:, out] + recurrent_bias[out]
         h = (1 - z) * activation(step[:, out] + inner) + z * h
         states.append(h)
     return _given(a, states), h
