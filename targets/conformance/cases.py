@@ -37,7 +37,7 @@ class Case:
         inputs: arrays by name of the graph's input, or of the segment's.
         outputs: the answers, by name.
         nodes: names of the canonical model's nodes that are to be compiled; all if there are none.
-        dims: a size for each symbol of the model's inputs, where `inputs` are not the model's.
+        sample: the model's inputs, where `inputs` are those of a segment.
         random: whether the answer is drawn at random, so that only types and shapes can be compared.
         skip: why the case does not apply to any target; "" if it does.
         limit_s: how long it may take.
@@ -50,7 +50,7 @@ class Case:
     inputs: Mapping[str, Array] = field(default_factory=dict)
     outputs: Mapping[str, Array] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
-    dims: Mapping[str, int] = field(default_factory=dict)
+    sample: Mapping[str, Array] = field(default_factory=dict)
     random: bool = False
     skip: str = ""
     limit_s: float = 60.0
@@ -105,7 +105,7 @@ def write_case(case: Case, folder: Path) -> None:
         path.write_bytes(case.model.SerializeToString())
     arrays = {
         f"{kind}{at}": array
-        for kind, group in (("input", case.inputs), ("output", case.outputs))
+        for kind, group in (("input", case.inputs), ("output", case.outputs), ("sample", case.sample))
         for at, array in enumerate(group.values())
     }
     np.savez(folder / _TENSORS, **arrays)  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def write_case(case: Case, folder: Path) -> None:
         "inputs": list(case.inputs),
         "outputs": list(case.outputs),
         "nodes": case.nodes,
-        "dims": dict(case.dims),
+        "sample": list(case.sample),
         "random": case.random,
         "limit_s": case.limit_s,
     }
@@ -130,6 +130,7 @@ def read_case(folder: Path) -> Case:
     with np.load(folder / _TENSORS, allow_pickle=False) as arrays:
         inputs = {name: arrays[f"input{at}"] for at, name in enumerate(facts["inputs"])}
         outputs = {name: arrays[f"output{at}"] for at, name in enumerate(facts["outputs"])}
+        sample = {name: arrays[f"sample{at}"] for at, name in enumerate(facts["sample"])}
     return Case(
         name=facts["name"],
         source=facts["source"],
@@ -138,7 +139,7 @@ def read_case(folder: Path) -> Case:
         inputs=inputs,
         outputs=outputs,
         nodes=tuple(facts["nodes"]),
-        dims=facts["dims"],
+        sample=sample,
         random=facts["random"],
         limit_s=facts["limit_s"],
     )

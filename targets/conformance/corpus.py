@@ -71,7 +71,6 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
         draw_weights(graph, model.inputs, np.random.default_rng(_SEED))
     folder.mkdir(parents=True)
     flagir.save(graph, folder)
-    dims = flagir.dims_of_shapes(flagir.Skeleton(graph), {name: array.shape for name, array in model.inputs.items()})
     names = [node.name or "" for node in graph.graph]
     third = len(names) // 3
     parts = {"whole": segment_of(graph, names), "middle": segment_of(graph, names[third : 2 * third])}
@@ -86,7 +85,7 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
             inputs={name: values[name] for name in part.inputs},
             outputs={name: values[name] for name in part.outputs},
             nodes=part.nodes if which == "middle" else (),
-            dims=dims,
+            sample=model.inputs if which == "middle" else {},
             skip=_odd(part, values),
             limit_s=_LIMIT_S,
         )

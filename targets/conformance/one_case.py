@@ -44,7 +44,7 @@ class _Ready:
     model: ir.Model
     segment: Segment
     inputs: Mapping[str, Array]
-    dims: Mapping[str, int]
+    options: CompileOptions
 
 
 def run_case(target: Target, case: Case, choices: Mapping[str, str] | None = None) -> CaseResult:
@@ -119,11 +119,10 @@ def _result_of(case: Case, error: Exception) -> CaseResult:
 def _attempt(target: Target, case: Case, constants: frozenset[str], choices: Mapping[str, str]) -> CaseResult:
     with tempfile.TemporaryDirectory(prefix="flagsplit-case-") as scratch:
         folder = Path(scratch)
-        ready = _prepare(case, constants, folder)
+        ready = _prepare(case, constants, folder, choices)
         idle = _check_support(target, ready)
-        options = CompileOptions(dims=ready.dims, choices=choices)
         try:
-            artifact = target.compile(ready.model, [ready.segment], options)
+            artifact = target.compile(ready.model, [ready.segment], ready.options)
         except ModelError as error:
             raise _RefusedError(str(error), "" if idle else str(error)) from error
         stored = artifact.store(folder / "artifact", folder / flagir.WEIGHTS_NAME)
@@ -135,7 +134,7 @@ def _attempt(target: Target, case: Case, constants: frozenset[str], choices: Map
     return CaseResult(case.name, "passed")
 
 
-def _prepare(case: Case, constants: frozenset[str], folder: Path) -> _Ready:
+def _prepare(case: Case, constants: frozenset[str], folder: Path, choices: Mapping[str, str]) -> _Ready:
     try:
         if isinstance(case.model, Path):
             model = flagir.read_model(case.model)
@@ -149,7 +148,16 @@ def _prepare(case: Case, constants: frozenset[str], folder: Path) -> _Ready:
     flagir.save(model, folder)
     segment = segment_of(model, case.nodes or [node.name or "" for node in model.graph])
     inputs = {name: array for name, array in case.inputs.items() if name in segment.inputs}
-    return _Ready(model, segment, inputs, {**_dims(model, inputs), **case.dims})
+    asked = case.sample or case.inputs
+    sample = {value.name: asked[value.name] for value in model.graph.inputs if value.name is not None}
+    options = CompileOptions(
+        dims=_dims(model, sample),
+        choices=choices,
+        samples=(sample,),
+        real_samples=True,
+        weights=folder / flagir.WEIGHTS_NAME,
+    )
+    return _Ready(model, segment, inputs, options)
 
 
 def _freeze(model: ir.Model, case: Case, constants: frozenset[str]) -> None:
@@ -163,13 +171,13 @@ def _freeze(model: ir.Model, case: Case, constants: frozenset[str]) -> None:
         model.graph.register_initializer(value)
 
 
-def _dims(model: ir.Model, inputs: Mapping[str, Array]) -> dict[str, int]:
+def _dims(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, int]:
     """What the arrays say about the symbols."""
     return {
         dim.value: size
         for value in model.graph.inputs
-        if value.name is not None and value.name in inputs and value.shape is not None
-        for dim, size in zip(value.shape, inputs[value.name].shape, strict=True)
+        if value.name is not None and value.shape is not None
+        for dim, size in zip(value.shape, sample[value.name].shape, strict=True)
         if isinstance(dim, ir.SymbolicDim) and dim.value is not None
     }
 
@@ -194,7 +202,7 @@ def _asked(ready: _Ready, *, fixed: bool) -> tuple[list[ir.Node], list[ir.Value]
     """The nodes that the target itself has to take, and the values at their edge."""
     if fixed:
         try:
-            (split,) = split_segments(ready.model, [ready.segment], fixed_sizes(ready.model, ready.dims))
+            (split,) = split_segments(ready.model, [ready.segment], fixed_sizes(ready.model, ready.options.dims))
         except ModelError as error:
             raise _RefusedError(str(error)) from error
         if split.chip is None:

@@ -30,7 +30,7 @@ def test_whole_and_middle(tmp_path: Path) -> None:
     card = certify(OrtTarget(), [whole, middle])
     assert (card.counts.passed, card.sources["corpus"].passed, card.operators) == (2, 2, {})
     wrong = {name: (array.astype(np.float64) * 1.01).astype(array.dtype) for name, array in middle.outputs.items()}
-    off = type(middle)(middle.name, "corpus", (), middle.model, middle.inputs, wrong, middle.nodes, middle.dims)
+    off = type(middle)(middle.name, "corpus", (), middle.model, middle.inputs, wrong, middle.nodes, middle.sample)
     assert "the error's norm is 0.0099 of the answer's" in run_case(OrtTarget(), off).why
 
 
