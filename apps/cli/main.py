@@ -34,6 +34,7 @@ _COMMANDS = {
     "profile": "command",
     "devices": "command",
     "reference": "command",
+    "verify": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",

@@ -3,7 +3,6 @@
 import statistics
 import sys
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -17,11 +16,11 @@ from flagsplit.apps import api, compare
 from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import encoded_cuts
+from flagsplit.apps.input_files import made_up_inputs, read_inputs
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import is_lossy, plan_reference
 from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.inputs import check_inputs, random_inputs
 from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.targets.interface import Array, LoadOptions
 
@@ -94,28 +93,10 @@ def command(
 
 def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: int) -> dict[str, Array]:
     if file is None:
-        return random_inputs(bundle.inputs, _all_dims(bundle, dims), seed)
+        return made_up_inputs(bundle, dims, seed)
     if dims:
         raise ConfigError(f"--dim is for made-up inputs, those in {file} have their shapes; leave out one of the two")
-    if not file.is_file():
-        raise InputError(f"no such input file: {file}")
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"expected an .npz file, {file} is none or is truncated; write it with numpy.savez")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-            return check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges)
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        text = " ".join(str(error).split())[:120]
-        raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None
-
-
-def _all_dims(bundle: Bundle, dims: Mapping[str, int]) -> dict[str, int]:
-    known = {size for tensor in bundle.inputs for size in tensor.shape if isinstance(size, str)}
-    unknown = sorted(set(dims) - known)
-    if unknown:
-        raise InputError(f"--dim expects an open dimension ({', '.join(sorted(known)) or 'none'}), came {unknown[0]!r}")
-    return {**bundle.facts.nominal_dims, **dims}
+    return read_inputs(bundle, file)
 
 
 def _warn_of_absent(session: Session, bundle: Bundle, plan: str) -> None:
