@@ -74,6 +74,7 @@ class _Search:
         self._reference, self._target, self._told = reference, target, told
         self._allowed = suspect.allowed
         self._seen: dict[tuple[int, int], dict[str, Array] | str] = {}
+        self._right: dict[int, dict[str, Array]] = {0: dict(suspect.given)}
 
     def run(self) -> Fault:
         count = len(self._line)
@@ -195,16 +196,17 @@ class _Search:
         if (start, stop) not in self._seen:
             try:
                 values = self._known(start)
-                values |= self._target.run(self._line.part(start, stop), values)
-                self._seen[start, stop] = values
+                self._seen[start, stop] = values | self._target.run(self._line.part(start, stop), values)
             except FlagsplitError as error:
                 self._seen[start, stop] = str(error)
         return self._seen[start, stop]
 
     def _known(self, stop: int) -> dict[str, Array]:
         """The inputs, and what the reference makes before `stop` for others."""
-        values = dict(self._suspect.given)
-        return values | self._reference.run(self._line.part(0, stop), values)
+        if stop not in self._right:
+            given = self._suspect.given
+            self._right[stop] = {**given, **self._reference.run(self._line.part(0, stop), given)}
+        return self._right[stop]
 
     def _own_output(self, start: int, at: int) -> Deviation | None:
         """How far the node's own outputs are off, with the nodes from `start` to it on the target."""

@@ -20,9 +20,9 @@ STEPS = ["[n0] v0 = MatMul(x, w)", *(f"[n{at}] v{at} = Tanh(v{at - 1})" for at i
 
 @pytest.mark.slow
 def test_a_fault_at_any_node_of_any_graph() -> None:
-    """Of 320 graphs with one wrong node each, the node is named in all in which the outputs show it."""
+    """Of 260 graphs with one wrong node each, the node is named in all in which the outputs show it."""
     found, runs, kinds = 0, 0, set[str]()
-    for seed in range(320):
+    for seed in range(260):
         model = random_graphs.random_graph(seed)
         rng = np.random.default_rng([seed, 1])
         wrong = list(model.graph)[int(rng.integers(len(model.graph)))]
@@ -44,7 +44,7 @@ def test_a_fault_at_any_node_of_any_graph() -> None:
             assert fault.output.norm_relative == pytest.approx(abs(factor - 1), rel=1e-3)
         found, runs = found + 1, max(runs, target.runs)
         kinds.add(wrong.op_type)
-    assert found >= 250
+    assert found >= 200
     assert len(kinds) > 8
     assert runs <= 16, "a binary search, and a few more"
 
