@@ -54,6 +54,7 @@ def build(
     regions: Mapping[str, str] | None = None,
     targets: Mapping[str, Sequence[str]] | None = None,
     choices: Mapping[str, Mapping[str, str]] | None = None,
+    samples: Sequence[AnyPath] = (),
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -82,6 +83,7 @@ def build(
         regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
         targets: compiler back ends by tier, such as `{"phone": ["coreml", "litert"]}`; the device's own by default.
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
+        samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
@@ -111,6 +113,7 @@ def build(
             regions=regions or {},
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
+            samples=[Path(path) for path in samples],
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,

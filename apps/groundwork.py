@@ -43,6 +43,8 @@ class BuildOptions:
             "auto": where the whole segments of all pooled plans are more than the tier's memory.
         targets: compiler back ends by tier, where they are not the device's own; see `flagsplit.apps.target_choice`.
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
+        samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
+            Without any, seeded random ones are made up, which tell less.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class BuildOptions:
     residency: ResidencyChoice = "auto"
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    samples: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, eq=False)

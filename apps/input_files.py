@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from flagsplit.errors import InputError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.inputs import check_inputs, random_inputs
+from flagsplit.runtime.manifest import Tensor
 from flagsplit.targets.interface import Array
 
 
@@ -19,6 +20,20 @@ def read_inputs(bundle: Bundle, file: Path) -> dict[str, Array]:
     Raises:
         InputError: the file is missing or no such file, or the arrays are not what the bundle takes.
     """
+    return read_arrays(bundle.inputs, bundle.facts.dim_ranges, file)
+
+
+def read_arrays(declared: Sequence[Tensor], ranges: Mapping[str, tuple[int, int]], file: Path) -> dict[str, Array]:
+    """Arrays from an `.npz` file that are what a graph takes.
+
+    Args:
+        declared: the graph inputs.
+        ranges: smallest and largest size of open dimensions.
+        file: an array by name each.
+
+    Raises:
+        InputError: the file is missing or no such file, or the arrays are not what the graph takes.
+    """
     if not file.is_file():
         raise InputError(f"no such input file: {file}")
     if not zipfile.is_zipfile(file):
@@ -26,7 +41,7 @@ def read_inputs(bundle: Bundle, file: Path) -> dict[str, Array]:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-            return check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges)
+            return check_inputs(declared, arrays, ranges)
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None

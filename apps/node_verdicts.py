@@ -29,6 +29,12 @@ class NodeVerdicts:
     refused: Mapping[str, str] = field(default_factory=dict)
     on_cpu: Mapping[str, SupportVerdict] = field(default_factory=dict)
 
+    def of(self, node: str) -> SupportVerdict:
+        """What it says of one node."""
+        if node in self.refused:
+            return SupportVerdict(supported=False, reason=self.refused[node])
+        return self.on_cpu.get(node, SupportVerdict(supported=True))
+
     def reason(self, block: Block) -> str | None:
         """Why it does not take a block, or None."""
         return next((self.refused[node] for node in block.nodes if node in self.refused), None)

@@ -20,20 +20,21 @@ import onnx_ir as ir
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
+from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, recipe_of, sla_data
-from flagsplit.apps.tier_artifacts import compile_tier
+from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
-from flagsplit.errors import ConfigError, ModelError, PolicyError
+from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
-from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor
+from flagsplit.runtime.manifest import FORMAT, Facts, Model
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
@@ -193,8 +194,9 @@ def assemble(
         tier_parts(graphs, graph, plans, tier, float(memory[tier]), options.residency)
         for tier in range(len(deployment.tiers))
     ]
+    given = compile_options(model, canonical.weights, deployment, ground, options)
     compiled = [
-        compile_tier(graphs.model, part, tier, chosen, ground, options)
+        compile_tier(graphs.model, part, tier, chosen, ground, options, given)
         for part, tier, chosen in zip(parts, deployment.tiers, deployment.targets, strict=True)
     ]
     for plan in planning.pool.plans:
@@ -223,8 +225,8 @@ def assemble(
             format=FORMAT,
             model=canonical.origin,
             tiers=tiers,
-            inputs=[_tensor(value) for value in model.graph.inputs],
-            outputs=[_tensor(value) for value in model.graph.outputs],
+            inputs=[tensor_of(value) for value in model.graph.inputs],
+            outputs=[tensor_of(value) for value in model.graph.outputs],
             nominal_dims=ground.dims,
             dim_ranges=ground.ranges,
             weights_bytes=weights,
@@ -322,15 +324,6 @@ def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
     answers = graphs.answers.get(plan.name, {})
     passed = plan.route or range(len(plan.tiers))
     return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
-
-
-def _tensor(value: ir.Value) -> Tensor:
-    if value.dtype is None or value.shape is None or value.name is None:
-        raise ModelError(f"{value.name!r} has no tensor type; only tensors can enter and leave a bundle")
-    dtype = "string" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
-    return Tensor(
-        name=value.name, dtype=dtype, shape=[dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    )
 
 
 def _metadata(model: ir.Model) -> dict[str, str]:

@@ -4,21 +4,26 @@ ONNX Runtime's artifact has all parts, atoms included; chips have the segments t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import onnx_ir as ir
 
+from flagsplit.apps.deployment import Deployment
+from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork
+from flagsplit.apps.input_files import read_arrays
 from flagsplit.apps.node_verdicts import NodeVerdicts
 from flagsplit.apps.target_choice import REFERENCE, TierTargets
 from flagsplit.apps.tier_parts import TierParts, original_name
 from flagsplit.errors import ModelError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.archive import Member
+from flagsplit.runtime.inputs import random_inputs
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.costs import Tier
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Artifact, CompileOptions, Target
+from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,15 @@ class Compiled:
 
 
 def compile_tier(
-    model: ir.Model, parts: TierParts, tier: Tier, chosen: TierTargets, ground: Groundwork, options: BuildOptions
+    model: ir.Model,
+    parts: TierParts,
+    tier: Tier,
+    chosen: TierTargets,
+    ground: Groundwork,
+    options: BuildOptions,
+    given: CompileOptions,
 ) -> list[Compiled]:
-    """Compile the parts of a tier, for its targets in their order, ONNX Runtime last.
+    """Compile the parts of a tier, for ONNX Runtime first, then for its targets in their order.
 
     Args:
         model: the model that the parts were cut from.
@@ -58,12 +69,13 @@ def compile_tier(
         chosen: its targets.
         ground: what they said of the nodes.
         options: of the build.
+        given: of the compilation, whatever the tier and the target are.
 
     Raises:
         ModelError: a target that has to take a segment cannot; the message names tier, target and node.
         PolicyError: a choice is none that the target has.
     """
-    made = []
+    made = [_compile(REFERENCE, model, parts.segments, tier, options, given)]
     for name in chosen.names:
         if name == REFERENCE:
             continue
@@ -71,17 +83,51 @@ def compile_tier(
         if name not in chosen.required:
             segments = [segment for segment in segments if _takes(ground.verdicts[tier.name][name], segment)]
         if segments:
-            made.append(_compile(name, model, segments, tier, ground, options))
-    return [*made, _compile(REFERENCE, model, parts.segments, tier, ground, options)]
+            made.append(_compile(name, model, segments, tier, options, given))
+    return made
+
+
+def compile_options(
+    model: ir.Model, weights: Path, deployment: Deployment, ground: Groundwork, options: BuildOptions
+) -> CompileOptions:
+    """What holds for the compilation of all tiers.
+
+    Args:
+        model: the canonical model.
+        weights: the file of its large weights.
+        deployment: tiers and targets.
+        ground: sizes.
+        options: of the build; samples are made up only if some tier has a chip.
+
+    Raises:
+        InputError: a file of samples cannot be read or does not fit the model, or none can be made up.
+    """
+    samples: list[dict[str, Array]] = []
+    if any(chosen.are_chips for chosen in deployment.targets):
+        declared = [tensor_of(value) for value in model.graph.inputs]
+        samples = [read_arrays(declared, ground.ranges, file) for file in options.samples]
+        samples = samples or [random_inputs(declared, ground.dims)]
+    return CompileOptions(
+        options.numerics,
+        ground.dims,
+        samples=samples,
+        real_samples=bool(options.samples),
+        weights=weights if weights.is_file() else None,
+    )
 
 
 def _compile(
-    name: str, model: ir.Model, segments: Sequence[Segment], tier: Tier, ground: Groundwork, options: BuildOptions
+    name: str,
+    model: ir.Model,
+    segments: Sequence[Segment],
+    tier: Tier,
+    options: BuildOptions,
+    given: CompileOptions,
 ) -> Compiled:
     target = get_target(name)
     choices = options.choices.get(name, {})
     _check_choices(name, target.describe().choices, choices)
-    wanted = CompileOptions(options.numerics, ground.dims, tier.device.name, choices)
+    wanted = replace(given, device=tier.device.name, choices=choices)
     try:
         return Compiled(target, target.compile(model, segments, wanted))
     except ModelError as error:

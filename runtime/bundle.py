@@ -221,9 +221,9 @@ class Bundle:
         """
         made = self.artifact(tier, options.target)
         if segment not in made.entries and options.target:
-            # The tier's targets are in order of preference: what one does not take, a later one does.
-            names = [each for each in self.facts.tiers[tier].artifacts if segment in each.entries]
-            made = next(iter(names), made)
+            # The reference comes first, then chips in order of preference: what one does not take, a later one does.
+            reference, *chips = self.facts.tiers[tier].artifacts
+            made = next((each for each in (*chips, reference) if segment in each.entries), made)
         return self._load(made, segment, options)
 
     def artifact(self, tier: int, target: str = "") -> TierArtifact:

@@ -57,6 +57,10 @@ def command(
         list[str] | None,
         typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
     ] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Inputs by name, .npz, to calibrate chips and check their ranges with."),
+    ] = None,
     numerics: Annotated[
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
@@ -81,6 +85,7 @@ def command(
         regions=pairs("--region", region, commas=True),
         targets=targets(target),
         choices=choices(choice),
+        samples=samples or (),
         residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )

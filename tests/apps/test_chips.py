@@ -13,6 +13,7 @@ from tests.apps import models
 from tests.targets.onnx_chip import OnnxChip
 
 import flagsplit
+from flagsplit.apps.cli.main import main
 from flagsplit.apps.rebuild import rebuild
 from flagsplit.apps.target_choice import choose_targets
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, PolicyError
@@ -76,7 +77,7 @@ def image(seed: int = 0, shape: Sequence[int] = SHAPE) -> dict[str, models.Array
 def test_a_phone_with_a_chip(chips: dict[str, OnnxChip], model: Path) -> None:
     bundle = build(model, ["all", "no-softmax"], SPLIT)
     phone, cloud = bundle.facts.tiers
-    assert [made.target for made in phone.artifacts] == ["all", "no-softmax", "ort"]
+    assert [made.target for made in phone.artifacts] == ["ort", "all", "no-softmax"]
     assert [made.target for made in cloud.artifacts] == ["ort"]
     segments = set(bundle.segments_of(0))
     assert segments
@@ -97,7 +98,7 @@ def test_a_worker_runs_the_artifact_that_it_is_told_to(
     chips: dict[str, OnnxChip], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = build(model, ["all"])
-    with pytest.raises(PolicyError, match="of all, ort, none of coreml; build it with --target phone=coreml"):
+    with pytest.raises(PolicyError, match="of ort, all, none of coreml; build it with --target phone=coreml"):
         bundle.load(0, next(iter(bundle.segments_of(0))), LoadOptions(target="coreml"))
     for wrong, why in (({"cloud": "all"}, "none of all"), ({"moon": "ort"}, "moon")):
         with pytest.raises(FlagsplitError, match=why), flagsplit.connect(bundle, run_targets=wrong):
@@ -133,9 +134,9 @@ def test_what_the_preferred_chip_does_not_take_the_next_one_does(
     split = build(
         model, None, SPLIT | {"pins": {"Softmax": "cloud"}}, devices={"phone": "mine"}, catalogues=[catalogue]
     )
-    assert [made.target for made in split.facts.tiers[0].artifacts] == ["no-softmax", "slow", "ort"]
+    assert [made.target for made in split.facts.tiers[0].artifacts] == ["ort", "no-softmax", "slow"]
     bundle = build(model, None, tiers="phone", devices={"phone": "mine"}, catalogues=[catalogue])
-    assert [made.target for made in bundle.facts.tiers[0].artifacts] == ["slow", "ort"]
+    assert [made.target for made in bundle.facts.tiers[0].artifacts] == ["ort", "slow"]
     (step,) = bundle.plans.steps[bundle.plans.pool.plans[0].name]
     expected = models.answers_of(model, image())
     loaded = bundle.load(0, step.segment, LoadOptions(threads=1, target="slow"))
@@ -162,10 +163,48 @@ def test_a_rebuilt_bundle_has_the_same_targets(chips: dict[str, OnnxChip], model
     bundle = build(model, ["all"], SPLIT, choices={"all": {"speed": "slow"}})
     made = rebuild(bundle, parse_sla({"use_tiers": ["phone"]}), tmp_path / "again.flagsplit")
     again = flagsplit.open(tmp_path / "again.flagsplit")
-    assert [each.target for each in again.facts.tiers[0].artifacts] == ["all", "ort"]
+    assert [each.target for each in again.facts.tiers[0].artifacts] == ["ort", "all"]
     assert again.facts.recipe is not None
     assert again.facts.recipe["choices"] == {"all": {"speed": "slow"}}
     assert made is not None
+
+
+@pytest.mark.slow
+def test_samples_reach_the_inputs_of_parts(chips: dict[str, OnnxChip], model: Path, tmp_path: Path) -> None:
+    """Made up, or the user's: what a part is given is what the model makes of them."""
+    sla = SPLIT | {"keep_on": {"inputs": "phone"}}
+    for seed, files in ((None, []), (7, [tmp_path / "sample.npz"])):
+        for file in files:
+            np.savez(file, image=image(seed or 0)["image"])
+        build(model, ["all"], sla, samples=files)
+        (part, *_) = chips["all"].parts
+        (sample,) = part.samples
+        assert set(sample) == {value.name for value in part.model.graph.inputs}
+        if seed is not None:
+            np.testing.assert_array_equal(sample["image"], image(seed)["image"])
+    output = model.with_suffix(".flagsplit")
+    flagsplit.build(
+        model,
+        "phone,cloud",
+        output,
+        shapes={"image": SHAPE},
+        sla={"pins": {"Conv": "phone", "ArgMax": "cloud", "Softmax": "cloud"}},
+        targets={"cloud": ["all"]},
+        samples=[tmp_path / "sample.npz"],
+    )
+    bundle = flagsplit.open(output)
+    values = dict(image(7))
+    for step in bundle.plans.steps[bundle.plans.pool.plans[0].name]:
+        if step.tier == 1:
+            (part,) = (each for each in chips["all"].parts if each.segment == step.segment)
+            for name, array in part.samples[0].items():
+                np.testing.assert_array_equal(np.asarray(array), np.asarray(values[name]))
+        values.update(
+            bundle.load(step.tier, step.segment, LoadOptions(threads=1)).run({n: values[n] for n in step.inputs})
+        )
+    np.savez(tmp_path / "wrong.npz", image=np.zeros((3, 3, 16, 16), np.float32))
+    with pytest.raises(InputError, match="N from 2 to 2"):
+        build(model, ["all"], samples=[tmp_path / "wrong.npz"])
 
 
 def test_misuse(chips: dict[str, OnnxChip], model: Path) -> None:
@@ -192,3 +231,55 @@ def test_a_missing_sdk_leaves_a_device_with_what_is_there(
     chosen = choose_targets("phone", device, None)
     assert chosen.names == ("all",)
     assert "pip install 'flagsplit[slow]'" in chosen.left_out[0]
+
+
+def test_why(
+    chips: dict[str, OnnxChip], model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["flagsplit", "why", str(model), *words, "--shape", "image=2,3,16,16"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    def verdicts(*words: str) -> list[dict[str, Any]]:
+        code, out, _ = said(*words, "--json")
+        assert code == 0
+        found: list[dict[str, Any]] = json.loads(out)["verdicts"]
+        return found
+
+    assert [(row["target"], row["runs"], row["why"]) for row in verdicts("Softmax", "--target", "all,no-softmax")] == [
+        ("all", "accelerator", ""),
+        ("no-softmax", "nowhere", "the chip has no Softmax"),
+    ]
+    (row,) = verdicts("--target", "slow")
+    assert (row["operator"], row["runs"], row["why"]) == ("MatMul", "cpu", "the chip is slow at it")
+    assert verdicts("--target", "all") == []
+    assert "run on the accelerators of all" in said("--target", "all")[1]
+    assert "the chip has no Softmax" in said("--target", "no-softmax")[1]
+    for wrong in (["nonsense"], ["--target", "nonsense"]):
+        code, _, err = said(*wrong)
+        assert code
+        assert "nonsense" in err
+
+
+def test_targets_are_listed(
+    chips: dict[str, OnnxChip], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SDKS, "slow", ("slow", ("flagsplit_has_no_such_module",)))
+    for words in (["--json"], []):
+        monkeypatch.setattr("sys.argv", ["flagsplit", "targets", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        out = capsys.readouterr().out
+        if words:
+            found = {each["name"]: each for each in json.loads(out)["targets"]}
+            assert set(found) == set(TARGETS)
+            assert found["ort"]["runs_here"] == "yes"
+            assert found["all"]["choices"] == {"speed": ["fast", "slow"]}
+            assert "flagsplit[slow]" in found["slow"]["missing"]
+        else:
+            assert all(name in out for name in TARGETS)
+            assert "pip install 'flagsplit[slow]'" in " ".join(out.split())
