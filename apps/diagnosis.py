@@ -4,7 +4,7 @@ ONNX Runtime's artifacts are ONNX files, so the stored file itself is cut. What 
 parts are compiled anew, with the choices that the artifact records. If a rebuild agrees, what was stored is at fault.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from flagsplit.apps.fault import Cause, Fault, advice_for
 from flagsplit.apps.part_engines import NodeLine, PartEngine, ReferenceEngine, TargetEngine
 from flagsplit.apps.plan_graphs import PlanGraphs
 from flagsplit.apps.tier_parts import original_name
+from flagsplit.apps.verification import Sample
 from flagsplit.errors import FlagsplitError
 from flagsplit.flagir import Segment
 from flagsplit.flagir.diff import changes
@@ -58,14 +59,21 @@ class Diagnosis:
     Args:
         bundle: the bundle.
         graphs: its plans, cut.
+        samples: what it is verified on; compilers get them in place of those of the build.
         host: choices of this host.
         told: called with what is being done.
     """
 
     def __init__(
-        self, bundle: Bundle, graphs: PlanGraphs, host: LoadOptions, told: Callable[[str], None] = lambda _: None
+        self,
+        bundle: Bundle,
+        graphs: PlanGraphs,
+        samples: Sequence[Sample],
+        host: LoadOptions,
+        told: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._bundle, self._graphs, self._host, self._told = bundle, graphs, host, told
+        self._bundle, self._graphs, self._samples = bundle, graphs, samples
+        self._host, self._told = host, told
 
     def of(self, case: Departure) -> Fault:
         """Where and why a segment departs; a fault of cause `UNKNOWN` says why that could not be found."""
@@ -80,11 +88,15 @@ class Diagnosis:
     def _of_compiled(self, case: Departure) -> Fault:
         """Of parts that the target compiles anew."""
         tier = self._bundle.facts.tiers[case.tier]
+        weights = self._bundle.folder / WEIGHTS_MEMBER
         options = CompileOptions(
-            "fast" if case.made.options.get("numerics") == "fast" else "exact",
-            self._bundle.facts.nominal_dims,
-            tier.device,
-            _chosen(case.made),
+            numerics="fast" if case.made.options.get("numerics") == "fast" else "exact",
+            dims=self._bundle.facts.nominal_dims,
+            device=tier.device,
+            choices=_chosen(case.made),
+            samples=[sample.tensors for sample in self._samples],
+            real_samples=not all(sample.made_up for sample in self._samples),
+            weights=weights if weights.is_file() else None,
         )
         target = get_target(case.made.target)
         version = target.describe().version

@@ -71,6 +71,30 @@ class SegmentCheck:
 
 
 @dataclass(frozen=True)
+class StepError:
+    """How far a step of a plan that is run from end to end is off by then.
+
+    Attributes:
+        tier, target, segment: which.
+        output: of its outputs the one that is farthest off.
+    """
+
+    tier: str
+    target: str
+    segment: str
+    output: Deviation
+
+    def to_data(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {
+            "tier": self.tier,
+            "target": self.target,
+            "segment": self.segment,
+            "output": self.output.to_data(),
+        }
+
+
+@dataclass(frozen=True)
 class PlanCheck:
     """A plan from end to end on all samples, against its own reference.
 
@@ -82,6 +106,7 @@ class PlanCheck:
         verdict: what came out.
         outputs: of each graph output the deviation of the sample that is farthest off.
         reason: why it failed or was not checked.
+        steps: how the error came to be, step by step.
     """
 
     plan: str
@@ -90,6 +115,7 @@ class PlanCheck:
     verdict: Verdict
     outputs: tuple[Deviation, ...] = ()
     reason: str = ""
+    steps: tuple[StepError, ...] = ()
 
     def to_data(self) -> dict[str, Any]:
         """As JSON data."""
@@ -100,6 +126,7 @@ class PlanCheck:
             "verdict": self.verdict,
             "reason": self.reason,
             "outputs": [each.to_data() for each in self.outputs],
+            "steps": [each.to_data() for each in self.steps],
         }
 
 

@@ -8,13 +8,14 @@ said.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from flagsplit.apps.deviation import Deviation, Tolerance, deviations
+from flagsplit.apps.deviation import Deviation, Tolerance, deviations, worst
 from flagsplit.apps.diagnosis import Departure, Diagnosis
 from flagsplit.apps.plan_graphs import graphs_of, is_lossy
 from flagsplit.apps.reference_values import ReferenceValues, Values
 from flagsplit.apps.tolerances import looseness, tolerance_of
-from flagsplit.apps.verification import PlanCheck, Sample, SegmentCheck, Verdict, VerifyReport, farthest
+from flagsplit.apps.verification import PlanCheck, Sample, SegmentCheck, StepError, Verdict, VerifyReport, farthest
 from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.bundle import REFERENCE_TARGET, Bundle
@@ -176,9 +177,9 @@ class _Verification:
             self._bundle.tiers[case.tier], made.target, segment.id, case.plans, allowed, "departs", outputs, "", fault
         )
 
-    @property
+    @cached_property
     def _diagnosis(self) -> Diagnosis:
-        return Diagnosis(self._bundle, self._graphs, self._options.host, self._tell)
+        return Diagnosis(self._bundle, self._graphs, self._samples, self._options.host, self._tell)
 
     def _run(self, case: _Case, chain: Sequence[str], given: Sequence[Values]) -> list[Values]:
         with closing(self._load(case, chain)) as loaded:
@@ -193,7 +194,7 @@ class _Verification:
 
     def _ways(self, plan: Plan) -> list[dict[str, str]]:
         """The targets that a plan is run with, by tier: each target wherever a tier has it, ONNX Runtime elsewhere."""
-        used = [self._bundle.facts.tiers[tier] for tier in dict.fromkeys(s.tier for s in self._graphs.steps[plan.name])]
+        used = [self._bundle.facts.tiers[tier] for tier in sorted({s.tier for s in self._graphs.steps[plan.name]})]
         names = dict.fromkeys(made.target for tier in used for made in tier.artifacts)
         ways = []
         for target in names:
@@ -222,7 +223,20 @@ class _Verification:
             found.append(_compared(wanted, got, allowed))
         outputs = farthest(found)
         verdict: Verdict = "departs" if any(each.departs for each in outputs) else "agrees"
-        return PlanCheck(plan.name, targets, allowed, verdict, outputs)
+        steps = tuple(self._step_errors(plan, targets, allowed, came))
+        return PlanCheck(plan.name, targets, allowed, verdict, outputs, steps=steps)
+
+    def _step_errors(
+        self, plan: Plan, targets: Mapping[str, str], allowed: Tolerance, came: Sequence[Values]
+    ) -> Iterator[StepError]:
+        for step in self._graphs.steps[plan.name]:
+            found = []
+            for values, wanted in zip(came, self._reference.boundaries(plan.name), strict=True):
+                expected = {name: wanted[name] for name in step.segment.outputs}
+                found += deviations(expected, values, allowed)
+            tier, output = self._bundle.tiers[step.tier], worst(found)
+            if output is not None:
+                yield StepError(tier, targets[tier], step.segment.id, output)
 
     def _chained(self, plan: Plan, targets: Mapping[str, str]) -> list[Values]:
         values = [dict(sample.tensors) for sample in self._samples]

@@ -99,6 +99,10 @@ def _show(out: Console, report: VerifyReport, *, strict: bool) -> None:
     for each in report.plans:
         if each.verdict == "failed":
             say(out, f"plan {each.plan} failed: {each.reason}")
+        if each.verdict == "departs" and len(each.steps) > 1:
+            say(out)
+            rows = [(one.tier, one.target, one.segment, f"{one.output.norm_relative:.2g}") for one in each.steps]
+            out.print(table(f"Plan {each.plan}, step by step", ("tier", "target", "segment", "norm"), rows, left=3))
     for why in report.unchecked:
         say(out, f"not checked: {why}")
     say(out)

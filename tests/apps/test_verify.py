@@ -199,6 +199,12 @@ def test_a_fault_beside_codecs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     (check,) = [check for check in report.segments if check.verdict == "departs"]
     assert (check.tier, check.plans) == ("cloud", ("up",))
     assert check.fault is not None
+    (plan,) = [each for each in report.plans if each.verdict == "departs"]
+    assert [(one.tier, one.output.departs) for one in plan.steps] == [
+        ("phone", False),
+        ("edge", False),
+        ("cloud", True),
+    ], "an answer of an earlier step is not off"
     assert check.fault.nodes[-1].name.startswith("d"), "under the plan's own name"
     assert check.fault.nodes[-1].op_type == "Add"
     assert check.fault.nodes[-1].block
