@@ -19,6 +19,7 @@ from flagsplit.apps.fault import Cause, Fault, advice_for
 from flagsplit.apps.part_engines import NodeLine, PartEngine, ReferenceEngine, TargetEngine
 from flagsplit.apps.plan_graphs import PlanGraphs
 from flagsplit.apps.tier_parts import original_name
+from flagsplit.apps.tolerances import coarseness
 from flagsplit.apps.verification import Sample
 from flagsplit.errors import FlagsplitError
 from flagsplit.flagir import Segment
@@ -81,7 +82,7 @@ class Diagnosis:
             fault = self._of_onnx(case) if case.made.target == REFERENCE_TARGET else self._of_compiled(case)
         except FlagsplitError as error:
             fault = Fault(Cause.UNKNOWN, note=str(error))
-        tier, chosen = self._bundle.tiers[case.tier], _chosen(case.made)
+        tier, chosen = self._bundle.tiers[case.tier], coarseness(case.made.target, case.made.options)
         others = [name for name in (*self._bundle.tiers[case.tier + 1 :], *self._bundle.tiers) if name != tier]
         return replace(fault, advice=advice_for(fault, tier, case.made.target, chosen, next(iter(others), "")))
 

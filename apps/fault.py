@@ -130,6 +130,10 @@ class Fault:
         }
 
 
+_COARSE = ("fp16", "bf16", "mixed", "int8", "int4", "lut4", "qdq", "qdq8", "qdq16")
+"""What can be too coarse for some nodes."""
+
+
 def advice_for(fault: Fault, tier: str, target: str, chosen: Mapping[str, str], other_tier: str) -> str:
     """What one can do about a fault.
 
@@ -137,7 +141,7 @@ def advice_for(fault: Fault, tier: str, target: str, chosen: Mapping[str, str], 
         fault: what was found.
         tier: where it is.
         target: of the artifact.
-        chosen: what was chosen for the target, by name.
+        chosen: what the artifact is built with, `precision` and `weights` as far as they are known.
         other_tier: a tier that could run the nodes instead; "" if there is none.
     """
     if fault.cause is Cause.STORED:
@@ -145,9 +149,9 @@ def advice_for(fault: Fault, tier: str, target: str, chosen: Mapping[str, str], 
     if not fault.nodes:
         return ""
     ways: list[str] = []
-    coarse = [value for name, value in chosen.items() if name in ("precision", "weights") and value not in _FINE]
-    if coarse:
-        ways.append(f"build the {target} artifact with a finer {' and '.join(_coarse_names(chosen))} than {coarse[0]}")
+    coarse = {name: value for name, value in chosen.items() if value in _COARSE}
+    for name, value in coarse.items():
+        ways.append(f"build the {target} artifact with another {name} than {value}")
     name = fault.nodes[-1].name
     if fault.cause is Cause.GRADUAL:
         ways.append(f"if an error of that size does no harm, allow it with --tolerance {target}=NUMBER")
@@ -156,10 +160,3 @@ def advice_for(fault: Fault, tier: str, target: str, chosen: Mapping[str, str], 
     if not coarse and fault.cause in (Cause.NODE, Cause.TOGETHER):
         ways.append(f"report it: the {target} target lowers it wrongly")
     return "; or ".join(ways)
-
-
-_FINE = ("fp32", "full")
-
-
-def _coarse_names(chosen: Mapping[str, str]) -> list[str]:
-    return [name for name in ("precision", "weights") if chosen.get(name, "full") not in _FINE]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from flagsplit.apps.deviation import EXACT, Tolerance
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle import REFERENCE_TARGET
-from flagsplit.targets.catalogue import TARGETS
+from flagsplit.targets.catalogue import TARGETS, get_target
 from flagsplit.targets.interface import CHOICE_PREFIX
 
 _FP32 = Tolerance("norm", 1e-4)
@@ -17,11 +17,16 @@ BY_PRECISION: Mapping[str, Tolerance] = {
     "bf16": Tolerance("norm", 5e-2),
     "int8": Tolerance("cosine", 0.999),
     "int16": Tolerance("cosine", 0.9999),
-    "qdq": Tolerance("cosine", 0.99),
+    "qdq16": Tolerance("cosine", 0.99),
+    "qdq": Tolerance("cosine", 0.98),
+    "qdq8": Tolerance("cosine", 0.98),
     "int4": Tolerance("cosine", 0.98),
     "lut4": Tolerance("cosine", 0.98),
 }
 """What is allowed by what is computed in, or by how weights are stored, the loosest of what was chosen."""
+
+
+_COARSENING = ("precision", "weights")
 
 
 def tolerance_of(target: str, options: Mapping[str, str], given: Mapping[str, Tolerance]) -> Tolerance:
@@ -38,9 +43,24 @@ def tolerance_of(target: str, options: Mapping[str, str], given: Mapping[str, To
         return EXACT
     if "" in given:
         return given[""]
-    chosen = [value for name, value in options.items() if name.startswith(CHOICE_PREFIX) or name == "precision"]
-    known = [BY_PRECISION[value] for value in chosen if value in BY_PRECISION]
+    known = [BY_PRECISION[value] for value in coarseness(target, options).values() if value in BY_PRECISION]
     return max(known, key=looseness, default=_FP32)
+
+
+def coarseness(target: str, options: Mapping[str, str]) -> dict[str, str]:
+    """What decides how exact an artifact is: its precision, and how it stores weights, as far as that is known.
+
+    Args:
+        target: its target; what it takes by default counts where nothing was chosen.
+        options: of the artifact; what the target itself says there counts most.
+    """
+    defaults = get_target(target).describe().choices if target in TARGETS else {}
+    found = {name: values[0] for name, values in defaults.items() if name in _COARSENING}
+    for name in _COARSENING:
+        for key in (CHOICE_PREFIX + name, name):
+            if key in options:
+                found[name] = options[key]
+    return found
 
 
 def looseness(allowed: Tolerance) -> float:

@@ -105,12 +105,8 @@ class ChipTarget(ABC):
             )
         entries = {name: calls.files[0] for name, calls in table.items()}
         files[TABLE_NAME] = SegmentTable(segments=table).to_json()
-        return Artifact(files, entries, {"numerics": options.numerics, **self._chosen(options), **made.options})
-
-    def _chosen(self, options: CompileOptions) -> dict[str, str]:
-        """The choices of a build, defaults included, as the artifact's options tell them."""
-        defaults = {name: values[0] for name, values in self.describe().choices.items()}
-        return {f"{CHOICE_PREFIX}{name}": value for name, value in (defaults | dict(options.choices)).items()}
+        chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
+        return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
 
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment, the host's parts included; see `Target.load`."""

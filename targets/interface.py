@@ -20,7 +20,7 @@ from flagsplit.flagir import Segment
 
 Array = NDArray[np.generic]
 CHOICE_PREFIX = "choice."
-"""What stands before the name of a choice in the options of an artifact, so that it can be compiled again alike."""
+"""What stands before the name of a choice of the build in an artifact's options: it can be compiled again alike."""
 
 Numerics = Literal["exact", "fast"]
 """Whether a split run must equal the unsplit model bit for bit, or may differ in rounding to be faster."""

@@ -124,7 +124,7 @@ def test_choices_are_recorded_and_compiled_with_again(faulty: Faulty) -> None:
     (check,) = [check for check in of(flagsplit.verify(bundle), "faulty") if check.verdict == "departs"]
     assert str(check.allowed) == "norm ≤ 0.01"
     assert check.fault is not None
-    assert "finer precision than fp16" in check.fault.advice
+    assert "another precision than fp16" in check.fault.advice
     assert flagsplit.verify(bundle, bisect=False, targets=["faulty"]).segments[0].fault is None
 
 
@@ -304,7 +304,8 @@ def test_tolerances() -> None:
     assert tolerance_of("chip", {"choice.precision": "fp16"}, given) == Tolerance("cosine", 0.9)
     assert tolerance_of("chip", {"choice.precision": "fp16"}, {}) == Tolerance("norm", 1e-2)
     assert tolerance_of("chip", {"choice.precision": "fp16", "choice.weights": "int4"}, {}).measure == "cosine"
-    assert tolerance_of("chip", {"choice.io": "fp32"}, {}) == Tolerance("norm", 1e-4)
+    assert tolerance_of("chip", {"choice.io": "fp16"}, {}) == Tolerance("norm", 1e-4)
+    assert tolerance_of("chip", {"choice.precision": "qdq", "precision": "qdq16"}, {}) == Tolerance("cosine", 0.99)
     assert tolerance_of("ort", {"numerics": "fast"}, {}) == Tolerance("norm", 1e-4)
     for wrong in ("", "-1", "nan", "cosine:2", "norm:1", "moon=1", "exact=1"):
         with pytest.raises(ConfigError, match="tolerance"):
