@@ -92,7 +92,7 @@ def _check_whole(segment: str, file: Path) -> None:
     nodes = onnx.load_model(file, load_external_data=False).graph.node
     others = [f"{node.name} ({node.op_type})" for node in nodes if node.op_type != "EPContext"]
     if others:
-        raise ModelError(f"segment {segment}: {_some(others)} would run on the CPU beside the NPU; cut elsewhere")
+        raise ModelError(f"segment {segment}: {some(others)} would run on the CPU beside the NPU; cut elsewhere")
     if len(nodes) != 1:
         raise ModelError(f"segment {segment} fell into {len(nodes)} parts on the NPU; expected one")
 
@@ -103,7 +103,7 @@ def _why(segment: str, message: str, request: Mapping[str, Any]) -> str:
         reasons = explain(request)
         if reasons:
             told = [f"{name or 'a node'} ({kind}): {reason}" for (name, kind), reason in reasons.items()]
-            return f"segment {segment}: the Snapdragon's NPU does not take {_some(told)}"
+            return f"segment {segment}: the Snapdragon's NPU does not take {some(told)}"
     return f"segment {segment}: Qualcomm's compiler refused it: {' '.join(message.split())[:300]}"
 
 
@@ -140,6 +140,7 @@ def _readable(reason: str) -> str:
     return "the compiler's check of its types and shapes failed" if first.startswith("Failed to") else first[:160]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Names in a message: not too many."""
     more = len(names) - _MOST_NAMED
     return "; ".join(names[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")

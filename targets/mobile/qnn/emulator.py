@@ -14,7 +14,7 @@ from flagsplit.targets.interface import Array, Executable, TensorSpec
 from flagsplit.targets.mobile.qnn.compiler import where
 from flagsplit.targets.mobile.qnn.process import SdkDiedError, SdkProcess, SdkRefusedError
 from flagsplit.targets.mobile.qnn.socs import Soc
-from flagsplit.targets.segment_table import ChipCall
+from flagsplit.targets.segment_table import ChipCall, ChipTensor
 
 
 def open_compiled(file: Path, call: ChipCall, soc: Soc) -> Executable:
@@ -30,7 +30,9 @@ def open_compiled(file: Path, call: ChipCall, soc: Soc) -> Executable:
     try:
         found, _ = sdk.ask({"do": "open", "file": str(file), **where(soc)})
         for side, expected in (("inputs", call.inputs), ("outputs", call.outputs)):
-            _check_same(file, found.get(side), [[each.called, each.dtype, each.shape] for each in expected])
+            _check_same(
+                file, found.get(side), [[each.called, each.passed_as or each.dtype, each.shape] for each in expected]
+            )
     except (SdkDiedError, SdkRefusedError) as error:
         sdk.close()
         raise BundleError(f"the context binary {file.name} cannot be loaded: {_short(error)}; build it again") from None
@@ -60,12 +62,12 @@ class _InSdk:
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         if self._sdk is None:
             raise InputError("this segment was closed; load it again")
-        given = {spec.called: _checked(tensors.get(spec.name), spec.to_spec()) for spec in self._call.inputs}
+        given = {spec.called: _checked(tensors.get(spec.name), spec) for spec in self._call.inputs}
         try:
             _, made = self._sdk.ask({"do": "run"}, given)
         except (SdkDiedError, SdkRefusedError) as error:
             raise InputError(f"the NPU could not run the model on these inputs: {_short(error)}") from None
-        return {spec.name: made[spec.called] for spec in self._call.outputs}
+        return {spec.name: made[spec.called].astype(spec.dtype, copy=False) for spec in self._call.outputs}
 
     def close(self) -> None:
         if self._sdk is not None:
@@ -73,15 +75,15 @@ class _InSdk:
             self._sdk = None
 
 
-def _checked(array: Array | None, spec: TensorSpec) -> Array:
+def _checked(array: Array | None, spec: ChipTensor) -> Array:
     if array is None:
         raise InputError(f"expected an input {spec.name!r}, came none")
-    if array.dtype.name != spec.dtype or array.shape != spec.shape:
+    if array.dtype.name != spec.dtype or list(array.shape) != spec.shape:
         came = f"{array.dtype.name} {list(array.shape)}"
-        raise InputError(f"expected {spec.name!r} as {spec.dtype} {list(spec.shape)}, came {came}")
+        raise InputError(f"expected {spec.name!r} as {spec.dtype} {spec.shape}, came {came}")
     if array.dtype == np.int64 and array.size and max(-int(array.min()), int(array.max())) > _MOST_INT:
         raise InputError(f"{spec.name!r} has integers of over 32 bits, which the NPU does not have")
-    return array
+    return array.astype(spec.passed_as or spec.dtype, copy=False)
 
 
 _MOST_INT = (1 << 31) - 1

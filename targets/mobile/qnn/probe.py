@@ -21,7 +21,7 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.qnn.compiler import FALLBACK, reasons_in, where
-from flagsplit.targets.mobile.qnn.prepare import prepare
+from flagsplit.targets.mobile.qnn.prepare import INPUTS_PASSED_AS, prepare
 from flagsplit.targets.mobile.qnn.probe_models import Probe, build, dtypes_of, feeds_of, probes
 from flagsplit.targets.mobile.qnn.process import SdkDiedError, SdkProcess, SdkRefusedError, installed_version
 from flagsplit.targets.mobile.qnn.socs import Soc, socs
@@ -65,7 +65,8 @@ class Prober:
             made.unlink(missing_ok=True)
             self._sdk.ask(request)
             self._sdk.ask({"do": "open", "file": str(made), **where(self._soc)})
-            _, found = self._sdk.ask({"do": "run"}, feeds_of(probe, model))
+            feeds = {name: _as_passed(array) for name, array in feeds_of(probe, model).items()}
+            _, found = self._sdk.ask({"do": "run"}, feeds)
         except SdkRefusedError as error:
             return self._reason(request, str(error))
         except SdkDiedError:
@@ -129,6 +130,10 @@ def _cell(reasons: Mapping[int, str]) -> dict[str, Any]:
     return {"yes": [rank for rank, reason in reasons.items() if not reason], **({"no": no} if no else {})}
 
 
+def _as_passed(array: Array) -> Array:
+    return array.astype(INPUTS_PASSED_AS.get(array.dtype.name, array.dtype.name), copy=False)
+
+
 def _expected(probe: Probe, model: onnx.ModelProto) -> dict[str, Array]:
     import onnxruntime
 
@@ -141,7 +146,7 @@ def _expected(probe: Probe, model: onnx.ModelProto) -> dict[str, Array]:
 
 def _difference(expected: Mapping[str, Array], found: Mapping[str, Array]) -> str:
     for name, array in expected.items():
-        came = found[name]
+        came = found[name].astype(np.int64) if array.dtype == np.int64 else found[name]
         if came.dtype != array.dtype or came.shape != array.shape:
             return f"gives {came.dtype} {list(came.shape)} in place of {array.dtype} {list(array.shape)}"
         exact = array.astype(np.float64)

@@ -49,6 +49,7 @@ class Sdk:
     def open(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Open the compiled model at "file"; names, types and shapes of what it takes and gives."""
         self._session = self._ort.InferenceSession(message["file"], self._settings(_QUIET, message))
+        self._session.disable_fallback()  # an error is an error, not a reason to try the CPU
         sides = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
         return {side: [[v.name, DTYPES.get(v.type, v.type), v.shape] for v in values] for side, values in sides.items()}
 

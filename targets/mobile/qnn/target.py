@@ -12,9 +12,9 @@ from flagsplit.errors import BundleError, ConfigError, ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
-from flagsplit.targets.mobile.qnn.compiler import compile_apart, compile_shared, file_of
+from flagsplit.targets.mobile.qnn.compiler import compile_apart, compile_shared, file_of, some
 from flagsplit.targets.mobile.qnn.emulator import open_compiled
-from flagsplit.targets.mobile.qnn.prepare import prepare
+from flagsplit.targets.mobile.qnn.prepare import INPUTS_PASSED_AS, OUTPUTS_PASSED_AS, prepare
 from flagsplit.targets.mobile.qnn.process import installed_version
 from flagsplit.targets.mobile.qnn.quantize import check_compiled, quantize
 from flagsplit.targets.mobile.qnn.socs import soc_of, socs
@@ -66,6 +66,7 @@ class QnnTarget(ChipTarget):
         weights = _choice(options, "weights", _WEIGHTS)
         precision = _choice(options, "precision", _PRECISIONS)
         bits = int(_choice(options, "activations", _ACTIVATIONS))
+        self._refuse_unsupported(parts, soc.name)
         exact = {part.segment: prepare(part.model) for part in parts}
         calls = {part.segment: _call(part) for part in parts}
         samples = {part.segment: part.samples if options.real_samples else () for part in parts}
@@ -79,6 +80,15 @@ class QnnTarget(ChipTarget):
         numbers = f"qdq{bits}" if precision == "qdq" else precision
         told = {"soc": soc.name, "precision": numbers, "weights": weights, "compiler": installed_version() or ""}
         return ChipArtifact(files, calls, told)
+
+    def _refuse_unsupported(self, parts: Sequence[ChipPart], soc: str) -> None:
+        """The compiler takes some nodes and computes them wrongly, which the table knows."""
+        table = self._table()
+        for part in parts:
+            said = {node: table.verdict(node, soc) for node in part.model.graph} if table.fits else {}
+            named = [f"{node.name} ({node.op_type}): {v.reason}" for node, v in said.items() if not v.supported]
+            if named:
+                raise ModelError(f"segment {part.segment}: the Snapdragon's NPU does not take {some(named)}")
 
     def load_part(
         self,
@@ -122,13 +132,15 @@ def _choice(options: CompileOptions, name: str, possible: Sequence[str]) -> str:
 
 def _call(part: ChipPart) -> ChipCall:
     graph = part.model.graph
-    inputs, outputs = ([_tensor(value) for value in values] for values in (graph.inputs, graph.outputs))
+    inputs = [_tensor(value, INPUTS_PASSED_AS) for value in graph.inputs]
+    outputs = [_tensor(value, OUTPUTS_PASSED_AS) for value in graph.outputs]
     return ChipCall(file=file_of(part.segment), function="main", inputs=inputs, outputs=outputs)
 
 
-def _tensor(value: ir.Value) -> ChipTensor:
+def _tensor(value: ir.Value, passed_as: Mapping[str, str]) -> ChipTensor:
     name = value.name or ""
     if value.dtype is None or value.shape is None:
         raise ModelError(f"the type of {name!r} is not known; the qnn target needs it")
     shape: list[int | str] = [dim for dim in value.shape if isinstance(dim, int)]
-    return ChipTensor(name=name, dtype=value.dtype.numpy().name, shape=shape, called=name)
+    dtype = value.dtype.numpy().name
+    return ChipTensor(name=name, dtype=dtype, shape=shape, called=name, passed_as=passed_as.get(dtype, ""))
