@@ -36,6 +36,7 @@ _COMMANDS = {
     "targets": "command",
     "why": "command",
     "reference": "command",
+    "certify": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",
