@@ -13,10 +13,16 @@ def _ort() -> Target:
     return OrtTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
+def _qnn() -> Target:
+    from flagsplit.targets.mobile.qnn.target import QnnTarget
+
+    return QnnTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "qnn": _qnn}
 """Lazy factories; a name that is not here is not a target."""
 
-SDKS: dict[str, tuple[str, tuple[str, ...]]] = {}
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {"qnn": ("qnn", ("onnxruntime_qnn",))}
 """By target: the extra that installs what compiles for it, and the modules of which one is needed."""
 
 
