@@ -1,6 +1,7 @@
 """The targets that exist, by name. Each is imported only when it is asked for."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from flagsplit.errors import PolicyError
 from flagsplit.targets.interface import Target
@@ -15,6 +16,9 @@ def _ort() -> Target:
 TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
 """Lazy factories; a name that is not here is not a target."""
 
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {}
+"""By target: the extra that installs what compiles for it, and the modules of which one is needed."""
+
 
 def get_target(name: str) -> Target:
     """The target of that name.
@@ -26,3 +30,11 @@ def get_target(name: str) -> Target:
     if factory is None:
         raise PolicyError(f"expected a target ({', '.join(sorted(TARGETS))}), came {name!r}")
     return factory()
+
+
+def missing_sdk(name: str) -> str:
+    """Why a target cannot compile here, and what to install; "" if it can."""
+    extra, modules = SDKS.get(name, ("", ()))
+    if not modules or any(find_spec(module) is not None for module in modules):
+        return ""
+    return f"{' or '.join(modules)} is not installed; pip install 'flagsplit[{extra}]'"

@@ -29,6 +29,7 @@ from flagsplit.targets.interface import (
     TensorSpec,
 )
 from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.part_samples import with_samples
 from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
 
 
@@ -86,7 +87,8 @@ class ChipTarget(ABC):
         """Compile all segments of one tier; see `Target.compile`."""
         sizes = fixed_sizes(model, options.dims)
         splits = list(split_segments(model, segments, sizes))
-        made = self.compile_parts([split.chip for split in splits if split.chip is not None], options)
+        parts = [split.chip for split in splits if split.chip is not None]
+        made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)
         table: dict[str, SegmentCalls] = {}
         for segment, split in zip(segments, splits, strict=True):
