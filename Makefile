@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt
+	pipeline failover swap transport adapt phone_build
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
