@@ -13,10 +13,16 @@ def _ort() -> Target:
     return OrtTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
+def _coreml() -> Target:
+    from flagsplit.targets.mobile.coreml.target import CoremlTarget
+
+    return CoremlTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml}
 """Lazy factories; a name that is not here is not a target."""
 
-SDKS: dict[str, tuple[str, tuple[str, ...]]] = {}
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {"coreml": ("coreml", ("coremltools",))}
 """By target: the extra that installs what compiles for it, and the modules of which one is needed."""
 
 
