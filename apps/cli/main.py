@@ -33,6 +33,7 @@ _COMMANDS = {
     "trace": "command",
     "profile": "command",
     "devices": "command",
+    "targets": "command",
     "why": "command",
     "reference": "command",
     "show": "command",

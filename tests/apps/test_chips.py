@@ -262,3 +262,24 @@ def test_why(
         code, _, err = said(*wrong)
         assert code
         assert "nonsense" in err
+
+
+def test_targets_are_listed(
+    chips: dict[str, OnnxChip], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SDKS, "slow", ("slow", ("flagsplit_has_no_such_module",)))
+    for words in (["--json"], []):
+        monkeypatch.setattr("sys.argv", ["flagsplit", "targets", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        out = capsys.readouterr().out
+        if words:
+            found = {each["name"]: each for each in json.loads(out)["targets"]}
+            assert set(found) == set(TARGETS)
+            assert found["ort"]["runs_here"] == "yes"
+            assert found["all"]["choices"] == {"speed": ["fast", "slow"]}
+            assert "flagsplit[slow]" in found["slow"]["missing"]
+        else:
+            assert all(name in out for name in TARGETS)
+            assert "pip install 'flagsplit[slow]'" in " ".join(out.split())
