@@ -95,14 +95,28 @@ def fixed_sizes(model: ir.Model, dims: Mapping[str, int]) -> FixedSizes:
     encoded = _leave_out_losses(copy)
     skeleton = Skeleton(copy)
     known = {name: size for name, size in dims.items() if name in skeleton.symbols}
-    made = {value.name for node in model.graph for value in node.outputs}
-    found = specialize(model, known).graph.initializers.items()
-    constants = {name: value.const_value for name, value in found if name in made and value.const_value is not None}
+    constants = _constants(model, known)
     types, opened = skeleton.types(known), set(skeleton.open_values(known))
     for decoded, value in encoded.items():
         types[decoded] = types[value]
         opened = opened | {decoded} if value in opened else opened - {decoded}
     return FixedSizes(types, opened, constants)
+
+
+def _constants(model: ir.Model, sizes: Mapping[str, int]) -> dict[str, ir.TensorProtocol]:
+    """The values that sizes decide. All are made outputs, so that none is gone because nothing needs it any more."""
+    copy = model.clone()
+    given = set(copy.graph.outputs)
+    copy.graph.outputs.extend(
+        value for node in copy.graph for value in node.outputs if value.name and value not in given
+    )
+    found: dict[str, ir.TensorProtocol] = {}
+    for value in specialize(copy, sizes).graph.outputs:
+        maker = value.producer()
+        source = maker.inputs[0] if maker is not None and maker.op_type == "Identity" and not maker.domain else None
+        if source is not None and source.const_value is not None:
+            found[value.name or ""] = source.const_value
+    return found
 
 
 def _leave_out_losses(model: ir.Model) -> dict[str, str]:
