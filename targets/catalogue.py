@@ -13,10 +13,16 @@ def _ort() -> Target:
     return OrtTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
+def _litert() -> Target:
+    from flagsplit.targets.mobile.litert.target import LitertTarget
+
+    return LitertTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "litert": _litert}
 """Lazy factories; a name that is not here is not a target."""
 
-SDKS: dict[str, tuple[str, tuple[str, ...]]] = {}
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {"litert": ("litert", ("ai_edge_litert",))}
 """By target: the extra that installs what compiles for it, and the modules of which one is needed."""
 
 

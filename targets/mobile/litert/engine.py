@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -47,7 +47,7 @@ class _Shared:
     A run of one waits for a run of another.
     """
 
-    _open: "weakref.WeakValueDictionary[tuple[Any, ...], _Shared]" = weakref.WeakValueDictionary()
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], "_Shared"]] = weakref.WeakValueDictionary()
     _opening = threading.Lock()
 
     def __init__(self, file: Path, threads: int) -> None:
@@ -101,7 +101,9 @@ class _Signature:
         except (ValueError, RuntimeError) as error:
             raise InputError(f"LiteRT could not run the segment on these inputs: {_short(error)}") from error
         return {
-            each.name: np.asarray(made[each.called]).reshape([int(size) for size in each.shape]).astype(each.dtype, copy=False)
+            each.name: np.asarray(made[each.called])
+            .reshape([int(size) for size in each.shape])
+            .astype(each.dtype, copy=False)
             for each in self._call.outputs
         }
 
@@ -131,7 +133,7 @@ def _interpreter_class() -> Any:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         try:
-            from tflite_runtime.interpreter import Interpreter
+            from tflite_runtime.interpreter import Interpreter  # type: ignore[import-not-found,no-redef,unused-ignore]
         except ImportError:
             raise ConfigError(
                 "the litert target needs ai-edge-litert, which is not installed; pip install 'flagsplit[litert]'"
