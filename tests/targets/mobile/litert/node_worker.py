@@ -80,6 +80,8 @@ def _model(proto: onnx.ModelProto, feeds: dict[str, Any], bound: list[str]) -> i
     model = ir.serde.deserialize_model(copy)
     flagir.canonicalize(model)
     settle(model)
+    for value in [each for each in model.graph.inputs if not each.uses()]:
+        model.graph.inputs.remove(value)
     return model
 
 
