@@ -171,7 +171,9 @@ class Builder:
         """`x` where a condition holds, else `y`; all broadcast."""
         shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
         if len(shape) <= _MOST_RANK:
-            parts = [each if each.rank in (0, len(shape)) else self.raised(each, len(shape)) for each in (condition, x, y)]
+            parts = [
+                each if each.rank in (0, len(shape)) else self.raised(each, len(shape)) for each in (condition, x, y)
+            ]
             return self.op("SELECT_V2", parts, shape, x.dtype)
         merged, shapes = _merged([condition.shape, x.shape, y.shape], shape)
         parts = [self.reshape(each, wanted) for each, wanted in zip((condition, x, y), shapes, strict=True)]
@@ -295,9 +297,7 @@ def carried_in(dtype: ir.DataType | None) -> str:
     return CARRIED[name]
 
 
-def _merged(
-    shapes: Sequence[tuple[int, ...]], whole: tuple[int, ...]
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _merged(shapes: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Neighboring dimensions that broadcast alike as one; the merged whole, and the parts merged.
 
     Raises:

@@ -101,7 +101,9 @@ class _Signature:
         except (ValueError, RuntimeError) as error:
             raise InputError(f"LiteRT could not run the segment on these inputs: {_short(error)}") from error
         return {
-            each.name: np.asarray(made[each.called]).reshape([int(size) for size in each.shape]).astype(each.dtype, copy=False)
+            each.name: np.asarray(made[each.called])
+            .reshape([int(size) for size in each.shape])
+            .astype(each.dtype, copy=False)
             for each in self._call.outputs
         }
 

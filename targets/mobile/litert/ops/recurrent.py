@@ -84,9 +84,7 @@ def _one(builder: Builder, x: Tensor, at: int) -> Tensor:
     return builder.reshape(builder.cut(x, 0, at, 1), x.shape[1:])
 
 
-def _state(
-    builder: Builder, node: ir.Node, index: int, at: int, batch: int, hidden: int, batch_first: bool
-) -> Tensor:
+def _state(builder: Builder, node: ir.Node, index: int, at: int, batch: int, hidden: int, batch_first: bool) -> Tensor:
     given = builder.maybe(node, index)
     if given is None:
         return builder.const(np.zeros((batch, hidden), np.float32))
@@ -162,7 +160,8 @@ def _hand_over(
 ) -> None:
     batch, hidden = results[0][1].shape
     lines = [
-        builder.concat([builder.reshape(each, (1, 1, batch, hidden)) for each in outputs], 0) for outputs, _, _ in results
+        builder.concat([builder.reshape(each, (1, 1, batch, hidden)) for each in outputs], 0)
+        for outputs, _, _ in results
     ]
     whole = builder.concat(lines, 1)
     ends = [

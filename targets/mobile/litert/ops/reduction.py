@@ -104,7 +104,9 @@ def lower_topk(builder: Builder, node: ir.Node) -> None:
     back = [order.index(at) for at in range(x.rank)]
     moved = builder.transpose(x if largest else builder.unary("NEG", x), order)
     shape = (*moved.shape[:-1], count)
-    values, places = builder.many("TOPK_V2", [moved, builder.const(count, "int32")], [(shape, x.dtype), (shape, "int32")])
+    values, places = builder.many(
+        "TOPK_V2", [moved, builder.const(count, "int32")], [(shape, x.dtype), (shape, "int32")]
+    )
     values = values if largest else builder.unary("NEG", values)
     places = builder.cast(places, "int64")
     builder.give(node, builder.transpose(values, back), builder.transpose(places, back))

@@ -18,9 +18,7 @@ _ROUND = {
 }
 
 
-def scales_of(
-    builder: Builder, node: ir.Node, shape: tuple[int, ...], out: tuple[int, ...]
-) -> dict[int, float]:
+def scales_of(builder: Builder, node: ir.Node, shape: tuple[int, ...], out: tuple[int, ...]) -> dict[int, float]:
     """The scale of each axis that the node names."""
     rank = len(shape)
     axes = [front(int(each), rank) for each in node.attributes.get_ints("axes", list(range(rank)))]
