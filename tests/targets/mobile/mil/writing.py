@@ -85,3 +85,8 @@ def _spec(builder: Any, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return builder.TensorSpec(value.shape, dtype=types.numpy_type_to_builtin_type(value.dtype))
     return value
+
+
+def weight_bytes(folder: Path) -> int:
+    """The size of the weight file of the package that was saved in `folder`."""
+    return (folder / "program.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
