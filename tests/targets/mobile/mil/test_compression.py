@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.targets.mobile.mil.oracle import close, onnx_op
 from tests.targets.mobile.mil.writing import run, weight_bytes
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.targets.mobile.mil.oracle import close, onnx_op
+from tests.targets.mobile.mil.writing import load, run
 
 from flagsplit.errors import BundleError
 from flagsplit.targets.mobile.mil import executor
-from tests.targets.mobile.mil.oracle import close, onnx_op
-from tests.targets.mobile.mil.writing import load, run
 
 
 @pytest.mark.parametrize("value", [2.0, -2.0])
