@@ -5,6 +5,7 @@
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
+# make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
 
@@ -12,12 +13,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt
+	pipeline failover swap transport adapt phone_build
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-large lint bench soak lock clean
+.PHONY: demo test test-torch test-large lint bench soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -52,6 +53,9 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python bench/soak.py --json
+
+scorecards: $(READY)
+	$(BIN)/python tools/scorecards.py $(TARGETS)
 
 lock:
 	$(PYTHON) -m venv $(VENV)-lock

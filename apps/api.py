@@ -28,6 +28,7 @@ from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.engine import check_slowdown
 from flagsplit.runtime.session import Session, SessionSettings
 from flagsplit.splitter.sla import SLA, parse_sla
+from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Numerics
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
@@ -51,6 +52,9 @@ def build(
     residency: ResidencyChoice = "auto",
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
+    targets: Mapping[str, Sequence[str]] | None = None,
+    choices: Mapping[str, Mapping[str, str]] | None = None,
+    samples: Sequence[AnyPath] = (),
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -77,6 +81,9 @@ def build(
             plans share weights.
         catalogues: JSON files with devices and links of your own.
         regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
+        targets: compiler back ends by tier, such as `{"phone": ["coreml", "litert"]}`; the device's own by default.
+        choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
+        samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
@@ -104,6 +111,9 @@ def build(
             residency=residency,
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
+            targets={tier: tuple(names) for tier, names in (targets or {}).items()},
+            choices=choices or {},
+            samples=[Path(path) for path in samples],
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,
@@ -121,6 +131,7 @@ def plan(
     shapes: Mapping[str, Sequence[int]] | None = None,
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
+    targets: Mapping[str, Sequence[str]] | None = None,
     profiles: Mapping[str, AnyPath] | None = None,
     what_if: Mapping[str, str] | None = None,
     thresholds: bool = True,
@@ -134,7 +145,7 @@ def plan(
     Args:
         model: as for `build`; or the path of a bundle, whose tiers, devices, links and sizes count where none is given.
         tiers: names from the tier that asks to the farthest, or one string with commas.
-        devices, links, sla, dims, shapes, catalogues, regions, profiles: as for `build`.
+        devices, links, sla, dims, shapes, catalogues, regions, targets, profiles: as for `build`.
         what_if: another world, such as `{"cloud": "5mbit/80ms"}` or `{"edge": "slower:3"}`.
         thresholds: whether to find out where another plan becomes best.
         pareto: whether to find the plans that no other beats in latency, energy and price.
@@ -157,6 +168,7 @@ def plan(
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
+            targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         what_ifs=list((what_if or {}).items()),
@@ -198,6 +210,7 @@ def connect(
     keys: AnyPath | None = None,
     settings: SessionSettings | None = None,
     slowdowns: Mapping[str, float] | None = None,
+    run_targets: Mapping[str, str] | None = None,
 ) -> Iterator[Session]:
     """Connect to the workers of a bundle, for the length of a `with` statement.
 
@@ -209,6 +222,8 @@ def connect(
         settings: deadlines, memory budget, heartbeats.
         slowdowns: by tier, how many times as slow to make it, to emulate another device; only the first tier and
             workers that are started here can be slowed.
+        run_targets: by tier, which of its artifacts runs, such as `{"phone": "coreml"}`; ONNX Runtime's by default. The
+            first tier and workers that are started here can be told so.
 
     Yields:
         A session; `session.run({"input": array})` gives the outputs by name. Its `update_sla` builds the bundle again
@@ -220,9 +235,10 @@ def connect(
     """
     opened = bundle if isinstance(bundle, Bundle) else open(bundle)
     settings = _slowed(opened, settings or SessionSettings(), slowdowns or {}, only_first=tiers is not None)
+    settings = _targeted(opened, settings, run_targets or {}, only_first=tiers is not None)
     folder = None if keys is None else Path(keys)
     with ExitStack() as stack:
-        addresses = _reached(stack, [opened], tiers, slowdowns, folder)
+        addresses = _reached(stack, [opened], tiers, slowdowns, folder, run_targets)
         channel = ZmqChannel(security=KeyStore(folder).security())
         rebuilder = Rebuilder(addresses, folder)
         session = Session(opened, addresses, channel, settings, rebuilder)
@@ -282,10 +298,17 @@ def _reached(
     tiers: Mapping[str, str | PeerAddress] | None,
     slowdowns: Mapping[str, float] | None,
     keys: Path | None,
+    run_targets: Mapping[str, str] | None = None,
 ) -> dict[str, PeerAddress]:
     """Where the workers listen, started here for the length of `stack` if no addresses are given."""
     if tiers is None:
-        workers = LocalWorkers([each.path for each in bundles], bundles[0].tiers[1:], slowdowns=slowdowns, keys=keys)
+        workers = LocalWorkers(
+            [each.path for each in bundles],
+            bundles[0].tiers[1:],
+            slowdowns=slowdowns,
+            keys=keys,
+            run_targets=run_targets,
+        )
         return stack.enter_context(workers).addresses
     for name in tiers:
         bundles[0].tier_index(name)
@@ -306,6 +329,21 @@ def _slowed(
     )
 
 
+def _targeted(
+    bundle: Bundle, settings: SessionSettings, run_targets: Mapping[str, str], *, only_first: bool
+) -> SessionSettings:
+    """The settings of a session whose tiers run certain artifacts; those of chips that are emulated here say so."""
+    for tier, name in run_targets.items():
+        index = bundle.tier_index(tier)
+        if index > 0 and only_first:
+            raise ConfigError(f"target of {tier}: its worker is not started here; start it with serve --target {name}")
+        bundle.artifact(index, name)
+    names = {bundle.artifact(bundle.tier_index(tier), name).target for tier, name in run_targets.items()}
+    emulated = any(get_target(name).describe().runs_here == "emulated" for name in names)
+    host = replace(settings.host, target=run_targets.get(bundle.tiers[0], settings.host.target))
+    return replace(settings, host=host, emulated=settings.emulated or emulated)
+
+
 @asynccontextmanager
 async def connect_async(
     bundle: Bundle | AnyPath,
@@ -314,9 +352,10 @@ async def connect_async(
     keys: AnyPath | None = None,
     settings: SessionSettings | None = None,
     slowdowns: Mapping[str, float] | None = None,
+    run_targets: Mapping[str, str] | None = None,
 ) -> AsyncIterator[AsyncSession]:
     """The asyncio twin of `connect`, for `async with`; arguments and errors are the same."""
-    manager = connect(bundle, tiers, keys=keys, settings=settings, slowdowns=slowdowns)
+    manager = connect(bundle, tiers, keys=keys, settings=settings, slowdowns=slowdowns, run_targets=run_targets)
     entering = asyncio.ensure_future(asyncio.to_thread(manager.__enter__))
     try:
         session = await asyncio.shield(entering)

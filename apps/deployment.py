@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from flagsplit.apps.target_choice import TierTargets, choose_targets
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.costs import Tier
 from flagsplit.splitter.devices import WORLD, Catalogue, Device, load_catalogue
 from flagsplit.splitter.links import Link, parse_link
 from flagsplit.splitter.problem import Bypass
-from flagsplit.targets.catalogue import TARGETS
 
 THIS_HOST = "this-host"
 """The device name that stands for this machine; its figures are measured when it is asked for."""
@@ -18,17 +18,21 @@ THIS_HOST = "this-host"
 _DEVICE_OF = {"phone": "generic-phone-cpu", "edge": "generic-edge-cpu", "cloud": "t4"}
 _FIRST_LINK = "wifi"
 _NEXT_LINK = "wan"
-_FALLBACK_TARGET = "ort"
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """The line of tiers, what joins them, each tier's compiler back end, and direct links between others."""
+    """The line of tiers, what joins them, each tier's compiler back ends, and direct links between others."""
 
     tiers: tuple[Tier, ...]
     links: tuple[Link, ...]
-    targets: tuple[str, ...]
+    targets: tuple[TierTargets, ...]
     bypasses: tuple[Bypass, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out."""
+        return tuple(note for choice in self.targets for note in choice.left_out)
 
 
 def describe_deployment(
@@ -37,6 +41,7 @@ def describe_deployment(
     links: Mapping[str, str],
     catalogues: Sequence[Path] = (),
     regions: Mapping[str, str] | None = None,
+    targets: Mapping[str, Sequence[str]] | None = None,
 ) -> Deployment:
     """Look everything up in the catalogue.
 
@@ -48,9 +53,10 @@ def describe_deployment(
         catalogues: the user's own files.
         regions: where tiers draw their power, by tier: `DEU`, or `DEU@14` at that hour of the day; the world's mean
             by default.
+        targets: compiler back ends by tier, where they are not the device's own.
 
     Raises:
-        PolicyError: a tier, device, link or region is unknown, or a tier stands twice.
+        PolicyError: a tier, device, link, region or target is unknown, or a tier stands twice.
     """
     catalogue = load_catalogue(catalogues)
     if not names:
@@ -60,24 +66,33 @@ def describe_deployment(
         raise PolicyError(f"tier {twice!r} stands twice among {', '.join(names)}; give each tier a name of its own")
     _check_known("--devices", devices, names)
     _check_known("--region", regions or {}, names)
+    _check_known("--target", targets or {}, names)
     direct = _bypasses(links, names, catalogue)
     _check_known("--link", [key for key in links if key not in direct], names[1:])
-    tiers = tuple(_tier(name, devices, regions or {}, catalogue) for name in names)
+    placed = {name: _device(_device_of(name, devices, catalogue), catalogue) for name in names}
+    chosen = {name: choose_targets(name, device, (targets or {}).get(name)) for name, device in placed.items()}
+    tiers = tuple(_tier(name, placed[name], chosen[name], regions or {}, catalogue) for name in names)
     joined = tuple(
         parse_link(links.get(name, _FIRST_LINK if at == 0 else _NEXT_LINK), catalogue.links)
         for at, name in enumerate(names[1:])
     )
-    targets = tuple(tier.device.target if tier.device.target in TARGETS else _FALLBACK_TARGET for tier in tiers)
-    return Deployment(tiers, joined, targets, tuple(direct.values()))
+    return Deployment(tiers, joined, tuple(chosen.values()), tuple(direct.values()))
 
 
-def _tier(name: str, devices: Mapping[str, str], regions: Mapping[str, str], catalogue: Catalogue) -> Tier:
-    device = _device(_device_of(name, devices, catalogue), catalogue)
+def _tier(name: str, device: Device, targets: TierTargets, regions: Mapping[str, str], catalogue: Catalogue) -> Tier:
+    first = targets.names[0]
     region, at, hour = regions.get(name, WORLD).partition("@")
     if at and not (hour.isascii() and hour.isdigit() and int(hour) < 24):
         raise PolicyError(f"--region {name}={region}@{hour}: expected an hour of the day from 0 to 23, came {hour!r}")
     grams = catalogue.region(region).grams_per_kwh(int(hour) if at else None)
-    return Tier(name, device, region=regions.get(name, WORLD), carbon_g_per_kwh=grams)
+    return Tier(
+        name,
+        device,
+        device.chip_targets.get(first),
+        first,
+        region=regions.get(name, WORLD),
+        carbon_g_per_kwh=grams,
+    )
 
 
 def _bypasses(links: Mapping[str, str], names: Sequence[str], catalogue: Catalogue) -> dict[str, Bypass]:

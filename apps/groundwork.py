@@ -12,16 +12,16 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.extra_plans import ExtraPlans
+from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError
-from flagsplit.flagir import Block, BlockGraph, Skeleton
+from flagsplit.flagir import BlockGraph, Skeleton
 from flagsplit.splitter.costs import CostModel, model_costs
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
-from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Numerics, Target, TargetDescription
+from flagsplit.targets.interface import Numerics
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class BuildOptions:
         profiles: file with measured times by tier name, from `flagsplit profile`.
         residency: whether segments come as atoms too, so that a tier can hold each weight once whatever plan it runs.
             "auto": where the whole segments of all pooled plans are more than the tier's memory.
+        targets: compiler back ends by tier, where they are not the device's own; see `flagsplit.apps.target_choice`.
+        choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
+        samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
+            Without any, seeded random ones are made up, which tell less.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -53,6 +57,9 @@ class BuildOptions:
     extra_plans: ExtraPlans | None = None
     profiles: Mapping[str, Path] = field(default_factory=dict)
     residency: ResidencyChoice = "auto"
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    samples: Sequence[Path] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,15 +69,20 @@ class Groundwork:
     Attributes:
         dims: nominal size of its symbolic dimensions.
         graph: its blocks.
-        targets: the compiler back end of each tier.
-        supports: by tier name, for each block why its target cannot take it, or None.
+        verdicts: of each target of each tier, what it says of the nodes, by tier name and target.
+        supports: by tier name, for each block why its targets cannot take it, or None.
+        beside: by tier name, the blocks that its first target runs on the CPU beside the accelerator.
+        ranges: sizes that requests may have, by symbol: the user's, or the nominal size alone where a target takes
+            fixed shapes.
         profiled: costs from the user's profiles, if there are any.
     """
 
     dims: dict[str, int]
     graph: BlockGraph
-    targets: list[Target]
+    verdicts: dict[str, dict[str, NodeVerdicts]]
     supports: dict[str, list[str | None]]
+    beside: dict[str, frozenset[int]]
+    ranges: dict[str, tuple[int, int]]
     profiled: ProfiledCosts
 
 
@@ -82,18 +94,28 @@ def prepare(
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
     _check_ranges(skeleton, dims, options.ranges)
     graph = flagir.block_graph(model, dims, skeleton)
-    targets = [get_target(name) for name in deployment.targets]
-    supports = {
-        tier.name: _verdicts(model, graph, target) for tier, target in zip(deployment.tiers, targets, strict=True)
-    }
-    return Groundwork(dims, graph, targets, supports, profiled_costs(graph, deployment, profiles))
+    judge = Judge(model, dims, options.ranges)
+    verdicts, supports, beside = {}, {}, {}
+    for tier, chosen in zip(deployment.tiers, deployment.targets, strict=True):
+        said = {name: judge.verdicts(name) for name in chosen.names}
+        verdicts[tier.name] = said
+        supports[tier.name] = [first_reason(block, [said[name] for name in chosen.required]) for block in graph.blocks]
+        first = said[chosen.names[0]]
+        beside[tier.name] = frozenset(block.index for block in graph.blocks if first.leaves_to_cpu(block))
+    ranges = dict(options.ranges)
+    if any(chosen.are_chips for chosen in deployment.targets):
+        ranges = {name: (size, size) for name, size in dims.items()} | ranges
+    return Groundwork(
+        dims, graph, verdicts, supports, beside, ranges, profiled_costs(graph, deployment, profiles, beside)
+    )
 
 
 def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
     """The placement problem of a model on a line of tiers."""
-    graph, tiers, links, costs = ground.graph, deployment.tiers, deployment.links, ground.profiled.costs
+    graph, tiers, links = ground.graph, deployment.tiers, deployment.links
+    costs = ground.profiled.costs or model_costs(graph, tiers, links, ground.beside)
     if options.costs is not None:
-        costs = options.costs(graph, costs or model_costs(graph, tiers, links))
+        costs = options.costs(graph, costs)
     return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)
 
 
@@ -114,30 +136,3 @@ def _check_ranges(skeleton: Skeleton, dims: Mapping[str, int], ranges: Mapping[s
             raise ConfigError(f"dimension {name!r} is planned for {dims[name]}, outside its range {low}..{high}")
         for end in (low, high):
             skeleton.types({**dims, name: end})
-
-
-def _verdicts(model: ir.Model, graph: BlockGraph, target: Target) -> list[str | None]:
-    """For each block, why the target cannot take it, or None."""
-    description, reasons = target.describe(), dict[str, str]()
-    for node in model.graph:
-        verdict = target.supports(node)
-        why = verdict.reason if not verdict.supported else _against(description, node)
-        if why is not None:
-            reasons[node.name or ""] = why
-    return [_first_reason(block, reasons) for block in graph.blocks]
-
-
-def _against(description: TargetDescription, node: ir.Node) -> str | None:
-    """Why a target does not take the shapes of a node's tensors, or None."""
-    for value in (*node.inputs, *node.outputs):
-        dims = tuple(value.shape) if value is not None and value.shape is not None else ()
-        opened = next((dim for dim in dims if not isinstance(dim, int)), None)
-        if description.static_shapes and opened is not None and value is not None:
-            return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open"
-        if len(dims) > description.max_rank and value is not None:
-            return f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"
-    return None
-
-
-def _first_reason(block: Block, reasons: Mapping[str, str]) -> str | None:
-    return next((reasons[node] for node in block.nodes if node in reasons), None)

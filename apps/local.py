@@ -47,6 +47,7 @@ class LocalWorkers:
         threads: threads of each worker's engine.
         slowdowns: by tier, how many times as slow it is made to be, to emulate another device.
         keys: the key folder; the user's own by default.
+        run_targets: by tier, which of its artifacts runs; ONNX Runtime's by default.
 
     Raises:
         PeerError: a worker did not start; the message carries what it said.
@@ -60,6 +61,7 @@ class LocalWorkers:
         threads: int = 1,
         slowdowns: Mapping[str, float] | None = None,
         keys: Path | None = None,
+        run_targets: Mapping[str, str] | None = None,
     ) -> None:
         paths = (bundles,) if isinstance(bundles, Path) else tuple(bundles)
         self.workers: dict[str, LocalWorker] = {}
@@ -68,7 +70,12 @@ class LocalWorkers:
             for tier in tiers:
                 errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, after the worker had its say
                 slowdown = (slowdowns or {}).get(tier, 1.0)
-                starting[tier] = _start(paths, tier, threads, slowdown, keys, errors), errors
+                told = {"--threads": str(threads), "--slowdown": str(slowdown)}
+                if tier in (run_targets or {}):
+                    told["--target"] = (run_targets or {})[tier]
+                if keys is not None:
+                    told["--keys"] = str(keys)
+                starting[tier] = _start(paths, tier, told, errors), errors
             for tier, (process, log) in starting.items():
                 self.workers[tier] = LocalWorker(tier, PeerAddress(_address_of(process, tier, log)), process)
         except BaseException:
@@ -101,14 +108,11 @@ class LocalWorkers:
         self.close()
 
 
-def _start(
-    bundles: Sequence[Path], tier: str, threads: int, slowdown: float, keys: Path | None, errors: IO[bytes]
-) -> "subprocess.Popen[bytes]":
+def _start(bundles: Sequence[Path], tier: str, told: Mapping[str, str], errors: IO[bytes]) -> "subprocess.Popen[bytes]":
     command = [
         *(sys.executable, "-m", "flagsplit.apps.cli", "serve", *map(str, bundles), "--tier", tier),
-        *("--listen", "tcp://127.0.0.1:0", "--threads", str(threads), "--until-stdin-closes", "--json"),
-        *("--slowdown", str(slowdown)),
-        *(() if keys is None else ("--keys", str(keys))),
+        *("--listen", "tcp://127.0.0.1:0", "--until-stdin-closes", "--json"),
+        *(word for option in told.items() for word in option),
     ]
     return subprocess.Popen(  # noqa: S603 - our own interpreter and module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True

@@ -20,26 +20,27 @@ import onnx_ir as ir
 from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
-from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.graph_tensors import tensor_of
+from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, recipe_of, sla_data
-from flagsplit.apps.tier_parts import TierParts, tier_parts
-from flagsplit.errors import ConfigError, ModelError, PolicyError
+from flagsplit.apps.tier_artifacts import compile_options, compile_tier
+from flagsplit.apps.tier_parts import tier_parts
+from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
-from flagsplit.runtime.manifest import FORMAT, Facts, Model, Tensor, TierArtifact
+from flagsplit.runtime.manifest import FORMAT, Facts, Model
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
-from flagsplit.targets.interface import Artifact, CompileOptions, Target
 from flagsplit.transport.messages import MAX_HOPS
 
 TRACE_NAME = "build-trace.json"
@@ -120,7 +121,9 @@ def build(
         ConfigError: the output cannot be written, or two options contradict each other.
     """
     options = options or BuildOptions()
-    deployment = describe_deployment(tiers, devices or {}, links or {}, options.catalogues, options.regions)
+    deployment = describe_deployment(
+        tiers, devices or {}, links or {}, options.catalogues, options.regions, options.targets
+    )
     profiles = load_profiles(options.profiles, deployment, options.numerics)
     check_output(output)
     source = model if isinstance(model, Source) else Source(model)
@@ -175,7 +178,7 @@ def assemble(
     model = canonical.graph
     clock.step("plan", 0.5)
     ground = prepare(model, deployment, options, profiles or {})
-    dims, graph, targets = ground.dims, ground.graph, ground.targets
+    graph = ground.graph
     problem = pose(ground, deployment, sla, options)
     planning = plan_problem(problem)
     extra: tuple[str, ...] = ()
@@ -188,11 +191,13 @@ def assemble(
     planning = _without_endless_routes(planning, graphs, model)
     plans, memory = planning.pool.plans, planning.problem.memory_bytes
     parts = [
-        tier_parts(graphs, graph, plans, tier, float(memory[tier]), options.residency) for tier in range(len(targets))
+        tier_parts(graphs, graph, plans, tier, float(memory[tier]), options.residency)
+        for tier in range(len(deployment.tiers))
     ]
-    artifacts = [
-        target.compile(graphs.model, part.segments, CompileOptions(options.numerics))
-        for target, part in zip(targets, parts, strict=True)
+    given = compile_options(model, canonical.weights, deployment, ground, options)
+    compiled = [
+        compile_tier(graphs.model, part, tier, chosen, ground, options, given)
+        for part, tier, chosen in zip(parts, deployment.tiers, deployment.targets, strict=True)
     ]
     for plan in planning.pool.plans:
         flagir.write_placement(model, plan.name, plan.tiers, tier_by_node(graph, plan))
@@ -205,7 +210,14 @@ def assemble(
     }
     if options.costs is not None or ground.profiled.costs is not None:
         members[COSTS_NAME] = costs_to_json(problem.costs)
-    tiers = [_manifest_tier(i, deployment, artifacts[i], parts[i], targets[i], members) for i in range(len(targets))]
+    tiers = [
+        ManifestTier(
+            name=tier.name,
+            device=tier.device.name,
+            artifacts=[made.entry(tier.name, part, members) for made in each],
+        )
+        for tier, part, each in zip(deployment.tiers, parts, compiled, strict=True)
+    ]
     weights = flagir.weights_bytes(model)
 
     def facts_of(sizes: dict[str, int]) -> Facts:
@@ -213,10 +225,10 @@ def assemble(
             format=FORMAT,
             model=canonical.origin,
             tiers=tiers,
-            inputs=[_tensor(value) for value in model.graph.inputs],
-            outputs=[_tensor(value) for value in model.graph.outputs],
-            nominal_dims=dims,
-            dim_ranges=dict(options.ranges),
+            inputs=[tensor_of(value) for value in model.graph.inputs],
+            outputs=[tensor_of(value) for value in model.graph.outputs],
+            nominal_dims=ground.dims,
+            dim_ranges=ground.ranges,
             weights_bytes=weights,
             sizes=sizes,
             metadata=_metadata(model),
@@ -231,8 +243,23 @@ def assemble(
     clock.step("done", 1.0)
     size_bytes = output.stat().st_size
     return BuildResult(
-        output, bundle_digest, size_bytes, weights, clock.seconds, planning, ground.profiled.calibrations
+        output,
+        bundle_digest,
+        size_bytes,
+        weights,
+        clock.seconds,
+        planning,
+        ground.profiled.calibrations,
+        (*deployment.notes, *_pinned(ground, options)),
     )
+
+
+def _pinned(ground: Groundwork, options: BuildOptions) -> Iterator[str]:
+    """What to know of sizes that are fixed because a target takes no others."""
+    pinned = {name: low for name, (low, _) in ground.ranges.items() if name not in options.ranges}
+    if pinned:
+        sizes = ", ".join(f"{name}={size}" for name, size in pinned.items())
+        yield f"requests are of one size, {sizes}: a target takes fixed shapes; docs/shapes.md tells of other sizes"
 
 
 class Clock:
@@ -297,39 +324,6 @@ def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
     answers = graphs.answers.get(plan.name, {})
     passed = plan.route or range(len(plan.tiers))
     return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
-
-
-def _manifest_tier(
-    index: int,
-    deployment: Deployment,
-    artifact: Artifact,
-    parts: TierParts,
-    target: Target,
-    members: dict[str, Member],
-) -> ManifestTier:
-    """Describe a tier, and add its files to the bundle's members."""
-    tier, description = deployment.tiers[index], target.describe()
-    folder = f"tiers/{tier.name}/{description.name}"
-    members.update({f"{folder}/{name}": data for name, data in artifact.files.items()})
-    entry = TierArtifact(
-        target=description.name,
-        version=description.version,
-        folder=folder,
-        entries=dict(artifact.entries),
-        options=dict(artifact.options),
-        chains={segment: list(chain) for segment, chain in parts.chains.items()},
-        weight_bytes=dict(parts.weight_bytes),
-    )
-    return ManifestTier(name=tier.name, device=tier.device.name, artifacts=[entry])
-
-
-def _tensor(value: ir.Value) -> Tensor:
-    if value.dtype is None or value.shape is None or value.name is None:
-        raise ModelError(f"{value.name!r} has no tensor type; only tensors can enter and leave a bundle")
-    dtype = "string" if value.dtype == ir.DataType.STRING else value.dtype.numpy().name
-    return Tensor(
-        name=value.name, dtype=dtype, shape=[dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
-    )
 
 
 def _metadata(model: ir.Model) -> dict[str, str]:

@@ -186,7 +186,7 @@ def _subject(
         return subject_of_bundle(open_bundle(source.path), tiers, devices, links, options)
     if tiers is None:
         raise ConfigError("expected the tiers to plan for, such as --tiers phone,edge,cloud; only a bundle has its own")
-    deployment = describe_deployment(tiers, devices, links, options.catalogues, options.regions)
+    deployment = describe_deployment(tiers, devices, links, options.catalogues, options.regions, options.targets)
     graph = source.read()
     flagir.canonicalize(graph)
     flagir.check(graph)
@@ -203,7 +203,10 @@ def subject_of_bundle(
     if tiers is not None and tuple(tiers) != bundle.tiers:
         raise ConfigError(f"expected the bundle's own tiers {','.join(bundle.tiers)} or none, came {','.join(tiers)}")
     own = {tier.name: tier.device for tier in bundle.facts.tiers}
-    deployment = describe_deployment(bundle.tiers, {**own, **devices}, links, options.catalogues, options.regions)
+    targets = {tier.name: tuple(made.target for made in tier.artifacts) for tier in bundle.facts.tiers}
+    deployment = describe_deployment(
+        bundle.tiers, {**own, **devices}, links, options.catalogues, options.regions, {**targets, **options.targets}
+    )
     nominal = bundle.plans.nominal
     recorded = [
         deployment.links[i] if name in links else _recorded_link(nominal, i) for i, name in enumerate(bundle.tiers[1:])

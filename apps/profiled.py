@@ -1,6 +1,6 @@
 """Costs for planning from the user's profiles: the one door for every command that takes `--profile`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def load_profiles(files: Mapping[str, Path], deployment: Deployment, numerics: N
             raise PolicyError(f"--profile names tier {name!r}, expected one of {', '.join(targets)}")
         profile = load_profile(path)
         for what, expected, came in (
-            ("target", targets[name], profile.target),
+            ("target", targets[name].names[0], profile.target),
             ("numerics", numerics, profile.numerics),
         ):
             if came != expected:
@@ -55,16 +55,22 @@ def load_profiles(files: Mapping[str, Path], deployment: Deployment, numerics: N
     return found
 
 
-def profiled_costs(graph: BlockGraph, deployment: Deployment, profiles: Mapping[str, Profile]) -> ProfiledCosts:
+def profiled_costs(
+    graph: BlockGraph,
+    deployment: Deployment,
+    profiles: Mapping[str, Profile],
+    beside: Mapping[str, Collection[int]] | None = None,
+) -> ProfiledCosts:
     """The costs of a graph where some tiers have profiles.
 
     Args:
         graph: its blocks.
         deployment: tiers and links.
         profiles: by tier name, from `load_profiles`.
+        beside: as `model_costs` takes it.
     """
     if not profiles:
         return ProfiledCosts(None, {})
-    modelled = model_costs(graph, deployment.tiers, deployment.links)
+    modelled = model_costs(graph, deployment.tiers, deployment.links, beside)
     costs, calibrations = calibrated_costs(modelled, graph, deployment.tiers, profiles)
     return ProfiledCosts(costs, calibrations)

@@ -132,7 +132,7 @@ def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...]
         options = replace(options, numerics=cast("Numerics", numerics))
         subject = subject_of_bundle(bundle, None, {}, {}, options)
         return subject.deployment, options, (_OLD, _OLD_TOO, *subject.notes), _nodes_read(bundle)
-    options = replace(options, numerics=recipe.numerics, residency=recipe.residency)
+    options = replace(options, numerics=recipe.numerics, residency=recipe.residency, choices=recipe.choices)
     extra = ", ".join(recipe.extra_plans)
     notes = (f"plans that were added at the build are not in the new one: {extra}",) if extra else ()
     return deployment_of(bundle, recipe), options, notes, recipe.nodes_read

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.target_choice import TierTargets
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import BundleError, FlagsplitError
 from flagsplit.flagir import BlockGraph
@@ -38,6 +39,9 @@ class _Frozen(BaseModel):
 class _Tier(_Frozen):
     device: Device
     target: str
+    targets: tuple[str, ...] = ()
+    each: bool = True
+    precision: str | None = None
     region: str
     carbon_g_per_kwh: float
 
@@ -63,11 +67,13 @@ class Recipe(_Frozen):
     """What the manifest calls `recipe`.
 
     Attributes:
-        tiers: in the order of the line: the device's figures, the target, the region and its emissions, g/kWh.
+        tiers: in the order of the line: the device's figures, the first target and, since 1.3, all of them, whether
+            each of them takes all segments and in which precision it computes; the region and its emissions, g/kWh.
         links: of each tier but the first to the one before it; rates in B/s, times in s.
         bypasses: the links between others.
         numerics, residency: as given to the build.
         nodes_read: of the model as it was given.
+        choices: since 1.3, what targets let a build choose, by target.
         extra_plans: names of plans that were asked for beside the pool; only who asked can make them.
     """
 
@@ -77,6 +83,7 @@ class Recipe(_Frozen):
     numerics: Literal["exact", "fast"]
     residency: ResidencyChoice
     nodes_read: int
+    choices: dict[str, dict[str, str]] = {}
     extra_plans: tuple[str, ...] = ()
 
 
@@ -90,8 +97,16 @@ def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, ex
         extra: names of plans beside the pool.
     """
     tiers = tuple(
-        _Tier(device=tier.device, target=target, region=tier.region, carbon_g_per_kwh=tier.carbon_g_per_kwh)
-        for tier, target in zip(deployment.tiers, deployment.targets, strict=True)
+        _Tier(
+            device=tier.device,
+            target=chosen.names[0],
+            targets=chosen.names,
+            each=chosen.each,
+            precision=tier.precision,
+            region=tier.region,
+            carbon_g_per_kwh=tier.carbon_g_per_kwh,
+        )
+        for tier, chosen in zip(deployment.tiers, deployment.targets, strict=True)
     )
     recipe = Recipe(
         tiers=tiers,
@@ -102,6 +117,7 @@ def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, ex
         numerics=options.numerics,
         residency=options.residency,
         nodes_read=nodes_read,
+        choices={target: dict(given) for target, given in options.choices.items()},
         extra_plans=extra,
     )
     return recipe.model_dump(mode="json")
@@ -124,7 +140,7 @@ def read_recipe(bundle: Bundle) -> Recipe | None:
         raise _unusable(bundle, f"it has {len(recipe.tiers)} tiers and {len(recipe.links)} links")
     if any(not 0 <= each.near < each.far - 1 < last for each in recipe.bypasses):
         raise _unusable(bundle, "a by-pass joins tiers that it cannot")
-    unknown = [tier.target for tier in recipe.tiers if tier.target not in TARGETS]
+    unknown = [name for tier in recipe.tiers for name in (tier.target, *tier.targets) if name not in TARGETS]
     if unknown:
         raise _unusable(bundle, f"this flagsplit has no target {unknown[0]!r}")
     return recipe
@@ -139,11 +155,18 @@ def deployment_of(bundle: Bundle, recipe: Recipe) -> Deployment:
     try:
         return Deployment(
             tiers=tuple(
-                Tier(name, tier.device, region=tier.region, carbon_g_per_kwh=tier.carbon_g_per_kwh)
+                Tier(
+                    name,
+                    tier.device,
+                    tier.precision,
+                    tier.target,
+                    region=tier.region,
+                    carbon_g_per_kwh=tier.carbon_g_per_kwh,
+                )
                 for name, tier in zip(bundle.tiers, recipe.tiers, strict=True)
             ),
             links=tuple(_link(link) for link in recipe.links),
-            targets=tuple(tier.target for tier in recipe.tiers),
+            targets=tuple(TierTargets(tier.targets or (tier.target,), tier.each) for tier in recipe.tiers),
             bypasses=tuple(Bypass(each.near, each.far, _link(each.link)) for each in recipe.bypasses),
         )
     except FlagsplitError as error:

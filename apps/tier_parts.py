@@ -28,11 +28,13 @@ class TierParts:
 
     Attributes:
         segments: segments, then atoms that are none.
+        whole: how many of them are segments.
         chains: for segments that are more than one atom, the ids of these; empty if the tier has no atoms.
         weight_bytes: of each.
     """
 
     segments: Sequence[Segment]
+    whole: int
     chains: Mapping[str, tuple[str, ...]]
     weight_bytes: Mapping[str, int]
 
@@ -63,12 +65,13 @@ def tier_parts(
     held_bytes = smallest((segment.id, plan.features.resident_bytes[tier]) for plan, segment in steps)
     fit = sum(held_bytes.values()) <= memory_bytes
     if choice == "segments" or sum(weights.values()) <= once or (choice == "auto" and fit):
-        return TierParts(segments, {}, weights)
+        return TierParts(segments, len(segments), {}, weights)
     chains = atoms_of(graphs.model, segments, _units(graphs.model, graph))
     every_part = {part.id: part for chain in chains.values() for part in chain}
     atoms = [atom for name, atom in every_part.items() if name not in weights]
     return TierParts(
         [*segments, *atoms],
+        len(segments),
         {
             name: tuple(atom.id for atom in chain)
             for name, chain in chains.items()
@@ -78,9 +81,14 @@ def tier_parts(
     )
 
 
+def original_name(node: str) -> str:
+    """The name in the model of a node that a codec's loss may have given another one."""
+    return node.rpartition(_RENAMED)[0] or node
+
+
 def _units(model: ir.Model, graph: BlockGraph) -> dict[str, str]:
     """The block of each node, those that a codec's loss gave another name included."""
     blocks = {node: block.name for block in graph.blocks for node in block.nodes}
     names = [node.name or "" for node in model.graph]
-    found = {name: blocks.get(name) or blocks.get(name.rpartition(_RENAMED)[0]) for name in names}
+    found = {name: blocks.get(name) or blocks.get(original_name(name)) for name in names}
     return {name: block for name, block in found.items() if block is not None}

@@ -219,7 +219,12 @@ class Bundle:
         Raises:
             BundleError: the artifact is missing or cannot be loaded.
         """
-        return self._load(self.artifact(tier, options.target), segment, options)
+        made = self.artifact(tier, options.target)
+        if segment not in made.entries and options.target:
+            # The reference comes first, then chips in order of preference: what one does not take, a later one does.
+            reference, *chips = self.facts.tiers[tier].artifacts
+            made = next((each for each in (*chips, reference) if segment in each.entries), made)
+        return self._load(made, segment, options)
 
     def artifact(self, tier: int, target: str = "") -> TierArtifact:
         """What a target made for a tier.

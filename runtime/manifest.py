@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagsplit.errors import BundleError
 
-FORMAT = (1, 2)
+FORMAT = (1, 3)
 """Major and minor version of the bundle format."""
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -70,7 +70,10 @@ class TierArtifact(_Frozen):
 
 
 class Tier(_Frozen):
-    """A tier of the line: its name, its device in the catalogue, and its artifacts, the preferred first."""
+    """A tier of the line: its name, its device in the catalogue, and its artifacts.
+
+    The first artifact is ONNX Runtime's; those of chips follow since 1.3, the preferred first.
+    """
 
     name: _Name
     device: _Name

@@ -7,7 +7,7 @@ are in `flagsplit.splitter.rates`, memory in `flagsplit.splitter.evaluate`.
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,12 +119,31 @@ def check_costs(costs: CostModel, blocks: int, tiers: int) -> None:
             raise PolicyError(f"costs.{name}: every figure must be finite and 0 or more")
 
 
-def model_costs(graph: BlockGraph, tiers: Sequence[Tier], links: Sequence[Link]) -> CostModel:
-    """The cost model that follows from the device figures alone."""
+def model_costs(
+    graph: BlockGraph,
+    tiers: Sequence[Tier],
+    links: Sequence[Link],
+    beside: Mapping[str, Collection[int]] | None = None,
+) -> CostModel:
+    """The cost model that follows from the device figures alone.
+
+    Args:
+        graph: blocks and values.
+        tiers: the line.
+        links: what joins them.
+        beside: by tier name, the blocks that run on its CPU although the tier's target is for an accelerator: they take
+            the CPU's rate, and two hand-overs of one dispatch each.
+    """
+    beside = beside or {}
     devices = [tier.device for tier in tiers]
     bandwidth = np.array([device.memory_bandwidth.value for device in devices])
     return CostModel(
-        seconds=np.array([[_block_seconds(block, tier) for tier in tiers] for block in graph.blocks]),
+        seconds=np.array(
+            [
+                [_block_seconds(block, tier, block.index in beside.get(tier.name, ())) for tier in tiers]
+                for block in graph.blocks
+            ]
+        ),
         invocation_s=np.array([device.invocation.value for device in devices]),
         power_w=np.array([device.active_power.value - device.idle_power.value for device in devices]),
         usd_per_s=np.array([device.price.value / 3600 for device in devices]),
@@ -137,14 +156,15 @@ def model_costs(graph: BlockGraph, tiers: Sequence[Tier], links: Sequence[Link])
     )
 
 
-def _block_seconds(block: Block, tier: Tier) -> float:
+def _block_seconds(block: Block, tier: Tier, beside: bool) -> float:
     unknown = block.flops.keys() - set(OP_CLASSES)
     if unknown:
         raise PolicyError(f"block {block.name!r}: no device is rated for the work class {sorted(unknown)[0]!r}")
     device = tier.device
-    compute = sum(flops / device.efficiency[name].value for name, flops in block.flops.items()) / tier.peak_flops
+    peak = device.peak_flops[device.precision].value if beside else tier.peak_flops
+    compute = sum(flops / device.efficiency[name].value for name, flops in block.flops.items()) / peak
     traffic = block.read_bytes + block.write_bytes + block.touched_weight_bytes
-    return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value
+    return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value * (3 if beside else 1)
 
 
 def on_other_links(

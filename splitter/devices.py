@@ -96,8 +96,10 @@ class Device(_Frozen):
         name: catalogue name.
         title, vendor: for people.
         kind: where such a device usually stands.
-        target: name of the compiler back end used unless the user picks another.
-        precision: which entry of `peak_flops` its target computes in.
+        target: name of the compiler back end of its CPU or GPU, used unless it has chips or the user picks another.
+        precision: which entry of `peak_flops` that computes in.
+        chip_targets: compiler back ends of its accelerators, the preferred first, and the entry of `peak_flops` that
+            each computes in. What an accelerator leaves to the CPU is computed in `precision`.
         peak_flops: by precision, FLOP/s.
         efficiency: by class of work, the reachable share of the peak, above 0 and at most 1.
         memory_bandwidth: B/s.
@@ -117,6 +119,7 @@ class Device(_Frozen):
     kind: Literal["phone", "edge", "cloud"]
     target: str = "ort"
     precision: str = "fp32"
+    chip_targets: dict[str, str] = {}
     peak_flops: dict[str, Figure]
     efficiency: dict[str, Figure]
     memory_bandwidth: Figure
@@ -145,6 +148,10 @@ class Device(_Frozen):
                 raise ValueError(f"efficiency.{name}: a share of the peak is at most 1, got {figure.value}")
         if self.precision not in self.peak_flops:
             raise ValueError(f"precision: {self.precision!r} is not among peak_flops ({', '.join(self.peak_flops)})")
+        for name, precision in self.chip_targets.items():
+            if precision not in self.peak_flops:
+                known = ", ".join(self.peak_flops)
+                raise ValueError(f"chip_targets.{name}: {precision!r} is not among peak_flops ({known})")
         if self.active_power.value < self.idle_power.value:
             raise ValueError(f"active_power: {self.active_power.value} W is below idle_power")
         return self

@@ -1,6 +1,7 @@
 """The targets that exist, by name. Each is imported only when it is asked for."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from flagsplit.errors import PolicyError
 from flagsplit.targets.interface import Target
@@ -12,8 +13,33 @@ def _ort() -> Target:
     return OrtTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
+def _coreml() -> Target:
+    from flagsplit.targets.mobile.coreml.target import CoremlTarget
+
+    return CoremlTarget()
+
+
+def _litert() -> Target:
+    from flagsplit.targets.mobile.litert.target import LitertTarget
+
+    return LitertTarget()
+
+
+def _qnn() -> Target:
+    from flagsplit.targets.mobile.qnn.target import QnnTarget
+
+    return QnnTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "litert": _litert, "qnn": _qnn}
 """Lazy factories; a name that is not here is not a target."""
+
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "coreml": ("coreml", ("coremltools",)),
+    "litert": ("litert", ("ai_edge_litert", "tflite_runtime")),
+    "qnn": ("qnn", ("onnxruntime_qnn",)),
+}
+"""By target: the extra that installs what compiles for it, and the modules of which one is needed."""
 
 
 def get_target(name: str) -> Target:
@@ -26,3 +52,11 @@ def get_target(name: str) -> Target:
     if factory is None:
         raise PolicyError(f"expected a target ({', '.join(sorted(TARGETS))}), came {name!r}")
     return factory()
+
+
+def missing_sdk(name: str) -> str:
+    """Why a target cannot compile here, and what to install; "" if it can."""
+    extra, modules = SDKS.get(name, ("", ()))
+    if not modules or any(find_spec(module) is not None for module in modules):
+        return ""
+    return f"{' or '.join(modules)} is not installed; pip install 'flagsplit[{extra}]'"

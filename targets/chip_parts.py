@@ -18,6 +18,7 @@ from flagsplit.flagir import Segment, Skeleton, ValueType
 from flagsplit.flagir.codecs.functions import DOMAIN
 from flagsplit.flagir.reads import activations_read
 from flagsplit.flagir.specialize import open_values, settle, specialize
+from flagsplit.targets.interface import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,12 @@ class ChipPart:
         segment: id of the segment.
         model: a canonical model of fixed shapes and standard operators, without functions. Every output is made by a
             node from an input; no output is a constant or an input. Large weights are shared with the whole model.
+        samples: values of its inputs, one mapping for each sample that the build has.
     """
 
     segment: str
     model: ir.Model
+    samples: Sequence[Mapping[str, Array]] = ()
 
 
 @dataclass(frozen=True, eq=False)

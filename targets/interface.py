@@ -19,6 +19,9 @@ from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
 
 Array = NDArray[np.generic]
+CHOICE_PREFIX = "choice."
+"""What stands before the name of a choice of the build in an artifact's options: it can be compiled again alike."""
+
 Numerics = Literal["exact", "fast"]
 """Whether a split run must equal the unsplit model bit for bit, or may differ in rounding to be faster."""
 
@@ -80,12 +83,18 @@ class CompileOptions:
         dims: size of each symbol of the model's inputs, for targets that take fixed shapes.
         device: catalogue name of the device of the tier, "" if none is known.
         choices: the target's own, such as `{"precision": "fp16"}`; what may be chosen is in `TargetDescription`.
+        samples: inputs of the model, to calibrate and to check ranges with.
+        real_samples: whether they are the user's, or were made up.
+        weights: the file of the model's large weights, if it has any.
     """
 
     numerics: Numerics = "exact"
     dims: Mapping[str, int] = field(default_factory=dict)
     device: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
+    samples: Sequence[Mapping[str, Array]] = ()
+    real_samples: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)

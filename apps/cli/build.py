@@ -5,7 +5,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, names, pairs, shapes, sizes_and_ranges, sla_file
+from flagsplit.apps.cli.options import (
+    CHOICE_HELP,
+    LINK_HELP,
+    REGION_HELP,
+    TARGET_HELP,
+    choices,
+    names,
+    pairs,
+    shapes,
+    sizes_and_ranges,
+    sla_file,
+    targets,
+)
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
 from flagsplit.apps.groundwork import BuildOptions
@@ -29,6 +41,8 @@ def command(
         typer.Option(metavar="TIER=BW/RTT", help=LINK_HELP),
     ] = None,
     region: Annotated[list[str] | None, typer.Option(metavar="TIER=REGION[@HOUR]", help=REGION_HELP)] = None,
+    target: Annotated[list[str] | None, typer.Option(metavar="TIER=NAME,...", help=TARGET_HELP)] = None,
+    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[
         list[str] | None,
@@ -42,6 +56,10 @@ def command(
     profile: Annotated[
         list[str] | None,
         typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
+    ] = None,
+    samples: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Inputs by name, .npz, to calibrate chips and check their ranges with."),
     ] = None,
     numerics: Annotated[
         Literal["exact", "fast"],
@@ -65,6 +83,9 @@ def command(
         numerics=numerics,
         catalogues=catalogue or [],
         regions=pairs("--region", region, commas=True),
+        targets=targets(target),
+        choices=choices(choice),
+        samples=samples or (),
         residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
@@ -96,6 +117,7 @@ def _data(result: BuildResult) -> dict[str, Any]:
         "plans": [plan_data(plan) for plan in pool.plans],
         "absent": dict(pool.absent),
         "reasons": list(result.planning.reasons),
+        "notes": list(result.notes),
         "seconds": {name: round(seconds, 4) for name, seconds in result.seconds.items()},
         "profiles": calibration_data(result.calibrations),
         "basis": "modelled",
@@ -111,7 +133,7 @@ def _show(result: BuildResult) -> None:
     for name, why in pool.absent.items():
         say(out, f"{name} is not among them: {why}")
     out.print()
-    for sentence in result.planning.reasons:
+    for sentence in (*result.planning.reasons, *result.notes):
         say(out, sentence)
     for sentence in calibration_texts(result.calibrations):
         say(out, sentence)

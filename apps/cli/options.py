@@ -7,6 +7,8 @@ from flagsplit.errors import ConfigError
 from flagsplit.splitter.sla import SLA, parse_sla
 
 LINK_HELP = "The link to the tier before, such as edge=100mbit/5ms; or a by-pass: phone-cloud=20mbit/40ms."
+TARGET_HELP = "Compiler back ends of a tier, such as phone=coreml,litert; those of its device by default."
+CHOICE_HELP = "What a target lets choose, such as coreml.precision=fp32."
 REGION_HELP = "Where a tier draws its power, such as cloud=DEU or cloud=DEU@14; docs/devices.md."
 
 
@@ -40,6 +42,25 @@ def changes(option: str, given: Iterable[str] | None) -> list[tuple[str, str]]:
         ConfigError: a text is no pair.
     """
     return [pair for text in given or () for pair in pairs(option, [text]).items()]
+
+
+def targets(given: Iterable[str] | None) -> dict[str, tuple[str, ...]]:
+    """`TIER=NAME,NAME` texts as a mapping to names."""
+    return {
+        tier: tuple(name.strip() for name in text.split(",") if name.strip())
+        for tier, text in pairs("--target", given).items()
+    }
+
+
+def choices(given: Iterable[str] | None) -> dict[str, dict[str, str]]:
+    """`TARGET.NAME=VALUE` texts as a mapping of mappings."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in pairs("--choice", given).items():
+        target, dot, what = name.partition(".")
+        if not dot or not target or not what:
+            raise ConfigError(f"--choice expects TARGET.NAME=VALUE, came {name}={value}")
+        found.setdefault(target, {})[what] = value
+    return found
 
 
 def sizes(option: str, given: Iterable[str] | None) -> dict[str, int]:

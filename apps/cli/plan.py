@@ -8,7 +8,18 @@ import typer
 from rich.console import Console
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
-from flagsplit.apps.cli.options import LINK_HELP, REGION_HELP, changes, names, pairs, shapes, sizes_and_ranges, sla_file
+from flagsplit.apps.cli.options import (
+    LINK_HELP,
+    REGION_HELP,
+    TARGET_HELP,
+    changes,
+    names,
+    pairs,
+    shapes,
+    sizes_and_ranges,
+    sla_file,
+    targets,
+)
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
 from flagsplit.apps.cli.plans import calibration_texts, plan_rows
 from flagsplit.apps.groundwork import BuildOptions
@@ -37,6 +48,7 @@ def command(
     ] = None,
     link: Annotated[list[str] | None, typer.Option(metavar="TIER=BW/RTT", help=LINK_HELP)] = None,
     region: Annotated[list[str] | None, typer.Option(metavar="TIER=REGION[@HOUR]", help=REGION_HELP)] = None,
+    target: Annotated[list[str] | None, typer.Option(metavar="TIER=NAME,...", help=TARGET_HELP)] = None,
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
@@ -72,6 +84,7 @@ def command(
             shapes=shapes("--shape", shape),
             catalogues=catalogue or [],
             regions=pairs("--region", region, commas=True),
+            targets=targets(target),
             profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
         ),
         what_ifs=changes("--what-if", what_if),

@@ -3,7 +3,6 @@
 import statistics
 import sys
 import zipfile
-import zlib
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -17,11 +16,11 @@ from flagsplit.apps import api, compare
 from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import encoded_cuts
+from flagsplit.apps.input_files import made_up_inputs, read_inputs
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import is_lossy, plan_reference
 from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.inputs import check_inputs, random_inputs
 from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.targets.interface import Array, LoadOptions
 
@@ -44,6 +43,13 @@ def command(
     ] = None,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    phone_target: Annotated[
+        str, typer.Option(help="Which artifact the first tier runs, such as coreml; ONNX Runtime's by default.")
+    ] = "",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TIER=NAME", help="The same of any tier: the first, or workers started here."),
+    ] = None,
     slowdown: Annotated[
         list[str] | None,
         typer.Option(metavar="TIER=FACTOR", help="Emulate a slower device; the first tier, or workers started here."),
@@ -66,16 +72,19 @@ def command(
     settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated, trace_file=trace_file)
     slowdowns = factors("--slowdown", slowdown)
     addresses = pairs("--tier", tier) if tier is not None else None
+    run_targets = pairs("--target", target) | ({opened.tiers[0]: phone_target} if phone_target else {})
     with progress_bar(quiet=as_json) as progress:
         progress("start", 0.0)
-        with api.connect(opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns) as session:
+        with api.connect(
+            opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns, run_targets=run_targets
+        ) as session:
             _warn_of_absent(session, opened, plan)
             answers = _ask(session, inputs, plan, repeat, progress)
             tiers = session.tiers
     difference = _check(opened, inputs, host, answers[-1]) if check else None
     if output is not None:
         _write(output, answers[-1])
-    data = _data(opened, answers, difference, tiers)
+    data = _data(opened, answers, difference, tiers) | {"targets": run_targets}
     if as_json:
         print_json(data)
     else:
@@ -84,28 +93,10 @@ def command(
 
 def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: int) -> dict[str, Array]:
     if file is None:
-        return random_inputs(bundle.inputs, _all_dims(bundle, dims), seed)
+        return made_up_inputs(bundle, dims, seed)
     if dims:
         raise ConfigError(f"--dim is for made-up inputs, those in {file} have their shapes; leave out one of the two")
-    if not file.is_file():
-        raise InputError(f"no such input file: {file}")
-    if not zipfile.is_zipfile(file):
-        raise InputError(f"expected an .npz file, {file} is none or is truncated; write it with numpy.savez")
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-            return check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges)
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        text = " ".join(str(error).split())[:120]
-        raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None
-
-
-def _all_dims(bundle: Bundle, dims: Mapping[str, int]) -> dict[str, int]:
-    known = {size for tensor in bundle.inputs for size in tensor.shape if isinstance(size, str)}
-    unknown = sorted(set(dims) - known)
-    if unknown:
-        raise InputError(f"--dim expects an open dimension ({', '.join(sorted(known)) or 'none'}), came {unknown[0]!r}")
-    return {**bundle.facts.nominal_dims, **dims}
+    return read_inputs(bundle, file)
 
 
 def _warn_of_absent(session: Session, bundle: Bundle, plan: str) -> None:

@@ -42,6 +42,7 @@ def command(
         typer.Option(metavar="TIER=tcp://HOST:PORT", help="A tier beyond, if sessions name it differently."),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
+    target: Annotated[str, typer.Option(help="Which of the tier's artifacts to run; ONNX Runtime's by default.")] = "",
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
     slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
     drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
@@ -74,7 +75,7 @@ def command(
     store = KeyStore(keys)
     settings = WorkerSettings(
         memory_budget_bytes=memory_mb * 1e6,
-        host=LoadOptions(threads=threads),
+        host=LoadOptions(threads=threads, target=target),
         machine=WorkerOptions(drain_s=drain_s, linger_s=linger_s, max_bundle_bytes=int(max_bundle_mb * 1e6)),
         beyond=_beyond(opened, tier, pairs("--beyond", beyond)),
         slowdown=slowdown,

@@ -27,8 +27,9 @@ def test_open_dimensions_and_ranks_are_asked_about(tmp_path: Path, monkeypatch: 
     model = models.save(models.small(), tmp_path / "small.onnx")
     flagsplit.plan(model, "phone,cloud")
     monkeypatch.setitem(TARGETS, "ort", _FixedShapes)
+    flagsplit.build(model, "phone,cloud", tmp_path / "nominal.flagsplit")
     with pytest.raises(PolicyError, match=r"ort takes fixed shapes only, and \w+ of '.*' is open") as caught:
-        flagsplit.plan(model, "phone,cloud")
+        flagsplit.build(model, "phone,cloud", tmp_path / "open.flagsplit", ranges={"N": (1, 4)})
     assert "has no tier left" in str(caught.value)
     monkeypatch.setitem(TARGETS, "ort", _LowRanks)
     with pytest.raises(PolicyError, match="ort takes ranks up to 1, and "):

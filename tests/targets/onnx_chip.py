@@ -16,28 +16,47 @@ from flagsplit.targets.segment_table import ChipCall, ChipTensor
 class OnnxChip(ChipTarget):
     """Takes every standard operator of fixed shapes.
 
+    Args:
+        refused: operators that it does not take.
+        on_cpu: operators that it leaves to the CPU.
+
     Attributes:
         parts: what it was given to compile last.
     """
 
-    def __init__(self, weights: Path) -> None:
-        self._weights = weights
+    def __init__(self, refused: Sequence[str] = (), on_cpu: Sequence[str] = ()) -> None:
+        self._refused = refused
+        self._on_cpu = on_cpu
         self.parts: tuple[ChipPart, ...] = ()
 
     def describe(self) -> TargetDescription:
-        return TargetDescription("onnx-chip", "1", ("float32",), 8, True, "yes", "itself", "high")
+        return TargetDescription(
+            "onnx-chip", "1", ("float32",), 8, True, "emulated", "itself", "high", choices={"speed": ("fast", "slow")}
+        )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        return SupportVerdict(not node.domain, "" if not node.domain else "takes standard operators only")
+        if node.domain or node.op_type in self._refused:
+            return SupportVerdict(False, f"the chip has no {node.op_type}")
+        if node.op_type in self._on_cpu:
+            return SupportVerdict(True, "the chip is slow at it", unit="cpu")
+        return SupportVerdict(True)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         self.parts = tuple(parts)
-        files = {f"{part.segment}.chip.onnx": flagir.to_bytes(part.model) for part in parts}
+        files = {f"{part.segment}.chip.onnx": _whole_bytes(part.model) for part in parts}
         calls = {part.segment: _call(part) for part in parts}
         return ChipArtifact(files, calls)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
-        return open_onnx(file, self._weights, "exact", 1)
+        return open_onnx(file, None, "exact", 1)
+
+
+def _whole_bytes(model: ir.Model) -> bytes:
+    copy = model.clone()
+    for weight in copy.graph.initializers.values():
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy(), name=weight.name)
+    return flagir.to_bytes(copy)
 
 
 def _call(part: ChipPart) -> ChipCall:

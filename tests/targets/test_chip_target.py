@@ -31,7 +31,7 @@ class OnChip:
         graphs = cut_plans(model, flagir.block_graph(model, dims), bundle.plans.pool.plans)
         segments = {step.segment.id: step.segment for steps in graphs.steps.values() for step in steps}
         weights = bundle.folder / WEIGHTS_MEMBER
-        self.chip = OnnxChip(weights)
+        self.chip = OnnxChip()
         artifact = self.chip.compile(graphs.model, list(segments.values()), CompileOptions(dims=dims))
         self.stored = artifact.store(folder, weights)
 
@@ -90,7 +90,7 @@ def _with_numbers(text: str) -> str:
 def test_sizes_inputs_and_constants_are_the_hosts(tmp_path: Path) -> None:
     """`size` is a constant once N is known, `same` an input as it came; the chip reshapes to a constant shape."""
     model = _model(_with_numbers(_SHAPES))
-    chip = OnnxChip(tmp_path / "weights.bin")
+    chip = OnnxChip()
     nodes = [node.name or "" for node in model.graph]
     whole, late = segment_of(model, nodes), segment_of(model, [n for n in nodes if n in ("a", "r")])
     assert len(late.inputs) == 2, "x, and the shape that was computed elsewhere"
@@ -118,13 +118,13 @@ g (float[N] x) => (float[M] y) {
     nodes = [node.name or "" for node in model.graph]
     for names in (nodes, nodes[-1:]):
         with pytest.raises(ModelError, match="depends on data"):
-            OnnxChip(Path("weights.bin")).compile(model, [segment_of(model, names)], CompileOptions(dims={"N": 3}))
+            OnnxChip().compile(model, [segment_of(model, names)], CompileOptions(dims={"N": 3}))
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
     model = _model(_with_numbers(_SHAPES))
     segment = segment_of(model, [node.name or "" for node in model.graph])
-    chip = OnnxChip(tmp_path / "weights.bin")
+    chip = OnnxChip()
     stored = chip.compile(model, [segment], CompileOptions(dims={"N": 3})).store(tmp_path, tmp_path / "weights.bin")
     table = tmp_path / "segments.json"
     assert set(read_table(table).segments) == {segment.id}

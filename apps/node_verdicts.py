@@ -1,0 +1,107 @@
+"""What targets say of the nodes of a model, and what follows for its blocks.
+
+A target that takes fixed shapes judges the model at its nominal sizes, where whatever the sizes alone decide is gone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import onnx_ir as ir
+
+from flagsplit.flagir import Block
+from flagsplit.flagir.specialize import specialize
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import SupportVerdict, TargetDescription
+
+
+@dataclass(frozen=True)
+class NodeVerdicts:
+    """What one target says of the nodes of a model.
+
+    Attributes:
+        target: its name.
+        refused: for each node that it does not take, why.
+        on_cpu: for each node that it leaves to the CPU beside its accelerator, what it says of it.
+    """
+
+    target: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    on_cpu: Mapping[str, SupportVerdict] = field(default_factory=dict)
+
+    def of(self, node: str) -> SupportVerdict:
+        """What it says of one node."""
+        if node in self.refused:
+            return SupportVerdict(supported=False, reason=self.refused[node])
+        return self.on_cpu.get(node, SupportVerdict(supported=True))
+
+    def reason(self, block: Block) -> str | None:
+        """Why it does not take a block, or None."""
+        return next((self.refused[node] for node in block.nodes if node in self.refused), None)
+
+    def takes(self, nodes: Sequence[str]) -> bool:
+        """Whether it takes all of some nodes."""
+        return not any(node in self.refused for node in nodes)
+
+    def leaves_to_cpu(self, block: Block) -> bool:
+        """Whether some node of a block runs beside the accelerator."""
+        return any(node in self.on_cpu for node in block.nodes)
+
+
+class Judge:
+    """Asks targets about a model.
+
+    Args:
+        model: a canonical model.
+        dims: nominal size of each of its symbols.
+        ranges: sizes that requests may have, where the user named some.
+    """
+
+    def __init__(self, model: ir.Model, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
+        self._model = model
+        self._dims = dims
+        self._open = [name for name, (low, high) in ranges.items() if low != high]
+        self._said: dict[str, NodeVerdicts] = {}
+
+    def verdicts(self, name: str) -> NodeVerdicts:
+        """What the target of that name says of all nodes."""
+        if name not in self._said:
+            self._said[name] = self._ask(name)
+        return self._said[name]
+
+    @cached_property
+    def _fixed(self) -> ir.Model:
+        """The model at its nominal sizes; nodes that are left have the names that they have in the model."""
+        return specialize(self._model, self._dims)
+
+    def _ask(self, name: str) -> NodeVerdicts:
+        target = get_target(name)
+        description = target.describe()
+        refused: dict[str, str] = {}
+        on_cpu: dict[str, SupportVerdict] = {}
+        for node in (self._fixed if description.static_shapes and not self._open else self._model).graph:
+            verdict = target.supports(node)
+            why = verdict.reason if not verdict.supported else self._against(description, node)
+            if why is not None:
+                refused[node.name or ""] = why
+            elif verdict.unit == "cpu":
+                on_cpu[node.name or ""] = verdict
+        return NodeVerdicts(name, refused, on_cpu)
+
+    def _against(self, description: TargetDescription, node: ir.Node) -> str | None:
+        """Why a target does not take the shapes of a node's tensors, or None."""
+        for value in (*node.inputs, *node.outputs):
+            dims = tuple(value.shape) if value is not None and value.shape is not None else ()
+            opened = next((dim for dim in dims if not isinstance(dim, int)), None)
+            if description.static_shapes and opened is not None and value is not None:
+                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open"
+            if len(dims) > description.max_rank and value is not None:
+                return (
+                    f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"
+                )
+        return None
+
+
+def first_reason(block: Block, verdicts: Sequence[NodeVerdicts]) -> str | None:
+    """Why a block cannot run where all of these targets have to take it, or None."""
+    return next((why for said in verdicts if (why := said.reason(block)) is not None), None)

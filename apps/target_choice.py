@@ -1,0 +1,75 @@
+"""Which compiler back ends a tier is built for, from what the user lists or what its device has.
+
+A list that the user gives is for each of them: every segment of the tier is compiled by all. A device's own are tried
+in their order: a segment is compiled by the first that takes it, and the last must take whatever the tier runs. ONNX
+Runtime comes with all of them, as the reference and for hosts without the chip.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flagsplit.errors import PolicyError
+from flagsplit.splitter.devices import Device
+from flagsplit.targets.catalogue import TARGETS, missing_sdk
+
+REFERENCE = "ort"
+
+
+@dataclass(frozen=True)
+class TierTargets:
+    """The compiler back ends of a tier.
+
+    Attributes:
+        names: in order of preference, without `REFERENCE` unless it is the only one.
+        each: whether every one of them has to take all segments; else the last one alone.
+        left_out: of the device's own, why some are not among them.
+    """
+
+    names: tuple[str, ...] = (REFERENCE,)
+    each: bool = True
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Those that have to take all segments."""
+        return self.names if self.each else self.names[-1:]
+
+    @property
+    def are_chips(self) -> bool:
+        """Whether there is any but the reference."""
+        return self.names != (REFERENCE,)
+
+
+def choose_targets(tier: str, device: Device, asked: Sequence[str] | None) -> TierTargets:
+    """The targets of one tier.
+
+    Args:
+        tier: its name, for messages.
+        device: what stands there.
+        asked: the user's list, or None for the device's own.
+
+    Raises:
+        PolicyError: a target is unknown or stands twice.
+    """
+    if asked is not None:
+        return TierTargets(_listed(tier, asked))
+    names, left_out = [], []
+    for name in device.chip_targets:
+        why = missing_sdk(name) if name in TARGETS else f"this flagsplit has no target {name}"
+        if why:
+            left_out.append(f"tier {tier} is built without {name}, which {device.name} has: {why}")
+        else:
+            names.append(name)
+    if not names:
+        return TierTargets((device.target if device.target in TARGETS else REFERENCE,), left_out=tuple(left_out))
+    return TierTargets(tuple(names), each=False, left_out=tuple(left_out))
+
+
+def _listed(tier: str, asked: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in asked if name not in TARGETS]
+    if unknown or not asked:
+        came = repr(unknown[0]) if unknown else "none"
+        raise PolicyError(f"--target {tier}: expected a target ({', '.join(sorted(TARGETS))}), came {came}")
+    if len(set(asked)) < len(asked):
+        raise PolicyError(f"--target {tier}: {', '.join(asked)} names one twice; name each once")
+    return tuple(name for name in asked if name != REFERENCE) or (REFERENCE,)

@@ -1,0 +1,149 @@
+"""Compiling what a tier runs for each of its targets.
+
+ONNX Runtime's artifact has all parts, atoms included; chips have the segments that requests run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit.apps.deployment import Deployment
+from flagsplit.apps.graph_tensors import tensor_of
+from flagsplit.apps.groundwork import BuildOptions, Groundwork
+from flagsplit.apps.input_files import read_arrays
+from flagsplit.apps.node_verdicts import NodeVerdicts
+from flagsplit.apps.target_choice import REFERENCE, TierTargets
+from flagsplit.apps.tier_parts import TierParts, original_name
+from flagsplit.errors import ModelError, PolicyError
+from flagsplit.flagir import Segment
+from flagsplit.runtime.archive import Member
+from flagsplit.runtime.inputs import random_inputs
+from flagsplit.runtime.manifest import TierArtifact
+from flagsplit.splitter.costs import Tier
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one target made for a tier."""
+
+    target: Target
+    artifact: Artifact
+
+    def entry(self, tier: str, parts: TierParts, members: dict[str, Member]) -> TierArtifact:
+        """Describe it for the manifest, and add its files to the bundle's members."""
+        description = self.target.describe()
+        folder = f"tiers/{tier}/{description.name}"
+        members.update({f"{folder}/{name}": data for name, data in self.artifact.files.items()})
+        entries = dict(self.artifact.entries)
+        chains = parts.chains if description.name == REFERENCE else {}
+        return TierArtifact(
+            target=description.name,
+            version=description.version,
+            folder=folder,
+            entries=entries,
+            options=dict(self.artifact.options),
+            chains={segment: list(chain) for segment, chain in chains.items()},
+            weight_bytes={part: size for part, size in parts.weight_bytes.items() if part in entries},
+        )
+
+
+def compile_tier(
+    model: ir.Model,
+    parts: TierParts,
+    tier: Tier,
+    chosen: TierTargets,
+    ground: Groundwork,
+    options: BuildOptions,
+    given: CompileOptions,
+) -> list[Compiled]:
+    """Compile the parts of a tier, for ONNX Runtime first, then for its targets in their order.
+
+    Args:
+        model: the model that the parts were cut from.
+        parts: of the tier.
+        tier: its name and device.
+        chosen: its targets.
+        ground: what they said of the nodes.
+        options: of the build.
+        given: of the compilation, whatever the tier and the target are.
+
+    Raises:
+        ModelError: a target that has to take a segment cannot; the message names tier, target and node.
+        PolicyError: a choice is none that the target has.
+    """
+    made = [_compile(REFERENCE, model, parts.segments, tier, options, given)]
+    for name in chosen.names:
+        if name == REFERENCE:
+            continue
+        segments = parts.segments[: parts.whole]
+        if name not in chosen.required:
+            segments = [segment for segment in segments if _takes(ground.verdicts[tier.name][name], segment)]
+        if segments:
+            made.append(_compile(name, model, segments, tier, options, given))
+    return made
+
+
+def compile_options(
+    model: ir.Model, weights: Path, deployment: Deployment, ground: Groundwork, options: BuildOptions
+) -> CompileOptions:
+    """What holds for the compilation of all tiers.
+
+    Args:
+        model: the canonical model.
+        weights: the file of its large weights.
+        deployment: tiers and targets.
+        ground: sizes.
+        options: of the build; samples are made up only if some tier has a chip.
+
+    Raises:
+        InputError: a file of samples cannot be read or does not fit the model, or none can be made up.
+    """
+    samples: list[dict[str, Array]] = []
+    if any(chosen.are_chips for chosen in deployment.targets):
+        declared = [tensor_of(value) for value in model.graph.inputs]
+        samples = [read_arrays(declared, ground.ranges, file) for file in options.samples]
+        samples = samples or [random_inputs(declared, ground.dims)]
+    return CompileOptions(
+        options.numerics,
+        ground.dims,
+        samples=samples,
+        real_samples=bool(options.samples),
+        weights=weights if weights.is_file() else None,
+    )
+
+
+def _compile(
+    name: str,
+    model: ir.Model,
+    segments: Sequence[Segment],
+    tier: Tier,
+    options: BuildOptions,
+    given: CompileOptions,
+) -> Compiled:
+    target = get_target(name)
+    choices = options.choices.get(name, {})
+    _check_choices(name, target.describe().choices, choices)
+    wanted = replace(given, device=tier.device.name, choices=choices)
+    try:
+        return Compiled(target, target.compile(model, segments, wanted))
+    except ModelError as error:
+        raise ModelError(
+            f"{name} cannot compile what tier {tier.name} runs: {error}; pin the node to another tier in the SLA, "
+            f"or leave the target out with --target {tier.name}={REFERENCE}"
+        ) from error
+
+
+def _check_choices(target: str, known: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> None:
+    for name, value in given.items():
+        if name not in known:
+            raise PolicyError(f"--choice {target}.{name}: {target} lets choose {', '.join(known) or 'nothing'}")
+        if value not in known[name]:
+            raise PolicyError(f"--choice {target}.{name}: expected {', '.join(known[name])}, came {value!r}")
+
+
+def _takes(verdicts: NodeVerdicts, segment: Segment) -> bool:
+    return verdicts.takes([original_name(node) for node in segment.nodes])
