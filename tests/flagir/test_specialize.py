@@ -185,6 +185,15 @@ def test_padding_by_the_rule() -> None:
     assert_close([found[:, : ids.shape[1]]], [wanted], relative=1e-5)
 
 
+def test_what_was_folded_has_a_fixed_shape() -> None:
+    """Positions, as many of a table as there are words."""
+    text = """g (float[N, 4] x) => (float[N, 4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+        s = Shape(x) n = Slice(s, zero, one) p = Slice(t, zero, n) y = Add(x, p) }"""
+    made = specialize(canonical(with_weights(parse(text), t=(9, 4))), {"N": 3})
+    (positions,) = made.graph.initializers.values()
+    assert str(positions.shape) == "[3,4]"
+
+
 @pytest.mark.slow
 def test_the_text_recognizer_at_two_widths() -> None:
     try:
