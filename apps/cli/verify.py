@@ -186,7 +186,7 @@ def _text(found: Deviation) -> str:
 
 
 def _number(value: float | str) -> str:
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _sentence(report: VerifyReport, *, strict: bool) -> str:

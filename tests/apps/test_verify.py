@@ -21,7 +21,7 @@ from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.targets.catalogue import TARGETS
+from flagsplit.targets.catalogue import TARGETS, missing_sdk
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -312,3 +312,21 @@ def test_tolerances() -> None:
             read_tolerances([wrong])
     with pytest.raises(ConfigError, match="twice"):
         read_tolerances(["1e-3", "1e-4"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["coreml", "litert"])
+def test_the_targets_of_phones(tmp_path: Path, target: str) -> None:
+    """They agree; held to more than they promise they depart, and parts are compiled to see where."""
+    if missing_sdk(target):
+        pytest.skip(missing_sdk(target))
+    model = models.save(models.small(), tmp_path / "small.onnx")
+    shapes = {"image": (1, 3, 16, 16)}
+    flagsplit.build(model, "phone,cloud", tmp_path / "b.flagsplit", targets={"phone": [target]}, shapes=shapes)
+    assert not flagsplit.verify(tmp_path / "b.flagsplit").departs
+    found = flagsplit.verify(tmp_path / "b.flagsplit", tolerances=[f"{target}=1e-9"], targets=[target])
+    (check,) = found.segments
+    assert check.verdict == "departs"
+    assert check.fault is not None
+    assert check.fault.cause in (Cause.NODE, Cause.GRADUAL, Cause.TOGETHER)
+    assert check.fault.nodes
