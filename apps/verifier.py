@@ -96,20 +96,22 @@ class _Verification:
         self._graphs = graphs_of(bundle)
         self._reference = ReferenceValues(bundle, self._graphs, samples, options.host)
         self._plans = [plan for plan in bundle.plans.pool.plans if not options.plans or plan.name in options.plans]
+        self._agree: set[tuple[str, str, str]] = set()
         self._share = 0.0
 
     def run(self) -> VerifyReport:
         cases = list(self._cases())
-        chains = [(plan, targets) for plan in self._plans for targets in self._ways(plan)]
-        total = len(cases) + len(chains)
+        ways = [(plan, targets) for plan in self._plans for targets in self._ways(plan)]
+        total = len(cases) + len(ways)
         segments: list[SegmentCheck] = []
         for at, case in enumerate(cases):
             self._tell(f"{self._bundle.tiers[case.tier]}/{case.made.target}", at / total)
             segments.append(self._check(case))
             if case.segment.id in case.made.chains:
                 segments.append(self._check(case, case.made.chains[case.segment.id]))
+        self._agree = {(each.tier, each.target, each.segment) for each in segments if each.verdict == "agrees"}
         plans = []
-        for at, (plan, targets) in enumerate(chains):
+        for at, (plan, targets) in enumerate(ways):
             self._tell(plan.name, (len(cases) + at) / total)
             plans.append(self._end_to_end(plan, targets))
         return VerifyReport(
@@ -224,7 +226,18 @@ class _Verification:
         outputs = farthest(found)
         verdict: Verdict = "departs" if any(each.departs for each in outputs) else "agrees"
         steps = tuple(self._step_errors(plan, targets, allowed, came))
-        return PlanCheck(plan.name, targets, allowed, verdict, outputs, steps=steps)
+        return PlanCheck(plan.name, targets, allowed, verdict, outputs, self._why_grown(steps), steps)
+
+    def _why_grown(self, steps: Sequence[StepError]) -> str:
+        """What to say of a plan that departs although the step with which it begins to agrees by itself."""
+        at = next((at for at, step in enumerate(steps) if step.output.departs), None)
+        if at is None or (steps[at].tier, steps[at].target, steps[at].segment) not in self._agree:
+            return ""
+        step, before = steps[at], max((each.output.norm_relative for each in steps[:at]), default=0.0)
+        return (
+            f"segment {step.segment} of {step.tier}/{step.target} agrees by itself; here it makes of an error of "
+            f"{before:.2g}, which those before it leave, one of {step.output.norm_relative:.2g}"
+        )
 
     def _step_errors(
         self, plan: Plan, targets: Mapping[str, str], allowed: Tolerance, came: Sequence[Values]

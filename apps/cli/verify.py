@@ -103,6 +103,8 @@ def _show(out: Console, report: VerifyReport, *, strict: bool) -> None:
             say(out)
             rows = [(one.tier, one.target, one.segment, f"{one.output.norm_relative:.2g}") for one in each.steps]
             out.print(table(f"Plan {each.plan}, step by step", ("tier", "target", "segment", "norm"), rows, left=3))
+            if each.reason:
+                say(out, each.reason)
     for why in report.unchecked:
         say(out, f"not checked: {why}")
     say(out)

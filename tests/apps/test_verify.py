@@ -211,6 +211,20 @@ def test_a_fault_beside_codecs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_errors_that_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each segment is within the tolerance, the whole is not."""
+    monkeypatch.setitem(TARGETS, "faulty", partial(_same, FaultyChip({"": 1 + 3e-5})))
+    bundle = lossy.build_with(tmp_path, "none", order=["up"], targets=dict.fromkeys(lossy.TIERS, ("faulty",)))
+    report = flagsplit.verify(bundle, [lossy.inputs_of(1)])
+    assert {check.verdict for check in report.segments} == {"agrees"}
+    assert report.departs
+    (plan,) = [each for each in report.plans if each.verdict == "departs"]
+    errors = [one.output.norm_relative for one in plan.steps]
+    assert errors == sorted(errors)
+    assert "of cloud/faulty agrees by itself; here it makes of an error of" in plan.reason
+
+
+@pytest.mark.slow
 def test_atoms_are_run_too(tmp_path: Path) -> None:
     bundle = lossy.build_with(tmp_path, "none", residency="atoms")
     chains = sum(bool(bundle.chains_of(tier)) for tier in range(3))
