@@ -16,10 +16,10 @@ from flagsplit.apps.verify import verify
 from flagsplit.errors import ConfigError
 
 _ORDER = ("failed", "departs", "not checked", "agrees")
-_MARKS = {
-    Cause.STORED: "what is stored is not what a rebuild gives, which agrees",
-    Cause.NODE: "the node departs by itself, on the inputs that the reference gives it",
-    Cause.TOGETHER: "these nodes depart where they are compiled together",
+_FINDINGS = {
+    Cause.STORED: "what is stored is not what a rebuild gives, which is right",
+    Cause.NODE: "the node {departs} by itself, on the inputs that the reference gives it",
+    Cause.TOGETHER: "these nodes {depart} where they are compiled together",
     Cause.GRADUAL: "no node departs by itself: the error grows until it is too much",
     Cause.UNKNOWN: "where it goes wrong could not be found",
 }
@@ -151,11 +151,12 @@ def _show_departure(out: Console, check: SegmentCheck) -> None:
         if each.departs:
             say(out, f"  output {_text(each)}")
     if check.fault is not None:
-        _show_fault(out, check.fault)
+        _show_fault(out, check.fault, fails=check.verdict == "failed")
 
 
-def _show_fault(out: Console, fault: Fault) -> None:
-    say(out, f"  {_MARKS[fault.cause]}")
+def _show_fault(out: Console, fault: Fault, *, fails: bool) -> None:
+    departs, depart = ("fails", "fail") if fails else ("departs", "depart")
+    say(out, f"  {_FINDINGS[fault.cause].format(departs=departs, depart=depart)}")
     for node in fault.nodes:
         block = f", block {node.block}" if node.block else ""
         say(out, f"  node {node.name} ({node.op_type}{block})")

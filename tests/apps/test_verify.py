@@ -150,6 +150,12 @@ def test_a_changed_weight_of_an_onnx_artifact(faulty: Faulty) -> None:
     assert [each.name for each in fault.nodes[0].inputs] == ["e", "w3"]
     assert "weight w3" in fault.note
     assert "build the bundle again" in fault.advice
+    _overwrite(file, b"no model")
+    (check,) = [each for each in flagsplit.verify(bundle, plans=["all-phone"]).segments if each.target == "ort"]
+    assert check.verdict == "failed"
+    assert check.fault is not None
+    assert check.fault.cause is Cause.STORED
+    assert "no ONNX model" in check.fault.note
 
 
 @pytest.mark.slow
@@ -167,6 +173,8 @@ def test_a_changed_artifact_of_a_chip(faulty: Faulty) -> None:
     _overwrite(file, b"no model")
     report = flagsplit.verify(bundle, plans=["all-phone"], targets=["faulty"])
     assert report.segments[0].verdict == report.plans[0].verdict == "failed"
+    assert report.segments[0].fault is not None
+    assert report.segments[0].fault.cause is Cause.STORED
     assert "cannot load" in report.segments[0].reason
 
 
@@ -266,7 +274,10 @@ def test_what_an_engine_raises_fails_its_artifact_alone(faulty: Faulty, monkeypa
     monkeypatch.setattr(chip, "load_part", crash)
     report = flagsplit.verify(bundle)
     assert {(check.target, check.verdict) for check in report.segments} == {("faulty", "failed"), ("ort", "agrees")}
-    assert {check.reason for check in of(report, "faulty")} == {"RuntimeError: out of tiles"}
+    (check,) = of(report, "faulty")
+    assert check.reason == "RuntimeError: out of tiles"
+    assert check.fault is not None
+    assert check.fault.nodes[0].op_type == "Conv", "the first that the chip would run"
     monkeypatch.setattr(chip, "load_part", partial(FaultyChip.load_part, chip))
     monkeypatch.setitem(TARGETS, "faulty", partial(_same, FaultyChip({})))
     assert not flagsplit.verify(bundle).departs
@@ -309,6 +320,14 @@ def test_a_bundle_that_was_cut_in_another_way(split_bundle: Path) -> None:
     bundle.plans = replace(bundle.plans, steps=other)
     with pytest.raises(BundleError, match="cuts plan"):
         flagsplit.verify(bundle)
+
+
+@pytest.mark.slow
+def test_fast_numerics(small_model: Path, tmp_path: Path) -> None:
+    built = flagsplit.build(small_model, "phone,cloud", tmp_path / "f.flagsplit", sla=models.SPLIT_SLA, numerics="fast")
+    report = flagsplit.verify(built.path)
+    assert verdicts(report) == {"agrees"}
+    assert {str(check.allowed) for check in report.segments} == {"norm ≤ 0.0001"}
 
 
 def test_tolerances() -> None:
