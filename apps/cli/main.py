@@ -37,6 +37,7 @@ _COMMANDS = {
     "why": "command",
     "reference": "command",
     "certify": "command",
+    "verify": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",

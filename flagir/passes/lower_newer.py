@@ -40,8 +40,8 @@ class LowerNewer(ir.passes.InPlacePass):
         for count, node in enumerate(list(ir.traversal.RecursiveGraphIterator(model.graph))):
             if node.domain or not why_not_pinned(node, came) or (proto := function_of(node, came)) is None:
                 continue
-            _set_defaults(node, proto, came)
-            _make_omitted(proto)
+            set_defaults(node, proto, came)
+            make_omitted(proto)
             proto.domain, proto.overload = _DOMAIN, str(count)
             del proto.opset_import[:]
             proto.opset_import.append(onnx.helper.make_opsetid("", came))
@@ -53,7 +53,7 @@ class LowerNewer(ir.passes.InPlacePass):
         return found
 
 
-def _make_omitted(function: onnx.FunctionProto) -> None:
+def make_omitted(function: onnx.FunctionProto) -> None:
     """ONNX's functions do not make the outputs that the node leaves out, but list them: nothing will read these."""
     made = {name for node in function.node for name in node.output}
     for name in function.output:
@@ -61,7 +61,7 @@ def _make_omitted(function: onnx.FunctionProto) -> None:
             function.node.append(onnx.helper.make_node("Identity", [function.input[0]], [name]))
 
 
-def _set_defaults(node: ir.Node, function: onnx.FunctionProto, came: int) -> None:
+def set_defaults(node: ir.Node, function: onnx.FunctionProto, came: int) -> None:
     """A function's body refers to attributes; the node need not spell out those that have a default."""
     wanted = set(function.attribute)
     for name in set(node.attributes) - wanted:

@@ -202,7 +202,9 @@ def _asked(ready: _Ready, *, fixed: bool) -> tuple[list[ir.Node], list[ir.Value]
     """The nodes that the target itself has to take, and the values at their edge."""
     if fixed:
         try:
-            (split,) = split_segments(ready.model, [ready.segment], fixed_sizes(ready.model, ready.options.dims))
+            (split,) = split_segments(
+                ready.model, [ready.segment], fixed_sizes(ready.model, ready.options.dims, [ready.segment])
+            )
         except ModelError as error:
             raise _RefusedError(str(error)) from error
         if split.chip is None:

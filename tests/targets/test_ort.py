@@ -56,8 +56,8 @@ def load(ort: Target, artifact: Artifact, segment: Segment, folder: Path) -> Exe
 
 
 def test_catalogue() -> None:
-    assert set(TARGETS) == {"ort"}
-    with pytest.raises(PolicyError, match=r"expected a target \(ort\), came 'tpu'"):
+    assert "ort" in TARGETS
+    with pytest.raises(PolicyError, match=r"expected a target \(.*\bort\b.*\), came 'tpu'"):
         get_target("tpu")
 
 
