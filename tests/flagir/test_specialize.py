@@ -75,6 +75,15 @@ def test_random_graphs(seed: int) -> None:
         assert_same(canonical(random_model(seed)), {"N": size})
 
 
+def test_what_was_folded_has_the_shape_of_its_tensor() -> None:
+    """The length of a Range is not known before it is made."""
+    text = """g (float[N] x) => (float[N] y) <int64 zero = {0}, int64 one = {1}> {
+        n = Size(x) r = Range(zero, n, one) c = Cast <to = 1> (r) y = Add(x, c) }"""
+    made = assert_same(canonical(parse(text)), {"N": 4})
+    (constant,) = made.graph.initializers.values()
+    assert (constant.dtype, constant.shape) == (ir.DataType.FLOAT, ir.Shape([4]))
+
+
 def test_a_transformer() -> None:
     made = assert_same(canonical(transformer()), {"batch": 1, "seq": 7})
     assert not any(node.op_type == "Shape" for node in made.graph)
