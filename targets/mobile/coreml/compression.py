@@ -3,7 +3,8 @@
 - int8: symmetric, one scale for each output channel.
 - int4: symmetric, one scale for each 32 weights of an output channel, the best of a few; 8 bits where channels do not
   divide so.
-- lut4: 16 values for each 16 output channels or fewer, the best ones by the mean square, and 4 bits to choose among them.
+- lut4: 16 values for each 16 output channels or fewer, the best ones by the mean square, and 4 bits to choose among
+  them.
 
 Only large weights of products, convolutions, look-ups and recurrent layers are stored so. The same weights always give
 the same bits.
@@ -111,12 +112,13 @@ def _int4(operation: Any, out_axis: int, in_axis: int) -> Any:
     kept = (in_axis, out_axis if out_axis < in_axis else out_axis + 1)
     others = tuple(axis for axis in range(len(blocks)) if axis not in kept)
     parts = weight.reshape(blocks)
-    scale, least = np.float32(1), np.float32(np.inf)
+    scale: _Weight = np.ones([1] * len(blocks), np.float32)
+    least: _Weight = np.full([1] * len(blocks), np.inf, np.float32)
     for share in _SHARES:
         tried = _scale(np.abs(parts).max(axis=others, keepdims=True) * share, 7, weight.dtype).astype(np.float32)
         error = ((np.clip(np.rint(parts / tried), -7, 7) * tried - parts) ** 2).sum(axis=others, keepdims=True)
         better = error < least
-        scale, least = np.where(better, tried, scale), np.where(better, error, least)
+        scale, least = np.where(better, tried, scale), np.minimum(error, least)
     data = np.clip(np.rint(parts / scale), -7, 7).astype(np.int8).reshape(weight.shape)
     return _scaled(operation, data.astype(np_int4_dtype), scale.squeeze(in_axis + 1).astype(weight.dtype))
 
