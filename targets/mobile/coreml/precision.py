@@ -32,6 +32,9 @@ _SQUARING = frozenset(
     )
 )
 """Operators that add up squares inside, where a sum in fp16 overflows long before their results do."""
+_EXPONENTS = frozenset(("LogSoftmax", "Softmax"))
+_EXPONENTS_UP_TO = {False: 256.0, True: 64.0}
+"""The greatest of numbers whose exponentials are compared: there fp16 is off by up to 1/8, or 1/32 to be careful."""
 _COPYING = frozenset(
     ("Concat Expand Flatten Gather Identity Pad Reshape Slice Split Squeeze Tile Transpose Unsqueeze Where").split()
 )
@@ -74,11 +77,11 @@ def _reasons(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Itera
             yield f"{_called(value)} reaches {seen.largest:.3g}, fp16 ends at {LARGEST:.0f}"
         elif 0 < seen.largest < (LEAST_NORMAL if careful else LEAST / _WORST_ROUNDING):
             yield f"{_called(value)} stays below {seen.largest:.3g}, where fp16 has few digits"
-    yield from _inside(node, ranges)
+    yield from _inside(node, ranges, careful)
     yield from _small_constants(node, careful)
 
 
-def _inside(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
+def _inside(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Iterator[str]:
     """What goes wrong between what a node reads and what it gives."""
     at = NEAR_ZERO_MATTERS.get(node.op_type)
     value = node.inputs[at] if at is not None and at < len(node.inputs) else None
@@ -89,6 +92,8 @@ def _inside(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
     seen = ranges.get(first.name or "") if first is not None else None
     if node.op_type in _SQUARING and seen is not None and seen.largest**2 * MARGIN > LARGEST:
         yield f"squares of {_called(first)} reach {seen.largest**2:.3g}, fp16 ends at {LARGEST:.0f}"
+    if node.op_type in _EXPONENTS and seen is not None and seen.high > _EXPONENTS_UP_TO[careful]:
+        yield f"{_called(first)} reaches {seen.high:.3g}, where fp16 has steps that change shares"
 
 
 def _small_constants(node: ir.Node, careful: bool) -> Iterator[str]:

@@ -64,6 +64,14 @@ def test_squares_inside_of_norms() -> None:
     assert "squares" in _kept(model, {"x": floats(2, 8, scale=300)})["LayerNormalization"]
 
 
+def test_shares_of_large_numbers() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { y = Softmax(x) }")
+    for high, plain, careful in ((30, 0, 0), (100, 0, 1), (1000, 1, 1)):
+        inputs: dict[str, Array] = {"x": np.array([high, high - 1, -1e4, 0], np.float32)}
+        assert len(_kept(model, inputs)) == plain
+        assert len(_kept(model, inputs, careful=True)) == careful
+
+
 @pytest.mark.parametrize(("epsilon", "plain", "careful"), [("1e-3", 0, 0), ("1e-5", 0, 1), ("1e-12", 1, 1)])
 def test_small_epsilons(epsilon: str, plain: int, careful: int) -> None:
     text = f"g (float[2, 8] x) => (float[2, 8] y) {{ y = LayerNormalization <epsilon = {epsilon}> (x, s) }}"

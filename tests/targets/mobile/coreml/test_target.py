@@ -92,6 +92,18 @@ def test_a_segment_gives_what_the_model_gives(tmp_path: Path, choices: Mapping[s
         loaded.run(given)
 
 
+def test_scalars_stay_scalars(tmp_path: Path) -> None:
+    model = parse("g (float x, int64 i) => (float y, int64 j) { y = Tanh(x) j = Neg(i) }")
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    stored = _stored(CoremlTarget().compile(model, [segment], CompileOptions()), tmp_path)
+    made = CoremlTarget().load(stored, segment.id, HOST).run({"x": np.array(0.5, np.float32), "i": np.array(7)})
+    assert {name: (array.shape, array.dtype) for name, array in made.items()} == {
+        "y": ((), np.float32),
+        "j": ((), np.int64),
+    }
+    assert made["j"] == -7
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("deep", [-np.inf, -3.4028235e38, -1e9])
 def test_fp16_gives_no_infinity_where_fp32_gives_none(tmp_path: Path, deep: float) -> None:
