@@ -18,6 +18,8 @@ MARGIN = 2.0
 """Inputs of the real world may make values so many times larger than samples did."""
 LEAST_NORMAL = 2.0**-14
 LEAST = 2.0**-24
+_STEP = 2.0**-11
+"""By what share fp16 rounds at most."""
 
 _SQUARING = frozenset(
     (
@@ -78,6 +80,7 @@ def _reasons(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Itera
         elif 0 < seen.largest < (LEAST_NORMAL if careful else LEAST / _WORST_ROUNDING):
             yield f"{_called(value)} stays below {seen.largest:.3g}, where fp16 has few digits"
     yield from _inside(node, ranges, careful)
+    yield from _canceled(node, ranges)
     yield from _small_constants(node, careful)
 
 
@@ -94,6 +97,16 @@ def _inside(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Iterat
         yield f"squares of {_called(first)} reach {seen.largest**2:.3g}, fp16 ends at {LARGEST:.0f}"
     if node.op_type in _EXPONENTS and seen is not None and seen.high > _EXPONENTS_UP_TO[careful]:
         yield f"{_called(first)} reaches {seen.high:.3g}, where fp16 has steps that change shares"
+
+
+def _canceled(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
+    """Sums far smaller than what they are of: the rounding of that is all that would be left."""
+    if node.op_type not in _ADDING:
+        return
+    given = max((ranges[each.name or ""].largest for each in node.inputs if each and each.name in ranges), default=0.0)
+    made = ranges.get(node.outputs[0].name or "")
+    if made is not None and 0 < made.largest * _WORST_ROUNDING < given * _STEP:
+        yield f"of numbers up to {given:.3g} only {made.largest:.3g} is left"
 
 
 def _small_constants(node: ir.Node, careful: bool) -> Iterator[str]:
