@@ -86,6 +86,7 @@ def test_unary_of_positive_numbers(tmp_path: Path) -> None:
         close(result, wanted)
 
 
+@pytest.mark.slow
 def test_an_epsilon_is_of_the_type_of_the_input(tmp_path: Path) -> None:
     """In fp16, 1e-12 becomes the least number above 0."""
     x = np.zeros((1, 12), np.float32)

@@ -57,6 +57,7 @@ def test_a_package_tells_what_it_takes_and_gives(package: Path) -> None:
     assert opened.function("main") is function
 
 
+@pytest.mark.slow
 def test_ranges_and_choices_of_shapes_are_told_and_kept(tmp_path: Path) -> None:
     import coremltools as ct
     from coremltools.converters.mil import Builder
@@ -81,6 +82,7 @@ def test_ranges_and_choices_of_shapes_are_told_and_kept(tmp_path: Path) -> None:
             function.run({"x": np.ones((1, bad), np.float32)})
 
 
+@pytest.mark.slow
 def test_functions_of_one_package_share_its_weights(tmp_path: Path) -> None:
     import coremltools as ct
 
