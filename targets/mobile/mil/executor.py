@@ -25,7 +25,7 @@ from flagsplit.targets.mobile.mil.types import (
     check_room,
 )
 
-MAX_STEPS: Final = 1_000_000
+MAX_STEPS: Final = 250_000
 """Operations that one run may execute, so that a loop without an end ends."""
 
 _FLOATS: Final = frozenset({"float16", "float32", "float64"})

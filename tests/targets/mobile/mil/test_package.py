@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import tracemalloc
 import warnings
@@ -14,7 +15,8 @@ import pytest
 from tests.targets.mobile.mil.writing import run, save
 
 from flagsplit.errors import BundleError, InputError
-from flagsplit.targets.mobile.mil import FeatureSpec, load_package
+from flagsplit.targets.mobile.mil import FeatureSpec, executor, load_package
+from flagsplit.targets.mobile.mil.ops import OPERATORS
 from flagsplit.targets.mobile.mil.proto import pb
 
 Array = np.ndarray[Any, Any]
@@ -310,3 +312,11 @@ def test_damaged_files_give_an_error_or_an_answer(package: Path, file: str) -> N
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
     assert refused > 30
+
+
+def test_the_document_names_every_operator() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "mil.md").read_text(encoding="utf-8")
+    table = text.split("## Operators")[1].split("##")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(OPERATORS)
+    assert f"{len(OPERATORS)} of them:" in table
+    assert f"after {executor.MAX_STEPS:,} operations" in text
