@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.apps.wire_names import check_ends, has_long_names, name_that_travels, shorten_names
+from flagsplit.errors import BundleError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.codecs import (
     NO_CODEC,
@@ -22,6 +23,7 @@ from flagsplit.flagir.codecs import (
     join_variant,
     name_what_is_lossy,
 )
+from flagsplit.flagir.placement import clear_placements
 from flagsplit.flagir.reference import reference
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, load_graph
 from flagsplit.splitter.plan import Plan
@@ -71,6 +73,32 @@ def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> Plan
         ModelError: a cut names a value that does not travel that way or that its codec does not take, or an input or
             output of the graph has a name that cannot be sent.
     """
+    return _cut(model, plans, {plan.name: tier_by_node(graph, plan) for plan in plans})
+
+
+def graphs_of(bundle: Bundle) -> PlanGraphs:
+    """The plans of a bundle, cut as they were when it was built.
+
+    Raises:
+        BundleError: the bundle was cut in another way, by a flagsplit that differs in that.
+        ModelError: its graph is damaged.
+    """
+    model = flagir.load((bundle.folder / GRAPH_NAME).parent)
+    plans = bundle.plans.pool.plans
+    placements = {plan.name: flagir.read_placement(model, plan.name) for plan in plans}
+    clear_placements(model)
+    graphs = _cut(model, plans, placements)
+    for plan in plans:
+        recorded = [(step.tier, step.segment) for step in bundle.plans.steps[plan.name]]
+        if [(step.tier, step.segment.id) for step in graphs.steps[plan.name]] != recorded:
+            raise BundleError(
+                f"{bundle.path} was built with {bundle.facts.built_with or 'another flagsplit'}, which cuts plan "
+                f"{plan.name!r} otherwise than this one; use that version, or build the bundle again"
+            )
+    return graphs
+
+
+def _cut(model: ir.Model, plans: Sequence[Plan], placements: Mapping[str, Mapping[str, int]]) -> PlanGraphs:
     if any(len(plan.tiers) > 1 for plan in plans):
         check_ends(model)
     steps: dict[str, tuple[Step, ...]] = {}
@@ -78,7 +106,7 @@ def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> Plan
     exact = _with_short_names(model)
     joined = exact.clone() if any(map(is_lossy, plans)) else exact
     for plan in plans:
-        placement = tier_by_node(graph, plan)
+        placement = placements[plan.name]
         if not is_lossy(plan):
             steps[plan.name] = flagir.cut_into_steps(exact, placement, len(plan.tiers))
             continue

@@ -1,6 +1,7 @@
 """ONNX's shape inference, on a proto that holds no large weights, with what the library lacks or gets wrong made good.
 
-It has no rule for `GroupNormalization`, and propagates the values of a constant `Range` however long it is.
+It has no rule for `GroupNormalization`, stumbles over a `MeanVarianceNormalization` without axes, and propagates the
+values of a constant `Range` however long it is.
 """
 
 import itertools
@@ -13,6 +14,8 @@ from flagsplit.flagir.types import dims_of
 
 _INLINE_BYTES = 1024
 _MAX_RANGE = 1 << 20
+_SAME_SHAPE = {"GroupNormalization": "InstanceNormalization", "MeanVarianceNormalization": "Relu"}
+"""Operators that take and give the same types and shapes as others, for which there is a rule."""
 
 
 def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
@@ -63,8 +66,8 @@ def infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
     """
     for graph in graphs_of(proto.graph):
         for node in graph.node:
-            if node.op_type == "GroupNormalization" and not node.domain:
-                node.op_type = "InstanceNormalization"  # of the same shape, and there is a rule for it
+            if node.op_type in _SAME_SHAPE and not node.domain:
+                node.op_type = _SAME_SHAPE[node.op_type]
                 del node.attribute[:]
     return onnx.shape_inference.infer_shapes(
         proto, check_type=strict, strict_mode=strict, data_prop=not _has_long_range(proto.graph)

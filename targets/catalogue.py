@@ -13,10 +13,32 @@ def _ort() -> Target:
     return OrtTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort}
+def _coreml() -> Target:
+    from flagsplit.targets.mobile.coreml.target import CoremlTarget
+
+    return CoremlTarget()
+
+
+def _litert() -> Target:
+    from flagsplit.targets.mobile.litert.target import LitertTarget
+
+    return LitertTarget()
+
+
+def _qnn() -> Target:
+    from flagsplit.targets.mobile.qnn.target import QnnTarget
+
+    return QnnTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "litert": _litert, "qnn": _qnn}
 """Lazy factories; a name that is not here is not a target."""
 
-SDKS: dict[str, tuple[str, tuple[str, ...]]] = {}
+SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "coreml": ("coreml", ("coremltools",)),
+    "litert": ("litert", ("ai_edge_litert", "tflite_runtime")),
+    "qnn": ("qnn", ("onnxruntime_qnn",)),
+}
 """By target: the extra that installs what compiles for it, and the modules of which one is needed."""
 
 

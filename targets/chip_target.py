@@ -18,6 +18,7 @@ from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
 from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
 from flagsplit.targets.interface import (
+    CHOICE_PREFIX,
     Array,
     Artifact,
     CompileOptions,
@@ -85,7 +86,7 @@ class ChipTarget(ABC):
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
-        sizes = fixed_sizes(model, options.dims)
+        sizes = fixed_sizes(model, options.dims, segments)
         splits = list(split_segments(model, segments, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
@@ -104,7 +105,8 @@ class ChipTarget(ABC):
             )
         entries = {name: calls.files[0] for name, calls in table.items()}
         files[TABLE_NAME] = SegmentTable(segments=table).to_json()
-        return Artifact(files, entries, {"numerics": options.numerics, **made.options})
+        chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
+        return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
 
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment, the host's parts included; see `Target.load`."""

@@ -19,6 +19,9 @@ from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
 
 Array = NDArray[np.generic]
+CHOICE_PREFIX = "choice."
+"""What stands before the name of a choice of the build in an artifact's options: it can be compiled again alike."""
+
 Numerics = Literal["exact", "fast"]
 """Whether a split run must equal the unsplit model bit for bit, or may differ in rounding to be faster."""
 

@@ -36,6 +36,8 @@ _COMMANDS = {
     "targets": "command",
     "why": "command",
     "reference": "command",
+    "certify": "command",
+    "verify": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",

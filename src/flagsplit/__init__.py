@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
     from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
+    from flagsplit.apps.verification import VerifyReport
+    from flagsplit.apps.verify import verify
     from flagsplit.errors import FlagsplitError
     from flagsplit.runtime.async_session import AsyncSession
     from flagsplit.runtime.bucketed import BucketedSession
@@ -48,6 +50,7 @@ _HOMES = {
     "SLA": "flagsplit.splitter.sla",
     "Session": "flagsplit.runtime.session",
     "SessionSettings": "flagsplit.runtime.session_settings",
+    "VerifyReport": "flagsplit.apps.verification",
     "build": "flagsplit.apps.api",
     "build_async": "flagsplit.apps.api",
     "connect": "flagsplit.apps.api",
@@ -56,6 +59,7 @@ _HOMES = {
     "open": "flagsplit.apps.api",
     "open_async": "flagsplit.apps.api",
     "plan": "flagsplit.apps.api",
+    "verify": "flagsplit.apps.verify",
 }
 
 __all__ = [
@@ -69,6 +73,7 @@ __all__ = [
     "PlanReport",
     "Session",
     "SessionSettings",
+    "VerifyReport",
     "__version__",
     "build",
     "build_async",
@@ -78,6 +83,7 @@ __all__ = [
     "open",
     "open_async",
     "plan",
+    "verify",
 ]
 
 

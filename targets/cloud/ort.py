@@ -24,6 +24,9 @@ from flagsplit.targets.interface import (
 )
 from flagsplit.targets.onnx_engine import DTYPES, open_onnx
 
+_OPEN_END = 2**31 - 1
+"""The last version of a kernel that has none."""
+
 
 class OrtTarget:
     """ONNX Runtime with its CPU provider."""
@@ -45,15 +48,20 @@ class OrtTarget:
 
     def supports(self, node: ir.Node) -> SupportVerdict:
         """Whether the CPU provider has a kernel for its types, or the standard defines the operator by others."""
+        gap = _gap(node)
+        if gap:
+            return SupportVerdict(supported=False, reason=gap)
         version = node.version or (node.graph.opset_imports.get(node.domain, 1) if node.graph is not None else 1)
         kernels = self._kernels.get((node.domain, node.op_type), ())
-        fitting = [types for low, high, types in kernels if low <= version <= high]
         given: dict[str, str] = {}
+        since = version
         if onnx.defs.has(node.op_type, version, node.domain):
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+            since = schema.since_version
             if any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function")):
                 return SupportVerdict(supported=True)
             given = _types_of(node, schema)
+        fitting = [types for low, high, types in kernels if _is_for(since, low, high)]
         if any(_takes(types, given) for types in fitting):
             return SupportVerdict(supported=True)
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -85,6 +93,26 @@ class OrtTarget:
         """Open a session; the weights are mapped, not copied, until the engine packs them."""
         numerics: Numerics = "fast" if artifact.options.get("numerics") == "fast" else "exact"
         return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
+
+
+def _is_for(since: int, low: int, high: int) -> bool:
+    """Whether a kernel of these versions runs an operator defined in `since`: an open end says no later definition."""
+    return low == since if high >= _OPEN_END else low <= since <= high
+
+
+def _gap(node: ir.Node) -> str:
+    """What a kernel does not do although its types say so; "" if nothing is known."""
+    if node.domain:
+        return ""
+    if node.op_type in ("RNN", "GRU", "LSTM") and node.attributes.get_int("layout", 0) == 1:
+        return f"ONNX Runtime runs no {node.op_type} with layout 1, batch first"
+    if node.op_type == "Bernoulli":
+        return "ONNX Runtime has no CPU kernel for RandomUniformLike of opset 22, of which Bernoulli is made"
+    x = node.inputs[0] if node.inputs else None
+    empty = x is not None and x.shape is not None and 0 in tuple(x.shape)
+    if node.op_type in ("ReduceMax", "ReduceMin") and empty and x is not None and x.dtype == ir.DataType.BOOL:
+        return f"ONNX Runtime runs no {node.op_type} of bools over an empty set"
+    return ""
 
 
 def _types_of(node: ir.Node, schema: onnx.defs.OpSchema) -> dict[str, str]:

@@ -75,6 +75,7 @@ def build_with(
     order: Sequence[str] = (),
     names: Mapping[str, str] | None = None,
     residency: ResidencyChoice = "auto",
+    targets: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Bundle:
     """A bundle with the plans of `PLACES`, one codec wherever it is allowed.
 
@@ -85,6 +86,7 @@ def build_with(
         order: names of the only plans, the most wanted first.
         names: other names for values of the model.
         residency: whether the bundle has atoms.
+        targets: of tiers, by name.
     """
     path = folder / f"{codec}.flagsplit"
     with mock.patch("flagsplit.apps.pipeline.add_plans", partial(_add_plans, routes or {}, order)):
@@ -95,7 +97,10 @@ def build_with(
             links={"edge": "100kbit/1ms", "cloud": "100kbit/1ms"},
             sla=parse_sla({"accuracy": {"every_cut": {"codecs": [codec]}}}),
             options=BuildOptions(
-                shapes={(names or {}).get("x", "x"): (2, 5, WIDTH)}, extra_plans=_placed, residency=residency
+                shapes={(names or {}).get("x", "x"): (2, 5, WIDTH)},
+                extra_plans=_placed,
+                residency=residency,
+                targets=targets or {},
             ),
         )
     return flagsplit.open(path)

@@ -122,6 +122,12 @@ def test_a_fixed_size_that_does_not_match() -> None:
         dims_of_shapes(Skeleton(canonical(image())), {"x": (1, 4, 2, 2)})
 
 
+def test_a_normalization_without_axes() -> None:
+    """Strict inference of the library fails in the function that it is defined by."""
+    model = canonical(parse("g (float[N, 3, 4, 4] x) => (float[N, 3, 4, 4] y) { y = MeanVarianceNormalization(x) }"))
+    assert Skeleton(model).types({"N": 2})["y"].shape == (2, 3, 4, 4)
+
+
 def test_inference_with_placement_and_sequences() -> None:
     body = "g (float[N, 2] x) => (seq(float[N, 2]) s, float[N, 2] a) { a = Neg(x) s = SequenceConstruct(x, a) }"
     types = Skeleton(canonical(parse(body))).types({"N": 3})

@@ -2,7 +2,7 @@
 
 The operators are in `ops/`, what they refuse is asked from `registry.refusal` first. Every output of every node is
 checked against the type that ONNX gives it. The program is built in the types of the model: precision is not
-decided here.
+decided here. Each operation has the name of its node as its scope, which the passes of coremltools hand on.
 """
 
 from collections.abc import Collection, Mapping
@@ -125,9 +125,13 @@ def _given(site: Site, var: Var, value: ir.Value, name: str) -> Var:
 
 
 def _lower(node: ir.Node, values: dict[ir.Value, Var]) -> None:
+    from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
+
     lower = rules()[node.op_type].lower
+    site = Site(node, values)
     try:
-        made = lower(Site(node, values))
+        with site.mb.scope(ScopeInfo(ScopeSource.TORCHSCRIPT_MODULE_NAME, node.name or node.op_type)):
+            made = lower(site)
     except Exception as error:
         raise InternalError(
             f"the lowering of {node.op_type} broke at node {node.name!r}: {type(error).__name__}: "

@@ -1,0 +1,200 @@
+"""What is known of Apple's Neural Engine, as a table.
+
+Apple publishes little. Each rule says where it is from and how sure it is; none was tried on a device here. A rule with
+the effect "cpu" makes a node run beside the accelerator; "slower" ones cost time there; "package" ones concern the
+whole package, and are here so that they can be read beside the others.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+Confidence = Literal["high", "medium", "low"]
+Effect = Literal["cpu", "slower", "package"]
+
+_APPLE = "Core ML Tools documentation"
+_REVERSE = "published reverse engineering of the Neural Engine"
+_MEGABYTE = 1 << 20
+
+
+def _nothing(_: ir.Node) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class AneRule:
+    """One thing that is known.
+
+    Attributes:
+        id: a short name.
+        says: the rule.
+        source: who says so.
+        confidence: how sure that is.
+        effect: see the module.
+        breaks: why a node of fixed shapes falls under it; "" if it does not.
+    """
+
+    id: str
+    says: str
+    source: str
+    confidence: Confidence
+    effect: Effect
+    breaks: Callable[[ir.Node], str] = _nothing
+
+
+def _activations(node: ir.Node) -> Iterator[tuple[str, tuple[int, ...], ir.DataType]]:
+    """Name, sizes and element type of what a node reads and gives, constants left out."""
+    for value in (*node.inputs, *node.outputs):
+        if value is None or value.const_value is not None or value.shape is None or value.dtype is None:
+            continue
+        if all(isinstance(dim, int) for dim in value.shape):
+            yield value.name or "", tuple(int(dim) for dim in value.shape.numpy()), value.dtype
+
+
+def _sizes(node: ir.Node, at: int) -> tuple[int, ...]:
+    value = node.inputs[at] if at < len(node.inputs) else None
+    if value is None or value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
+        return ()
+    return tuple(int(dim) for dim in value.shape.numpy())
+
+
+def _rank(node: ir.Node) -> str:
+    return next((f"{name!r} is of rank {len(sizes)}" for name, sizes, _ in _activations(node) if len(sizes) > 5), "")
+
+
+def _look_up(node: ir.Node) -> str:
+    if node.op_type != "Gather" or len(node.inputs) < 2:
+        return ""
+    table, indices = node.inputs[0], node.inputs[1]
+    looked_up = table is not None and table.const_value is not None and indices is not None
+    return "it looks up rows of a table" if looked_up and indices.const_value is None else ""  # type: ignore[union-attr]
+
+
+def _not_float(node: ir.Node) -> str:
+    kinds = [dtype for _, _, dtype in _activations(node)]
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    if not kinds or any(kind in floats for kind in kinds):
+        return ""
+    return f"it computes with {kinds[0].name.lower()} only"
+
+
+def _too_long(node: ir.Node) -> str:
+    for name, sizes, _ in _activations(node):
+        if max(sizes[-2:], default=0) > 16384:
+            return f"{name!r} is {max(sizes[-2:])} long"
+        if len(sizes) >= 3 and sizes[-3] > 65536:
+            return f"{name!r} has {sizes[-3]} channels"
+    return ""
+
+
+def _wide_kernel(node: ir.Node) -> str:
+    width = _sizes(node, 1)[-1:] if node.op_type in ("Conv", "ConvTranspose") else ()
+    return f"its kernel is {width[0]} wide" if width and width[0] > 13 else ""
+
+
+def _long_argmax(node: ir.Node) -> str:
+    sizes = _sizes(node, 0)
+    if node.op_type not in ("ArgMax", "ArgMin") or not sizes:
+        return ""
+    axis = node.attributes.get("axis")
+    size = sizes[axis.as_int() if axis is not None else 0]
+    return f"its axis is {size} long" if size > 2048 else ""
+
+
+def _large(node: ir.Node) -> str:
+    for name, sizes, dtype in _activations(node):
+        halves = 2
+        for size in sizes:
+            halves *= size
+        if dtype == ir.DataType.FLOAT and halves > 2 * _MEGABYTE:
+            return f"{name!r} is of {halves / _MEGABYTE:.1f} MB in fp16"
+    return ""
+
+
+def _short_last(node: ir.Node) -> str:
+    for name, sizes, dtype in _activations(node):
+        if dtype == ir.DataType.FLOAT and len(sizes) >= 3 and sizes[-1] < 32:
+            return f"the last axis of {name!r} is {sizes[-1]} long, and is stored as 32"
+    return ""
+
+
+def _row_by_row(node: ir.Node) -> str:
+    sizes = _sizes(node, 0)
+    if node.op_type not in ("MatMul", "Gemm") or len(sizes) < 2:
+        return ""
+    weight = node.inputs[1]
+    return "it is a matrix product with a weight" if weight is not None and weight.const_value is not None else ""
+
+
+_NEVER = frozenset("ScatterND ScatterElements Scatter LSTM GRU RNN OneHot ReduceProd And Or Xor Not".split())
+
+
+def _never(node: ir.Node) -> str:
+    return f"{node.op_type} does not run there" if node.op_type in _NEVER else ""
+
+
+def _deep(node: ir.Node) -> str:
+    return "it is a 3-D convolution" if node.op_type in ("Conv", "ConvTranspose") and len(_sizes(node, 0)) == 5 else ""
+
+
+RULES: tuple[AneRule, ...] = (
+    AneRule("rank", "Tensors have at most 5 dimensions.", _APPLE, "high", "cpu", _rank),
+    AneRule("enumerated", "An input has at most 128 enumerated shapes.", _APPLE, "high", "package"),
+    AneRule(
+        "flexible",
+        "A model of ranged shapes was seen to run on the CPU only.",
+        "coremltools issue 1764",
+        "medium",
+        "package",
+    ),
+    AneRule("look-up", "Look-ups in embedding tables run on the CPU.", _APPLE, "medium", "cpu", _look_up),
+    AneRule("fp16", "It computes in fp16; integers and booleans go elsewhere.", _REVERSE, "medium", "cpu", _not_float),
+    AneRule("io", "Inputs and outputs are fp16, int8, uint8, int16 or uint16.", _REVERSE, "medium", "package"),
+    AneRule("size", "Width and height go up to 16384, channels up to 65536.", _REVERSE, "medium", "cpu", _too_long),
+    AneRule("kernel", "Kernels of convolutions are at most 13 wide in fp16.", _REVERSE, "low", "cpu", _wide_kernel),
+    AneRule("argmax", "ArgMax goes over at most 2048 elements.", _REVERSE, "low", "cpu", _long_argmax),
+    AneRule("memory", "Operands over 2 MB are tiled from DRAM.", _REVERSE, "low", "slower", _large),
+    AneRule("padding", "The last axis is padded to 64 bytes.", _REVERSE, "medium", "slower", _short_last),
+    AneRule(
+        "layout",
+        "It favors (batch, channels, 1, sequence) with convolutions as projections.",
+        "Apple, Deploying Transformers on the Apple Neural Engine",
+        "high",
+        "slower",
+        _row_by_row,
+    ),
+    AneRule(
+        "operators",
+        "Scatter, recurrent layers, one-hot, products over axes and logical operators do not run there.",
+        _REVERSE,
+        "medium",
+        "cpu",
+        _never,
+    ),
+    AneRule("gather", "Gather runs there from A14 on.", _REVERSE, "low", "package"),
+    AneRule("3-d", "Sources conflict on 3-D convolutions.", _REVERSE, "low", "cpu", _deep),
+    AneRule(
+        "switches",
+        "Switches to the CPU and back are limited; custom layers never run there.",
+        _REVERSE,
+        "low",
+        "package",
+    ),
+)
+"""All that is known, the surest of its kind first."""
+
+
+def off_accelerator(node: ir.Node) -> tuple[AneRule, str] | None:
+    """The first rule by which a node runs on the CPU, and why it does; None if the accelerator takes it.
+
+    Args:
+        node: of fixed shapes.
+    """
+    return next(((rule, why) for rule in RULES if rule.effect == "cpu" and (why := rule.breaks(node))), None)
+
+
+def costs_there(node: ir.Node) -> tuple[tuple[AneRule, str], ...]:
+    """What makes a node slow on the accelerator, with the reason."""
+    return tuple((rule, why) for rule in RULES if rule.effect == "slower" and (why := rule.breaks(node)))

@@ -1,0 +1,46 @@
+"""What a build of Core ML artifacts may choose, and what was chosen."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flagsplit.errors import ConfigError
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "precision": ("fp16", "fp32", "mixed"),
+    "io": ("fp32", "fp16"),
+    "weights": ("full", "int8", "int4", "lut4"),
+    "deployment": ("iOS18", "iOS26"),
+}
+"""What may be chosen, the default first.
+
+- precision: what is computed in. "fp16" keeps in fp32 only what would go wrong in fp16; "mixed" also what would become
+  imprecise.
+- io: what float tensors are passed as.
+- weights: how weights of matrix products, convolutions and look-ups are stored.
+- deployment: the oldest system that runs the package. Packages with several functions need iOS 18 or macOS 15.
+"""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of each of `CHOICES`."""
+
+    precision: str = "fp16"
+    io: str = "fp32"
+    weights: str = "full"
+    deployment: str = "iOS18"
+
+
+def read_choices(chosen: Mapping[str, str]) -> Choices:
+    """What was chosen, checked.
+
+    Raises:
+        ConfigError: there is no such choice, or none of that kind.
+    """
+    for name, value in chosen.items():
+        allowed = CHOICES.get(name)
+        if allowed is None:
+            raise ConfigError(f"expected a choice of the coreml target ({', '.join(CHOICES)}), came {name!r}")
+        if value not in allowed:
+            raise ConfigError(f"expected {name} of the coreml target to be one of {', '.join(allowed)}, came {value!r}")
+    return Choices(**chosen)

@@ -1,0 +1,101 @@
+"""The target: chip parts become functions of one package, and are loaded by Core ML or emulated.
+
+What a node becomes is in `lowering`, the precision in `precision`, how the package is written in `package`. The
+package is `segments.mlpackage`; which function is which segment, and what it takes, is in `segments.json`.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
+from flagsplit.targets.interface import (
+    CompileOptions,
+    Executable,
+    LoadOptions,
+    SupportVerdict,
+    TargetDescription,
+)
+from flagsplit.targets.mobile.coreml.ane_rules import off_accelerator
+from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
+from flagsplit.targets.mobile.coreml.choices import CHOICES, read_choices
+from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
+from flagsplit.targets.mobile.coreml.lower_part import lower_part
+from flagsplit.targets.mobile.coreml.lowering.registry import refusal
+from flagsplit.targets.mobile.coreml.package import PACKAGE, PackageWriter
+from flagsplit.targets.mobile.coreml.sdk import EXTRA, import_sdk
+from flagsplit.targets.segment_table import ChipCall
+
+
+class CoremlTarget(ChipTarget):
+    """Core ML programs for iOS 18, macOS 15 and newer. Needs coremltools to compile, not to emulate."""
+
+    def describe(self) -> TargetDescription:
+        """Its capabilities; the package is emulated where this is not macOS."""
+        try:
+            release = version("coremltools")
+        except PackageNotFoundError:
+            release = "not installed"
+        return TargetDescription(
+            name="coreml",
+            version=release,
+            dtypes=("bool", "float16", "float32", "int32", "int64"),
+            max_rank=5,
+            static_shapes=True,
+            runs_here="yes" if HAS_CORE_ML else "emulated",
+            source="coremltools' specification of ML programs; rules of the Neural Engine from several sources",
+            confidence="medium",
+            extra=EXTRA,
+            choices=CHOICES,
+        )
+
+    def supports(self, node: ir.Node) -> SupportVerdict:
+        """Whether Core ML takes a node of fixed shapes, and whether the Neural Engine is known not to run it."""
+        reason = refusal(node)
+        if reason:
+            return SupportVerdict(False, reason, source="flagsplit's lowering to ML programs")
+        off = off_accelerator(node)
+        if off is None:
+            return SupportVerdict(True)
+        rule, why = off
+        return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+
+    def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
+        """One package with a function for each part."""
+        choices = read_choices(options.choices)
+        ct = import_sdk()
+        calls: dict[str, ChipCall] = {}
+        in_fp32: dict[str, Mapping[str, str]] = {}
+        with tempfile.TemporaryDirectory(prefix="flagsplit-") as folder:
+            writer = PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment)))
+            for part in parts:
+                lowered = lower_part(part, choices)
+                name = function_name(part.segment)
+                calls[part.segment] = _call(name, part.model, lowered.names, writer.add(name, lowered.program))
+                if lowered.in_fp32:
+                    in_fp32[part.segment] = lowered.in_fp32
+            files = writer.files() if parts else {}
+        said = {"in_fp32": json.dumps(in_fp32, sort_keys=True)} if in_fp32 else {}
+        return ChipArtifact(files, calls, {**vars(choices), **said})
+
+    def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
+        """Load one function; neither engine takes a number of threads, and the options say nothing that it needs."""
+        del options, host
+        return load_function(file, call)
+
+
+def _call(
+    name: str, model: ir.Model, names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> ChipCall:
+    graph = model.graph
+    return ChipCall(
+        file=PACKAGE,
+        function=name,
+        inputs=chip_tensors(graph.inputs, names, passed),
+        outputs=chip_tensors(graph.outputs, names, passed),
+    )

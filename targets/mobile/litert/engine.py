@@ -1,0 +1,154 @@
+"""The interpreter on this host: ai-edge-litert's, or tflite-runtime's where that is the one installed."""
+
+import threading
+import weakref
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from flagsplit.errors import BundleError, ConfigError, InputError
+from flagsplit.targets.interface import Array, Executable, TensorSpec
+from flagsplit.targets.segment_table import ChipCall, ChipTensor
+
+_INTERPRETERS = ("ai_edge_litert", "tflite_runtime")
+_IDENTIFIER = slice(4, 8)
+
+
+def installed() -> bool:
+    """Whether there is one."""
+    return any(find_spec(name) is not None for name in _INTERPRETERS)
+
+
+def open_signature(file: Path, call: ChipCall, threads: int) -> Executable:
+    """Open one signature of a .tflite file.
+
+    Args:
+        file: the file.
+        call: names the signature and its tensors.
+        threads: how many threads one run may use; 0 lets the interpreter choose.
+
+    Raises:
+        BundleError: it cannot be loaded.
+        ConfigError: no interpreter is installed.
+    """
+    shared = _Shared.of(file, threads)
+    try:
+        runner = shared.interpreter.get_signature_runner(call.function)
+    except (ValueError, RuntimeError) as error:
+        raise _unusable(file, error) from error
+    return _Signature(shared, runner, call)
+
+
+class _Shared:
+    """An interpreter that all segments of a file use, so that weights are packed once.
+
+    A run of one waits for a run of another.
+    """
+
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], "_Shared"]] = weakref.WeakValueDictionary()
+    _opening = threading.Lock()
+
+    def __init__(self, file: Path, threads: int) -> None:
+        self.lock = threading.Lock()
+        _check(file)
+        try:
+            self.interpreter = _interpreter_class()(model_path=str(file), num_threads=threads or None)
+        except (ValueError, RuntimeError) as error:
+            raise _unusable(file, error) from error
+
+    @classmethod
+    def of(cls, file: Path, threads: int) -> "_Shared":
+        """The interpreter of a file, opened if it is not."""
+        try:
+            seen = file.stat()
+        except OSError as error:
+            raise BundleError(f"{file.name} cannot be read: {error.strerror}; get the bundle again") from None
+        key = (str(file), seen.st_ino, seen.st_size, seen.st_mtime_ns, threads)
+        with cls._opening:
+            found = cls._open.get(key)
+            if found is None:
+                found = cls._open[key] = cls(file, threads)
+            return found
+
+
+class _Signature:
+    """One signature, under the names of the graph's values."""
+
+    def __init__(self, shared: _Shared, runner: Any, call: ChipCall) -> None:
+        self._shared: _Shared | None = shared
+        self._runner = runner
+        self._call = call
+        self._inputs = tuple(each.to_spec() for each in call.inputs)
+        self._outputs = tuple(each.to_spec() for each in call.outputs)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        if self._shared is None:
+            raise InputError("the segment is closed; load it again")
+        given = {each.called: _passed(tensors, each) for each in self._call.inputs}
+        try:
+            with self._shared.lock:
+                made = self._runner(**given)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"LiteRT could not run the segment on these inputs: {_short(error)}") from error
+        return {
+            each.name: np.asarray(made[each.called])
+            .reshape([int(size) for size in each.shape])
+            .astype(each.dtype, copy=False)
+            for each in self._call.outputs
+        }
+
+    def close(self) -> None:
+        self._shared = self._runner = None
+
+
+def _passed(tensors: Mapping[str, Array], spec: ChipTensor) -> Array:
+    """A tensor as the program takes it.
+
+    Raises:
+        InputError: it is missing, or of another type or shape than said.
+    """
+    if spec.name not in tensors:
+        raise InputError(f"expected an input {spec.name!r}, came {', '.join(sorted(tensors)) or 'none'}")
+    array = np.asarray(tensors[spec.name])
+    if array.dtype.name != spec.dtype or list(array.shape) != list(spec.shape):
+        raise InputError(
+            f"expected {spec.name!r} as {spec.dtype} of shape {spec.shape}, "
+            f"came {array.dtype.name} of shape {list(array.shape)}"
+        )
+    return array.astype(spec.passed_as or spec.dtype, copy=False)
+
+
+def _interpreter_class() -> Any:
+    for name in _INTERPRETERS:
+        try:
+            return import_module(f"{name}.interpreter").Interpreter
+        except ImportError:
+            continue
+    raise ConfigError("the litert target needs ai-edge-litert, which is not installed; pip install 'flagsplit[litert]'")
+
+
+def _check(file: Path) -> None:
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    if head[_IDENTIFIER] != b"TFL3":
+        raise BundleError(f"{file.name} is not a TFLite file; get the bundle again")
+
+
+def _unusable(file: Path, error: Exception) -> BundleError:
+    return BundleError(f"LiteRT cannot load {file.name}: {_short(error)}; build the bundle again")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,74 @@
+"""What a .tflite file says, before it is bytes: tensors, operators by TFLite's names, and one program per chip part.
+
+`flatfile` writes programs. Nothing here or in the lowerings needs LiteRT's package.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flagsplit.targets.interface import Array
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not an error: it becomes a verdict, or a ModelError
+    """A node cannot be lowered; the text is the reason."""
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A tensor of fixed shape.
+
+    Attributes:
+        shape: sizes.
+        dtype: NumPy name of the element type.
+        data: the content of a constant.
+        scales: of a constant of int8: what an element is worth, one number for each slice along `axis`.
+        axis: see `scales`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    data: Array | None = None
+    scales: Array | None = None
+    axis: int = 0
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many elements."""
+        count = 1
+        for each in self.shape:
+            count *= each
+        return count
+
+
+@dataclass(eq=False)
+class Operator:
+    """An operator: `code` is its name in TFLite's schema, `options` are the fields of its options table there."""
+
+    code: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Program:
+    """What becomes one subgraph with its signature."""
+
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    operators: list[Operator]
+
+
+def nhwc(rank: int) -> tuple[int, ...]:
+    """The permutation that puts channels last."""
+    return (0, *range(2, rank), 1)
+
+
+def nchw(rank: int) -> tuple[int, ...]:
+    """The permutation that puts channels second."""
+    return (0, rank - 1, *range(1, rank - 1))

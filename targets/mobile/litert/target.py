@@ -1,0 +1,112 @@
+"""LiteRT (TensorFlow Lite): all chip parts of a tier as one .tflite file with a signature for each."""
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx_ir as ir
+
+from flagsplit.errors import ConfigError, InternalError
+from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
+from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
+from flagsplit.targets.mobile.litert import engine, flatfile
+from flagsplit.targets.mobile.litert.layout import settle_layouts
+from flagsplit.targets.mobile.litert.lower import lower_part, refusal
+from flagsplit.targets.mobile.litert.program import Program, Tensor
+from flagsplit.targets.mobile.litert.weights import with_weights
+from flagsplit.targets.segment_table import ChipCall, ChipTensor
+
+FILE = "segments.tflite"
+WEIGHTS = ("fp32", "fp16", "int8")
+"""How weights are stored; what is computed stays float32."""
+
+
+class LitertTarget(ChipTarget):
+    """LiteRT, on a phone's CPU or with its delegates; here on the host's CPU."""
+
+    def describe(self) -> TargetDescription:
+        """Runs wherever a LiteRT or TensorFlow Lite interpreter is installed."""
+        return TargetDescription(
+            name="litert",
+            version=_version(),
+            dtypes=("bool", "float16", "float32", "int32", "int64"),
+            max_rank=6,
+            static_shapes=True,
+            runs_here="yes" if engine.installed() else "no",
+            source="LiteRT's CPU kernels, each tried in version 2.3.0",
+            confidence="high",
+            extra="litert",
+            choices={"weights": WEIGHTS},
+        )
+
+    def supports(self, node: ir.Node) -> SupportVerdict:
+        """Lowers the node to find out; needs no SDK."""
+        reason = refusal(node)
+        return SupportVerdict(not reason, reason)
+
+    def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
+        """One file; equal weights of all parts lie in it once."""
+        flatfile.schema()
+        kind = _weights(options)
+        programs = {part.segment: with_weights(settle_layouts(lower_part(part)), kind) for part in parts}
+        calls = {part.segment: _call(part, programs[part.segment]) for part in parts}
+        files: dict[str, bytes | Path] = {FILE: flatfile.to_bytes(programs)} if programs else {}
+        return ChipArtifact(files, calls, {"weights": kind})
+
+    def load_part(
+        self,
+        file: Path,
+        call: ChipCall,
+        options: Mapping[str, str],  # noqa: ARG002 - the file says it all
+        host: LoadOptions,
+    ) -> Executable:
+        """Open an interpreter on one signature."""
+        return engine.open_signature(file, call, host.threads)
+
+
+def _weights(options: CompileOptions) -> str:
+    kind = options.choices.get("weights", WEIGHTS[0])
+    if unknown := sorted(set(options.choices) - {"weights"}):
+        raise ConfigError(f"the litert target has the choice weights, came {unknown[0]!r}")
+    if kind not in WEIGHTS:
+        raise ConfigError(f"expected weights of {', '.join(WEIGHTS)} for the litert target, came {kind!r}")
+    return kind
+
+
+def _version() -> str:
+    for package in ("ai-edge-litert", "tflite-runtime"):
+        if find_spec(package.replace("-", "_")) is not None:
+            return metadata.version(package)
+    return ""
+
+
+def _call(part: ChipPart, program: Program) -> ChipCall:
+    graph = part.model.graph
+    inputs = [
+        _tensor(value, f"x{at}", carried)
+        for at, (value, carried) in enumerate(zip(graph.inputs, program.inputs, strict=True))
+    ]
+    outputs = [
+        _tensor(value, f"y{at}", carried)
+        for at, (value, carried) in enumerate(zip(graph.outputs, program.outputs, strict=True))
+    ]
+    return ChipCall(file=FILE, function=part.segment, inputs=inputs, outputs=outputs)
+
+
+def _tensor(value: ir.Value, called: str, carried: Tensor) -> ChipTensor:
+    if value.dtype is None or value.shape is None:
+        raise InternalError(f"value {value.name!r} has no type; please report this")
+    dtype = value.dtype.numpy().name
+    if tuple(value.shape) != carried.shape:
+        raise InternalError(
+            f"{value.name!r} has shape {value.shape}, its TFLite tensor {carried.shape}; please report this"
+        )
+    return ChipTensor(
+        name=value.name or "",
+        dtype=dtype,
+        shape=list(carried.shape),
+        called=called,
+        passed_as="" if dtype == carried.dtype else carried.dtype,
+    )

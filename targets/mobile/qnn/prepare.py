@@ -1,0 +1,226 @@
+"""Rewriting what the compiler does not take, or computes badly, in operators that it does.
+
+- GELU in parts becomes one Gelu; any other Erf a rational function (Abramowitz and Stegun 7.1.26, error below 2e-7).
+- A product of matrices that are quantized on the fly becomes one in floating point, of the weights that the integers
+  stand for: the NPU's fp16 is closer to the model before its quantization than 8-bit activations are.
+- The compiler gets integers at the edges wrong in two cases that were seen: it forgets to widen outputs of 64 bits, and
+  a Gather reads indices of 32 bits in the wrong order. So the edges have the other width, in which both come right.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from flagsplit.flagir.groups.pattern import is_about, is_op
+
+INPUTS_PASSED_AS = {"int32": "int64"}
+"""NumPy element types of inputs that the compiled model takes as another."""
+
+OUTPUTS_PASSED_AS = {"int64": "int32"}
+"""The same of outputs."""
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """A copy of a chip part as the compiler takes it, weights included.
+
+    Args:
+        model: a canonical model of fixed shapes; it stays as it is.
+    """
+    copy = model.clone()
+    graph = copy.graph
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
+    for node in list(graph):
+        for rewrite in _REWRITES:
+            if rewrite(graph, node):
+                break
+    _drop_unused(graph)
+    _widen_inputs(graph)
+    _narrow_outputs(graph)
+    return copy
+
+
+def floating_product(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value, ir.Value | None] | None:
+    """The quantized product that a MatMulInteger is the middle of.
+
+    Returns:
+        The node that gives the product as floating point, what was quantized on the fly, the integer weights, their
+        scale and their zero point; None if it is another kind of product.
+    """
+    if not is_op(node, "MatMulInteger") or len(node.inputs) < 2:
+        return None
+    left, weights = node.inputs[0], node.inputs[1]
+    quantize = left.producer() if left is not None else None
+    cast = _only_reader(node.outputs[0])
+    end = _only_reader(cast.outputs[0]) if cast is not None and is_op(cast, "Cast") else None
+    if quantize is None or not is_op(quantize, "DynamicQuantizeLinear") or end is None or not is_op(end, "Mul"):
+        return None
+    assert cast is not None
+    factor = next((value for value in end.inputs if value is not cast.outputs[0]), None)
+    maker = factor.producer() if factor is not None else None
+    source = quantize.inputs[0]
+    if maker is None or not is_op(maker, "Mul") or quantize.outputs[1] not in maker.inputs or source is None:
+        return None
+    scale = next((value for value in maker.inputs if value is not quantize.outputs[1]), None)
+    zero = node.inputs[3] if len(node.inputs) > 3 else None
+    if any(value is None or value.const_value is None for value in (weights, scale)):
+        return None
+    if zero is not None and zero.const_value is None:
+        return None
+    assert weights is not None
+    assert scale is not None
+    return end, source, weights, scale, zero
+
+
+def _make_floating(graph: ir.Graph, node: ir.Node) -> bool:
+    found = floating_product(node)
+    if found is None:
+        return False
+    end, source, weights, scale, zero = found
+    numbers = _numbers(weights).astype(np.float32) - (0 if zero is None else _numbers(zero).astype(np.float32))
+    real = _constant(graph, f"{weights.name}.real", numbers * _numbers(scale).astype(np.float32))
+    _replace(graph, end, [ir.node("MatMul", [source, real], name=end.name)])
+    return True
+
+
+def _make_gelu(graph: ir.Graph, node: ir.Node) -> bool:
+    """The parts of `x * (1 + erf(x / sqrt 2)) / 2`, multiplied in any order."""
+    source = _scaled_by_root(node) if is_op(node, "Erf") else None
+    at = _only_reader(node.outputs[0]) if source is not None else None
+    if at is None or not is_op(at, "Add") or not any(is_about(value, 1.0) for value in at.inputs):
+        return False
+    value, needed = at.outputs[0], {"x", "half"}
+    while needed:
+        at = _only_reader(value)
+        if at is None or not is_op(at, "Mul"):
+            return False
+        other = next((each for each in at.inputs if each is not value), None)
+        gives = _factor(other, source)
+        if not gives or not gives <= needed:
+            return False
+        needed -= gives
+        value = at.outputs[0]
+    assert at is not None
+    _replace(graph, at, [ir.node("Gelu", [source], name=at.name)])
+    return True
+
+
+def _scaled_by_root(erf: ir.Node) -> ir.Value | None:
+    """x, where an Erf is of x over the root of 2."""
+    scaled = erf.inputs[0].producer() if erf.inputs[0] is not None else None
+    if scaled is None or not is_op(scaled, "Div", "Mul"):
+        return None
+    wanted = 2**0.5 if is_op(scaled, "Div") else 0.5**0.5
+    first, second = scaled.inputs
+    if is_about(second, wanted):
+        return first
+    return second if is_op(scaled, "Mul") and is_about(first, wanted) else None
+
+
+def _factor(value: ir.Value | None, source: ir.Value | None) -> set[str]:
+    if value is None:
+        return set()
+    if value is source:
+        return {"x"}
+    if is_about(value, 0.5):
+        return {"half"}
+    maker = value.producer()
+    if maker is not None and is_op(maker, "Mul") and source in maker.inputs:
+        return {"x", "half"} if any(is_about(each, 0.5) for each in maker.inputs) else set()
+    return set()
+
+
+def _make_rational(graph: ir.Graph, node: ir.Node) -> bool:
+    """Any Erf: `sign(x) * (1 - t * p(t) * exp(-x * x))` with `t = 1 / (1 + 0.3275911 * |x|)`."""
+    if not is_op(node, "Erf"):
+        return False
+    x, made = node.inputs[0], list[ir.Node]()
+    assert x is not None
+    kind, shape = x.dtype or ir.DataType.FLOAT, x.shape
+
+    def op(name: str, *inputs: ir.Value) -> ir.Value:
+        made.append(ir.node(name, inputs, name=f"{node.name}.{len(made)}"))
+        value = made[-1].outputs[0]
+        value.name, value.dtype, value.shape = f"{node.name}.v{len(made)}", kind, shape
+        return value
+
+    def number(value: float) -> ir.Value:
+        return _constant(graph, f"{node.name}.c{value}", np.array(value, kind.numpy()))
+
+    one = number(1.0)
+    t = op("Reciprocal", op("Add", op("Mul", op("Abs", x), number(0.3275911)), one))
+    series = number(1.061405429)
+    for each in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        series = op("Add", op("Mul", series, t), number(each))
+    tail = op("Mul", op("Mul", series, t), op("Exp", op("Neg", op("Mul", x, x))))
+    op("Mul", op("Sign", x), op("Sub", one, tail))
+    _replace(graph, node, made)
+    return True
+
+
+_REWRITES: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (_make_floating, _make_gelu, _make_rational)
+
+
+def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
+    """Put nodes in place of one; the last makes its value, under the same name."""
+    old, new = node.outputs[0], made[-1].outputs[0]
+    new.type, new.shape = old.type, old.shape
+    name = old.name
+    graph.insert_before(node, made)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = name
+
+
+def _widen_inputs(graph: ir.Graph) -> None:
+    for value in graph.inputs:
+        if value.dtype == ir.DataType.INT32:
+            cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.INT32)}, name=f"{value.name}.cast")
+            made = cast.outputs[0]
+            made.name, made.dtype, made.shape = f"{value.name}.narrow", ir.DataType.INT32, value.shape
+            value.replace_all_uses_with(made)
+            cast.replace_input_with(0, value)
+            value.type = ir.TensorType(ir.DataType.INT64)  # the type's object may be the original's as well
+            graph.insert_before(graph[0], cast)
+
+
+def _narrow_outputs(graph: ir.Graph) -> None:
+    for at, value in enumerate(graph.outputs):
+        if value.dtype == ir.DataType.INT64:
+            name, value.name = value.name, f"{value.name}.wide"
+            cast = ir.node("Cast", [value], attributes={"to": int(ir.DataType.INT32)}, name=f"{name}.narrow")
+            made = cast.outputs[0]
+            made.name, made.dtype, made.shape = name, ir.DataType.INT32, value.shape
+            graph.append(cast)
+            graph.outputs[at] = made
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
+    found = graph.initializers.get(name)
+    if found is None:
+        found = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
+        found.dtype, found.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
+        graph.register_initializer(found)
+    return found
+
+
+def _numbers(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    uses = value.uses()
+    return next(iter(uses)).node if len(uses) == 1 and not value.is_graph_output() else None
