@@ -1,6 +1,6 @@
 """What ONNX's node tests leave out: constant weights, other attributes, integers, equations. ONNX Runtime is asked."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def _ask(
     *operands: Array | None,
     const: Collection[int] = (),
     gives: int = 1,
-    of: int = TensorProto.FLOAT,
+    of: int | Sequence[int] = TensorProto.FLOAT,
     **attributes: Any,
 ) -> NodeTest:
     """A test of one node with what ONNX Runtime answers.
@@ -43,12 +43,13 @@ def _ask(
         operands: its operands.
         const: which of them are constants.
         gives: how many outputs it has.
-        of: their element type.
+        of: their element type, or that of each.
         attributes: of the node.
     """
     inputs = [f"{name}__{at}" if array is not None else "" for at, array in enumerate(operands)]
     outputs = [f"{name}__y{at}" for at in range(gives)]
     node = onnx.helper.make_node(op, inputs, outputs, name=name, **attributes)
+    types = [of] * gives if isinstance(of, int) else of
     arrays = {called: array for called, array in zip(inputs, operands, strict=True) if array is not None}
     constants = {inputs[at]: arrays[inputs[at]] for at in const}
     free = {called: array for called, array in arrays.items() if called not in constants}
@@ -57,7 +58,7 @@ def _ask(
         [node],
         "test",
         [onnx.helper.make_tensor_value_info(called, kinds[called], array.shape) for called, array in free.items()],
-        [onnx.helper.make_tensor_value_info(called, of, None) for called in outputs],
+        [onnx.helper.make_tensor_value_info(called, kind, None) for called, kind in zip(outputs, types, strict=True)],
         [onnx.numpy_helper.from_array(array, called) for called, array in constants.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=10)
@@ -86,7 +87,7 @@ def _recurrences() -> list[NodeTest]:
         for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
             weights = (_f(count, gates * 4, 3), _f(count, gates * 4, 4), _f(count, 2 * gates * 4))
             states = [_f(count, 2, 4) for _ in range(2 if op == "LSTM" else 1)]
-            more = {"linear_before_reset": 1} if op == "GRU" else {}
+            more: dict[str, Any] = {"linear_before_reset": 1} if op == "GRU" else {}
             found.append(
                 _ask(
                     f"{op}_{direction}",
@@ -121,7 +122,8 @@ def _recurrences() -> list[NodeTest]:
 
 
 def _convolutions() -> list[NodeTest]:
-    x, up = _f(1, 4, 7, 8), {"strides": [2, 2]}
+    x = _f(1, 4, 7, 8)
+    up: dict[str, Any] = {"strides": [2, 2]}
     return [
         _ask("conv_bias", "Conv", x, _f(6, 4, 3, 3), _f(6), const=(1, 2), pads=[1, 0, 2, 1], **up),
         _ask("conv_groups", "Conv", x, _f(8, 2, 3, 3), _f(8), const=(1,), group=2, dilations=[2, 1]),
@@ -140,7 +142,7 @@ def _convolutions() -> list[NodeTest]:
 
 def _pools() -> list[NodeTest]:
     x = _f(1, 2, 7, 8)
-    ceil = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
+    ceil: dict[str, Any] = {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}
     return [
         _ask("max_ceil", "MaxPool", x, pads=[1, 1, 1, 0], **ceil),
         _ask("max_places", "MaxPool", x, kernel_shape=[2, 3], strides=[2, 1]),
@@ -169,7 +171,7 @@ def _normalizations() -> list[NodeTest]:
 
 
 def _shapes() -> list[NodeTest]:
-    whole, either = _i(*range(24), dtype=np.int32).reshape(2, 3, 4), _f(2, 3, 4) > 0
+    whole, either = _i(*range(24), dtype=np.int32).reshape(2, 3, 4), np.greater(_f(2, 3, 4), 0)
     low = np.array(0, np.int32)
     return [
         _ask("pad_whole", "Pad", whole, _i(1, 0, -1, 0, 2, 1), low + 7, const=(1, 2), of=TensorProto.INT32),
@@ -201,9 +203,28 @@ def _arithmetic() -> list[NodeTest]:
         _ask("relu_whole", "Relu", a, of=TensorProto.INT32),
         _ask("half", "Softmax", _f(3, 8, dtype=np.float16), of=TensorProto.FLOAT16, axis=1),
         _ask("trilu", "Trilu", cells, _i(-1), const=(1,), upper=0),
-        _ask("quotient", "Div", x, np.float32(3.0) + np.abs(_f(3, 1))),
+        _ask("quotient", "Div", x, np.add(np.abs(_f(3, 1)), 3, dtype=np.float32)),
         _ask("power", "Pow", np.abs(x), _f(1, 4)),
-        _ask("bounded", "Clip", x, np.float32(1), np.float32(-1), const=(1, 2)),
+        _ask("bounded", "Clip", x, np.array(1, np.float32), np.array(-1, np.float32), const=(1, 2)),
+    ]
+
+
+def _quantized() -> list[NodeTest]:
+    x, byte, signed = 3 * _f(3, 4), np.uint8, np.int8
+    left, right = _i(*range(12), dtype=byte).reshape(3, 4), _i(*range(-10, 10), dtype=signed).reshape(4, 5)
+    scale, scales = np.array(0.05, np.float32), np.array([0.1, 0.02, 0.5, 0.03], np.float32)
+    point, points = np.array(7, byte), _i(3, -2, 0, 9, dtype=signed)
+    three = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)
+    whole = TensorProto.INT32
+    columns = _i(1, -2, 3, 0, 4, dtype=signed)
+    return [
+        _ask("dynamic", "DynamicQuantizeLinear", x, gives=3, of=three),
+        _ask("quantize", "QuantizeLinear", x, scale, point, const=(1, 2), of=TensorProto.UINT8),
+        _ask("quantize_axis", "QuantizeLinear", x, scales, points, const=(1, 2), of=TensorProto.INT8, axis=1),
+        _ask("dequantize", "DequantizeLinear", right.T.copy(), scales, points, const=(1, 2), axis=1),
+        _ask("product", "MatMulInteger", left, right, point, const=(1,), of=whole),
+        _ask("product_columns", "MatMulInteger", left, right, point, columns, const=(1, 2, 3), of=whole),
+        _ask("product_computed", "MatMulInteger", left, right, of=whole),
     ]
 
 
@@ -214,12 +235,22 @@ def _resizes() -> list[NodeTest]:
         for how in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"):
             for sizes in (_i(1, 2, 10, 12), _i(1, 2, 3, 4)):
                 name = f"resize_{mode}_{how}_{sizes[2]}"
-                keys = {"mode": mode, "coordinate_transformation_mode": how}
+                keys: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": how}
                 found.append(_ask(name, "Resize", x, empty, empty, sizes, const=(1, 2, 3), **keys))
     return found
 
 
-_GROUPS = (_einsums, _recurrences, _convolutions, _pools, _normalizations, _shapes, _arithmetic, _resizes)
+_GROUPS = (
+    _einsums,
+    _recurrences,
+    _convolutions,
+    _pools,
+    _normalizations,
+    _shapes,
+    _arithmetic,
+    _quantized,
+    _resizes,
+)
 
 
 @pytest.mark.slow
