@@ -1,8 +1,9 @@
 """Weights by a seed for files that have the shape of a network only, so that its answers say something.
 
 Convolutions and products keep the size of what goes through them. Batch normalizations get the mean and variance of
-what they are given, as training would have left them there: without, a deep network's values explode or vanish. Their biases
-are positive, so that most of what follows is linear: random networks that fold at every layer double small errors there.
+what they are given, as training would have left them there: without, a deep network's values explode or vanish. Their
+biases are positive, so that most of what follows is linear: random networks that fold at every layer double small
+errors there.
 """
 
 import tempfile
