@@ -1,6 +1,7 @@
 """Bundles verified: what agrees, what departs and where, what was tampered with, what cannot be checked here."""
 
 import math
+import wave
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ import flagsplit
 from flagsplit.apps import zoo
 from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause
+from flagsplit.apps.samples import zoo_sample
 from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
@@ -293,6 +295,28 @@ def test_real_data_out_of_the_zoo(faulty: Faulty) -> None:
     assert report.samples == ("page.png",)
     assert not report.made_up
     assert not report.departs
+
+
+@pytest.mark.slow
+def test_a_recording_beside_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits become -1..1, over again where there are too few; the mask is 1."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.array([0, 16384, -32768], "<i2").tobytes())
+    monkeypatch.setattr(zoo, "pull", lambda _: tmp_path / "a.wav")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] sound, int64[N, 5] mask) => (float[N, 5] y)
+    { heard = Cast <to = 1> (mask)  y = Mul(sound, heard) }"""
+    model = models.save(onnx.parser.parse_model(text), tmp_path / "audio.onnx")
+    built = flagsplit.build(model, "phone,cloud", tmp_path / "a.flagsplit", dims={"N": 1})
+    sample = zoo_sample(flagsplit.open(built.path), "beckett.wav")
+    np.testing.assert_array_equal(sample.tensors["sound"], np.array([[0, 0.5, -1, 0, 0.5]], np.float32))
+    np.testing.assert_array_equal(sample.tensors["mask"], np.ones((1, 5), np.int64))
+    assert not flagsplit.verify(built.path, samples=["beckett.wav"]).departs
+    with pytest.raises(InputError, match="no picture"):
+        zoo_sample(flagsplit.open(built.path), "page.png")
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        zoo_sample(flagsplit.open(built.path), "beckett.wav")
 
 
 def test_what_cannot_be_verified(split_bundle: Path, tmp_path: Path) -> None:
