@@ -3,9 +3,11 @@
 # make lint    the first three of those
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
+# make test-qnn   models of the zoo on the emulator of the Snapdragon's NPU
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
-# make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md
+# make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md;
+#                   TARGETS="ort coreml litert" leaves out qnn, whose emulator takes seconds a case
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
 
@@ -18,7 +20,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-large lint bench soak scorecards lock clean
+.PHONY: demo test test-torch test-qnn test-large lint bench soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -43,6 +45,9 @@ test: lint
 test-torch: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
 	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py
+
+test-qnn: $(READY)
+	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn
 
 test-large: $(READY)
 	$(BIN)/python -m pytest -q -m large

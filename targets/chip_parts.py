@@ -84,25 +84,55 @@ class FixedSizes:
     constants: Mapping[str, ir.TensorProtocol]
 
 
-def fixed_sizes(model: ir.Model, dims: Mapping[str, int]) -> FixedSizes:
+def fixed_sizes(model: ir.Model, dims: Mapping[str, int], segments: Sequence[Segment]) -> FixedSizes:
     """What sizes decide.
 
     Args:
         model: a canonical model; it stays as it is.
         dims: a size for each symbol of its inputs.
+        segments: whose inputs count; of no other value is it told whether it is constant.
     """
     copy = model.clone()
     encoded = _leave_out_losses(copy)
     skeleton = Skeleton(copy)
     known = {name: size for name, size in dims.items() if name in skeleton.symbols}
-    made = {value.name for node in model.graph for value in node.outputs}
-    found = specialize(model, known).graph.initializers.items()
-    constants = {name: value.const_value for name, value in found if name in made and value.const_value is not None}
+    wanted = {name for segment in segments for name in segment.inputs}
+    _give_out(copy.graph, wanted)
+    fixed = specialize(copy, known).graph
+    constants = {value.name or "": tensor for value in fixed.outputs if (tensor := _constant(value)) is not None}
     types, opened = skeleton.types(known), set(skeleton.open_values(known))
-    for decoded, value in encoded.items():
-        types[decoded] = types[value]
-        opened = opened | {decoded} if value in opened else opened - {decoded}
+    for value in (*fixed.initializers.values(), *(value for node in fixed for value in node.outputs)):
+        # Folding knows sizes that inference alone does not, such as those of a reshape to a shape that was computed.
+        kind = _fixed_type(value)
+        if value.name is not None and value.name in opened and kind is not None:
+            types[value.name] = kind
+            opened.discard(value.name)
+    for decoded, source in encoded.items():
+        types[decoded] = types[source]
+        opened = opened | {decoded} if source in opened else opened - {decoded}
     return FixedSizes(types, opened, constants)
+
+
+def _give_out(graph: ir.Graph, wanted: Collection[str]) -> None:
+    """Make values graph outputs, which no folding removes."""
+    there = set(graph.outputs)
+    for node in graph:
+        graph.outputs.extend(value for value in node.outputs if value.name in wanted and value not in there)
+
+
+def _constant(value: ir.Value) -> ir.TensorProtocol | None:
+    """What a graph output always is, or None."""
+    maker = value.producer()
+    if maker is not None and maker.op_type == "Identity" and not maker.domain and maker.inputs[0] is not None:
+        value = maker.inputs[0]
+    return value.const_value if value.producer() is None else None
+
+
+def _fixed_type(value: ir.Value) -> ValueType | None:
+    shape = [dim for dim in value.shape or () if isinstance(dim, int)]
+    if value.dtype is None or value.shape is None or len(shape) < len(value.shape):
+        return None
+    return ValueType(value.dtype, tuple(shape))
 
 
 def _leave_out_losses(model: ir.Model) -> dict[str, str]:

@@ -86,7 +86,7 @@ class ChipTarget(ABC):
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
-        sizes = fixed_sizes(model, options.dims)
+        sizes = fixed_sizes(model, options.dims, segments)
         splits = list(split_segments(model, segments, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)

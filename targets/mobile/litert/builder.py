@@ -171,11 +171,19 @@ class Builder:
         """`x` where a condition holds, else `y`; all broadcast."""
         shape = np.broadcast_shapes(condition.shape, x.shape, y.shape)
         if len(shape) <= _MOST_RANK:
-            parts = [each if each.rank in (0, len(shape)) else self.raised(each, len(shape)) for each in (condition, x, y)]
+            parts = [
+                each if each.rank in (0, len(shape)) else self.raised(each, len(shape)) for each in (condition, x, y)
+            ]
             return self.op("SELECT_V2", parts, shape, x.dtype)
         merged, shapes = _merged([condition.shape, x.shape, y.shape], shape)
         parts = [self.reshape(each, wanted) for each, wanted in zip((condition, x, y), shapes, strict=True)]
         return self.reshape(self.op("SELECT_V2", parts, merged, x.dtype), shape)
+
+    def copied(self, x: Tensor) -> Tensor:
+        """The same in a tensor of its own."""
+        if not x.rank:
+            return self.reshape(self.copied(self.reshape(x, (1,))), ())
+        return self.op("RESHAPE", [x, self.ints(x.shape)], x.shape, newShape=list(x.shape))
 
     def raised(self, x: Tensor, rank: int) -> Tensor:
         """With leading ones up to a rank."""
@@ -190,6 +198,8 @@ class Builder:
             raise Refused(f"shape {x.shape} cannot become {wanted}")
         if x.data is not None:
             return self.const(x.data.reshape(wanted))
+        if not wanted:
+            return self.op("SQUEEZE", [x], wanted, squeezeDims=list(range(x.rank)))
         return self.op("RESHAPE", [x, self.ints(wanted)], wanted, newShape=list(wanted))
 
     def transpose(self, x: Tensor, perm: Sequence[int]) -> Tensor:
@@ -295,9 +305,7 @@ def carried_in(dtype: ir.DataType | None) -> str:
     return CARRIED[name]
 
 
-def _merged(
-    shapes: Sequence[tuple[int, ...]], whole: tuple[int, ...]
-) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+def _merged(shapes: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Neighboring dimensions that broadcast alike as one; the merged whole, and the parts merged.
 
     Raises:

@@ -23,6 +23,8 @@ FALLBACK = "assigned to the default CPU EP"
 
 _NODE = re.compile(r"\s*Operator type: (\S+) Node name: (.*) Node index: \d+")
 _REASON = re.compile(r"\s*REASON : (.*)")
+_CODES = re.compile(r"^(\[ONNXRuntimeError\] : \d+ : )?\w+ : ")
+_EMPTY_WORDS = ("Failed to add node", "CreateQnnNode failed")
 _MOST_NAMED = 8
 
 
@@ -104,7 +106,7 @@ def _why(segment: str, message: str, request: Mapping[str, Any]) -> str:
         if reasons:
             told = [f"{name or 'a node'} ({kind}): {reason}" for (name, kind), reason in reasons.items()]
             return f"segment {segment}: the Snapdragon's NPU does not take {some(told)}"
-    return f"segment {segment}: Qualcomm's compiler refused it: {' '.join(message.split())[:300]}"
+    return f"segment {segment}: Qualcomm's compiler refused it: {readable(message)}"
 
 
 def explain(request: Mapping[str, Any]) -> dict[tuple[str, str], str]:
@@ -127,17 +129,18 @@ def reasons_in(lines: Iterable[str]) -> dict[tuple[str, str], str]:
         if match := _NODE.match(line):
             node = (match[2].strip(), match[1])
         elif (match := _REASON.match(line)) and node is not None:
-            found.setdefault(node, _readable(match[1]))
+            found.setdefault(node, readable(match[1]))
             node = None
         elif "Validation FAILED" not in line:
             node = None
     return found
 
 
-def _readable(reason: str) -> str:
-    """The first sentence; in place of those that say nothing, what they stand for."""
-    first = re.split(r"\.(?=\s|$|[A-Z])", reason.strip())[0]
-    return "the compiler's check of its types and shapes failed" if first.startswith("Failed to") else first[:160]
+def readable(message: str) -> str:
+    """The first sentence of what the SDK says, without its codes; where that says nothing, what it means."""
+    plain = _CODES.sub("", " ".join(message.split()))
+    first = re.split(r"\.(?=\s|$|[A-Z])", plain)[0]
+    return "the compiler's check of its types and shapes failed" if first in _EMPTY_WORDS else first[:160]
 
 
 def some(names: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from flagsplit.targets.interface import Array, Executable, TensorSpec
 from flagsplit.targets.mobile.qnn.compiler import where
 from flagsplit.targets.mobile.qnn.process import SdkDiedError, SdkProcess, SdkRefusedError
 from flagsplit.targets.mobile.qnn.socs import Soc
+from flagsplit.targets.onnx_engine import DTYPES
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 
 
@@ -30,9 +31,7 @@ def open_compiled(file: Path, call: ChipCall, soc: Soc) -> Executable:
     try:
         found, _ = sdk.ask({"do": "open", "file": str(file), **where(soc)})
         for side, expected in (("inputs", call.inputs), ("outputs", call.outputs)):
-            _check_same(
-                file, found.get(side), [[each.called, each.passed_as or each.dtype, each.shape] for each in expected]
-            )
+            _check_same(file, found.get(side), expected)
     except (SdkDiedError, SdkRefusedError) as error:
         sdk.close()
         raise BundleError(f"the context binary {file.name} cannot be loaded: {_short(error)}; build it again") from None
@@ -89,8 +88,10 @@ def _checked(array: Array | None, spec: ChipTensor) -> Array:
 _MOST_INT = (1 << 31) - 1
 
 
-def _check_same(file: Path, found: Any, expected: Sequence[Any]) -> None:
-    if found != list(expected):
+def _check_same(file: Path, found: Any, expected: Sequence[ChipTensor]) -> None:
+    told = [[each.called, each.passed_as or each.dtype, each.shape] for each in expected]
+    came = [[name, DTYPES.get(kind, kind), shape] for name, kind, shape in found]
+    if came != told:
         raise BundleError(f"{file.name} takes or gives other tensors than segments.json says; get the bundle again")
 
 

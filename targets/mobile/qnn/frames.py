@@ -5,11 +5,12 @@ The process with the SDK may have run a damaged binary, so what comes from it is
 
 import json
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from flagsplit.targets.interface import Array
+if TYPE_CHECKING:
+    from flagsplit.targets.interface import Array
 
 _MOST_HEADER_BYTES = 16 << 20
 _MOST_ARRAY_BYTES = 4 << 30
@@ -20,7 +21,7 @@ class BrokenPipeContentError(Exception):
     """The pipe ended, or what came through it is no message."""
 
 
-def send(pipe: IO[bytes], message: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+def send(pipe: IO[bytes], message: Mapping[str, Any], arrays: "Mapping[str, Array]") -> None:
     """Write a message, and the arrays that belong to it."""
     rows = [[name, array.dtype.name, list(array.shape)] for name, array in arrays.items()]
     header = json.dumps({"message": message, "arrays": rows}).encode()
@@ -30,7 +31,7 @@ def send(pipe: IO[bytes], message: Mapping[str, Any], arrays: Mapping[str, Array
     pipe.flush()
 
 
-def receive(pipe: IO[bytes]) -> tuple[dict[str, Any], dict[str, Array]]:
+def receive(pipe: IO[bytes]) -> "tuple[dict[str, Any], dict[str, Array]]":
     """Read what `send` wrote.
 
     Raises:

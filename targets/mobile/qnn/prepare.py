@@ -183,7 +183,7 @@ def _widen_inputs(graph: ir.Graph) -> None:
             made.name, made.dtype, made.shape = f"{value.name}.narrow", ir.DataType.INT32, value.shape
             value.replace_all_uses_with(made)
             cast.replace_input_with(0, value)
-            value.dtype = ir.DataType.INT64
+            value.type = ir.TensorType(ir.DataType.INT64)  # the type's object may be the original's as well
             graph.insert_before(graph[0], cast)
 
 

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.targets.interface import Array
-from flagsplit.targets.mobile.qnn.compiler import FALLBACK, reasons_in, where
+from flagsplit.targets.mobile.qnn.compiler import FALLBACK, readable, reasons_in, where
 from flagsplit.targets.mobile.qnn.prepare import INPUTS_PASSED_AS, prepare
 from flagsplit.targets.mobile.qnn.probe_models import Probe, build, dtypes_of, feeds_of, probes
 from flagsplit.targets.mobile.qnn.process import SdkDiedError, SdkProcess, SdkRefusedError, installed_version
@@ -57,7 +57,7 @@ class Prober:
         except Exception as error:  # noqa: BLE001 ONNX Runtime raises anything
             if "NOT_IMPLEMENTED" in str(error):
                 return "unchecked: ONNX Runtime has no kernel to compare with"
-            return f"unchecked: {' '.join(str(error).split())[:120]}"
+            return f"unchecked: {readable(str(error))}"
         source, made = Path(self._folder.name) / "probe.onnx", Path(self._folder.name) / "made.onnx"
         source.write_bytes(flagir.to_bytes(prepare(ir.serde.deserialize_model(model))))
         request = {"do": "compile", "source": str(source), "made": str(made), **where(self._soc)}
@@ -77,7 +77,7 @@ class Prober:
 
     def _reason(self, request: Mapping[str, Any], message: str) -> str:
         if FALLBACK not in message:
-            return " ".join(message.split())[:160]
+            return readable(message)
         before = self._sdk.log_size()
         try:
             self._sdk.ask({**request, "explain": True})

@@ -8,11 +8,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.qnn.frames import BrokenPipeContentError, receive, send
-from flagsplit.targets.onnx_engine import DTYPES
+
+if TYPE_CHECKING:  # this process starts for every compile: it imports no more than it needs
+    from flagsplit.targets.interface import Array
 
 _PROVIDER = "QNNExecutionProvider"
 _QUIET, _TALKATIVE = 4, 0
@@ -47,13 +48,13 @@ class Sdk:
         return {}
 
     def open(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """Open the compiled model at "file"; names, types and shapes of what it takes and gives."""
+        """Open the compiled model at "file"; names, ONNX Runtime's types and shapes of what it takes and gives."""
         self._session = self._ort.InferenceSession(message["file"], self._settings(_QUIET, message))
         self._session.disable_fallback()  # an error is an error, not a reason to try the CPU
         sides = {"inputs": self._session.get_inputs(), "outputs": self._session.get_outputs()}
-        return {side: [[v.name, DTYPES.get(v.type, v.type), v.shape] for v in values] for side, values in sides.items()}
+        return {side: [[v.name, v.type, v.shape] for v in values] for side, values in sides.items()}
 
-    def run(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, arrays: "Mapping[str, Array]") -> "dict[str, Array]":
         """Run what was opened."""
         names = [value.name for value in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, dict(arrays)), strict=True))

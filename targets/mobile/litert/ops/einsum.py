@@ -28,7 +28,9 @@ def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     left, arrow, right = equation.replace(" ", "").partition("->")
     spare = [chr(code) for code in range(0x3B1, 0x3C9)]
     terms = []
-    most = max((rank - len(term.replace("...", "")) for term, rank in zip(left.split(","), ranks, strict=True)), default=0)
+    most = max(
+        (rank - len(term.replace("...", "")) for term, rank in zip(left.split(","), ranks, strict=True)), default=0
+    )
     for term, rank in zip(left.split(","), ranks, strict=True):
         count = rank - len(term.replace("...", ""))
         terms.append(term.replace("...", "".join(spare[most - count : most])))

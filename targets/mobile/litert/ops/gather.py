@@ -25,12 +25,10 @@ def lower(builder: Builder, node: ir.Node) -> None:
 
 
 def elementwise_places(builder: Builder, places: Tensor, axis: int, size: int) -> Tensor:
-    """What GATHER_ND and SCATTER_ND take: for each place of `places` all of its coordinates, that along `axis` given."""
+    """What GATHER_ND and SCATTER_ND take: for each place all of its coordinates, that along `axis` given."""
     given = builder.reshape(from_front(builder, places, size), (*places.shape, 1))
     grid = np.indices(places.shape, np.int32)
-    parts = [
-        given if at == axis else builder.const(grid[at][..., None].copy()) for at in range(places.rank)
-    ]
+    parts = [given if at == axis else builder.const(grid[at][..., None].copy()) for at in range(places.rank)]
     return builder.concat(parts, places.rank)
 
 
@@ -65,7 +63,9 @@ def lower_one_hot(builder: Builder, node: ir.Node) -> None:
     """Positions out of range are off everywhere; a position below zero counts from the end."""
     places, depth, values = builder.take(node, 0), int(builder.fixed(node, 1).reshape(-1)[0]), builder.fixed(node, 2)
     axis = axis_of(node, places.rank + 1, -1)
-    line = builder.const(np.arange(depth).reshape([depth if at == axis else 1 for at in range(places.rank + 1)]), "int32")
+    line = builder.const(
+        np.arange(depth).reshape([depth if at == axis else 1 for at in range(places.rank + 1)]), "int32"
+    )
     small = builder.cast(places, "int32")
     wide = builder.reshape(small, (*small.shape[:axis], 1, *small.shape[axis:]))
     negative = builder.compare("LESS", wide, 0)

@@ -24,7 +24,6 @@ class _Cell:
     node: ir.Node
     hidden: int
     recurrent: Tensor
-    given_bias: Tensor | None
     own_bias: Tensor | None
     peephole: Tensor | None
     activations: Sequence[str]
@@ -76,7 +75,7 @@ def _prepare(builder: Builder, node: ir.Node, x: Tensor, at: int, hidden: int) -
     peephole = builder.maybe(node, 7)
     peephole = None if peephole is None else _one(builder, peephole, at)
     inputs = product(builder, x, builder.transpose(weights, (1, 0)))
-    cell = _Cell(builder, node, hidden, builder.transpose(recurrent, (1, 0)), *halves, peephole, chosen)
+    cell = _Cell(builder, node, hidden, builder.transpose(recurrent, (1, 0)), halves[1], peephole, chosen)
     return cell, inputs if halves[0] is None else builder.add(inputs, halves[0])
 
 
@@ -84,9 +83,7 @@ def _one(builder: Builder, x: Tensor, at: int) -> Tensor:
     return builder.reshape(builder.cut(x, 0, at, 1), x.shape[1:])
 
 
-def _state(
-    builder: Builder, node: ir.Node, index: int, at: int, batch: int, hidden: int, batch_first: bool
-) -> Tensor:
+def _state(builder: Builder, node: ir.Node, index: int, at: int, batch: int, hidden: int, batch_first: bool) -> Tensor:
     given = builder.maybe(node, index)
     if given is None:
         return builder.const(np.zeros((batch, hidden), np.float32))
@@ -162,12 +159,14 @@ def _hand_over(
 ) -> None:
     batch, hidden = results[0][1].shape
     lines = [
-        builder.concat([builder.reshape(each, (1, 1, batch, hidden)) for each in outputs], 0) for outputs, _, _ in results
+        builder.concat([builder.reshape(each, (1, 1, batch, hidden)) for each in outputs], 0)
+        for outputs, _, _ in results
     ]
     whole = builder.concat(lines, 1)
+    lasts = [[result[1] for result in results], [result[2] for result in results]]
     ends = [
-        builder.concat([builder.reshape(result[at], (1, batch, hidden)) for result in results], 0)
-        for at in ((1, 2) if node.op_type == "LSTM" else (1,))
+        builder.concat([builder.reshape(each, (1, batch, hidden)) for each in states], 0)
+        for states in lasts[: 2 if node.op_type == "LSTM" else 1]
     ]
     if batch_first:
         whole = builder.transpose(whole, (2, 0, 1, 3))

@@ -40,7 +40,9 @@ def lower_hard(builder: Builder, node: ir.Node) -> None:
     axis = axis_of(node, x.rank, -1)
     there, back = _last(x, axis)
     moved = builder.transpose(x, there)
-    first = builder.op("ARG_MAX", [moved, builder.const(x.rank - 1, "int32")], moved.shape[:-1], "int32", outputType="int32")
+    first = builder.op(
+        "ARG_MAX", [moved, builder.const(x.rank - 1, "int32")], moved.shape[:-1], "int32", outputType="int32"
+    )
     line = builder.reshape(builder.ints(range(x.shape[axis])), (1,) * (x.rank - 1) + (x.shape[axis],))
     hit = builder.compare("EQUAL", builder.reshape(first, (*moved.shape[:-1], 1)), line)
     builder.give(node, builder.transpose(builder.cast(hit, x.dtype), back))

@@ -87,5 +87,3 @@ def _atan2(builder: Builder, y: Tensor, x: Tensor | None) -> Tensor:
 def _other_leg(builder: Builder, x: Tensor) -> Tensor:
     """sqrt((1 - x)(1 + x))."""
     return builder.unary("SQRT", builder.mul(builder.sub(builder.like(1, x), x), builder.add(x, 1.0)))
-
-

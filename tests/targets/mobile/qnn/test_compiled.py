@@ -124,13 +124,13 @@ def test_segments_share_weights(tmp_path: Path) -> None:
     weights = {f"w{at}": numbers(512, 512, seed=at) for at in range(3)}
     model = model_of(LAYERS, weights)
     nodes = [node.name or "" for node in model.graph]
-    segments = [segment_of(model, nodes), segment_of(model, nodes[:3]), segment_of(model, nodes[2:])]
+    segments = [segment_of(model, nodes), segment_of(model, nodes[2:])]
     sizes = {}
     for kind in ("apart", "shared"):
         artifact = QnnTarget().compile(model, segments, CompileOptions(choices={"weights": kind}))
         sizes[kind] = {name: len(data) for name, data in artifact.files.items() if isinstance(data, bytes)}
     alone = max(sizes["apart"].values())
-    assert sum(sizes["apart"].values()) > 1.9 * alone
+    assert sum(sizes["apart"].values()) > 1.6 * alone
     assert sum(sizes["shared"].values()) <= 1.1 * alone
     with pytest.raises(ConfigError, match="weights=apart"):
         QnnTarget().load(artifact.store(tmp_path, tmp_path / "weights.bin"), segments[0].id, HOST)
