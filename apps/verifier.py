@@ -19,7 +19,7 @@ from flagsplit.apps.reference_values import ReferenceValues, Values
 from flagsplit.apps.tolerances import looseness, tolerance_of
 from flagsplit.apps.verification import PlanCheck, Sample, SegmentCheck, StepError, Verdict, VerifyReport, farthest
 from flagsplit.errors import BundleError, ConfigError, FlagsplitError, PolicyError
-from flagsplit.flagir import Segment
+from flagsplit.flagir import Segment, Step
 from flagsplit.runtime.bundle import REFERENCE_TARGET, Bundle
 from flagsplit.runtime.chained import SharedParts
 from flagsplit.runtime.manifest import TierArtifact
@@ -205,7 +205,8 @@ class _Verification:
                 tier.name: target if any(made.target == target for made in tier.artifacts) else REFERENCE_TARGET
                 for tier in used
             }
-            if not self._options.targets or target in self._options.targets:
+            runs = {self._artifact(step, way).target for step in self._graphs.steps[plan.name]}
+            if target in runs and (not self._options.targets or target in self._options.targets):
                 ways.append(way)
         return ways
 
@@ -250,8 +251,7 @@ class _Verification:
                 found += deviations(expected, values, allowed)
             tier, output = self._bundle.tiers[step.tier], worst(found)
             if output is not None:
-                made = self._bundle.artifact_for(step.tier, step.segment.id, targets[tier])
-                yield StepError(tier, made.target, step.segment.id, output)
+                yield StepError(tier, self._artifact(step, targets).target, step.segment.id, output)
 
     def _chained(self, plan: Plan, targets: Mapping[str, str]) -> list[Values]:
         values = [dict(sample.tensors) for sample in self._samples]
@@ -263,12 +263,12 @@ class _Verification:
                     each.update(_asked(loaded, step.segment, each))
         return values
 
+    def _artifact(self, step: Step, targets: Mapping[str, str]) -> TierArtifact:
+        return self._bundle.artifact_for(step.tier, step.segment.id, targets[self._bundle.tiers[step.tier]])
+
     def _allowed(self, plan: Plan, targets: Mapping[str, str]) -> Tolerance:
         """The loosest of the artifacts that run; of a lossy plan what its codecs lose besides, unless all are exact."""
-        made = [
-            self._bundle.artifact_for(step.tier, step.segment.id, targets[self._bundle.tiers[step.tier]])
-            for step in self._graphs.steps[plan.name]
-        ]
+        made = [self._artifact(step, targets) for step in self._graphs.steps[plan.name]]
         loosest = max((tolerance_of(one.target, one.options, self._options.tolerances) for one in made), key=looseness)
         if loosest.measure == "exact" or not is_lossy(plan):
             return loosest

@@ -1,8 +1,9 @@
 """Bundles verified: what agrees, what departs and where, what was tampered with, what cannot be checked here."""
 
+import json
 import math
 import wave
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,20 @@ import onnx
 import pytest
 from tests.apps import lossy, models
 from tests.targets.faulty_chip import FaultyChip, spoil
+from tests.targets.onnx_chip import OnnxChip
 
 import flagsplit
 from flagsplit.apps import zoo
 from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import build
 from flagsplit.apps.samples import zoo_sample
 from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.splitter.problem import Problem
 from flagsplit.targets.catalogue import TARGETS, missing_sdk
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -262,6 +267,29 @@ def test_what_this_host_has_no_means_for(faulty: Faulty, monkeypatch: pytest.Mon
     assert flagsplit.verify(bundle).unchecked == ("phone/faulty: nothing on this host runs artifacts of faulty",)
     monkeypatch.delitem(TARGETS, "faulty")
     assert flagsplit.verify(bundle).unchecked == ("phone/faulty: this flagsplit has no target faulty",)
+
+
+@pytest.mark.slow
+def test_what_a_chip_does_not_take_is_verified_where_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The device's first chip has no Softmax; its second runs the segments that have one."""
+    for name, chip in (("first", OnnxChip(refused=["Softmax"])), ("second", OnnxChip())):
+        monkeypatch.setattr(chip, "describe", partial(_same, replace(chip.describe(), name=name)))
+        monkeypatch.setitem(TARGETS, name, partial(_same, chip))
+    device = {"extends": "pixel8", "chip_targets": {"first": "fp32", "second": "fp32"}}
+    (tmp_path / "mine.json").write_text(json.dumps({"version": 1, "devices": {"mine": device}}))
+
+    def early(problem: Problem) -> Mapping[str, Sequence[int]]:
+        return {"early": [0] * (len(problem.graph.blocks) - 3) + [1] * 3}
+
+    options = BuildOptions(shapes={"image": SHAPE}, catalogues=[tmp_path / "mine.json"], extra_plans=early)
+    model, output = models.save(models.small(), tmp_path / "small.onnx"), tmp_path / "b.flagsplit"
+    build(model, ["phone", "cloud"], output, devices={"phone": "mine"}, options=options)
+    report = flagsplit.verify(output)
+    assert verdicts(report) == {"agrees"}
+    ran = {(each.plan, each.targets["phone"], each.steps[0].target) for each in report.plans if "phone" in each.targets}
+    chips = {("early", "first", "first"), ("early", "second", "second"), ("all-phone", "second", "second")}
+    assert ran == chips | {("early", "ort", "ort"), ("all-phone", "ort", "ort")}
+    assert {check.plans for check in of(report, "first")} == {("early",)}
 
 
 @pytest.mark.slow
