@@ -152,9 +152,18 @@ class _Verification:
         """A segment on all samples, as a whole or as a chain of atoms."""
         made, segment = case.made, case.segment
         allowed, why = tolerance_of(made.target, made.options, self._options.tolerances), _not_runnable(made.target)
+        emulated = not why and get_target(made.target).describe().runs_here == "emulated"
         tier = self._bundle.tiers[case.tier]
         blank = SegmentCheck(
-            tier, made.target, segment.id, case.plans, allowed, "not checked", reason=why, atoms=len(chain)
+            tier,
+            made.target,
+            segment.id,
+            case.plans,
+            allowed,
+            "not checked",
+            reason=why,
+            atoms=len(chain),
+            emulated=emulated,
         )
         if why:
             return blank

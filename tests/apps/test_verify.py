@@ -131,7 +131,7 @@ def test_choices_are_recorded_and_compiled_with_again(faulty: Faulty) -> None:
     (check,) = [check for check in of(flagsplit.verify(bundle), "faulty") if check.verdict == "departs"]
     assert str(check.allowed) == "norm ≤ 0.01"
     assert check.fault is not None
-    assert "another precision than fp16" in check.fault.advice
+    assert "another precision than fp16, --choice faulty.precision=" in check.fault.advice
     assert flagsplit.verify(bundle, bisect=False, targets=["faulty"]).segments[0].fault is None
 
 
