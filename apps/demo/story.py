@@ -152,10 +152,7 @@ def _read(
         if came != unsplit.text and unsplit.confidence >= _LEGIBLE
     ]
     if reader.phone_target:
-        _say(
-            out,
-            f"the phone ran {reader.phone_target}: {len(unlike)} legible lines read otherwise than by the unsplit model",
-        )
+        _say(out, f"the phone ran {reader.phone_target}: {len(unlike)} legible lines differ from the unsplit model's")
     for came, expected in unlike:
         _say(out, f"expected {expected!r}, came {came!r}")
     exact = bool(reader.phone_target) or max(first.max_rel, second.max_rel) <= 1e-4
