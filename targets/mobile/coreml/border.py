@@ -111,7 +111,7 @@ def _largest(array: Array) -> float:
 def from_program(tensor: ChipTensor, made: Array) -> Array:
     """An array as the graph has it."""
     shape = [int(size) for size in tensor.shape]
-    return np.ascontiguousarray(made.reshape(shape).astype(np.dtype(tensor.dtype), copy=False))
+    return np.asarray(made.reshape(shape), np.dtype(tensor.dtype), order="C")
 
 
 def spec_of(tensor: ChipTensor) -> TensorSpec:

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from flagsplit.errors import InputError
+from flagsplit.errors import BundleError, InputError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.border import program_names
@@ -76,7 +76,7 @@ def _in_fp32(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, A
         if choices.precision != "fp32":
             soften_masks(model, samples)
         ranges = measure(model, samples)
-    except InputError as error:
+    except (BundleError, InputError) as error:
         return {"": f"its range is not known, as it could not be run on samples: {error}"}, False
     ends = (*model.graph.inputs, *model.graph.outputs)
     ends_fit = not any(overflows(ranges[value.name or ""]) for value in ends if value.name in ranges)

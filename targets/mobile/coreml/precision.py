@@ -18,6 +18,8 @@ MARGIN = 2.0
 """Inputs of the real world may make values so many times larger than samples did."""
 LEAST_NORMAL = 2.0**-14
 LEAST = 2.0**-24
+_STEP = 2.0**-11
+"""By what share fp16 rounds at most."""
 
 _SQUARING = frozenset(
     (
@@ -32,6 +34,9 @@ _SQUARING = frozenset(
     )
 )
 """Operators that add up squares inside, where a sum in fp16 overflows long before their results do."""
+_EXPONENTS = frozenset(("LogSoftmax", "Softmax"))
+_EXPONENTS_UP_TO = {False: 256.0, True: 64.0}
+"""The greatest of numbers whose exponentials are compared: there fp16 is off by up to 1/8, or 1/32 to be careful."""
 _COPYING = frozenset(
     ("Concat Expand Flatten Gather Identity Pad Reshape Slice Split Squeeze Tile Transpose Unsqueeze Where").split()
 )
@@ -74,11 +79,12 @@ def _reasons(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Itera
             yield f"{_called(value)} reaches {seen.largest:.3g}, fp16 ends at {LARGEST:.0f}"
         elif 0 < seen.largest < (LEAST_NORMAL if careful else LEAST / _WORST_ROUNDING):
             yield f"{_called(value)} stays below {seen.largest:.3g}, where fp16 has few digits"
-    yield from _inside(node, ranges)
+    yield from _inside(node, ranges, careful)
+    yield from _canceled(node, ranges)
     yield from _small_constants(node, careful)
 
 
-def _inside(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
+def _inside(node: ir.Node, ranges: Mapping[str, Range], careful: bool) -> Iterator[str]:
     """What goes wrong between what a node reads and what it gives."""
     at = NEAR_ZERO_MATTERS.get(node.op_type)
     value = node.inputs[at] if at is not None and at < len(node.inputs) else None
@@ -89,6 +95,18 @@ def _inside(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
     seen = ranges.get(first.name or "") if first is not None else None
     if node.op_type in _SQUARING and seen is not None and seen.largest**2 * MARGIN > LARGEST:
         yield f"squares of {_called(first)} reach {seen.largest**2:.3g}, fp16 ends at {LARGEST:.0f}"
+    if node.op_type in _EXPONENTS and seen is not None and seen.high > _EXPONENTS_UP_TO[careful]:
+        yield f"{_called(first)} reaches {seen.high:.3g}, where fp16 has steps that change shares"
+
+
+def _canceled(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
+    """Sums far smaller than what they are of: the rounding of that is all that would be left."""
+    if node.op_type not in _ADDING:
+        return
+    given = max((ranges[each.name or ""].largest for each in node.inputs if each and each.name in ranges), default=0.0)
+    made = ranges.get(node.outputs[0].name or "")
+    if made is not None and 0 < made.largest * _WORST_ROUNDING < given * _STEP:
+        yield f"of numbers up to {given:.3g} only {made.largest:.3g} is left"
 
 
 def _small_constants(node: ir.Node, careful: bool) -> Iterator[str]:

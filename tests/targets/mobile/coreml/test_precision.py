@@ -64,6 +64,22 @@ def test_squares_inside_of_norms() -> None:
     assert "squares" in _kept(model, {"x": floats(2, 8, scale=300)})["LayerNormalization"]
 
 
+def test_sums_that_cancel() -> None:
+    model = parse("g (float[4] x, float[4] z) => (float[4] y) { y = Sub(x, z) }")
+    x = np.array([10000, 10001, 10002, 10003], np.float32)
+    assert "only 3 is left" in _kept(model, {"x": x, "z": np.full(4, 10000, np.float32)})["Sub"]
+    assert not _kept(model, {"x": x, "z": np.full(4, 9000, np.float32)})
+    assert not _kept(model, {"x": x, "z": x})
+
+
+def test_shares_of_large_numbers() -> None:
+    model = parse("g (float[4] x) => (float[4] y) { y = Softmax(x) }")
+    for high, plain, careful in ((30, 0, 0), (100, 0, 1), (1000, 1, 1)):
+        inputs: dict[str, Array] = {"x": np.array([high, high - 1, -1e4, 0], np.float32)}
+        assert len(_kept(model, inputs)) == plain
+        assert len(_kept(model, inputs, careful=True)) == careful
+
+
 @pytest.mark.parametrize(("epsilon", "plain", "careful"), [("1e-3", 0, 0), ("1e-5", 0, 1), ("1e-12", 1, 1)])
 def test_small_epsilons(epsilon: str, plain: int, careful: int) -> None:
     text = f"g (float[2, 8] x) => (float[2, 8] y) {{ y = LayerNormalization <epsilon = {epsilon}> (x, s) }}"

@@ -92,6 +92,51 @@ def test_a_segment_gives_what_the_model_gives(tmp_path: Path, choices: Mapping[s
         loaded.run(given)
 
 
+def test_scalars_stay_scalars(tmp_path: Path) -> None:
+    model = parse("g (float x, int64 i) => (float y, int64 j) { y = Tanh(x) j = Neg(i) }")
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    stored = _stored(CoremlTarget().compile(model, [segment], CompileOptions()), tmp_path)
+    made = CoremlTarget().load(stored, segment.id, HOST).run({"x": np.array(0.5, np.float32), "i": np.array(7)})
+    assert {name: (array.shape, array.dtype.name) for name, array in made.items()} == {
+        "y": ((), "float32"),
+        "j": ((), "int64"),
+    }
+    assert made["j"] == -7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deep", [-np.inf, -3.4028235e38, -1e9])
+def test_fp16_gives_no_infinity_where_fp32_gives_none(tmp_path: Path, deep: float) -> None:
+    """Values past fp16's end, a norm of values whose variance is below its least number, and a mask."""
+    model = parse(
+        """g (float[2, 8] x, bool[2, 8] keep) => (float[2, 8] y, float[2, 8] z) {
+            a = Mul(x, large) b = Mul(a, a) c = Sqrt(b) d = Div(c, large) e = Mul(d, small)
+            y = LayerNormalization <epsilon = 1e-12> (e, scale)
+            m = Where(keep, zero, deep) s = Add(x, m) z = Softmax(s)
+        }""",
+        {
+            "large": np.float32(1e3),
+            "small": np.float32(1e-4),
+            "scale": np.ones(8, np.float32),
+            "zero": np.float32(0),
+            "deep": np.float32(deep),
+        },
+    )
+    keep = np.arange(16).reshape(2, 8) % 3 > 0
+    given: dict[str, Array] = {"x": floats(2, 8), "keep": keep}
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    artifact = CoremlTarget().compile(model, [segment], CompileOptions(samples=[given]))
+    kept = json.loads(artifact.options["in_fp32"])[segment.id]
+    operators = {node.op_type for node in model.graph if node.name in kept}
+    assert {"Sqrt", "LayerNormalization"} <= operators
+    assert "Softmax" not in operators
+    made = CoremlTarget().load(_stored(artifact, tmp_path), segment.id, HOST).run(given)
+    (wanted,) = answers(model, [given])
+    assert difference(made["y"], wanted["y"]) <= 5e-3
+    assert difference(made["z"], wanted["z"]) <= 2e-3
+    assert (made["z"][~keep] == 0).all()
+
+
 def test_the_table_says_what_is_passed(tmp_path: Path) -> None:
     artifact, (segment,) = _compiled(_model(), {"io": "fp16"})
     _stored(artifact, tmp_path)
