@@ -80,7 +80,7 @@ class Compiled:
         self, model: ir.Model, segments: Mapping[str, Segment], dims: Mapping[str, int], folder: Path, **choices: str
     ) -> None:
         self.segments = dict(segments)
-        self.sizes = fixed_sizes(model, dims)
+        self.sizes = fixed_sizes(model, dims, list(segments.values()))
         options = CompileOptions(dims=dims, choices=choices)
         weights = folder / "weights.bin"
         weights.write_bytes(b"")
@@ -118,7 +118,7 @@ def thirds(model: ir.Model) -> dict[str, Segment]:
 
 def transposes(model: ir.Model, segment: Segment, dims: Mapping[str, int]) -> tuple[int, int]:
     """How many TRANSPOSE operators the lowerings write, and how many remain."""
-    (split,) = split_segments(model, [segment], fixed_sizes(model, dims))
+    (split,) = split_segments(model, [segment], fixed_sizes(model, dims, [segment]))
     assert split.chip is not None
     before, after = lower_part(split.chip), settle_layouts(lower_part(split.chip))
     counts = [sum(each.code == "TRANSPOSE" for each in program.operators) for program in (before, after)]

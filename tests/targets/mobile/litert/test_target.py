@@ -1,6 +1,8 @@
 """What the litert target says, and what it says of what is wrong: choices, files, inputs, a missing SDK."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,38 @@ def test_without_the_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=r"pip install 'flagsplit\[litert\]'"):
             act()
     assert target.describe().runs_here == "no"
+
+
+def test_too_large_an_error_of_smaller_weights_ends_the_build() -> None:
+    """Weights that int8 cannot tell apart: real samples end the build, made up ones only let it say so."""
+    wide = ", ".join(["1000", *["0.01"] * 2047])
+    part = graph("y = MatMul(x, w)", "float[1,2048] x", "float[1,1] y", f"float[2048,1] w = {{{wide}}}")
+    sample = {"x": np.concatenate([np.zeros((1, 1)), np.ones((1, 2047))], 1).astype(np.float32)}
+    part = replace(part, samples=(sample,))
+    target = LitertTarget()
+    guessed = target.compile_parts([part], CompileOptions(choices={"weights": "int8"}))
+    assert float(guessed.options["weights_error"]) > 0.5
+    with pytest.raises(ModelError, match=r"choose weights of fp16 or fp32"):
+        target.compile_parts([part], CompileOptions(choices={"weights": "int8"}, real_samples=True))
+    fine = target.compile_parts([part], CompileOptions(choices={"weights": "fp16"}, real_samples=True))
+    assert float(fine.options["weights_error"]) < 1e-2
+
+
+def test_delegates_are_told_of() -> None:
+    part = graph(
+        "c = Conv(x, w) r = Relu(c) y = CumSum(r, a)",
+        "float[1,3,9,8] x",
+        "float[1,8,7,6] y",
+        f"{_conv()}, int64 a = {{1}}",
+    )
+    files = LitertTarget().compile_parts([part], CompileOptions()).files
+    told = {each["name"]: each for each in json.loads(files["delegates.json"])["delegates"]}  # type: ignore[arg-type]
+    assert set(told) == {"gpu", "nnapi", "qualcomm", "mediatek", "google-tensor"}
+    assert "deprecated" in told["nnapi"]["legacy"]
+    for each in told.values():
+        assert each["basis"] == "modelled"
+        assert each["source"]
+        assert each["confidence"] in ("medium", "low")
+    found = told["gpu"]["segments"]["part"]
+    assert found["left"] == {"knows no CUMSUM": 1}
+    assert found["taken"] == found["operators"] - 1
