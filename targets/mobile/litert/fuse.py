@@ -97,7 +97,7 @@ def _pairs(operator: Operator | None) -> tuple[tuple[Tensor | None, Tensor | Non
     """The two inputs of an operator, either way round."""
     if operator is None or len(operator.inputs) != 2:
         return ()
-    return (operator.inputs, operator.inputs[::-1])  # type: ignore[return-value]
+    return (operator.inputs, operator.inputs[::-1])
 
 
 def _with_number(operator: Operator) -> tuple[Tensor | None, float | None]:

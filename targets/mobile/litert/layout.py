@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from flagsplit.targets.mobile.litert.layout_rules import may_move, moved
 from flagsplit.targets.mobile.litert.program import Operator, Program, Tensor, nchw, nhwc
+from flagsplit.targets.mobile.litert.shuffles import gather_shuffles
 
 _SECOND, _LAST = False, True
 _STEP = 64
@@ -20,6 +21,8 @@ _STEP = 64
 
 def settle_layouts(program: Program) -> Program:
     """The same program with as few transposes as it needs; `program` is used up."""
+    program = gather_shuffles(program)
+    program.operators = used_operators(program.operators, program.outputs)
     flexible = [each for each in program.operators if may_move(each)]
     chosen = _choose(program, flexible)
     return _Rewriter(program, chosen).program()
