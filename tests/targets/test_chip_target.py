@@ -113,7 +113,7 @@ def test_a_cut_inside_of_shape_arithmetic(tmp_path: Path) -> None:
     model = _model(_with_numbers(_SHAPES))
     late = segment_of(model, [node.name or "" for node in model.graph if node.name in ("t", "a", "r")])
     assert sorted(late.inputs) == ["n", "x"]
-    chip = OnnxChip(tmp_path / "weights.bin")
+    chip = OnnxChip()
     stored = chip.compile(model, [late], CompileOptions(dims={"N": 3})).store(tmp_path, tmp_path / "weights.bin")
     assert [node.op_type for node in chip.parts[0].model.graph] == ["Relu", "Reshape"]
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
