@@ -82,6 +82,12 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "LpPool": "lower_lp",
         "MaxPool": "lower_max",
     },
+    "quantized": {
+        "DequantizeLinear": "lower_dequantize",
+        "DynamicQuantizeLinear": "lower_dynamic",
+        "MatMulInteger": "lower_matmul",
+        "QuantizeLinear": "lower_quantize",
+    },
     "recurrent": {"GRU": "lower", "LSTM": "lower", "RNN": "lower"},
     "reduction": {
         "ArgMax": "lower_arg",
@@ -147,6 +153,12 @@ _BY_FILE: dict[str, dict[str, str]] = {
 
 LOWERED = {op: (file, function) for file, ops in _BY_FILE.items() for op, function in ops.items()}
 """File of `ops` and function of each operator that has a lowering of its own."""
+
+TAKES_SMALL = frozenset(
+    "Concat DequantizeLinear DynamicQuantizeLinear Expand Flatten Gather Identity MatMulInteger QuantizeLinear Reshape "
+    "Slice Split Squeeze Transpose Unsqueeze".split()
+)
+"""Operators that take and give integers of 8 bits: they move them, or have their own meaning for them."""
 
 
 def lowering_of(node: ir.Node) -> Lowering:

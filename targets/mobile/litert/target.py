@@ -34,7 +34,7 @@ class LitertTarget(ChipTarget):
         return TargetDescription(
             name="litert",
             version=_version(),
-            dtypes=("bool", "float16", "float32", "int32", "int64"),
+            dtypes=("bool", "float16", "float32", "int32", "int64", "int8", "uint8"),
             max_rank=6,
             static_shapes=True,
             runs_here="yes" if engine.installed() else "no",

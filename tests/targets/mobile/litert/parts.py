@@ -1,5 +1,6 @@
 """Chip parts of models and texts, compiled for LiteRT and run beside ONNX Runtime."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,9 @@ class Compiled:
         self.segments = dict(segments)
         self.sizes = fixed_sizes(model, dims, list(segments.values()))
         options = CompileOptions(dims=dims, choices=choices)
-        weights = folder / "weights.bin"
-        weights.write_bytes(b"")
+        saved = Path(tempfile.mkdtemp(dir=folder))
+        flagir.save(model, saved)
+        weights = saved / flagir.WEIGHTS_NAME
         self.artifact = LitertTarget().compile(model, list(segments.values()), options)
         self._stored = self.artifact.store(folder / "litert", weights)
         self._reference = OrtTarget().compile(model, list(segments.values()), options).store(folder / "ort", weights)

@@ -1,4 +1,4 @@
-"""Small graphs that the operator tests of onnx have no case for, beside ONNX Runtime; and how many transposes remain."""
+"""Graphs that the operator tests of onnx have no case for, beside ONNX Runtime; and how many transposes remain."""
 
 import re
 from pathlib import Path
@@ -180,6 +180,25 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[40,5] x",
         "float[80,5] y",
         "float m = {4}, float n = {0.001}",
+    ),
+    "quantized on the fly": (
+        "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
+        "float[3,4] x",
+        "float[3,3] y",
+        "int8[4,3] w = {1, -2, 3, 4, 5, -128, 7, 8, 9, 10, 127, 12}, int8[3] v = {0, 0, 0}",
+    ),
+    "quantized on the fly, weights with a zero": (
+        "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
+        "float[3,4] x",
+        "float[3,3] y",
+        "uint8[4,3] w = {1, 2, 3, 4, 5, 128, 7, 8, 9, 10, 255, 12}, uint8 v = {3}",
+    ),
+    "quantized and back": (
+        "q = QuantizeLinear <axis = 1> (x, s, z) t = Transpose(q) u = Transpose(t) "
+        "y = DequantizeLinear <axis = 1> (u, s, z)",
+        "float[5,2] x",
+        "float[5,2] y",
+        "float[2] s = {0.01, 0.02}, uint8[2] z = {128, 100}",
     ),
     "enlarged in every way": (
         'a = Resize <mode = "linear"> (x, none, s) b = Resize <mode = "cubic"> (a, none, s) '

@@ -94,6 +94,24 @@ def test_damaged_files(tmp_path: Path) -> None:
         target.load_part(file, call, made.options, HOST)
 
 
+def test_segments_of_one_file_share_an_interpreter(tmp_path: Path) -> None:
+    """Each answers for itself, also when another is closed."""
+    first = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
+    second = replace(graph("y = Neg(x)", "float[2,2] x", "float[2,2] y"), segment="other")
+    target = LitertTarget()
+    made = target.compile_parts([first, second], CompileOptions())
+    data = made.files["segments.tflite"]
+    assert isinstance(data, bytes)
+    file = tmp_path / "segments.tflite"
+    file.write_bytes(data)
+    given = {"x": np.array([[1, -1], [2, -3]], np.float32)}
+    one, other = (target.load_part(file, made.calls[name], made.options, HOST) for name in ("part", "other"))
+    kept = one.run(given)["y"]
+    one.close()
+    np.testing.assert_array_equal(other.run(given)["y"], -given["x"])
+    np.testing.assert_array_equal(kept, np.maximum(given["x"], 0))
+
+
 def test_closed_is_closed(tmp_path: Path) -> None:
     part = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
     target = LitertTarget()
