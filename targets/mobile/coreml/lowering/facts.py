@@ -18,6 +18,8 @@ NUMBERS = FLOATS | INTEGERS
 BOOL = frozenset((ir.DataType.BOOL,))
 ALL = NUMBERS | BOOL
 """The element types that have an equivalent in a Core ML program; int64 becomes int32."""
+BYTES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
+"""Whole numbers of 8 bits, between operators that quantize; a program holds them as int32."""
 
 MAX_RANK = 5
 """The highest rank of a tensor in a Core ML program."""
@@ -139,11 +141,16 @@ def sizes_of(value: ir.Value) -> tuple[int, ...]:
     return sizes
 
 
-def unfit_value(value: ir.Value) -> str:
-    """Why a value cannot be a tensor of a Core ML program; "" if it can."""
+def unfit_value(value: ir.Value, *, bytes_too: bool = False) -> str:
+    """Why a value cannot be a tensor of a Core ML program; "" if it can.
+
+    Args:
+        value: of any type.
+        bytes_too: whether it may be of 8 bits.
+    """
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
         return f"{value.name!r} is no tensor, or its type is unknown"
-    if value.dtype not in ALL:
+    if value.dtype not in ALL and not (bytes_too and value.dtype in BYTES):
         return f"{value.name!r} is of {value.dtype.name.lower()}; Core ML programs take float, float16, int32 and bool"
     if value.shape is None or not all(isinstance(dim, int) for dim in value.shape):
         return f"the shape of {value.name!r} is not fixed"

@@ -17,7 +17,15 @@ from flagsplit.targets.mobile.coreml.lowering.functions import write_out
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal, rules
 from flagsplit.targets.mobile.coreml.lowering.site import MIL_NAMES, Site, Var, mil_name
 
-_IO_TYPES = {"float32": "float32", "float16": "float16", "int32": "int32", "int64": "int32", "bool": "int32"}
+_IO_TYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "int32": "int32",
+    "int64": "int32",
+    "bool": "int32",
+    "int8": "int32",
+    "uint8": "int32",
+}
 
 
 def io_dtype(dtype: str) -> str:
@@ -82,7 +90,7 @@ def build_program(model: ir.Model, names: Mapping[str, str], *, function: str = 
 
 def _check(model: ir.Model) -> None:
     for value in model.graph.inputs:
-        if reason := unfit_value(value):
+        if reason := unfit_value(value, bytes_too=True):
             raise ModelError(f"input {value.name!r} cannot be taken by a Core ML program: {reason}")
     for node in model.graph:
         if why_not := refusal(node):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from flagsplit.errors import InternalError
-from flagsplit.targets.mobile.coreml.lowering.facts import ALL, NodeFacts, unfit_constant, unfit_value
+from flagsplit.targets.mobile.coreml.lowering.facts import ALL, BYTES, NodeFacts, unfit_constant, unfit_value
 from flagsplit.targets.mobile.coreml.lowering.functions import expanded
 from flagsplit.targets.mobile.coreml.lowering.ops import MODULES
 
@@ -33,6 +33,7 @@ class Rule:
         dtypes: element types that the first operand may have.
         const: operands that have to be constant. They may have any shape and any integers.
         why_not: why a node of right types cannot be lowered; "" if it can.
+        bytes_too: whether operands and outputs may be of 8 bits, which are int32 in the program.
     """
 
     operators: tuple[str, ...]
@@ -40,6 +41,7 @@ class Rule:
     dtypes: Collection[ir.DataType]
     const: Collection[int]
     why_not: WhyNot
+    bytes_too: bool
 
 
 def lowers(
@@ -47,11 +49,12 @@ def lowers(
     dtypes: Collection[ir.DataType] = ALL,
     const: Iterable[int] = (),
     why_not: WhyNot = lambda _: "",
+    bytes_too: bool = False,
 ) -> Callable[[_F], _F]:
     """Declare a lowering; see `Rule`."""
 
     def declare(lower: _F) -> _F:
-        rules = [*getattr(lower, "rules", ()), Rule(operators, lower, dtypes, frozenset(const), why_not)]
+        rules = [*getattr(lower, "rules", ()), Rule(operators, lower, dtypes, frozenset(const), why_not, bytes_too)]
         lower.rules = rules  # type: ignore[attr-defined]
         return lower
 
@@ -102,13 +105,14 @@ def _broken_rule(facts: NodeFacts, rule: Rule) -> str:
             return f"its operand {facts.value(at).name!r} has to be a constant"
     for at in range(facts.inputs):
         if facts.has(at) and at not in rule.const:
-            reason = unfit_value(facts.value(at)) or unfit_constant(facts.value(at))
+            reason = unfit_value(facts.value(at), bytes_too=rule.bytes_too) or unfit_constant(facts.value(at))
             if reason:
                 return reason
     for value in facts.node.outputs:
-        if value.name and (reason := unfit_value(value)):
+        if value.name and (reason := unfit_value(value, bytes_too=rule.bytes_too)):
             return reason
-    if facts.has(0) and 0 not in rule.const and facts.dtype() not in rule.dtypes:
+    takes_first = {*rule.dtypes, *(BYTES if rule.bytes_too else ())}
+    if facts.has(0) and 0 not in rule.const and facts.dtype() not in takes_first:
         takes = ", ".join(sorted(dtype.name.lower() for dtype in rule.dtypes))
         return f"Core ML does not compute it in {facts.dtype().name.lower()} (but in {takes})"
     return rule.why_not(facts)

@@ -17,6 +17,8 @@ NP_TYPES = {
     ir.DataType.INT32: np.int32,
     ir.DataType.INT64: np.int32,
     ir.DataType.BOOL: np.bool_,
+    ir.DataType.INT8: np.int32,
+    ir.DataType.UINT8: np.int32,
 }
 """The NumPy types of tensors in a program."""
 MIL_NAMES = {
@@ -25,6 +27,8 @@ MIL_NAMES = {
     ir.DataType.INT32: "int32",
     ir.DataType.INT64: "int32",
     ir.DataType.BOOL: "bool",
+    ir.DataType.INT8: "int32",
+    ir.DataType.UINT8: "int32",
 }
 """The names that MIL has for these types."""
 
@@ -64,7 +68,7 @@ class Site(NodeFacts):
     def cast_const(array: Array) -> Any:
         """A constant in the type that programs have for it."""
         array = np.ascontiguousarray(array).reshape(array.shape)
-        if array.dtype == np.int64:
+        if array.dtype in (np.int64, np.int8, np.uint8):
             array = array.astype(np.int32)
         return array if array.shape else array[()]
 

@@ -12,6 +12,7 @@ MODULES = (
     "matmul",
     "normalization",
     "pool",
+    "quantization",
     "recurrent",
     "reductions",
     "reshaping",

@@ -99,7 +99,7 @@ def lower_clip(site: Site) -> Var:
     return mb.identity(x=x) if made is x else made
 
 
-@lowers("Identity", dtypes=ALL)
+@lowers("Identity", dtypes=ALL, bytes_too=True)
 def lower_identity(site: Site) -> Var:
     return site.mb.identity(x=site.var())
 

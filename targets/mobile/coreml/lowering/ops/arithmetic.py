@@ -4,7 +4,7 @@ from functools import reduce
 
 import numpy as np
 
-from flagsplit.targets.mobile.coreml.lowering.facts import FLOATS, INTEGERS, NUMBERS, NodeFacts
+from flagsplit.targets.mobile.coreml.lowering.facts import BOOL, BYTES, FLOATS, INTEGERS, NUMBERS, NodeFacts
 from flagsplit.targets.mobile.coreml.lowering.registry import lowers
 from flagsplit.targets.mobile.coreml.lowering.site import Site, Var
 
@@ -103,7 +103,14 @@ def lower_where(site: Site) -> Var:
     return mb.select(cond=site.var(0), a=a, b=b)
 
 
-@lowers("Cast", "CastLike")
+@lowers("Cast", "CastLike", bytes_too=True, why_not=lambda facts: _narrows(facts))
 def lower_cast(site: Site) -> Var:
     made = site.cast(site.var(), site.out_dtype())
     return site.mb.identity(x=made) if made is site.var() else made
+
+
+def _narrows(facts: NodeFacts) -> str:
+    """Between bytes and int32 nothing happens in a program, so bytes may be widened only."""
+    if facts.out_dtype() in BYTES and facts.dtype() not in {facts.out_dtype(), *BOOL}:
+        return f"it narrows {facts.dtype().name.lower()} to {facts.out_dtype().name.lower()}"
+    return ""

@@ -80,7 +80,7 @@ def _front_pads(site: Site, whole: Sequence[int], strides: Sequence[int]) -> lis
     else:
         return site.ints("pads", [0] * 2 * spatial)[:spatial] if auto == "NOTSET" else [0] * spatial
     total = [have + more - want for have, more, want in zip(whole, extra, wanted, strict=True)]
-    return [max(by, 0) // 2 if auto != "SAME_LOWER" else max(by, 0) - max(by, 0) // 2 for by in total]
+    return [max(by, 0) // 2 if auto == "SAME_UPPER" else max(by, 0) - max(by, 0) // 2 for by in total]
 
 
 def _with_bias(site: Site, operator: "object", *, late: bool = False, **arguments: "object") -> Var:

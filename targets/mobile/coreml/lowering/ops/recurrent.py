@@ -64,15 +64,17 @@ def _native_lstm(site: Site) -> Sequence[Var | None]:
             total = bias[at][: 4 * hidden] + bias[at][4 * hidden :]
             weights[f"bias{suffix}"] = _gates_of(total, hidden)
     state = [_flat_state(site, at, batch, directions, hidden) for at in (5, _CELL_STATE)]
-    direction = {"forward": "forward", "reverse": "reverse", "bidirectional": "bidirectional"}
+    backward = site.text("direction", "forward") == "reverse"
     every, last, cell = mb.lstm(
-        x=site.var(),
+        x=_turned(site, site.var()) if backward else site.var(),
         initial_h=state[0],
         initial_c=state[1],
-        direction=direction[site.text("direction", "forward")],
+        direction="forward" if directions == 1 else "bidirectional",
         output_sequence=True,
         **weights,
     )
+    if backward:  # in which order MIL's own reverse gives the steps its documentation leaves open
+        every = _turned(site, every)
     made = site.transpose(site.reshape(every, (steps, batch, directions, hidden)), [0, 2, 1, 3])
     ends = [site.transpose(site.reshape(end, (batch, directions, hidden)), [1, 0, 2]) for end in (last, cell)]
     return [made, *ends]

@@ -7,14 +7,14 @@ from flagsplit.targets.mobile.coreml.lowering.registry import lowers
 from flagsplit.targets.mobile.coreml.lowering.site import MIL_NAMES, NP_TYPES, Site, Var
 
 
-@lowers("Reshape", "Squeeze", "Unsqueeze", const=(1,))
-@lowers("Flatten")
+@lowers("Reshape", "Squeeze", "Unsqueeze", const=(1,), bytes_too=True)
+@lowers("Flatten", bytes_too=True)
 def lower_reshape(site: Site) -> Var:
     made = site.reshape(site.var(), site.out_shape())
     return site.mb.identity(x=made) if made is site.var() else made
 
 
-@lowers("Transpose")
+@lowers("Transpose", bytes_too=True)
 def lower_transpose(site: Site) -> Var:
     perm = site.ints("perm", range(site.rank())[::-1])
     made = site.transpose(site.var(), perm)
@@ -32,7 +32,7 @@ def lower_shape(site: Site) -> Var:
     return site.mb.const(val=np.asarray(sizes, np.int32))
 
 
-@lowers("Expand", const=(1,))
+@lowers("Expand", const=(1,), bytes_too=True)
 def lower_expand(site: Site) -> Var:
     made = site.broadcast(site.var(), site.out_shape())
     return site.mb.identity(x=made) if made is site.var() else made
