@@ -58,10 +58,11 @@ def lower_node(builder: Builder, node: ir.Node) -> None:
     for value in node.outputs:
         if value.name or value.uses():
             _check(value)
+    lowering = lowering_of(node)
     touched = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
     if node.op_type not in TAKES_SMALL and any(dtype is not None and dtype.name in SMALL for dtype in touched):
         raise Refused(f"{node.op_type} of integers of 8 bits would have to wrap")
-    lowering_of(node)(builder, node)
+    lowering(builder, node)
 
 
 def _typed(value: ir.Value) -> Tensor:

@@ -1,4 +1,4 @@
-"""Integers of 8 bits between float32: quantized on the fly, multiplied as matrices, and back.
+"""Integers of 8 bits between float32: quantized, multiplied as matrices, and back.
 
 Within a program they are whole numbers in int32, with a float32 twin that the next reader takes. A product of two of
 8 bits is exact in float32 up to sums of 2^24, beyond which it is rounded as any float32. Weights stay int8 in the file.
@@ -14,19 +14,6 @@ from flagsplit.targets.mobile.litert.ops.matmul import fully_connected, product
 from flagsplit.targets.mobile.litert.program import Refused, Tensor
 
 _RANGES = {"UINT8": (0, 255), "INT8": (-128, 127)}
-
-
-def lower_dynamic(builder: Builder, node: ir.Node) -> None:
-    """scale = (max - min) / 255 over a range that holds 0; what is all zero has scale 1."""
-    x = builder.take(node, 0)
-    axes = list(range(x.rank))
-    low = builder.minimum(builder.reduce("REDUCE_MIN", x, axes, keep=False), 0.0)
-    high = builder.maximum(builder.reduce("REDUCE_MAX", x, axes, keep=False), 0.0)
-    scale = builder.div(builder.sub(high, low), 255.0)
-    scale = builder.select(builder.compare("EQUAL", scale, 0.0), builder.like(1, scale), scale)
-    zero = _clipped(builder, builder.unary("ROUND", builder.div(builder.unary("NEG", low), scale)), 0, 255)
-    whole = builder.add(builder.unary("ROUND", builder.div(x, scale)), zero)
-    builder.give(node, _counted(builder, _clipped(builder, whole, 0, 255)), scale, _counted(builder, zero))
 
 
 def lower_quantize(builder: Builder, node: ir.Node) -> None:

@@ -181,17 +181,18 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[80,5] y",
         "float m = {4}, float n = {0.001}",
     ),
-    "quantized on the fly": (
-        "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
+    "product of integers": (
+        "q = QuantizeLinear(x, s, z) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
         "float[3,4] x",
         "float[3,3] y",
-        "int8[4,3] w = {1, -2, 3, 4, 5, -128, 7, 8, 9, 10, 127, 12}, int8[3] v = {0, 0, 0}",
+        "int8[4,3] w = {1, -2, 3, 4, 5, -128, 7, 8, 9, 10, 127, 12}, int8[3] v = {0, 0, 0}, float s = {0.02}, "
+        "uint8 z = {120}",
     ),
-    "quantized on the fly, weights with a zero": (
-        "q, s, z = DynamicQuantizeLinear(x) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
+    "product of integers, weights with a zero": (
+        "q = QuantizeLinear(x, s, z) m = MatMulInteger(q, w, z, v) f = Cast <to = 1> (m) y = Mul(f, s)",
         "float[3,4] x",
         "float[3,3] y",
-        "uint8[4,3] w = {1, 2, 3, 4, 5, 128, 7, 8, 9, 10, 255, 12}, uint8 v = {3}",
+        "uint8[4,3] w = {1, 2, 3, 4, 5, 128, 7, 8, 9, 10, 255, 12}, uint8 v = {3}, float s = {0.02}, uint8 z = {120}",
     ),
     "quantized and back": (
         "q = QuantizeLinear <axis = 1> (x, s, z) t = Transpose(q) u = Transpose(t) "

@@ -64,6 +64,14 @@ def test_a_node_that_cannot_be_is_named() -> None:
     assert repr(node.name) in str(caught.value)
 
 
+def test_ranges_taken_at_run_time_are_refused() -> None:
+    part = graph("y, s, z = DynamicQuantizeLinear(x)", "float[2,2] x", "uint8[2,2] y, float s, uint8 z")
+    verdict = LitertTarget().supports(next(iter(part.model.graph)))
+    assert "rounding" in verdict.reason
+    with pytest.raises(ModelError, match="rounding"):
+        LitertTarget().compile_parts([part], CompileOptions())
+
+
 def test_wrong_inputs(tmp_path: Path) -> None:
     part = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
     for given, why in (
