@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.targets.mobile.litert.parts import codes, graph, norm_relative, ran, reference, seeded
 
@@ -240,3 +241,35 @@ def test_as_onnx_runtime(name: str, tmp_path: Path) -> None:
         assert norm_relative(came[each], array) < 2e-5, each
     if name in TRANSPOSES:
         assert codes(part)["TRANSPOSE"] <= TRANSPOSES[name]
+
+
+def test_layer_of_an_encoder(tmp_path: Path) -> None:
+    """Ids, one of them from the end, looked up; heads that attend under a mask; dense layers with their biases in."""
+    body = """e = Gather(table, ids) n = LayerNormalization <epsilon = 1e-12> (e, g, b)
+    q0 = MatMul(n, wq) q1 = Add(b, q0) q2 = Reshape(q1, heads) q = Transpose <perm = [0, 2, 1, 3]> (q2)
+    k0 = MatMul(n, wk) k2 = Reshape(k0, heads) k = Transpose <perm = [0, 2, 3, 1]> (k2)
+    v0 = MatMul(n, wv) v2 = Reshape(v0, heads) v = Transpose <perm = [0, 2, 1, 3]> (v2)
+    s0 = MatMul(q, k) s1 = Div(s0, root) f = Cast <to = 1> (mask) i = Sub(one, f) u = Mul(i, much) h = Unsqueeze(u, at)
+    s2 = Add(s1, h) p = Softmax(s2) o = MatMul(p, v) t = Transpose <perm = [0, 2, 1, 3]> (o) r = Reshape(t, back)
+    d = Add(r, n) w = MatMul(d, wq) x = Gelu(w) y = ReduceL2 <keepdims = 0> (x, last)"""
+    constants = ", ".join(
+        (
+            weights("table", 12, 8),
+            *(weights(name, 8, 8) for name in ("wq", "wk", "wv")),
+            *(weights(name, 8) for name in ("g", "b")),
+            ints("heads", 2, 5, 2, 4),
+            ints("back", 2, 5, 8),
+            ints("at", 1, 2),
+            ints("last", -1),
+            "float root = {2}, float one = {1}, float much = {-10000}",
+        )
+    )
+    part = graph(body, "int64[2,5] ids, int64[2,5] mask", "float[2,5] y, float[2,5,8] d", constants)
+    given: dict[str, Array] = {
+        "ids": np.array([[1, 2, 3, 4, 5], [0, 11, -1, 7, 3]]),
+        "mask": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    }
+    came, wanted = ran(part, tmp_path, given), reference(part, given)
+    for name, array in wanted.items():
+        assert norm_relative(came[name], array) < 1e-5, name
+    assert codes(part)["FULLY_CONNECTED"] == 4
