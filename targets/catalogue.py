@@ -36,7 +36,7 @@ TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "lit
 
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
-    "litert": ("litert", ("ai_edge_litert", "tflite_runtime")),
+    "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }
 """By target: the extra that installs what compiles for it, and the modules of which one is needed."""

@@ -19,6 +19,9 @@ from flagsplit.targets.mobile.litert.program import Operator, Refused, Tensor
 CARRIED = {"FLOAT": "float32", "FLOAT16": "float32", "INT32": "int32", "INT64": "int64", "BOOL": "bool"}
 """NumPy names of the types that ONNX's are carried in."""
 
+SMALL = {"INT8": "int32", "UINT8": "int32"}
+"""The same of integers of 8 bits, which few operators take: sums of them would have to wrap."""
+
 _MOST_RANK = 4
 """Up to here every kernel broadcasts."""
 
@@ -33,6 +36,8 @@ class Builder:
     def __init__(self, lower: Callable[["Builder", ir.Node], None]) -> None:
         self.operators: list[Operator] = []
         self.lower = lower
+        self.twins: dict[Tensor, Tensor] = {}
+        """Whole numbers in float32, by the integers that were made of them."""
         self._known: dict[ir.Value, Tensor] = {}
         self._permuted: dict[tuple[Tensor, tuple[int, ...]], Tensor] = {}
 
@@ -221,6 +226,8 @@ class Builder:
             return x
         if x.data is not None:
             return self.const(x.data.astype(dtype))
+        if dtype == "float32" and x in self.twins:
+            return self.twins[x]
         return self.op("CAST", [x], x.shape, dtype, inDataType=x.dtype, outDataType=dtype)
 
     def expand(self, x: Tensor, shape: Sequence[int]) -> Tensor:
@@ -300,9 +307,15 @@ def carried_in(dtype: ir.DataType | None) -> str:
         Refused: it is carried in none.
     """
     name = "an unknown type" if dtype is None else dtype.name
-    if name not in CARRIED:
+    carried = CARRIED.get(name) or SMALL.get(name)
+    if carried is None:
         raise Refused(f"takes float32, float16, int32, int64 and bool, came {name.lower()}")
-    return CARRIED[name]
+    return carried
+
+
+def float_copy(builder: Builder, x: Tensor) -> Tensor:
+    """Integers as float32."""
+    return builder.cast(x, "float32")
 
 
 def _merged(shapes: Sequence[tuple[int, ...]], whole: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from flagsplit.targets.mobile.litert.layout_rules import may_move, moved
 from flagsplit.targets.mobile.litert.program import Operator, Program, Tensor, nchw, nhwc
+from flagsplit.targets.mobile.litert.shuffles import gather_shuffles
 
 _SECOND, _LAST = False, True
 _STEP = 64
@@ -20,6 +21,8 @@ _STEP = 64
 
 def settle_layouts(program: Program) -> Program:
     """The same program with as few transposes as it needs; `program` is used up."""
+    program = gather_shuffles(program)
+    program.operators = used_operators(program.operators, program.outputs)
     flexible = [each for each in program.operators if may_move(each)]
     chosen = _choose(program, flexible)
     return _Rewriter(program, chosen).program()
@@ -69,8 +72,8 @@ def _choose(program: Program, flexible: Sequence[Operator]) -> dict[Operator, bo
     if flow.num_arcs() == 0:
         return dict.fromkeys(flexible, _SECOND)
     flow.solve(0, 1)  # type: ignore[no-untyped-call]
-    last = set(flow.get_sink_side_min_cut())
-    return {operator: (at in last) for operator, at in number.items()}
+    second = set(flow.get_source_side_min_cut())  # of equal cuts the one with channels last in more places: it fuses
+    return {operator: at not in second for operator, at in number.items()}
 
 
 def _wishes(program: Program, number: dict[Operator, int]) -> dict[Tensor, tuple[int, set[int]]]:
@@ -115,7 +118,7 @@ class _Rewriter:
         for operator in self._old.operators:
             self._write(operator)
         outputs = [self._form(value, tuple(range(value.rank))) for value in self._old.outputs]
-        return Program(self._old.inputs, outputs, _used(self._operators, outputs))
+        return Program(self._old.inputs, outputs, used_operators(self._operators, outputs))
 
     def _stored(self, old: Tensor, new: Tensor, perm: tuple[int, ...]) -> None:
         """Let `old`, its dimensions permuted, be `new`."""
@@ -184,7 +187,7 @@ def _inverse(perm: Sequence[int]) -> list[int]:
     return sorted(range(len(perm)), key=lambda at: perm[at])
 
 
-def _used(operators: Sequence[Operator], outputs: Sequence[Tensor]) -> list[Operator]:
+def used_operators(operators: Sequence[Operator], outputs: Sequence[Tensor]) -> list[Operator]:
     """Without operators whose results nobody reads."""
     needed, kept = set(outputs), []
     for operator in reversed(operators):

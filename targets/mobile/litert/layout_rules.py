@@ -30,6 +30,8 @@ def may_move(operator: Operator) -> bool:
         return all(each.rank == rank or (each.rank == 0 and each.data is not None) for each in inputs)
     if code == "CONCATENATION":
         return all(each.rank == rank for each in inputs)
+    if code == "GATHER":
+        return inputs[0].rank == rank and inputs[0].data is None and inputs[1].data is not None and inputs[1].rank == 1
     if code in _REDUCTIONS:
         return bool(operator.options["keepDims"]) and inputs[1].data is not None
     if code in _BY_ROWS or code in _BY_LISTS:
@@ -62,6 +64,9 @@ def moved(operator: Operator, inputs: Sequence[Tensor | None]) -> Operator:
         return Operator(code, tuple(_constant(each, perm) for each in inputs), outputs, options)
     first, second = inputs[0], inputs[1]
     assert second is not None
+    if code == "GATHER":
+        options["axis"] = perm.index(options["axis"])
+        return Operator(code, (first, second), outputs, options)
     if code == "RESHAPE":
         options["newShape"] = list(outputs[0].shape)
         return Operator(code, (first, _numbers(outputs[0].shape)), outputs, options)

@@ -4,9 +4,9 @@ import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.targets.chip_parts import ChipPart
-from flagsplit.targets.mobile.litert.builder import Builder, carried_in
+from flagsplit.targets.mobile.litert.builder import SMALL, Builder, carried_in
 from flagsplit.targets.mobile.litert.program import Program, Refused, Tensor
-from flagsplit.targets.mobile.litert.registry import lowering_of
+from flagsplit.targets.mobile.litert.registry import TAKES_SMALL, lowering_of
 
 
 def lower_part(part: ChipPart) -> Program:
@@ -58,7 +58,11 @@ def lower_node(builder: Builder, node: ir.Node) -> None:
     for value in node.outputs:
         if value.name or value.uses():
             _check(value)
-    lowering_of(node)(builder, node)
+    lowering = lowering_of(node)
+    touched = [value.dtype for value in (*node.inputs, *node.outputs) if value is not None]
+    if node.op_type not in TAKES_SMALL and any(dtype is not None and dtype.name in SMALL for dtype in touched):
+        raise Refused(f"{node.op_type} of integers of 8 bits would have to wrap")
+    lowering(builder, node)
 
 
 def _typed(value: ir.Value) -> Tensor:

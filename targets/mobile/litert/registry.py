@@ -82,6 +82,11 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "LpPool": "lower_lp",
         "MaxPool": "lower_max",
     },
+    "quantized": {
+        "DequantizeLinear": "lower_dequantize",
+        "MatMulInteger": "lower_matmul",
+        "QuantizeLinear": "lower_quantize",
+    },
     "recurrent": {"GRU": "lower", "LSTM": "lower", "RNN": "lower"},
     "reduction": {
         "ArgMax": "lower_arg",
@@ -148,6 +153,18 @@ _BY_FILE: dict[str, dict[str, str]] = {
 LOWERED = {op: (file, function) for file, ops in _BY_FILE.items() for op, function in ops.items()}
 """File of `ops` and function of each operator that has a lowering of its own."""
 
+TAKES_SMALL = frozenset(
+    "Concat DequantizeLinear Expand Flatten Gather Identity MatMulInteger QuantizeLinear Reshape "
+    "Slice Split Squeeze Transpose Unsqueeze".split()
+)
+"""Operators that take and give integers of 8 bits: they move them, or have their own meaning for them."""
+
+_REFUSED = {
+    "DynamicQuantizeLinear": "where ranges are taken from activations, one rounding that falls the other way moves "
+    "all that follows: answers would differ from the model's by per cents",
+}
+"""Operators that could be lowered through their definition, and why they are not."""
+
 
 def lowering_of(node: ir.Node) -> Lowering:
     """How a node is lowered.
@@ -157,6 +174,8 @@ def lowering_of(node: ir.Node) -> Lowering:
     """
     if node.domain:
         raise Refused(f"takes operators of the ONNX standard, came {node.domain}.{node.op_type}")
+    if node.op_type in _REFUSED:
+        raise Refused(_REFUSED[node.op_type])
     if node.op_type in LOWERED:
         file, function = LOWERED[node.op_type]
         found: Lowering = getattr(import_module(f"flagsplit.targets.mobile.litert.ops.{file}"), function)

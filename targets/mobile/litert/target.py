@@ -12,6 +12,9 @@ from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
 from flagsplit.targets.mobile.litert import engine, flatfile
+from flagsplit.targets.mobile.litert.delegates import DELEGATES_NAME, to_json
+from flagsplit.targets.mobile.litert.error_gate import check_error, largest_error
+from flagsplit.targets.mobile.litert.fuse import fuse
 from flagsplit.targets.mobile.litert.layout import settle_layouts
 from flagsplit.targets.mobile.litert.lower import lower_part, refusal
 from flagsplit.targets.mobile.litert.program import Program, Tensor
@@ -31,7 +34,7 @@ class LitertTarget(ChipTarget):
         return TargetDescription(
             name="litert",
             version=_version(),
-            dtypes=("bool", "float16", "float32", "int32", "int64"),
+            dtypes=("bool", "float16", "float32", "int32", "int64", "int8", "uint8"),
             max_rank=6,
             static_shapes=True,
             runs_here="yes" if engine.installed() else "no",
@@ -47,13 +50,21 @@ class LitertTarget(ChipTarget):
         return SupportVerdict(not reason, reason)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
-        """One file; equal weights of all parts lie in it once."""
+        """One file, equal weights in it once; `weights_error` of the options is what smaller ones cost."""
         flatfile.schema()
         kind = _weights(options)
-        programs = {part.segment: with_weights(settle_layouts(lower_part(part)), kind) for part in parts}
-        calls = {part.segment: _call(part, programs[part.segment]) for part in parts}
-        files: dict[str, bytes | Path] = {FILE: flatfile.to_bytes(programs)} if programs else {}
-        return ChipArtifact(files, calls, {"weights": kind})
+        plain = {part.segment: fuse(settle_layouts(lower_part(part))) for part in parts}
+        if not plain:
+            return ChipArtifact({}, {}, {"weights": kind})
+        calls = {part.segment: _call(part, plain[part.segment]) for part in parts}
+        programs = {name: with_weights(program, kind) for name, program in plain.items()}
+        data, said = flatfile.to_bytes(programs), {"weights": kind}
+        if kind != WEIGHTS[0]:
+            error = largest_error(flatfile.to_bytes(plain), data, parts, calls)
+            if error is not None:
+                check_error(error, kind, options.real_samples)
+                said["weights_error"] = f"{error:.2e}"
+        return ChipArtifact({FILE: data, DELEGATES_NAME: to_json(programs)}, calls, said)
 
     def load_part(
         self,

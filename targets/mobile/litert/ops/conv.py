@@ -65,12 +65,11 @@ def _plane(builder: Builder, x: Tensor, weights: Tensor, bias: Tensor, window: W
         options["depthMultiplier"] = out // channels
         return builder.op("DEPTHWISE_CONV_2D", [x, kernel, bias], shape, **options)
     kernel = builder.transpose(weights, (0, 2, 3, 1))
-    if groups == 1:
-        return builder.op("CONV_2D", [x, kernel, bias], shape, **options)
-    return _by_group(builder, x, kernel, 0, bias, groups, shape, "CONV_2D", options)
+    return builder.op("CONV_2D", [x, kernel, bias], shape, **options)
 
 
 def _volume(builder: Builder, x: Tensor, weights: Tensor, bias: Tensor, window: Windows, groups: int) -> Tensor:
+    """Each group by itself, since CONV_3D takes none."""
     x = padded(builder, x, window.needed)
     kernel = builder.transpose(weights, (2, 3, 4, 1, 0))
     axes = ("D", "H", "W")
@@ -78,28 +77,11 @@ def _volume(builder: Builder, x: Tensor, weights: Tensor, bias: Tensor, window: 
     options |= {f"stride{axis}": window.strides[at] for at, axis in enumerate(axes)}
     options |= {f"dilation{axis}Factor": window.dilations[at] for at, axis in enumerate(axes)}
     shape = (x.shape[0], *window.out, weights.shape[0])
-    if groups == 1:
-        return builder.op("CONV_3D", [x, kernel, bias], shape, **options)
-    return _by_group(builder, x, kernel, 4, bias, groups, shape, "CONV_3D", options)
-
-
-def _by_group(
-    builder: Builder,
-    x: Tensor,
-    kernel: Tensor,
-    axis: int,
-    bias: Tensor,
-    groups: int,
-    shape: tuple[int, ...],
-    code: str,
-    options: dict[str, Any],
-) -> Tensor:
-    """Each group by itself: kernels of TFLite before 2.13 take none."""
     each_in, each_out = x.shape[-1] // groups, shape[-1] // groups
     parts = []
     for group in range(groups):
-        part = builder.cut(x, x.rank - 1, group * each_in, each_in)
-        weights = builder.cut(kernel, axis, group * each_out, each_out)
+        part = builder.cut(x, 4, group * each_in, each_in)
+        weights = builder.cut(kernel, 4, group * each_out, each_out)
         share = builder.cut(bias, 0, group * each_out, each_out)
-        parts.append(builder.op(code, [part, weights, share], (*shape[:-1], each_out), **options))
-    return builder.concat(parts, len(shape) - 1)
+        parts.append(builder.op("CONV_3D", [part, weights, share], (*shape[:-1], each_out), **options))
+    return builder.concat(parts, 4)

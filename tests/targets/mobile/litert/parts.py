@@ -1,5 +1,6 @@
 """Chip parts of models and texts, compiled for LiteRT and run beside ONNX Runtime."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,8 +83,9 @@ class Compiled:
         self.segments = dict(segments)
         self.sizes = fixed_sizes(model, dims, list(segments.values()))
         options = CompileOptions(dims=dims, choices=choices)
-        weights = folder / "weights.bin"
-        weights.write_bytes(b"")
+        saved = Path(tempfile.mkdtemp(dir=folder))
+        flagir.save(model, saved)
+        weights = saved / flagir.WEIGHTS_NAME
         self.artifact = LitertTarget().compile(model, list(segments.values()), options)
         self._stored = self.artifact.store(folder / "litert", weights)
         self._reference = OrtTarget().compile(model, list(segments.values()), options).store(folder / "ort", weights)
@@ -105,15 +107,22 @@ class Compiled:
         return max(norm_relative(came[each], array) for each, array in wanted.items())
 
 
-def thirds(model: ir.Model) -> dict[str, Segment]:
-    """The whole of a model, its middle third, and all but its first third."""
-    names = [node.name or "" for node in model.graph]
-    third = len(names) // 3
-    return {
-        "whole": segment_of(model, names),
-        "middle": segment_of(model, names[third : 2 * third]),
-        "rest": segment_of(model, names[third:]),
-    }
+def thirds(model: ir.Model, dims: Mapping[str, int]) -> dict[str, Segment]:
+    """The whole of a model, its middle third, and all but its first third, cut between blocks."""
+    blocks = [block.nodes for block in flagir.block_graph(model, dict(dims)).blocks]
+    third = len(blocks) // 3
+    parts = {"whole": blocks, "middle": blocks[third : 2 * third], "rest": blocks[third:]}
+    return {name: segment_of(model, [node for nodes in part for node in nodes]) for name, part in parts.items()}
+
+
+def seed_weights(model: ir.Model) -> None:
+    """Draw the weights at random, so that they differ; the variance of activations is kept."""
+    for at, value in enumerate(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and len(tensor.shape) > 1:
+            shape = [size for size in tensor.shape if isinstance(size, int)]
+            drawn = seeded(shape, at) * np.sqrt(2 / np.prod(shape[1:])).astype(np.float32)
+            value.const_value = ir.Tensor(drawn.astype(np.float32), name=value.name)
 
 
 def transposes(model: ir.Model, segment: Segment, dims: Mapping[str, int]) -> tuple[int, int]:

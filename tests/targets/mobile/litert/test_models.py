@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from tests.targets.mobile.litert.parts import Compiled, thirds, transposes
+from tests.targets.mobile.litert.parts import Compiled, seed_weights, thirds, transposes
 
 from flagsplit import flagir
 from flagsplit.apps.zoo import pull
@@ -13,7 +13,7 @@ from flagsplit.flagir.segments import segment_of
 
 MOST_ERROR = 1e-4
 SHAPES = {"ppocr-det": (1, 3, 320, 320), "ppocr-rec": (1, 3, 48, 320), "ppocr-cls": (1, 3, 48, 192)}
-TRANSPOSES = {"ppocr-det": 1, "ppocr-rec": 7, "ppocr-cls": 1, "light-squeezenet": 1, "light-shufflenet": 49}
+TRANSPOSES = {"ppocr-det": 1, "ppocr-rec": 7, "ppocr-cls": 1, "light-squeezenet": 1, "light-shufflenet": 1}
 
 
 def _model(name: str) -> tuple[ir.Model, dict[str, int]]:
@@ -30,7 +30,9 @@ def _model(name: str) -> tuple[ir.Model, dict[str, int]]:
 @pytest.mark.parametrize("name", ["ppocr-cls", "ppocr-rec", "light-squeezenet", "light-shufflenet"])
 def test_models_answer_as_in_onnx_runtime(name: str, tmp_path: Path) -> None:
     model, dims = _model(name)
-    segments = thirds(model)
+    if name.startswith("light-"):
+        seed_weights(model)
+    segments = thirds(model, dims)
     compiled = Compiled(model, segments, dims, tmp_path)
     for each in segments:
         assert compiled.worst(each) <= MOST_ERROR, each
@@ -48,7 +50,7 @@ def test_text_detection_without_its_last_sigmoid(tmp_path: Path) -> None:
     model, dims = _model("ppocr-det")
     names = [node.name or "" for node in model.graph]
     assert [node.op_type for node in model.graph][-1] == "Sigmoid"
-    segments = {"but the last": segment_of(model, names[:-1]), **thirds(model)}
+    segments = {"but the last": segment_of(model, names[:-1]), **thirds(model, dims)}
     compiled = Compiled(model, segments, dims, tmp_path)
     assert compiled.worst("but the last") <= MOST_ERROR
     assert compiled.worst("middle") <= MOST_ERROR
@@ -56,10 +58,10 @@ def test_text_detection_without_its_last_sigmoid(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("weights", "most", "share"), [("fp16", 5e-3, 0.55), ("int8", 0.06, 0.33)])
+@pytest.mark.parametrize(("weights", "most", "share"), [("fp16", 5e-3, 0.6), ("int8", 0.1, 0.45)])
 def test_smaller_weights(weights: str, most: float, share: float, tmp_path: Path) -> None:
     model, dims = _model("ppocr-cls")
-    whole = {"whole": thirds(model)["whole"]}
+    whole = {"whole": thirds(model, dims)["whole"]}
     small = Compiled(model, whole, dims, tmp_path, weights=weights)
     plain = Compiled(model, whole, dims, tmp_path)
     sizes = [len(each.artifact.files["segments.tflite"]) for each in (small, plain)]  # type: ignore[arg-type]

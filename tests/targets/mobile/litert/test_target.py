@@ -1,6 +1,8 @@
 """What the litert target says, and what it says of what is wrong: choices, files, inputs, a missing SDK."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,14 @@ def test_a_node_that_cannot_be_is_named() -> None:
     assert repr(node.name) in str(caught.value)
 
 
+def test_ranges_taken_at_run_time_are_refused() -> None:
+    part = graph("y, s, z = DynamicQuantizeLinear(x)", "float[2,2] x", "uint8[2,2] y, float s, uint8 z")
+    verdict = LitertTarget().supports(next(iter(part.model.graph)))
+    assert "rounding" in verdict.reason
+    with pytest.raises(ModelError, match="rounding"):
+        LitertTarget().compile_parts([part], CompileOptions())
+
+
 def test_wrong_inputs(tmp_path: Path) -> None:
     part = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
     for given, why in (
@@ -90,6 +100,24 @@ def test_damaged_files(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(BundleError, match=r"segments\.tflite"):
         target.load_part(file, call, made.options, HOST)
+
+
+def test_segments_of_one_file_share_an_interpreter(tmp_path: Path) -> None:
+    """Each answers for itself, also when another is closed."""
+    first = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
+    second = replace(graph("y = Neg(x)", "float[2,2] x", "float[2,2] y"), segment="other")
+    target = LitertTarget()
+    made = target.compile_parts([first, second], CompileOptions())
+    data = made.files["segments.tflite"]
+    assert isinstance(data, bytes)
+    file = tmp_path / "segments.tflite"
+    file.write_bytes(data)
+    given = {"x": np.array([[1, -1], [2, -3]], np.float32)}
+    one, other = (target.load_part(file, made.calls[name], made.options, HOST) for name in ("part", "other"))
+    kept = one.run(given)["y"]
+    one.close()
+    np.testing.assert_array_equal(other.run(given)["y"], -given["x"])
+    np.testing.assert_array_equal(kept, np.maximum(given["x"], 0))
 
 
 def test_closed_is_closed(tmp_path: Path) -> None:
@@ -124,3 +152,38 @@ def test_without_the_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=r"pip install 'flagsplit\[litert\]'"):
             act()
     assert target.describe().runs_here == "no"
+
+
+def test_too_large_an_error_of_smaller_weights_ends_the_build() -> None:
+    """Weights that int8 cannot tell apart: real samples end the build, made up ones only let it say so."""
+    wide = ", ".join(["1000", *["0.01"] * 2047])
+    part = graph("y = MatMul(x, w)", "float[1,2048] x", "float[1,1] y", f"float[2048,1] w = {{{wide}}}")
+    sample = {"x": np.concatenate([np.zeros((1, 1)), np.ones((1, 2047))], 1).astype(np.float32)}
+    part = replace(part, samples=(sample,))
+    target = LitertTarget()
+    guessed = target.compile_parts([part], CompileOptions(choices={"weights": "int8"}))
+    assert float(guessed.options["weights_error"]) > 0.5
+    with pytest.raises(ModelError, match=r"choose weights of fp16 or fp32"):
+        target.compile_parts([part], CompileOptions(choices={"weights": "int8"}, real_samples=True))
+    fine = target.compile_parts([part], CompileOptions(choices={"weights": "fp16"}, real_samples=True))
+    assert float(fine.options["weights_error"]) < 1e-2
+
+
+def test_delegates_are_told_of() -> None:
+    part = graph(
+        "c = Conv(x, w) r = Relu(c) y = CumSum(r, a)",
+        "float[1,3,9,8] x",
+        "float[1,8,7,6] y",
+        f"{_conv()}, int64 a = {{1}}",
+    )
+    files = LitertTarget().compile_parts([part], CompileOptions()).files
+    told = {each["name"]: each for each in json.loads(files["delegates.json"])["delegates"]}  # type: ignore[arg-type]
+    assert set(told) == {"gpu", "nnapi", "qualcomm", "mediatek", "google-tensor"}
+    assert "deprecated" in told["nnapi"]["legacy"]
+    for each in told.values():
+        assert each["basis"] == "modelled"
+        assert each["source"]
+        assert each["confidence"] in ("medium", "low")
+    found = told["gpu"]["segments"]["part"]
+    assert found["left"] == {"knows no CUMSUM": 1}
+    assert found["taken"] == found["operators"] - 1
