@@ -19,6 +19,7 @@ CARDS = DOCS / "scorecards"
 PAGE = DOCS / "conformance.md"
 BEGIN, END = "<!-- scorecards: made by make scorecards -->\n", "<!-- end of scorecards -->\n"
 
+_MOST_NAMES = 3
 _COLUMNS = ("passed", "failed", "crashed", "refused", "skipped")
 _VARIANTS: Mapping[str, Sequence[str]] = {"precision": ("fp16", "fp32")}
 """The choices that have a card of their own where a target offers them."""
@@ -75,14 +76,23 @@ def _tables(cards: Mapping[str, ScoreCard]) -> Iterable[str]:
             constants = str(sum(card.constants.values())) if source == "node" else ""
             yield _row(card.target, card.version, choices, f"{source}, onnx {card.onnx}", *_figures(counts), constants)
     for stem, card in cards.items():
-        lines = [line for line in card.lines if line.status in ("failed", "crashed")]
-        if lines:
+        alike: dict[tuple[str, str], list[str]] = {}
+        for line in card.lines:
+            if line.status in ("failed", "crashed"):
+                what = line.why.partition(": ")[2] if line.why.startswith("output ") else line.why
+                alike.setdefault((line.status, what), []).append(line.case)
+        if alike:
             yield ""
             yield f"Not passed by [{stem}](scorecards/{stem}.json):"
             yield ""
-            yield "| case | | why |"
+            yield "| cases | | why |"
             yield "|---|---|---|"
-            yield from (_row(f"`{line.case}`", line.status, line.why.replace("|", "\\|")) for line in lines)
+            yield from (_row(_cases(names), status, why.replace("|", "\\|")) for (status, why), names in alike.items())
+
+
+def _cases(names: Sequence[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_MOST_NAMES])
+    return f"{shown} and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else shown
 
 
 def _figures(counts: Counts) -> list[str]:
