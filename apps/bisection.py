@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from flagsplit.apps.deviation import Deviation, Tolerance, deviations, worst
 from flagsplit.apps.fault import Cause, Fault, Growth, NodeFacts, NodeInput
 from flagsplit.apps.part_engines import NodeLine, PartEngine
-from flagsplit.errors import FlagsplitError, InputError
+from flagsplit.errors import BundleError, FlagsplitError, InputError
 from flagsplit.targets.interface import Array
 
 _GROWTH_ROWS = 8
@@ -66,6 +66,17 @@ def find_fault(
     return _Search(suspect, reference, target, told).run()
 
 
+def find_break(
+    suspect: Suspect, reference: PartEngine, target: PartEngine, told: Callable[[str], None] = lambda _: None
+) -> Fault:
+    """Find with which node a segment can no longer be loaded or run; the arguments are those of `find_fault`.
+
+    Returns:
+        What was found. Its cause is `STORED` if `target` loads and runs all nodes, `UNKNOWN` if it cannot compile them.
+    """
+    return _Search(suspect, reference, target, told).run_broken()
+
+
 class _Search:
     def __init__(
         self, suspect: Suspect, reference: PartEngine, target: PartEngine, told: Callable[[str], None]
@@ -73,13 +84,13 @@ class _Search:
         self._suspect, self._line = suspect, suspect.line
         self._reference, self._target, self._told = reference, target, told
         self._allowed = suspect.allowed
-        self._seen: dict[tuple[int, int], dict[str, Array] | str] = {}
+        self._seen: dict[tuple[int, int], dict[str, Array] | FlagsplitError] = {}
         self._right: dict[int, dict[str, Array]] = {0: dict(suspect.given)}
 
     def run(self) -> Fault:
         count = len(self._line)
         whole = self._effect(0, count)
-        if isinstance(whole, str):
+        if isinstance(whole, FlagsplitError):
             return Fault(Cause.UNKNOWN, note=f"it cannot be compiled again: {whole}")
         if not whole.departs:
             return Fault(Cause.STORED, effect=whole)
@@ -89,6 +100,17 @@ class _Search:
         if high - low > 1:
             return self._unlocated(low, high)
         return self._judged(low)
+
+    def run_broken(self) -> Fault:
+        whole = self._mixed(0, len(self._line))
+        if not isinstance(whole, FlagsplitError):
+            return Fault(Cause.STORED)
+        if not _breaks(whole):
+            return Fault(Cause.UNKNOWN, note=f"it cannot be compiled again: {whole}")
+        low, high = self._narrowed(0, len(self._line), range(len(self._line) + 1), self._broken)
+        nodes = tuple(self._facts(at) for at in range(low, high))
+        alone = high - low == 1 and _breaks(self._mixed(low, high))
+        return Fault(Cause.NODE if alone else Cause.TOGETHER, nodes, note=str(self._mixed(0, high)))
 
     def _places(self) -> list[int]:
         """Where the line may be cut: anywhere, or for bit equality nowhere inside a block, which engines fuse."""
@@ -113,27 +135,44 @@ class _Search:
         self._allowed = self._suspect.allowed
         return low, high
 
-    def _narrowed(self, low: int, high: int, places: Sequence[int]) -> tuple[int, int]:
-        """The nearest two places between which the outputs begin to depart."""
+    def _narrowed(
+        self, low: int, high: int, places: Sequence[int], wrong: Callable[[int], bool | None] | None = None
+    ) -> tuple[int, int]:
+        """The nearest two places between which it goes wrong: by default, the outputs begin to depart.
+
+        Args:
+            low, high: places at which it is right and wrong.
+            places: where the line may be cut.
+            wrong: whether it is wrong with the nodes up to a place on the target; None if it cannot be cut there.
+        """
+        wrong = wrong or self._departed
         inner = [place for place in places if low < place < high]
         while inner:
             middle = len(inner) // 2
             self._told(f"nodes to {self._line.nodes[inner[middle] - 1].name}")
-            effect = self._effect(0, inner[middle])
-            if isinstance(effect, str):
+            verdict = wrong(inner[middle])
+            if verdict is None:
                 inner.pop(middle)
-            elif effect.departs:
+            elif verdict:
                 high, inner = inner[middle], inner[:middle]
             else:
                 low, inner = inner[middle], inner[middle + 1 :]
         return low, high
+
+    def _departed(self, stop: int) -> bool | None:
+        effect = self._effect(0, stop)
+        return None if isinstance(effect, FlagsplitError) else effect.departs
+
+    def _broken(self, stop: int) -> bool | None:
+        made = self._mixed(0, stop)
+        return _breaks(made) if not isinstance(made, FlagsplitError) or _breaks(made) else None
 
     def _judged(self, at: int) -> Fault:
         """What to say of a node that makes the outputs depart when it joins those before it."""
         node = self._facts(at)
         after = self._effect(0, at + 1)
         alone = self._effect(at, at + 1)
-        if isinstance(alone, str):
+        if isinstance(alone, FlagsplitError):
             output = self._own_output(0, at)
             return Fault(
                 Cause.NODE, (node,), output, _figures(after), note=f"by itself the node cannot be run: {alone}"
@@ -171,15 +210,16 @@ class _Search:
 
     def _unlocated(self, low: int, high: int) -> Fault:
         """Several nodes between which the line cannot be cut."""
-        why = next((self._seen[0, at] for at in range(low + 1, high) if isinstance(self._seen.get((0, at)), str)), "")
+        seen = [self._seen.get((0, at)) for at in range(low + 1, high)]
+        why = next((each for each in seen if isinstance(each, FlagsplitError)), None)
         note = f"they cannot be told apart: {why}" if why else "the engine fuses them, so they are not told apart"
         nodes = tuple(self._facts(at) for at in range(low, high))
         return Fault(Cause.TOGETHER, nodes, self._own_output(low, high - 1), _figures(self._effect(0, high)), note=note)
 
-    def _effect(self, start: int, stop: int) -> Deviation | str:
+    def _effect(self, start: int, stop: int) -> Deviation | FlagsplitError:
         """How far the segment's outputs are off with these nodes on the target; or why they cannot be run there."""
         made = self._mixed(start, stop)
-        if isinstance(made, str):
+        if isinstance(made, FlagsplitError):
             return made
         values, rest = made, self._line.part(stop, len(self._line))
         try:
@@ -187,18 +227,18 @@ class _Search:
         except InputError as error:
             return Deviation("", "", (), math.inf, math.inf, 0.0, 0, departs=True, note=f"no use to the rest: {error}")
         except FlagsplitError as error:
-            return str(error)
+            return error
         found = deviations(self._suspect.expected, values, self._allowed)
         return worst(found) or Deviation("", "", (), 0.0, 0.0, 1.0, 0, departs=False)
 
-    def _mixed(self, start: int, stop: int) -> dict[str, Array] | str:
+    def _mixed(self, start: int, stop: int) -> dict[str, Array] | FlagsplitError:
         """All values up to `stop`, those before `start` by the reference; or why the target cannot make them."""
         if (start, stop) not in self._seen:
             try:
                 values = self._known(start)
                 self._seen[start, stop] = values | self._target.run(self._line.part(start, stop), values)
             except FlagsplitError as error:
-                self._seen[start, stop] = str(error)
+                self._seen[start, stop] = error
         return self._seen[start, stop]
 
     def _known(self, stop: int) -> dict[str, Array]:
@@ -212,7 +252,7 @@ class _Search:
         """How far the node's own outputs are off, with the nodes from `start` to it on the target."""
         came, wanted = self._mixed(start, at + 1), self._known(at + 1)
         names = [name for name in self._line.made_by(at) if name in wanted]
-        if isinstance(came, str):
+        if isinstance(came, FlagsplitError):
             return None
         return worst(deviations({name: wanted[name] for name in names}, came, self._allowed))
 
@@ -228,9 +268,14 @@ class _Search:
         )
 
 
-def _departs(effect: Deviation | str) -> bool:
+def _breaks(made: object) -> bool:
+    """Whether something was compiled that does not load or run."""
+    return isinstance(made, BundleError | InputError)
+
+
+def _departs(effect: Deviation | FlagsplitError) -> bool:
     return isinstance(effect, Deviation) and effect.departs
 
 
-def _figures(effect: Deviation | str) -> Deviation | None:
+def _figures(effect: Deviation | FlagsplitError) -> Deviation | None:
     return effect if isinstance(effect, Deviation) else None

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit import flagir
-from flagsplit.apps.bisection import Suspect, find_fault
+from flagsplit.apps.bisection import Suspect, find_break, find_fault
 from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause, Fault, advice_for
 from flagsplit.apps.part_engines import NodeLine, PartEngine, ReferenceEngine, TargetEngine
@@ -21,7 +21,7 @@ from flagsplit.apps.plan_graphs import PlanGraphs
 from flagsplit.apps.tier_parts import original_name
 from flagsplit.apps.tolerances import coarseness
 from flagsplit.apps.verification import Sample
-from flagsplit.errors import FlagsplitError
+from flagsplit.errors import FlagsplitError, ModelError
 from flagsplit.flagir import Segment
 from flagsplit.flagir.diff import changes
 from flagsplit.flagir.placement import clear_placements
@@ -36,7 +36,7 @@ _MOST_CHANGES = 3
 
 @dataclass(frozen=True, eq=False)
 class Departure:
-    """A segment that departs.
+    """A segment that departs, or breaks.
 
     Attributes:
         tier: position of its tier.
@@ -44,6 +44,7 @@ class Departure:
         segment: the segment.
         given, expected: its inputs and outputs by the reference, for a sample on which it departs.
         allowed: what may differ.
+        broken: whether it did not load or run at all.
     """
 
     tier: int
@@ -52,6 +53,7 @@ class Departure:
     given: Mapping[str, Array]
     expected: Mapping[str, Array]
     allowed: Tolerance
+    broken: bool = False
 
 
 class Diagnosis:
@@ -111,9 +113,11 @@ class Diagnosis:
         """Of parts of the stored ONNX file."""
         made, weights = case.made, self._bundle.folder / WEIGHTS_MEMBER
         artifact = StoredArtifact(self._bundle.folder / made.folder, made.entries, made.options, weights)
-        stored = artifact.entry(case.segment.id).read_bytes()
+        try:
+            model = _parse(artifact.entry(case.segment.id), weights)
+        except ModelError as error:
+            return Fault(Cause.STORED, note=str(error))
         rebuilt = flagir.extract(self._graphs.model, case.segment)
-        model = _parse(stored, weights)
         found = [str(change) for change in changes(rebuilt, model)]
         if not found:
             return self._search(case, ReferenceEngine(self._bundle, self._graphs.model, self._host))
@@ -129,7 +133,8 @@ class Diagnosis:
         names = [node.name or "" for node in line.nodes]
         found = {name: self._blocks.get(original_name(name), "") for name in names}
         suspect = Suspect(line, case.given, case.expected, case.allowed, {k: v for k, v in found.items() if v})
-        return find_fault(suspect, ReferenceEngine(self._bundle, self._graphs.model, self._host), engine, self._told)
+        find = find_break if case.broken else find_fault
+        return find(suspect, ReferenceEngine(self._bundle, self._graphs.model, self._host), engine, self._told)
 
     @cached_property
     def _blocks(self) -> dict[str, str]:
@@ -149,9 +154,17 @@ def _chosen(made: TierArtifact) -> dict[str, str]:
     }
 
 
-def _parse(data: bytes, weights: Path) -> ir.Model:
-    """A segment's file, its large tensors in the shared weights file."""
-    model = ir.serde.deserialize_model(onnx.load_model_from_string(data))
+def _parse(file: Path, weights: Path) -> ir.Model:
+    """A segment's file, its large tensors in the shared weights file.
+
+    Raises:
+        ModelError: it is none, or a tensor is damaged.
+    """
+    try:
+        model = ir.serde.deserialize_model(onnx.load_model_from_string(file.read_bytes()))
+    except Exception as error:  # protobuf, onnx_ir and the file system each raise their own
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise ModelError(f"what is stored is no ONNX model: {text}") from error
     ir.external_data.set_base_dir(model.graph, weights.parent)
     for value in model.graph.initializers.values():
         check_tensor(value.const_value, weights.parent.resolve())

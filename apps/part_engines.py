@@ -4,7 +4,8 @@
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +13,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from flagsplit import flagir
-from flagsplit.errors import FlagsplitError, ModelError
+from flagsplit.errors import BundleError, FlagsplitError, ModelError
 from flagsplit.flagir import Segment
 from flagsplit.flagir.reads import activations_read
 from flagsplit.runtime.bundle import WEIGHTS_MEMBER, Bundle, load_graph
@@ -33,7 +34,8 @@ class PartEngine(Protocol):
             Its outputs.
 
         Raises:
-            FlagsplitError: it cannot be compiled, loaded or run.
+            BundleError, InputError: it does not load or run.
+            FlagsplitError: it cannot be compiled.
         """
 
 
@@ -88,24 +90,26 @@ class TargetEngine:
     host: LoadOptions
 
     def run(self, part: Segment, given: Mapping[str, Array]) -> dict[str, Array]:
+        if not part.outputs:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="flagsplit-part-") as folder:
+            with self._telling(ModelError):
+                made = self.target.compile(self.model, [part], self.options)
+                stored = made.store(Path(folder), self.bundle.folder / WEIGHTS_MEMBER)
+            with self._telling(BundleError), closing(self.target.load(stored, part.id, self.host)) as loaded:
+                results = loaded.run({name: given[name] for name in part.inputs})
+                return {name: results[name] for name in part.outputs}
+
+    @contextmanager
+    def _telling(self, kind: type[FlagsplitError]) -> Iterator[None]:
+        """Raise what a compiler or an engine of a chip raises as an error of this kind; ours stay as they are."""
         try:
-            return self._run(part, given) if part.outputs else {}
+            yield
         except FlagsplitError:
             raise
         except Exception as error:
-            name = self.target.describe().name
             text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise ModelError(f"{name} broke on a part of the segment: {text}") from error
-
-    def _run(self, part: Segment, given: Mapping[str, Array]) -> dict[str, Array]:
-        made = self.target.compile(self.model, [part], self.options)
-        with tempfile.TemporaryDirectory(prefix="flagsplit-part-") as folder:
-            stored = made.store(Path(folder), self.bundle.folder / WEIGHTS_MEMBER)
-            loaded = self.target.load(stored, part.id, self.host)
-            try:
-                return loaded.run({name: given[name] for name in part.inputs})
-            finally:
-                loaded.close()
+            raise kind(f"{self.target.describe().name} broke on a part of the segment: {text}") from error
 
 
 class NodeLine:

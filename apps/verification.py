@@ -105,7 +105,7 @@ class PlanCheck:
             exact, by what its codecs lose more.
         verdict: what came out.
         outputs: of each graph output the deviation of the sample that is farthest off.
-        reason: why it failed or was not checked.
+        reason: why it failed or was not checked; or why it departs, if that is not in a segment.
         steps: how the error came to be, step by step.
     """
 

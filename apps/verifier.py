@@ -7,11 +7,12 @@ said.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from flagsplit.apps.deviation import Deviation, Tolerance, deviations, worst
 from flagsplit.apps.diagnosis import Departure, Diagnosis
+from flagsplit.apps.fault import Fault
 from flagsplit.apps.plan_graphs import graphs_of, is_lossy
 from flagsplit.apps.reference_values import ReferenceValues, Values
 from flagsplit.apps.tolerances import looseness, tolerance_of
@@ -96,20 +97,22 @@ class _Verification:
         self._graphs = graphs_of(bundle)
         self._reference = ReferenceValues(bundle, self._graphs, samples, options.host)
         self._plans = [plan for plan in bundle.plans.pool.plans if not options.plans or plan.name in options.plans]
+        self._agree: set[tuple[str, str, str]] = set()
         self._share = 0.0
 
     def run(self) -> VerifyReport:
         cases = list(self._cases())
-        chains = [(plan, targets) for plan in self._plans for targets in self._ways(plan)]
-        total = len(cases) + len(chains)
+        ways = [(plan, targets) for plan in self._plans for targets in self._ways(plan)]
+        total = len(cases) + len(ways)
         segments: list[SegmentCheck] = []
         for at, case in enumerate(cases):
             self._tell(f"{self._bundle.tiers[case.tier]}/{case.made.target}", at / total)
             segments.append(self._check(case))
             if case.segment.id in case.made.chains:
                 segments.append(self._check(case, case.made.chains[case.segment.id]))
+        self._agree = {(each.tier, each.target, each.segment) for each in segments if each.verdict == "agrees"}
         plans = []
-        for at, (plan, targets) in enumerate(chains):
+        for at, (plan, targets) in enumerate(ways):
             self._tell(plan.name, (len(cases) + at) / total)
             plans.append(self._end_to_end(plan, targets))
         return VerifyReport(
@@ -147,35 +150,34 @@ class _Verification:
     def _check(self, case: _Case, chain: Sequence[str] = ()) -> SegmentCheck:
         """A segment on all samples, as a whole or as a chain of atoms."""
         made, segment = case.made, case.segment
-        allowed = tolerance_of(made.target, made.options, self._options.tolerances)
-
-        def check(verdict: Verdict, outputs: tuple[Deviation, ...] = (), reason: str = "") -> SegmentCheck:
-            tier = self._bundle.tiers[case.tier]
-            return SegmentCheck(
-                tier, made.target, segment.id, case.plans, allowed, verdict, outputs, reason, atoms=len(chain)
-            )
-
-        why = _not_runnable(made.target)
+        allowed, why = tolerance_of(made.target, made.options, self._options.tolerances), _not_runnable(made.target)
+        tier = self._bundle.tiers[case.tier]
+        blank = SegmentCheck(
+            tier, made.target, segment.id, case.plans, allowed, "not checked", reason=why, atoms=len(chain)
+        )
         if why:
-            return check("not checked", reason=why)
+            return blank
         given = self._reference.boundaries(case.plans[0])
+        wanted = [{name: each[name] for name in segment.outputs} for each in given]
+        bisects = self._options.bisect and not chain
         came = _attempt(lambda: self._run(case, chain, given))
         if isinstance(came, _Missed):
-            return check(came.verdict, reason=came.reason)
-        wanted = [{name: each[name] for name in segment.outputs} for each in given]
+            looked_for = bisects and came.verdict == "failed"
+            fault = self._diagnosed(case, given[0], wanted[0], allowed, broken=True) if looked_for else None
+            return replace(blank, verdict=came.verdict, reason=came.reason, fault=fault)
         found = [_compared(expected, got, allowed) for expected, got in zip(wanted, came, strict=True)]
         outputs = farthest(found)
-        if not any(each.departs for each in outputs):
-            return check("agrees", outputs)
-        if not self._options.bisect or chain:
-            return check("departs", outputs)
-        at = next(at for at, each in enumerate(found) if any(one.departs for one in each))
-        inputs = {name: given[at][name] for name in segment.inputs}
-        departure = Departure(case.tier, made, segment, inputs, wanted[at], allowed)
-        fault = self._diagnosis.of(departure)
-        return SegmentCheck(
-            self._bundle.tiers[case.tier], made.target, segment.id, case.plans, allowed, "departs", outputs, "", fault
-        )
+        at = next((at for at, each in enumerate(found) if any(one.departs for one in each)), None)
+        if at is None:
+            return replace(blank, verdict="agrees", outputs=outputs)
+        fault = self._diagnosed(case, given[at], wanted[at], allowed) if bisects else None
+        return replace(blank, verdict="departs", outputs=outputs, fault=fault)
+
+    def _diagnosed(
+        self, case: _Case, values: Values, wanted: Values, allowed: Tolerance, *, broken: bool = False
+    ) -> Fault:
+        inputs = {name: values[name] for name in case.segment.inputs}
+        return self._diagnosis.of(Departure(case.tier, case.made, case.segment, inputs, wanted, allowed, broken))
 
     @cached_property
     def _diagnosis(self) -> Diagnosis:
@@ -224,7 +226,18 @@ class _Verification:
         outputs = farthest(found)
         verdict: Verdict = "departs" if any(each.departs for each in outputs) else "agrees"
         steps = tuple(self._step_errors(plan, targets, allowed, came))
-        return PlanCheck(plan.name, targets, allowed, verdict, outputs, steps=steps)
+        return PlanCheck(plan.name, targets, allowed, verdict, outputs, self._why_grown(steps), steps)
+
+    def _why_grown(self, steps: Sequence[StepError]) -> str:
+        """What to say of a plan that departs although the step with which it begins to agrees by itself."""
+        at = next((at for at, step in enumerate(steps) if step.output.departs), None)
+        if at is None or (steps[at].tier, steps[at].target, steps[at].segment) not in self._agree:
+            return ""
+        step, before = steps[at], max((each.output.norm_relative for each in steps[:at]), default=0.0)
+        return (
+            f"segment {step.segment} of {step.tier}/{step.target} agrees by itself; here it makes of an error of "
+            f"{before:.2g}, which those before it leave, one of {step.output.norm_relative:.2g}"
+        )
 
     def _step_errors(
         self, plan: Plan, targets: Mapping[str, str], allowed: Tolerance, came: Sequence[Values]

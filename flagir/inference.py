@@ -1,7 +1,7 @@
 """ONNX's shape inference, on a proto that holds no large weights, with what the library lacks or gets wrong made good.
 
-It has no rule for `GroupNormalization`, stumbles over a `MeanVarianceNormalization` without axes where it is strict, and
-propagates the values of a constant `Range` however long it is.
+It has no rule for `GroupNormalization`, stumbles over a `MeanVarianceNormalization` without axes, and propagates the
+values of a constant `Range` however long it is.
 """
 
 import itertools

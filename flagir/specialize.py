@@ -23,6 +23,7 @@ from flagsplit.flagir.passes.own_outputs import OwnOutputs
 from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.placement import plans_on
 from flagsplit.flagir.static_shapes import Skeleton
+from flagsplit.flagir.types import dims_of
 from flagsplit.flagir.verify import check
 
 _MOST_ROUNDS = 16
@@ -147,6 +148,9 @@ def _bind(model: ir.Model, dims: Mapping[str, int]) -> None:
     }
     known.update(dims)
     for graph in model.graphs():
+        for constant in graph.initializers.values():
+            if constant.const_value is not None:
+                constant.shape = ir.Shape(dims_of(constant.const_value))  # a folded one was declared with symbols
         for value in (*graph.inputs, *(made for node in graph for made in node.outputs)):
             if value.shape is not None:
                 value.shape = ir.Shape([d if isinstance(d, int) else known.get(d.value) for d in value.shape])

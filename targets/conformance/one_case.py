@@ -106,7 +106,7 @@ def _ways(case: Case) -> list[tuple[Constants, frozenset[str]]]:
 
 
 def _result_of(case: Case, error: Exception) -> CaseResult:
-    text = " ".join(str(error).split())[:400]
+    text = _short(error)
     if isinstance(error, _RefusedError):
         return CaseResult(case.name, "refused", text, disagreement=error.disagreement)
     if isinstance(error, _SkippedError):
@@ -114,6 +114,10 @@ def _result_of(case: Case, error: Exception) -> CaseResult:
     if isinstance(error, FlagsplitError) and not isinstance(error, InternalError):
         return CaseResult(case.name, "failed", f"it compiled, but then: {text}")
     return CaseResult(case.name, "crashed", f"{type(error).__name__}: {text}")
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]
 
 
 def _attempt(target: Target, case: Case, constants: frozenset[str], choices: Mapping[str, str]) -> CaseResult:
@@ -125,6 +129,10 @@ def _attempt(target: Target, case: Case, constants: frozenset[str], choices: Map
             artifact = target.compile(ready.model, [ready.segment], ready.options)
         except ModelError as error:
             raise _RefusedError(str(error), "" if idle else str(error)) from error
+        except (ConfigError, InternalError):
+            raise
+        except FlagsplitError as error:
+            return CaseResult(case.name, "failed", f"compile raised {type(error).__name__}: {_short(error)}")
         stored = artifact.store(folder / "artifact", folder / flagir.WEIGHTS_NAME)
         wrong = _run(target, stored, ready, case, choices)
     if wrong:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flagsplit.errors import ConfigError
 from flagsplit.targets.conformance.cases import Case, CaseResult
-from flagsplit.targets.conformance.tolerance import ELEMENTS, EXCEPTIONS, NORMS, Precision, precision_of
+from flagsplit.targets.conformance.tolerance import ELEMENTS, NORMS, Precision, exceptions_of, precision_of
 from flagsplit.targets.interface import TargetDescription
 
 STATUSES = ("passed", "failed", "crashed", "refused", "skipped")
@@ -190,5 +190,5 @@ def _tolerances(precision: Precision) -> dict[str, str]:
     found = {dtype: str(tolerance) for (which, dtype), tolerance in ELEMENTS.items() if which == precision}
     found["others"] = "equal"
     found["corpus"] = f"norm of the error {NORMS[precision]:g} of the answer's"
-    found.update({name: f"{factor:g} times as much: {why}" for name, (factor, why) in EXCEPTIONS.items()})
+    found.update({name: f"{factor:g} times as much: {why}" for name, (factor, why) in exceptions_of(precision).items()})
     return found

@@ -1,17 +1,17 @@
 """Where a segment goes wrong is found, whatever is wrong with it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 from tests.apps import random_graphs
 from tests.apps.random_graphs import Engine, suspect
 
-from flagsplit.apps.bisection import find_fault
+from flagsplit.apps.bisection import find_break, find_fault
 from flagsplit.apps.deviation import EXACT, Tolerance, deviations, worst
-from flagsplit.apps.fault import Cause
-from flagsplit.errors import ModelError
+from flagsplit.apps.fault import Cause, Fault
+from flagsplit.errors import BundleError, InputError, ModelError
 from flagsplit.flagir import Segment
 
 LINE = "(float[4, 4] x) => (float[4, 4] v11)"
@@ -127,6 +127,34 @@ def test_places_where_a_target_cannot_be_cut() -> None:
     assert fault.cause is Cause.TOGETHER
     assert [node.name for node in fault.nodes] == ["n4", "n5", "n6", "n7"]
     assert "no tensors of that kind" in fault.note
+
+
+def test_the_node_with_which_a_target_breaks() -> None:
+    model = random_graphs.model_of(LINE, STEPS)
+
+    def alone(part: Segment) -> Mapping[str, float]:
+        if "n5" in part.nodes:
+            raise BundleError("the interpreter knows no Tanh of that kind")
+        return {}
+
+    def together(part: Segment) -> Mapping[str, float]:
+        if {"n7", "n8"} <= set(part.nodes):
+            raise InputError("no memory for both")
+        return {}
+
+    def uncompilable(part: Segment) -> Mapping[str, float]:
+        raise ModelError("no compiler here")
+
+    def search(factors: Callable[[Segment], Mapping[str, float]]) -> Fault:
+        return find_break(suspect(model), Engine(model), Engine(model, factors))
+
+    fault = search(alone)
+    assert (fault.cause, [node.name for node in fault.nodes]) == (Cause.NODE, ["n5"])
+    assert "knows no Tanh" in fault.note
+    fault = search(together)
+    assert (fault.cause, fault.nodes[-1].name) == (Cause.TOGETHER, "n8")
+    assert search(uncompilable).cause is Cause.UNKNOWN
+    assert search(lambda _: {}).cause is Cause.STORED
 
 
 def test_what_cannot_be_compiled_again() -> None:

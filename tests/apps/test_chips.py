@@ -221,6 +221,23 @@ def test_misuse(chips: dict[str, OnnxChip], model: Path) -> None:
         flagsplit.build(model, "phone", model.with_suffix(".x"), targets={"moon": ["all"]})
 
 
+@pytest.mark.parametrize(
+    ("device", "targets", "required"),
+    [
+        ("iphone15pro", ("coreml",), ("coreml",)),
+        ("pixel8", ("litert",), ("litert",)),
+        ("galaxy-s24", ("qnn", "litert"), ("litert",)),
+        ("generic-phone-cpu", ("ort",), ("ort",)),
+    ],
+)
+def test_what_a_phone_is_built_for(
+    device: str, targets: tuple[str, ...], required: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flagsplit.apps.target_choice.missing_sdk", lambda _: "")
+    chosen = choose_targets("phone", load_catalogue([]).device(device), None)
+    assert (chosen.names, chosen.required, chosen.left_out) == (targets, required, ())
+
+
 def test_a_missing_sdk_leaves_a_device_with_what_is_there(
     chips: dict[str, OnnxChip], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.targets.catalogue import TARGETS
+from flagsplit.targets.catalogue import TARGETS, missing_sdk
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -150,6 +150,12 @@ def test_a_changed_weight_of_an_onnx_artifact(faulty: Faulty) -> None:
     assert [each.name for each in fault.nodes[0].inputs] == ["e", "w3"]
     assert "weight w3" in fault.note
     assert "build the bundle again" in fault.advice
+    _overwrite(file, b"no model")
+    (check,) = [each for each in flagsplit.verify(bundle, plans=["all-phone"]).segments if each.target == "ort"]
+    assert check.verdict == "failed"
+    assert check.fault is not None
+    assert check.fault.cause is Cause.STORED
+    assert "no ONNX model" in check.fault.note
 
 
 @pytest.mark.slow
@@ -167,6 +173,8 @@ def test_a_changed_artifact_of_a_chip(faulty: Faulty) -> None:
     _overwrite(file, b"no model")
     report = flagsplit.verify(bundle, plans=["all-phone"], targets=["faulty"])
     assert report.segments[0].verdict == report.plans[0].verdict == "failed"
+    assert report.segments[0].fault is not None
+    assert report.segments[0].fault.cause is Cause.STORED
     assert "cannot load" in report.segments[0].reason
 
 
@@ -211,6 +219,20 @@ def test_a_fault_beside_codecs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_errors_that_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Each segment is within the tolerance, the whole is not."""
+    monkeypatch.setitem(TARGETS, "faulty", partial(_same, FaultyChip({"": 1 + 3e-5})))
+    bundle = lossy.build_with(tmp_path, "none", order=["up"], targets=dict.fromkeys(lossy.TIERS, ("faulty",)))
+    report = flagsplit.verify(bundle, [lossy.inputs_of(1)])
+    assert {check.verdict for check in report.segments} == {"agrees"}
+    assert report.departs
+    (plan,) = [each for each in report.plans if each.verdict == "departs"]
+    errors = [one.output.norm_relative for one in plan.steps]
+    assert errors == sorted(errors)
+    assert "of cloud/faulty agrees by itself; here it makes of an error of" in plan.reason
+
+
+@pytest.mark.slow
 def test_atoms_are_run_too(tmp_path: Path) -> None:
     bundle = lossy.build_with(tmp_path, "none", residency="atoms")
     chains = sum(bool(bundle.chains_of(tier)) for tier in range(3))
@@ -252,7 +274,10 @@ def test_what_an_engine_raises_fails_its_artifact_alone(faulty: Faulty, monkeypa
     monkeypatch.setattr(chip, "load_part", crash)
     report = flagsplit.verify(bundle)
     assert {(check.target, check.verdict) for check in report.segments} == {("faulty", "failed"), ("ort", "agrees")}
-    assert {check.reason for check in of(report, "faulty")} == {"RuntimeError: out of tiles"}
+    (check,) = of(report, "faulty")
+    assert check.reason == "RuntimeError: out of tiles"
+    assert check.fault is not None
+    assert check.fault.nodes[0].op_type == "Conv", "the first that the chip would run"
     monkeypatch.setattr(chip, "load_part", partial(FaultyChip.load_part, chip))
     monkeypatch.setitem(TARGETS, "faulty", partial(_same, FaultyChip({})))
     assert not flagsplit.verify(bundle).departs
@@ -297,6 +322,14 @@ def test_a_bundle_that_was_cut_in_another_way(split_bundle: Path) -> None:
         flagsplit.verify(bundle)
 
 
+@pytest.mark.slow
+def test_fast_numerics(small_model: Path, tmp_path: Path) -> None:
+    built = flagsplit.build(small_model, "phone,cloud", tmp_path / "f.flagsplit", sla=models.SPLIT_SLA, numerics="fast")
+    report = flagsplit.verify(built.path)
+    assert verdicts(report) == {"agrees"}
+    assert {str(check.allowed) for check in report.segments} == {"norm ≤ 0.0001"}
+
+
 def test_tolerances() -> None:
     given = read_tolerances(["ort=1e-6", "cosine:0.9"])
     assert given == {"ort": Tolerance("norm", 1e-6), "": Tolerance("cosine", 0.9)}
@@ -312,3 +345,21 @@ def test_tolerances() -> None:
             read_tolerances([wrong])
     with pytest.raises(ConfigError, match="twice"):
         read_tolerances(["1e-3", "1e-4"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["coreml", "litert"])
+def test_the_targets_of_phones(tmp_path: Path, target: str) -> None:
+    """They agree; held to more than they promise they depart, and parts are compiled to see where."""
+    if missing_sdk(target):
+        pytest.skip(missing_sdk(target))
+    model = models.save(models.small(), tmp_path / "small.onnx")
+    shapes = {"image": (1, 3, 16, 16)}
+    flagsplit.build(model, "phone,cloud", tmp_path / "b.flagsplit", targets={"phone": [target]}, shapes=shapes)
+    assert not flagsplit.verify(tmp_path / "b.flagsplit").departs
+    found = flagsplit.verify(tmp_path / "b.flagsplit", tolerances=[f"{target}=1e-9"], targets=[target])
+    (check,) = found.segments
+    assert check.verdict == "departs"
+    assert check.fault is not None
+    assert check.fault.cause in (Cause.NODE, Cause.GRADUAL, Cause.TOGETHER)
+    assert check.fault.nodes

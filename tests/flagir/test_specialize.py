@@ -75,6 +75,15 @@ def test_random_graphs(seed: int) -> None:
         assert_same(canonical(random_model(seed)), {"N": size})
 
 
+def test_what_was_folded_has_the_shape_of_its_tensor() -> None:
+    """The length of a Range is not known before it is made."""
+    text = """g (float[N] x) => (float[N] y) <int64 zero = {0}, int64 one = {1}> {
+        n = Size(x) r = Range(zero, n, one) c = Cast <to = 1> (r) y = Add(x, c) }"""
+    made = assert_same(canonical(parse(text)), {"N": 4})
+    (constant,) = made.graph.initializers.values()
+    assert (constant.dtype, constant.shape) == (ir.DataType.FLOAT, ir.Shape([4]))
+
+
 def test_a_transformer() -> None:
     made = assert_same(canonical(transformer()), {"batch": 1, "seq": 7})
     assert not any(node.op_type == "Shape" for node in made.graph)
@@ -183,6 +192,15 @@ def test_padding_by_the_rule() -> None:
     padded = {"ids": np.pad(ids, [(0, 0), (0, more)]), "keep": np.pad(keep, [(0, 0)] * 3 + [(0, more)])}
     (found,) = run(ir.to_proto(made[size]), padded)
     assert_close([found[:, : ids.shape[1]]], [wanted], relative=1e-5)
+
+
+def test_what_was_folded_has_a_fixed_shape() -> None:
+    """Positions, as many of a table as there are words."""
+    text = """g (float[N, 4] x) => (float[N, 4] y) <int64[1] zero = {0}, int64[1] one = {1}> {
+        s = Shape(x) n = Slice(s, zero, one) p = Slice(t, zero, n) y = Add(x, p) }"""
+    made = specialize(canonical(with_weights(parse(text), t=(9, 4))), {"N": 3})
+    (positions,) = made.graph.initializers.values()
+    assert str(positions.shape) == "[3,4]"
 
 
 @pytest.mark.slow

@@ -108,6 +108,19 @@ def test_sizes_inputs_and_constants_are_the_hosts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(chip.load(stored, late.id, HOST).run(given)["r"], made["r"])
 
 
+def test_a_cut_inside_of_shape_arithmetic(tmp_path: Path) -> None:
+    """What crosses the cut is a constant that the folded model has no use for."""
+    model = _model(_with_numbers(_SHAPES))
+    late = segment_of(model, [node.name or "" for node in model.graph if node.name in ("t", "a", "r")])
+    assert sorted(late.inputs) == ["n", "x"]
+    chip = OnnxChip()
+    stored = chip.compile(model, [late], CompileOptions(dims={"N": 3})).store(tmp_path, tmp_path / "weights.bin")
+    assert [node.op_type for node in chip.parts[0].model.graph] == ["Relu", "Reshape"]
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    made = chip.load(stored, late.id, HOST).run({"x": x, "n": np.array([3])})
+    np.testing.assert_array_equal(made["r"], x.reshape(3, 2, 2))
+
+
 def test_a_shape_that_depends_on_data_is_refused() -> None:
     model = _model("""<ir_version: 8, opset_import: ["" : 17]>
 g (float[N] x) => (float[M] y) {

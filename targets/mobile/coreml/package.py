@@ -8,6 +8,7 @@ program again; this one writes each function as it comes, after which its progra
 import hashlib
 import json
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class PackageWriter:
         exporter = MILProtoExporter(program, str(self._folder), self._version)
         exporter.create_file_value = self._stored
         made = exporter.export()
+        for block in made.functions["main"].block_specializations.values():
+            _share_constants(block)
         describing = CoreMLProtoExporter(program, made, "", "", None, "mlprogram", "milinternal", self._version)
         function = program.functions["main"]
         described = self._model.description.functions.add(name=name)
@@ -90,6 +93,34 @@ class PackageWriter:
         return {f"{PACKAGE}/Manifest.json": _manifest(files)} | {
             f"{PACKAGE}/Data/{path}": data for path, data in files.items()
         }
+
+
+def _share_constants(block: Any) -> None:
+    """Keep one of equal constants of a function: most of a program's text are strides and modes, said over and over."""
+    first: dict[bytes, str] = {}
+    same: dict[str, str] = {}
+    dropped = []
+    for at, operation in enumerate(block.operations):
+        if operation.type == "const":
+            name = operation.outputs[0].name
+            known = first.setdefault(operation.attributes["val"].SerializeToString(deterministic=True), name)
+            if known != name and name not in block.outputs:
+                same[name] = known
+                dropped.append(at)
+        _rename_inputs(operation, same)
+    for at in reversed(dropped):
+        del block.operations[at]
+
+
+def _rename_inputs(operation: Any, names: Mapping[str, str]) -> None:
+    for argument in operation.inputs.values():
+        for binding in argument.arguments:
+            if binding.name in names:
+                binding.name = names[binding.name]
+    for block in operation.blocks:
+        for inner in block.operations:
+            _rename_inputs(inner, names)
+        block.outputs[:] = [names.get(name, name) for name in block.outputs]
 
 
 def _declared(feature: Any) -> tuple[str, tuple[int, ...]]:

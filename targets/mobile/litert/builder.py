@@ -179,6 +179,12 @@ class Builder:
         parts = [self.reshape(each, wanted) for each, wanted in zip((condition, x, y), shapes, strict=True)]
         return self.reshape(self.op("SELECT_V2", parts, merged, x.dtype), shape)
 
+    def copied(self, x: Tensor) -> Tensor:
+        """The same in a tensor of its own."""
+        if not x.rank:
+            return self.reshape(self.copied(self.reshape(x, (1,))), ())
+        return self.op("RESHAPE", [x, self.ints(x.shape)], x.shape, newShape=list(x.shape))
+
     def raised(self, x: Tensor, rank: int) -> Tensor:
         """With leading ones up to a rank."""
         return self.reshape(x, (1,) * (rank - x.rank) + x.shape)
@@ -192,6 +198,8 @@ class Builder:
             raise Refused(f"shape {x.shape} cannot become {wanted}")
         if x.data is not None:
             return self.const(x.data.reshape(wanted))
+        if not wanted:
+            return self.op("SQUEEZE", [x], wanted, squeezeDims=list(range(x.rank)))
         return self.op("RESHAPE", [x, self.ints(wanted)], wanted, newShape=list(wanted))
 
     def transpose(self, x: Tensor, perm: Sequence[int]) -> Tensor:

@@ -3,9 +3,10 @@
 import threading
 import weakref
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -13,12 +14,13 @@ from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, TensorSpec
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 
+_INTERPRETERS = ("ai_edge_litert", "tflite_runtime")
 _IDENTIFIER = slice(4, 8)
 
 
 def installed() -> bool:
     """Whether there is one."""
-    return any(find_spec(name) is not None for name in ("ai_edge_litert", "tflite_runtime"))
+    return any(find_spec(name) is not None for name in _INTERPRETERS)
 
 
 def open_signature(file: Path, call: ChipCall, threads: int) -> Executable:
@@ -47,7 +49,7 @@ class _Shared:
     A run of one waits for a run of another.
     """
 
-    _open: "weakref.WeakValueDictionary[tuple[Any, ...], _Shared]" = weakref.WeakValueDictionary()
+    _open: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], "_Shared"]] = weakref.WeakValueDictionary()
     _opening = threading.Lock()
 
     def __init__(self, file: Path, threads: int) -> None:
@@ -129,16 +131,12 @@ def _passed(tensors: Mapping[str, Array], spec: ChipTensor) -> Array:
 
 
 def _interpreter_class() -> Any:
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError:
+    for name in _INTERPRETERS:
         try:
-            from tflite_runtime.interpreter import Interpreter
+            return import_module(f"{name}.interpreter").Interpreter
         except ImportError:
-            raise ConfigError(
-                "the litert target needs ai-edge-litert, which is not installed; pip install 'flagsplit[litert]'"
-            ) from None
-    return Interpreter
+            continue
+    raise ConfigError("the litert target needs ai-edge-litert, which is not installed; pip install 'flagsplit[litert]'")
 
 
 def _check(file: Path) -> None:

@@ -43,9 +43,6 @@ _OPTIONS = {
     "ATAN2": "ATan2Options",
     "BITWISE_XOR": "BitwiseXorOptions",
 }
-_SECOND = ("BITWISE_XOR",)
-"""Operators whose options lie in the second union of the schema."""
-
 _TYPED = ("inDataType", "outDataType", "outputType")
 """Options that name an element type."""
 
@@ -175,7 +172,7 @@ class _Writer:
     def _buffer(self, tensor: Tensor) -> int:
         assert tensor.data is not None
         data = np.ascontiguousarray(tensor.data).reshape(-1).view(np.uint8)
-        digest = hashlib.sha256(data).digest()
+        digest = hashlib.sha256(data.data).digest()
         if digest not in self._stored:
             self._stored[digest] = len(self._buffers)
             self._buffers.append(_aligned_buffer(self._schema, data))
@@ -197,10 +194,7 @@ class _Writer:
         options = table()
         for key, value in operator.options.items():
             setattr(options, key, self._type(value) if key in _TYPED else value)
-        if operator.code in _SECOND:
-            made.builtinOptions2, made.builtinOptions2Type = options, getattr(self._schema.BuiltinOptions2, name)
-        else:
-            made.builtinOptions, made.builtinOptionsType = options, getattr(self._schema.BuiltinOptions, name)
+        made.builtinOptions, made.builtinOptionsType = options, getattr(self._schema.BuiltinOptions, name)
         return made
 
 

@@ -19,12 +19,12 @@ def has_body(op_type: str) -> bool:
         schema = onnx.defs.get_schema(op_type, _OPSET, "")
     except onnx.defs.SchemaError:
         return False
-    return bool(schema.has_function or schema.has_context_dependent_function)
+    return any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function"))
 
 
 def lower_body(builder: Builder, node: ir.Node) -> None:
     """Lower the nodes that define a node."""
-    model = _alone(builder, node)
+    model = _alone(node)
     names = dict.fromkeys(value for value in node.inputs if value is not None)
     by_name = {value.name: value for value in names}
     for value in model.graph.inputs:
@@ -39,7 +39,7 @@ def lower_body(builder: Builder, node: ir.Node) -> None:
             builder.know(output, builder.tensor(by_output[output.name]))
 
 
-def _alone(builder: Builder, node: ir.Node) -> ir.Model:
+def _alone(node: ir.Node) -> ir.Model:
     """A canonical model of the nodes that define a node; what is constant outside is constant in it."""
     inputs, constants = [], []
     for value in dict.fromkeys(each for each in node.inputs if each is not None):

@@ -19,14 +19,20 @@ def lower_part(part: ChipPart) -> Program:
     builder = Builder(lower_node)
     inputs = []
     for value in graph.inputs:
-        inputs.append(_typed(value))
+        try:
+            inputs.append(_typed(value))
+        except Refused as refused:
+            reader = value.consumers()[0]
+            raise ModelError(f"node {reader.name!r} ({reader.op_type}) cannot become TFLite: {refused}") from None
         builder.know(value, inputs[-1])
     for node in graph:
         try:
             lower_node(builder, node)
         except Refused as refused:
             raise ModelError(f"node {node.name!r} ({node.op_type}) cannot become TFLite: {refused}") from None
-    outputs = [_own(builder, builder.tensor(value), inputs) for value in graph.outputs]
+    outputs: list[Tensor] = []
+    for value in graph.outputs:
+        outputs.append(_own(builder, builder.tensor(value), [*inputs, *outputs]))
     return Program(inputs, outputs, builder.operators)
 
 
@@ -69,10 +75,8 @@ def _check(value: ir.Value) -> None:
         raise Refused(f"TFLite has no empty tensors, came {value.name!r} of shape {value.shape}")
 
 
-def _own(builder: Builder, tensor: Tensor, inputs: list[Tensor]) -> Tensor:
-    """A tensor that may be an output: made by an operator."""
-    made = {output for operator in builder.operators for output in operator.outputs}
-    if tensor in made and tensor not in inputs:
+def _own(builder: Builder, tensor: Tensor, taken: list[Tensor]) -> Tensor:
+    """A tensor that may be an output: made by an operator, and no other output."""
+    if tensor.data is None and tensor not in taken:
         return tensor
-    shape = builder.ints(tensor.shape)
-    return builder.op("RESHAPE", [tensor, shape], tensor.shape, newShape=list(tensor.shape))
+    return builder.copied(tensor)

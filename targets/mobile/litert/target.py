@@ -7,16 +7,20 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from flagsplit.errors import InternalError
+from flagsplit.errors import ConfigError, InternalError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
 from flagsplit.targets.mobile.litert import engine, flatfile
+from flagsplit.targets.mobile.litert.layout import settle_layouts
 from flagsplit.targets.mobile.litert.lower import lower_part, refusal
 from flagsplit.targets.mobile.litert.program import Program, Tensor
+from flagsplit.targets.mobile.litert.weights import with_weights
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 
 FILE = "segments.tflite"
+WEIGHTS = ("fp32", "fp16", "int8")
+"""How weights are stored; what is computed stays float32."""
 
 
 class LitertTarget(ChipTarget):
@@ -34,6 +38,7 @@ class LitertTarget(ChipTarget):
             source="LiteRT's CPU kernels, each tried in version 2.3.0",
             confidence="high",
             extra="litert",
+            choices={"weights": WEIGHTS},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -44,14 +49,30 @@ class LitertTarget(ChipTarget):
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """One file; equal weights of all parts lie in it once."""
         flatfile.schema()
-        programs = {part.segment: lower_part(part) for part in parts}
+        kind = _weights(options)
+        programs = {part.segment: with_weights(settle_layouts(lower_part(part)), kind) for part in parts}
         calls = {part.segment: _call(part, programs[part.segment]) for part in parts}
         files: dict[str, bytes | Path] = {FILE: flatfile.to_bytes(programs)} if programs else {}
-        return ChipArtifact(files, calls)
+        return ChipArtifact(files, calls, {"weights": kind})
 
-    def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
+    def load_part(
+        self,
+        file: Path,
+        call: ChipCall,
+        options: Mapping[str, str],  # noqa: ARG002 - the file says it all
+        host: LoadOptions,
+    ) -> Executable:
         """Open an interpreter on one signature."""
         return engine.open_signature(file, call, host.threads)
+
+
+def _weights(options: CompileOptions) -> str:
+    kind = options.choices.get("weights", WEIGHTS[0])
+    if unknown := sorted(set(options.choices) - {"weights"}):
+        raise ConfigError(f"the litert target has the choice weights, came {unknown[0]!r}")
+    if kind not in WEIGHTS:
+        raise ConfigError(f"expected weights of {', '.join(WEIGHTS)} for the litert target, came {kind!r}")
+    return kind
 
 
 def _version() -> str:

@@ -178,8 +178,9 @@ def _told(spec: FeatureSpec) -> str:
 def _public(value: Value, spec: FeatureSpec) -> Array:
     if not isinstance(value, np.ndarray):
         raise BundleError(f"the output {spec.name!r} is not a tensor; the interpreter gives tensors only")
+    dtype = value.dtype if spec.dtype == "string" else np.float16 if spec.dtype == "float16" else STORAGE[spec.dtype]
     # A copy, so that nobody changes a constant or an input through an output.
-    return np.array(value, dtype=np.float16 if spec.dtype == "float16" else value.dtype)
+    return np.array(value, dtype=dtype)
 
 
 def _model_item(folder: Path) -> str:

@@ -6,6 +6,7 @@ import pytest
 from tests.apps.cli.conftest import Cli
 from tests.targets.conformance import odd_targets
 
+from flagsplit.targets.catalogue import SDKS
 from flagsplit.targets.conformance import ScoreCard
 
 ODD = f"{odd_targets.__name__}:"
@@ -58,6 +59,13 @@ def test_a_model_of_the_corpus(cli: Cli) -> None:
     assert done.code == 0
     assert done.data["sources"] == {"corpus": {"passed": 1, "failed": 0, "crashed": 0, "refused": 0, "skipped": 0}}
     assert done.data["operators"] == {}
+
+
+def test_a_missing_sdk(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SDKS, "ort", ("ort", ("no_such_sdk",)))
+    done = cli("certify", "ort")
+    assert done.code == 2
+    assert done.error == "cannot certify ort: no_such_sdk is not installed; pip install 'flagsplit[ort]'"
 
 
 @pytest.mark.slow

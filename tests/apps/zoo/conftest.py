@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,13 @@ def entry(name: str, data: bytes, member: str) -> Entry:
         license="MIT",
         source="made by the test",
     )
+
+
+def folder_entry(name: str, files: dict[str, bytes], member: str) -> Entry:
+    """An entry for a folder of these files, by their paths in it."""
+    lines = "".join(f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in sorted(files.items()))
+    listed = entry(name, lines.encode(), member)
+    return replace(listed, size_bytes=sum(map(len, files.values())))
 
 
 def make_wheel(folder: Path, members: dict[str, bytes], tag: str) -> Path:

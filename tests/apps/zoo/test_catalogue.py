@@ -16,6 +16,7 @@ PROMISED = {
     *("light-alexnet", "light-densenet121", "light-inception-v1", "light-inception-v2", "light-resnet50"),
     *("light-shufflenet", "light-squeezenet", "light-vgg19", "light-zfnet512"),
     *("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer", "beckett.wav", "two-cities.wav"),
+    *("basic-pitch", "basic-pitch.mlpackage"),
 }
 
 
@@ -30,6 +31,7 @@ def test_files_keep_the_suffix_that_tools_go_by() -> None:
     assert names["ppocr-rec"] == "ppocr-rec.onnx"
     assert names["page.png"] == "page.png"
     assert names["minilm"] == "minilm.safetensors"
+    assert names["basic-pitch.mlpackage"] == "basic-pitch.mlpackage"
     assert all(PurePosixPath(name).name == name for name in names.values())
 
 

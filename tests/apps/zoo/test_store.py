@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.apps.zoo.conftest import folder_entry
 
 from flagsplit.apps import zoo
 from flagsplit.apps.zoo.catalogue import Entry
@@ -204,3 +205,56 @@ def test_the_recognizer_comes_over_the_real_network(tmp_path: Path) -> None:
     assert path.stat().st_size == 10_857_958
     assert said[0] == "fetching rapidocr-onnxruntime==1.4.4"
     assert files(tmp_path / "zoo") == {"ppocr-det.onnx", "ppocr-rec.onnx", "ppocr-cls.onnx"}
+
+
+FOLDER = {"Manifest.json": b"{}", "Data/model.bin": b"layers " * 500, "Data/weights/weight.bin": b"weights " * 500}
+
+
+def test_a_folder_comes_as_one(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.add_wheel({"models/one.onnx": b"another", **{f"models/net.pack/{path}": FOLDER[path] for path in FOLDER}})
+    net = folder_entry("net.pack", FOLDER, "models/net.pack/")
+    fetch = Fetcher(shelf)
+    store = Store(tmp_path / "zoo", (net,), fetch=fetch)
+    path = store.pull(net)
+    assert path == tmp_path / "zoo" / "net.pack"
+    assert files(path) == set(FOLDER)
+    assert all((path / name).read_bytes() == data for name, data in FOLDER.items())
+    assert store.pull(net) == path
+    assert fetch.calls == 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "more", "renamed"])
+def test_a_damaged_folder_is_fetched_again(shelf: Shelf, tmp_path: Path, damage: str) -> None:
+    shelf.add_wheel({f"models/net.pack/{path}": data for path, data in FOLDER.items()})
+    net = folder_entry("net.pack", FOLDER, "models/net.pack/")
+    fetch = Fetcher(shelf)
+    store = Store(tmp_path / "zoo", (net,), fetch=fetch)
+    inner = store.pull(net) / "Data/model.bin"
+    if damage == "flipped":
+        inner.write_bytes(b"L" + FOLDER["Data/model.bin"][1:])
+    elif damage == "missing":
+        inner.unlink()
+    elif damage == "more":
+        inner.with_name("empty").touch()
+    else:
+        inner.rename(inner.with_name("other"))
+    assert files(store.pull(net)) == set(FOLDER)
+    assert inner.read_bytes() == FOLDER["Data/model.bin"]
+    assert fetch.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"Data/model.bin": b"other"}, "expected 7502 bytes .*; got 4007 bytes"),
+        ({"Data/more.bin": b"x"}, "got more than 7502 bytes"),
+        ({"../escaped.bin": b""}, "lies outside of it"),
+    ],
+    ids=["other", "more", "outside"],
+)
+def test_a_wrong_folder_is_not_kept(shelf: Shelf, tmp_path: Path, change: dict[str, bytes], message: str) -> None:
+    shelf.add_wheel({f"models/net.pack/{path}": data for path, data in (FOLDER | change).items()})
+    net = folder_entry("net.pack", FOLDER, "models/net.pack/")
+    with pytest.raises(ConfigError, match=message):
+        Store(tmp_path / "zoo", (net,), fetch=Fetcher(shelf)).pull(net)
+    assert files(tmp_path / "zoo") == set()

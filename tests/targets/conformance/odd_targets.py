@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit.errors import ConfigError, ModelError
+from flagsplit.errors import BundleError, ConfigError, ModelError
 from flagsplit.flagir import Segment
 from flagsplit.targets.cloud.ort import OrtTarget
 from flagsplit.targets.interface import (
@@ -140,6 +140,13 @@ class Disagreeing(Odd):
 
     def at_compile(self) -> None:
         raise ModelError("cannot compile node 'a' (Abs)")
+
+
+class Misspeaking(Odd):
+    """Refuses in words that are for something else."""
+
+    def at_compile(self) -> None:
+        raise BundleError("cannot compile node 'a' (Abs)")
 
 
 class Bare(Odd):

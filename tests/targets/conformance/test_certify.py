@@ -1,6 +1,7 @@
 """Certifying in processes of their own: what dies or hangs costs its case only, and the score card says it all."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_two_at_a_time(cases: list[Case], target: str | Callable[[], Target]) ->
     card = certify(target, again, jobs=2)
     assert (card.counts.passed, card.counts.crashed) == (6, 3)
     assert [line.case for line in card.lines] == ["test_abs0", "test_abs1", "test_abs2"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_does_not_wait(cases: list[Case]) -> None:
+    """Whatever a caller's progress raises goes the same way."""
+
+    def interrupt(name: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    patient = [replace(case, limit_s=120.0, name=f"{case.name}{at}") for at in range(20) for case in cases]
+    with pytest.raises(KeyboardInterrupt):
+        certify(ODD + "Hanging", patient, jobs=2, progress=interrupt)
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.slow

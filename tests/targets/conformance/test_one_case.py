@@ -50,6 +50,7 @@ def test_right() -> None:
         (odd_targets.Silent(), "failed", "output 'y' is missing"),
         (odd_targets.Scribbler(), "failed", "run changed its input 'x'"),
         (odd_targets.Raising(), "crashed", "KeyError: 'the\\nkernel'"),
+        (odd_targets.Misspeaking(), "failed", "compile raised BundleError: cannot compile node 'a' (Abs)"),
         (odd_targets.Refusing(), "refused", "Abs: no absolutes"),
         (odd_targets.Disagreeing(), "refused", "cannot compile node 'a' (Abs)"),
     ],

@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from flagsplit.targets.conformance import node_cases
 from flagsplit.targets.conformance.cases import Source
 from flagsplit.targets.conformance.tolerance import (
     ELEMENTS,
-    EXCEPTIONS,
     Precision,
     Tolerance,
     difference,
+    exceptions_of,
     precision_of,
     tolerance_of,
 )
@@ -114,12 +115,22 @@ def test_models_are_measured_by_norm() -> None:
 
 
 def test_an_exception_is_wider() -> None:
-    for name, (factor, why) in EXCEPTIONS.items():
-        wider = tolerance_of("float32", "float32", ("Abs", name))
-        base = ELEMENTS["float32", "float32"]
-        assert wider == Tolerance(base.relative * factor, base.scaled * factor)
-        assert why
-    assert tolerance_of("float32", "int64", EXCEPTIONS) == Tolerance(0, 0)
+    for precision in PRECISIONS:
+        for name, (factor, why) in exceptions_of(precision).items():
+            wider = tolerance_of(precision, "float32", ("Abs", name))
+            base = ELEMENTS[precision, "float32"]
+            assert wider == Tolerance(base.relative * factor, base.scaled * factor)
+            assert why
+            assert node_cases(names=[name])
+        assert tolerance_of(precision, "int64", exceptions_of(precision)) == Tolerance(0, 0)
+
+
+def test_an_exception_without_bounds_leaves_what_is_finite() -> None:
+    name = next(name for name in exceptions_of("float16") if name not in exceptions_of("float32"))
+    array, off = np.array([0.0, 1.0], np.float32), np.array([3.0, 0.0], np.float32)
+    assert difference(array, off, "float16", [name]) == ""
+    assert difference(array, off, "float32", [name]) != ""
+    assert difference(array, off * np.float32(np.nan), "float16", [name]) != ""
 
 
 def _about(**choices: tuple[str, ...]) -> TargetDescription:

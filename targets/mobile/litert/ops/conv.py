@@ -1,6 +1,7 @@
 """Conv of one to three spatial axes, with any groups."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,7 @@ def _plane(builder: Builder, x: Tensor, weights: Tensor, bias: Tensor, window: W
         x = padded(builder, x, window.needed)
     channels, out = x.shape[-1], weights.shape[0]
     shape = (x.shape[0], *window.out, out)
-    options = {
+    options: dict[str, Any] = {
         "padding": padding,
         "strideH": window.strides[0],
         "strideW": window.strides[1],
@@ -73,7 +74,7 @@ def _volume(builder: Builder, x: Tensor, weights: Tensor, bias: Tensor, window: 
     x = padded(builder, x, window.needed)
     kernel = builder.transpose(weights, (2, 3, 4, 1, 0))
     axes = ("D", "H", "W")
-    options: dict[str, int] = {"padding": _VALID}
+    options: dict[str, Any] = {"padding": _VALID}
     options |= {f"stride{axis}": window.strides[at] for at, axis in enumerate(axes)}
     options |= {f"dilation{axis}Factor": window.dilations[at] for at, axis in enumerate(axes)}
     shape = (x.shape[0], *window.out, weights.shape[0])
@@ -91,7 +92,7 @@ def _by_group(
     groups: int,
     shape: tuple[int, ...],
     code: str,
-    options: dict[str, int],
+    options: dict[str, Any],
 ) -> Tensor:
     """Each group by itself: kernels of TFLite before 2.13 take none."""
     each_in, each_out = x.shape[-1] // groups, shape[-1] // groups

@@ -25,7 +25,7 @@ def lower(builder: Builder, node: ir.Node) -> None:
 
 
 def elementwise_places(builder: Builder, places: Tensor, axis: int, size: int) -> Tensor:
-    """What GATHER_ND and SCATTER_ND take: for each place of `places` all of its coordinates, that along `axis` given."""
+    """What GATHER_ND and SCATTER_ND take: for each place all of its coordinates, that along `axis` given."""
     given = builder.reshape(from_front(builder, places, size), (*places.shape, 1))
     grid = np.indices(places.shape, np.int32)
     parts = [given if at == axis else builder.const(grid[at][..., None].copy()) for at in range(places.rank)]

@@ -59,9 +59,11 @@ def lower_gemm(builder: Builder, node: ir.Node) -> None:
         x = builder.transpose(x, (1, 0))
     turned = bool(node.attributes.get_int("transB", 0))
     if y.data is not None:
-        weights = (y.data if turned else y.data.T) * np.float32(alpha) if alpha != 1 else y.data if turned else y.data.T
-        fits = bias is not None and bias.data is not None and bias.size == weights.shape[0] == bias.shape[-1]
-        added = builder.const((bias.data * np.float32(beta)).reshape(-1)) if fits and bias is not None else None  # type: ignore[operator]
+        weights = np.asarray(y.data if turned else y.data.T, np.float32)
+        weights = weights if alpha == 1 else weights * np.float32(alpha)
+        row = None if bias is None or bias.data is None else np.asarray(bias.data, np.float32).reshape(-1)
+        fits = row is not None and bias is not None and bias.shape[-1:] == row.shape == weights.shape[:1]
+        added = builder.const(row * np.float32(beta)) if fits and row is not None else None
         made = fully_connected(builder, x, builder.const(weights), added)
         bias = None if fits else bias
     else:

@@ -24,7 +24,6 @@ class _Cell:
     node: ir.Node
     hidden: int
     recurrent: Tensor
-    given_bias: Tensor | None
     own_bias: Tensor | None
     peephole: Tensor | None
     activations: Sequence[str]
@@ -76,7 +75,7 @@ def _prepare(builder: Builder, node: ir.Node, x: Tensor, at: int, hidden: int) -
     peephole = builder.maybe(node, 7)
     peephole = None if peephole is None else _one(builder, peephole, at)
     inputs = product(builder, x, builder.transpose(weights, (1, 0)))
-    cell = _Cell(builder, node, hidden, builder.transpose(recurrent, (1, 0)), *halves, peephole, chosen)
+    cell = _Cell(builder, node, hidden, builder.transpose(recurrent, (1, 0)), halves[1], peephole, chosen)
     return cell, inputs if halves[0] is None else builder.add(inputs, halves[0])
 
 
@@ -164,9 +163,10 @@ def _hand_over(
         for outputs, _, _ in results
     ]
     whole = builder.concat(lines, 1)
+    lasts = [[result[1] for result in results], [result[2] for result in results]]
     ends = [
-        builder.concat([builder.reshape(result[at], (1, batch, hidden)) for result in results], 0)
-        for at in ((1, 2) if node.op_type == "LSTM" else (1,))
+        builder.concat([builder.reshape(each, (1, batch, hidden)) for each in states], 0)
+        for states in lasts[: 2 if node.op_type == "LSTM" else 1]
     ]
     if batch_first:
         whole = builder.transpose(whole, (2, 0, 1, 3))

@@ -1,6 +1,7 @@
 """Reductions, over axes that are constant."""
 
 from collections.abc import Callable
+from typing import Any
 
 import onnx_ir as ir
 
@@ -28,7 +29,7 @@ def lower(builder: Builder, node: ir.Node) -> None:
 
 
 def _plain(code: str) -> Callable[[Builder, Tensor, _Over], Tensor]:
-    def made(builder: Builder, x: Tensor, over: _Over) -> Tensor:
+    def made(_: Builder, x: Tensor, over: _Over) -> Tensor:
         if x.dtype == "bool":
             return over("REDUCE_ANY" if code == "REDUCE_MAX" else "REDUCE_ALL", x)
         return over(code, x)
@@ -84,14 +85,14 @@ def lower_arg(builder: Builder, node: ir.Node) -> None:
     found = builder.op(code, [looked, builder.const(axis, "int32")], shape, "int32", outputType="int32")
     found = builder.binary("SUB", builder.like(x.shape[axis] - 1, found), found) if last else found
     if node.attributes.get_int("keepdims", 1):
-        found = builder.reshape(found, x.shape[:axis] + (1,) + x.shape[axis + 1 :])
+        found = builder.reshape(found, (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
     builder.give(node, builder.cast(found, "int64"))
 
 
 def lower_cumsum(builder: Builder, node: ir.Node) -> None:
     x = builder.take(node, 0)
     axis = front(int(builder.fixed(node, 1).reshape(())), x.rank)
-    options = {name: bool(node.attributes.get_int(name, 0)) for name in ("exclusive", "reverse")}
+    options: dict[str, Any] = {name: bool(node.attributes.get_int(name, 0)) for name in ("exclusive", "reverse")}
     builder.give(node, builder.op("CUMSUM", [x, builder.const(axis, "int32")], x.shape, **options))
 
 

@@ -3,6 +3,8 @@
 Where TFLite's own kernels have the same map, they are used; else nearest is a gather, and the rest a matrix product.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from flagsplit.targets.mobile.litert.ops.resize_maps import axis_map, scales_of
 from flagsplit.targets.mobile.litert.ops.shapes import shape_of
 from flagsplit.targets.mobile.litert.program import Refused, Tensor
 
-_MODES = ({"halfPixelCenters": True}, {"alignCorners": True}, {})
+_MODES: tuple[dict[str, Any], ...] = ({"halfPixelCenters": True}, {"alignCorners": True}, {})
 
 
 def lower(builder: Builder, node: ir.Node) -> None:
@@ -49,7 +51,7 @@ def _maps(builder: Builder, node: ir.Node, x: Tensor, shape: tuple[int, ...]) ->
 
 def _same_in_tflite(
     mode: str, maps: dict[int, NDArray[np.float64]], shape: tuple[int, ...], out: tuple[int, ...]
-) -> dict[str, bool] | None:
+) -> dict[str, Any] | None:
     if mode not in ("nearest", "linear"):
         return None
     for options in _MODES:

@@ -1,6 +1,7 @@
-"""Which input positions each output position of Resize reads along one axis, and with which weights, by the standard."""
+"""Which inputs each output of Resize reads along one axis, and with which weights, by the standard."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from flagsplit.targets.mobile.litert.attributes import front
 from flagsplit.targets.mobile.litert.builder import Builder
 from flagsplit.targets.mobile.litert.program import Refused
 
-_ROUND = {
+_ROUND: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "round_prefer_floor": lambda x: np.ceil(x - 0.5),
     "round_prefer_ceil": lambda x: np.floor(x + 0.5),
     "floor": np.floor,
@@ -24,6 +25,10 @@ def scales_of(builder: Builder, node: ir.Node, shape: tuple[int, ...], out: tupl
     axes = [front(int(each), rank) for each in node.attributes.get_ints("axes", list(range(rank)))]
     scales = builder.maybe_fixed(node, 2)
     if scales is not None and scales.size:
+        corners = node.attributes.get_string("coordinate_transformation_mode", "half_pixel") == "align_corners"
+        uneven = [axis for axis, each in zip(axes, scales.tolist(), strict=True) if out[axis] != shape[axis] * each]
+        if corners and uneven:
+            raise Refused("where corners align, scales must give whole sizes: ONNX and its runtimes differ on the rest")
         return {axis: float(each) for axis, each in zip(axes, scales.tolist(), strict=True)}
     policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
@@ -41,7 +46,7 @@ def axis_map(node: ir.Node, size: int, out: int, scale: float) -> NDArray[np.flo
     made = np.zeros((out, size))
     if mode == "nearest":
         rounding = _ROUND[node.attributes.get_string("nearest_mode", "round_prefer_floor")]
-        index = np.clip(rounding(where).astype(int), 0, size - 1)  # type: ignore[no-untyped-call]
+        index = np.clip(rounding(where).astype(int), 0, size - 1)
         made[np.arange(out), index] = 1
         return made
     narrow = min(scale, 1.0) if node.attributes.get_int("antialias", 0) else 1.0

@@ -1,5 +1,7 @@
 """What only moves or renames elements: reshapes, transposes, expansion, tiling, joining and splitting."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 
@@ -107,7 +109,10 @@ def lower_space_to_depth(builder: Builder, node: ir.Node) -> None:
 
 def lower_reverse_sequence(builder: Builder, node: ir.Node) -> None:
     x, lengths = builder.take(node, 0), builder.take(node, 1)
-    options = {"seqDim": axis_of(node, x.rank, 0, "time_axis"), "batchDim": axis_of(node, x.rank, 1, "batch_axis")}
+    options: dict[str, Any] = {
+        "seqDim": axis_of(node, x.rank, 0, "time_axis"),
+        "batchDim": axis_of(node, x.rank, 1, "batch_axis"),
+    }
     builder.give(node, builder.op("REVERSE_SEQUENCE", [x, lengths], x.shape, **options))
 
 
@@ -125,7 +130,7 @@ def lower_eye_like(builder: Builder, node: ir.Node) -> None:
     shape, dtype = shape_of(node), node.outputs[0].dtype
     assert dtype is not None
     carried = "float32" if dtype.name == "FLOAT16" else dtype.numpy().name
-    builder.give(node, builder.const(np.eye(*shape, k=node.attributes.get_int("k", 0)).astype(carried)))
+    builder.give(node, builder.const(np.eye(shape[0], shape[1], node.attributes.get_int("k", 0)).astype(carried)))
 
 
 def lower_constant_of_shape(builder: Builder, node: ir.Node) -> None:
@@ -137,10 +142,9 @@ def lower_constant_of_shape(builder: Builder, node: ir.Node) -> None:
 
 
 def lower_range(builder: Builder, node: ir.Node) -> None:
-    start, limit, delta = (builder.fixed(node, at).reshape(()) for at in range(3))
-    count = shape_of(node)[0]
-    del limit
-    builder.give(node, builder.const((start + np.arange(count) * delta).astype(start.dtype)))
+    start, _, delta = (builder.fixed(node, at).reshape(()) for at in range(3))
+    steps = np.arange(shape_of(node)[0])
+    builder.give(node, builder.const((start.item() + steps * delta.item()).astype(start.dtype)))
 
 
 def lower_constant(builder: Builder, node: ir.Node) -> None:

@@ -11,6 +11,7 @@ from tests.targets.mobile.coreml.graphs import difference, floats
 
 from flagsplit.targets.mobile.coreml.compression import compress
 from flagsplit.targets.mobile.coreml.package import PACKAGE
+from flagsplit.targets.mobile.coreml.sdk import import_sdk
 
 WEIGHT = floats(32, 64, 3, 3, scale=0.1)
 WEIGHTS_FILE = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"
@@ -105,3 +106,29 @@ def test_small_weights_stay(tmp_path: Path) -> None:
     program = small()
     compress(program, "int4")
     assert programs.write(tmp_path / "a", {"f": program}) == programs.write(tmp_path / "b", {"f": small()})
+
+
+def test_equal_constants_are_told_once(tmp_path: Path) -> None:
+    """Two convolutions say the same strides, paddings and groups; two of other strides do not."""
+
+    def convs(strides: int) -> Any:
+        def body(mb: Any, given: Any) -> Any:
+            y = mb.conv(x=given["x"], weight=WEIGHT[:, :32], name="c")
+            return mb.conv(x=y, weight=WEIGHT[:, :32], strides=[strides, strides], name="d")
+
+        return programs.build({"x": (1, 32, 8, 8)}, body)
+
+    files = programs.write(tmp_path, {"same": convs(1), "other": convs(2)})
+    spec = import_sdk().proto.Model_pb2.Model()
+    spec.ParseFromString(files[f"{PACKAGE}/Data/com.apple.CoreML/model.mlmodel"])
+    counts = {}
+    for name, function in spec.mlProgram.functions.items():
+        (block,) = function.block_specializations.values()
+        counts[name] = sum(operation.type == "const" for operation in block.operations)
+    assert counts["other"] == counts["same"] + 1
+    shapes = {name: made.shape for name in counts for made in _run(tmp_path, name, floats(1, 32, 8, 8)).values()}
+    assert shapes == {"same": (1, 32, 4, 4), "other": (1, 32, 2, 2)}
+
+
+def _run(folder: Path, name: str, x: Any) -> Any:
+    return programs.load(folder).function(name).run({"x": x})

@@ -1,7 +1,7 @@
 """Packages written with coremltools' builder and saved to disk, for the interpreter to read."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ def save(
     ios: int = 15,
     half: bool = False,
     passes: bool = False,
+    types: Sequence[Any] | None = None,
     **options: Any,
 ) -> Path:
     """Write a package.
@@ -36,6 +37,7 @@ def save(
         ios: version of the operators.
         half: convert the program to fp16.
         passes: let coremltools optimize it.
+        types: coremltools' descriptions of the inputs, where they say more than `inputs`.
         options: more of `coremltools.convert`.
     """
     with warnings.catch_warnings():
@@ -61,6 +63,7 @@ def save(
             compute_precision=precision,
             pass_pipeline=pipeline,
             skip_model_load=True,
+            **({} if types is None else {"inputs": list(types)}),
             **options,
         )
         path = folder / "program.mlpackage"
@@ -85,3 +88,8 @@ def _spec(builder: Any, value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return builder.TensorSpec(value.shape, dtype=types.numpy_type_to_builtin_type(value.dtype))
     return value
+
+
+def weight_bytes(folder: Path) -> int:
+    """The size of the weight file of the package that was saved in `folder`."""
+    return (folder / "program.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size

@@ -87,8 +87,8 @@ def test_moonshine_encoder(tmp_path: Path) -> None:
     model = _read("moonshine-encoder")
     assert _least(model, inputs, tmp_path / "qnn") >= 0.999
     shapes = {name: array.shape for name, array in inputs.items()}
-    sizes = fixed_sizes(model, flagir.dims_of_shapes(Skeleton(model), shapes), [whole(model)])
-    (split,) = split_segments(model, [whole(model)], sizes)
+    segment, dims = whole(model), flagir.dims_of_shapes(Skeleton(model), shapes)
+    (split,) = split_segments(model, [segment], fixed_sizes(model, dims, [segment]))
     assert split.chip is not None
     floating = prepare(split.chip.model)
     assert _least(floating, inputs, tmp_path / "floating") >= 0.9999
