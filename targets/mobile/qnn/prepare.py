@@ -3,7 +3,7 @@
 - GELU in parts becomes one Gelu; any other Erf a rational function (Abramowitz and Stegun 7.1.26, error below 2e-7).
 - A product of matrices that are quantized on the fly becomes one in floating point, of the weights that the integers
   stand for: the NPU's fp16 is closer to the model before its quantization than 8-bit activations are.
-- An average over windows with unequal paddings is a depthwise convolution: the emulator counts the paddings otherwise.
+- An average over windows with paddings is a depthwise convolution: the emulator gives other numbers on many of them.
 - The compiler gets integers at the edges wrong in two cases that were seen: it forgets to widen outputs of 64 bits, and
   a Gather reads indices of 32 bits in the wrong order. So the edges have the other width, in which both come right.
 """
@@ -163,13 +163,13 @@ def _make_rational(graph: ir.Graph, node: ir.Node) -> bool:
 
 
 def _make_depthwise(graph: ir.Graph, node: ir.Node) -> bool:
-    """An AveragePool with other paddings at the end than at the start."""
+    """An AveragePool with paddings."""
     if not is_op(node, "AveragePool") or node.attributes.get_int("ceil_mode", 0) != 0:
         return False
     x, kernel = node.inputs[0], [*node.attributes.get_ints("kernel_shape", ())]
     pads, count = [*node.attributes.get_ints("pads", ())], len(kernel)
     starts, ends = pads[:count], pads[count:]
-    if x is None or x.shape is None or x.dtype is None or starts == ends:
+    if x is None or x.shape is None or x.dtype is None or not any(pads):
         return False
     _, channels, *sizes = [int(size) for size in x.shape.dims if isinstance(size, int)]
     kind, strides = x.dtype.numpy(), [*node.attributes.get_ints("strides", [1] * count)]

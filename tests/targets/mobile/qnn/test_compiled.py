@@ -87,9 +87,10 @@ def test_integers_at_the_edges(tmp_path: Path) -> None:
     run.close()
 
 
-def test_averages_with_unequal_paddings(tmp_path: Path) -> None:
-    """The emulator counts the paddings otherwise, and ends its process on some."""
-    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 1, 1] last, float[1, 8, 3, 5] y) {
+def test_averages_with_paddings(tmp_path: Path) -> None:
+    """The emulator gives other numbers on these, and ends its process on some."""
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 1, 1] last, float[1, 8, 3, 5] y, float[1, 8, 3, 3] z) {
+        z = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)
         last = AveragePool <kernel_shape = [7, 7], pads = [0, 0, 1, 1]> (x)
         y = AveragePool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 0, 0], count_include_pad = 0> (x)
     }"""
