@@ -3,6 +3,7 @@
 - GELU in parts becomes one Gelu; any other Erf a rational function (Abramowitz and Stegun 7.1.26, error below 2e-7).
 - A product of matrices that are quantized on the fly becomes one in floating point, of the weights that the integers
   stand for: the NPU's fp16 is closer to the model before its quantization than 8-bit activations are.
+- An average over windows with paddings is a depthwise convolution: the emulator gives other numbers on many of them.
 - The compiler gets integers at the edges wrong in two cases that were seen: it forgets to widen outputs of 64 bits, and
   a Gather reads indices of 32 bits in the wrong order. So the edges have the other width, in which both come right.
 """
@@ -161,7 +162,52 @@ def _make_rational(graph: ir.Graph, node: ir.Node) -> bool:
     return True
 
 
-_REWRITES: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (_make_floating, _make_gelu, _make_rational)
+def _make_depthwise(graph: ir.Graph, node: ir.Node) -> bool:
+    """An AveragePool with paddings."""
+    if not is_op(node, "AveragePool") or node.attributes.get_int("ceil_mode", 0) != 0:
+        return False
+    x, kernel = node.inputs[0], [*node.attributes.get_ints("kernel_shape", ())]
+    pads, count = [*node.attributes.get_ints("pads", ())], len(kernel)
+    starts, ends = pads[:count], pads[count:]
+    if x is None or x.shape is None or x.dtype is None or not any(pads):
+        return False
+    _, channels, *sizes = [int(size) for size in x.shape.dims if isinstance(size, int)]
+    kind, strides = x.dtype.numpy(), [*node.attributes.get_ints("strides", [1] * count)]
+    equal = np.full((channels, 1, *kernel), 1 / np.prod(kernel))
+    weights = _constant(graph, f"{node.name}.equal", equal.astype(kind))
+    attributes: dict[str, int | list[int]] = {
+        "kernel_shape": kernel,
+        "strides": strides,
+        "pads": pads,
+        "group": channels,
+    }
+    made = [ir.node("Conv", [x, weights], attributes=attributes, name=node.name)]
+    if not node.attributes.get_int("count_include_pad", 0):
+        axes = zip(sizes, starts, ends, kernel, strides, strict=True)
+        shares = _constant(graph, f"{node.name}.shares", _shares([*axes]).astype(kind))
+        summed = made[0].outputs[0]
+        summed.name, summed.type, summed.shape = f"{node.name}.summed", node.outputs[0].type, node.outputs[0].shape
+        made.append(ir.node("Mul", [summed, shares], name=f"{node.name}.scaled"))
+    _replace(graph, node, made)
+    return True
+
+
+def _shares(axes: list[tuple[int, int, int, int, int]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """For each window its size over how much of it is no padding; axes as size, paddings, kernel and stride."""
+    shares = np.ones((1, 1))
+    for size, start, end, kernel, stride in axes:
+        first = np.arange(-start, size + end - kernel + 1, stride)
+        inside = np.minimum(first + kernel, size) - np.maximum(first, 0)
+        shares = shares[..., None] * (kernel / inside)
+    return shares
+
+
+_REWRITES: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (
+    _make_floating,
+    _make_gelu,
+    _make_rational,
+    _make_depthwise,
+)
 
 
 def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:

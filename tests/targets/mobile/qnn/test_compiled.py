@@ -87,6 +87,22 @@ def test_integers_at_the_edges(tmp_path: Path) -> None:
     run.close()
 
 
+def test_averages_with_paddings(tmp_path: Path) -> None:
+    """The emulator gives other numbers on these, and ends its process on some."""
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 1, 1] last, float[1, 8, 3, 5] y, float[1, 8, 3, 3] z) {
+        z = AveragePool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]> (x)
+        last = AveragePool <kernel_shape = [7, 7], pads = [0, 0, 1, 1]> (x)
+        y = AveragePool <kernel_shape = [3, 2], strides = [2, 1], pads = [1, 0, 0, 0], count_include_pad = 0> (x)
+    }"""
+    model = model_of(text)
+    x = {"x": numbers(1, 8, 6, 6)}
+    run = loaded(model, tmp_path)
+    found = run.run(x)
+    for name, array in expected(model, tmp_path, x).items():
+        assert np.abs(floats(found[name]) - floats(array)).max() < 4e-3
+    run.close()
+
+
 def test_erf_is_computed_by_what_the_compiler_takes(tmp_path: Path) -> None:
     model = model_of(PARTS, SCALARS)
     inputs = {"x": numbers(2, 5, 8), "at": np.array([0, 4, 2])}
