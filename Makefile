@@ -4,6 +4,7 @@
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
 # make test-qnn   models of the zoo on the emulator of the Snapdragon's NPU
+# make test-onnx2coreml   packages of another converter in the interpreter of Core ML packages
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md;
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-qnn test-large lint bench soak scorecards lock clean
+.PHONY: demo test test-torch test-qnn test-onnx2coreml test-large lint bench soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -48,6 +49,11 @@ test-torch: $(READY)
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn
+
+# What it needs is installed already.
+test-onnx2coreml: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps 'onnx2coreml==1.1.0'
+	$(BIN)/python -m pytest -q tests/apps/test_zoo_packages.py
 
 test-large: $(READY)
 	$(BIN)/python -m pytest -q -m large

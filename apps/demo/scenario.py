@@ -4,6 +4,8 @@ from pathlib import Path
 
 TIERS = ("phone", "edge", "cloud")
 DEVICES = {"phone": "generic-phone-cpu", "edge": "raspberry-pi-5", "cloud": "t4"}
+PHONES = {"coreml": "iphone15pro", "litert": "pixel8", "qnn": "galaxy-s24"}
+"""A phone that has the chip of a target."""
 LINKS = {"edge": "300mbit/3ms", "cloud": "300mbit/6ms"}
 SLA_FILE = Path(__file__).with_name("sla.json")
 NOMINAL_WIDTH = 800

@@ -97,12 +97,15 @@ def _ways(case: Case) -> list[tuple[Constants, frozenset[str]]]:
     """The inputs that are constants, in the order in which they are tried; none twice."""
     sizes = frozenset(name for name, array in case.inputs.items() if array.dtype.kind in "ib" and array.ndim <= 1)
     first = next(iter(case.inputs), "")
-    found: list[tuple[Constants, frozenset[str]]] = [("none", frozenset())]
-    if case.source == "node":
-        for constants, names in (("sizes", sizes - {first}), ("all but the first", frozenset(case.inputs) - {first})):
-            if names not in (known for _, known in found):
-                found.append((constants, names))  # type: ignore[arg-type]
-    return found
+    ways: list[tuple[Constants, frozenset[str]]] = [
+        ("none", frozenset()),
+        ("sizes", sizes - {first}),
+        ("all but the first", frozenset(case.inputs) - {first}),
+    ]
+    tried: dict[frozenset[str], Constants] = {}
+    for constants, names in ways if case.source == "node" else ways[:1]:
+        tried.setdefault(names, constants)
+    return [(constants, names) for names, constants in tried.items()]
 
 
 def _result_of(case: Case, error: Exception) -> CaseResult:

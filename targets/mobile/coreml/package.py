@@ -96,7 +96,7 @@ class PackageWriter:
 
 
 def _share_constants(block: Any) -> None:
-    """Keep one of equal constants of a function: most of a program's text are strides and modes, said over and over."""
+    """Keep one of equal constants of a function: most of a program are strides and modes, said again and again."""
     first: dict[bytes, str] = {}
     same: dict[str, str] = {}
     dropped = []

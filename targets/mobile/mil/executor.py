@@ -12,7 +12,7 @@ import numpy as np
 from flagsplit.errors import BundleError, FlagsplitError
 from flagsplit.targets.mobile.mil.arguments import Arguments, Result, State, Value
 from flagsplit.targets.mobile.mil.constants import Constant
-from flagsplit.targets.mobile.mil.ops import OPERATORS
+from flagsplit.targets.mobile.mil.ops import MOVERS, OPERATORS
 from flagsplit.targets.mobile.mil.program import Block, Operation
 from flagsplit.targets.mobile.mil.types import (
     STORAGE,
@@ -25,7 +25,7 @@ from flagsplit.targets.mobile.mil.types import (
     check_room,
 )
 
-MAX_STEPS: Final = 1_000_000
+MAX_STEPS: Final = 250_000
 """Operations that one run may execute, so that a loop without an end ends."""
 
 _FLOATS: Final = frozenset({"float16", "float32", "float64"})
@@ -82,6 +82,21 @@ class Executor:
                 self._types[value.name] = value.type
             for inner in operation.blocks:
                 self._collect(inner)
+            if operation.blocks:
+                self._check_blocks(operation)
+
+    def _check_blocks(self, operation: Operation) -> None:
+        """Check that branches give, and loops take and give, elements of the types that the operation gives."""
+        wanted = [_element(value.type) for value in operation.outputs]
+        for index, block in enumerate(operation.blocks):
+            taken = [_element(value.type) for value in block.inputs]
+            given = [_element(self._types[name]) for name in block.outputs]
+            loops = operation.kind == "while_loop"
+            if (loops and taken != wanted) or (given != wanted and not (loops and index == 0)):
+                raise BundleError(
+                    f"function {self._function!r}: block {index} of {operation.name!r} takes {taken}, gives {given}; "
+                    f"the operation gives {wanted}; write the package again"
+                )
 
     def _run_block(self, block: Block, values: dict[str, Value]) -> tuple[Value, ...]:
         for operation, dead in zip(block.operations, block.dead_after, strict=True):
@@ -127,7 +142,7 @@ class Executor:
             block = operation.blocks[index]
             inner = dict(values)
             for named, value in zip(block.inputs, given, strict=True):
-                inner[named.name] = self._check(value, named.type, f"{named.name!r} of {where}")
+                inner[named.name] = self._check(value, named.type, f"{named.name!r} of {where}", exact=True)
             return self._run_block(block, inner)
 
         outputs = tuple(value.type for value in operation.outputs)
@@ -139,16 +154,18 @@ class Executor:
             raise BundleError(f"{where} makes {len(results)} results; the program declares {len(operation.outputs)}")
         if not operation.kind.startswith(_CONVERTERS):
             _check_precision(arguments, where)
+        exact = operation.kind in MOVERS and not _takes_wide_floats(arguments)
         return tuple(
-            self._check(result, named.type, where) for result, named in zip(results, operation.outputs, strict=True)
+            self._check(result, named.type, where, exact=exact)
+            for result, named in zip(results, operation.outputs, strict=True)
         )
 
-    def _check(self, value: Value, declared: ValueType, where: str) -> Value:
-        """`value` rounded to the declared type, which it must have."""
+    def _check(self, value: Value, declared: ValueType, where: str, *, exact: bool) -> Value:
+        """`value` rounded to the declared type, which it must have; what is `exact` in that type needs no rounding."""
         if isinstance(declared, TensorType) and not isinstance(value, list | State):
-            return _check_tensor(np.asarray(value), declared, where)
+            return _check_tensor(np.asarray(value), declared, where, exact=exact)
         if isinstance(declared, ListType) and isinstance(value, list):
-            return [_check_tensor(np.asarray(item), declared.element, where) for item in value]
+            return [_check_tensor(np.asarray(item), declared.element, where, exact=exact) for item in value]
         if isinstance(declared, StateType) and isinstance(value, State):
             return value
         if isinstance(declared, DictType) and isinstance(value, np.ndarray):
@@ -156,7 +173,15 @@ class Executor:
         raise BundleError(f"{where} makes a {type(value).__name__}; the program declares a {declared}")
 
 
-def _check_tensor(array: Array, declared: TensorType, where: str) -> Array:
+def _element(kind: ValueType) -> str:
+    while not isinstance(kind, TensorType):
+        kind = (
+            kind.value if isinstance(kind, DictType) else kind.element if isinstance(kind, ListType) else kind.wrapped
+        )
+    return kind.dtype
+
+
+def _check_tensor(array: Array, declared: TensorType, where: str, *, exact: bool) -> Array:
     # All of a vector of strings are of one type, whatever their lengths.
     same_dtype = array.dtype.kind == "U" if declared.dtype == "string" else array.dtype == STORAGE[declared.dtype]
     if not same_dtype or not declared.fits(array.shape):
@@ -164,7 +189,7 @@ def _check_tensor(array: Array, declared: TensorType, where: str) -> Array:
             f"{where} makes {array.dtype}{list(array.shape)}; the program declares {declared}; write the package again"
         )
     check_room(array.shape, declared.dtype, where)
-    return round_half(array) if declared.dtype == "float16" else array
+    return round_half(array) if declared.dtype == "float16" and not exact else array
 
 
 def round_half(array: Array) -> Array:
@@ -172,10 +197,17 @@ def round_half(array: Array) -> Array:
     return array.astype(np.float16).astype(np.float32)
 
 
+def _floats(arguments: Arguments) -> set[str]:
+    kinds = (kind for kinds in arguments.types.values() for kind in kinds)
+    return {kind.dtype for kind in kinds if isinstance(kind, TensorType)} & _FLOATS
+
+
+def _takes_wide_floats(arguments: Arguments) -> bool:
+    return bool(_floats(arguments) - {"float16"})
+
+
 def _check_precision(arguments: Arguments, where: str) -> None:
-    given = {
-        kind.dtype for kinds in arguments.types.values() for kind in kinds if isinstance(kind, TensorType)
-    } & _FLOATS
+    given = _floats(arguments)
     for kind in arguments.outputs:
         if given and isinstance(kind, TensorType) and kind.dtype in _FLOATS and kind.dtype not in given:
             raise BundleError(

@@ -64,3 +64,13 @@ OPERATORS: Final = _merged(
     }
 )
 """Every operator by its name in MIL."""
+
+MOVERS: Final = frozenset(
+    {
+        *reshaping.OPERATORS,
+        *slicing.OPERATORS,
+        *("abs", "clip", "identity", "maximum", "minimum", "relu", "relu6", "select", "threshold"),
+        *("band_part", "gather", "gather_along_axis", "gather_nd", "max_pool", "pad", "tile"),
+    }
+)
+"""Operators whose results are elements of their inputs, or 0 or 6: of inputs in fp16 they need no rounding."""

@@ -46,6 +46,11 @@ def _prepare(a: Arguments) -> tuple[Array, Window, tuple[int, ...]]:
             _ceil_places(size, pads, kernel, stride)
             for size, pads, kernel, stride in zip(x.shape[2:], window.pads, window.kernel, window.strides, strict=True)
         )
+        if any(
+            (count - 1) * stride >= size + before
+            for count, stride, size, (before, _) in zip(places, window.strides, x.shape[2:], window.pads, strict=True)
+        ):
+            raise a.refuse("its last window lies beyond x, and what that gives is not specified")
         pads = tuple(
             (before, max(after, (count - 1) * stride + kernel - size - before))
             for count, size, (before, after), kernel, stride in zip(

@@ -1,5 +1,7 @@
 """The table of rules: each falls on what it is about, and on nothing beside it."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -68,3 +70,11 @@ def test_what_is_slow_there() -> None:
     assert off_accelerator(node) is None
     assert {rule.id for rule, _ in costs_there(node)} == {"memory", "padding", "layout"}
     assert costs_there(node_of(parse("g (float[1, 64] x) => (float[1, 64] y) { y = Relu(x) }"), "Relu")) == ()
+
+
+def test_the_table_of_the_documentation_is_this_one() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "coreml.md").read_text()
+    rows = [line for line in text.split("## The Neural Engine")[1].splitlines() if line.startswith("| `")]
+    assert rows == [
+        f"| `{rule.id}` | {rule.says} | {rule.effect} | {rule.source} | {rule.confidence} |" for rule in RULES
+    ]

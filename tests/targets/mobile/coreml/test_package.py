@@ -58,7 +58,7 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "bytes_each", "worst"), [("full", 4.0, 1e-6), ("int8", 1.0, 0.01), ("int4", 0.5, 0.17), ("lut4", 0.5, 0.17)]
 )
-@pytest.mark.parametrize("kind", ["conv", "linear", "matmul", "deconv", "look-up"])
+@pytest.mark.parametrize("kind", ["conv", "linear", "matmul", "deconv", "look-up", "look-up by vectors"])
 def test_compressed_weights(tmp_path: Path, how: str, bytes_each: float, worst: float, kind: str) -> None:
     weights = {
         "conv": floats(64, 64, 1, 1),
@@ -66,6 +66,7 @@ def test_compressed_weights(tmp_path: Path, how: str, bytes_each: float, worst: 
         "matmul": floats(64, 96),
         "deconv": floats(64, 32, 2, 2),
         "look-up": floats(40, 64),
+        "look-up by vectors": floats(40, 64),
     }
     weight = weights[kind] * np.linspace(0.1, 2, weights[kind].shape[0], dtype=np.float32).reshape(
         [-1] + [1] * (weights[kind].ndim - 1)
@@ -81,10 +82,15 @@ def test_compressed_weights(tmp_path: Path, how: str, bytes_each: float, worst: 
             return mb.matmul(x=x, y=weight, name="y")
         if kind == "deconv":
             return mb.conv_transpose(x=x, weight=weight, strides=[2, 2], name="y")
-        return mb.gather(x=weight, indices=mb.cast(x=x, dtype="int32"), axis=0, name="y")
+        rows = mb.cast(x=x, dtype="int32")
+        if kind == "look-up":
+            return mb.gather(x=weight, indices=rows, axis=0, name="y")
+        return mb.gather_nd(x=weight, indices=mb.expand_dims(x=rows, axes=[1]), name="y")
 
-    sizes = {"conv": (1, 64, 4, 4), "deconv": (1, 64, 4, 4), "look-up": (12,)}.get(kind, (5, 64))
-    x = np.arange(12, dtype=np.float32) if kind == "look-up" else floats(*sizes, seed=1)
+    sizes = {"conv": (1, 64, 4, 4), "deconv": (1, 64, 4, 4), "look-up": (12,), "look-up by vectors": (12,)}.get(
+        kind, (5, 64)
+    )
+    x = np.arange(12, dtype=np.float32) if kind.startswith("look-up") else floats(*sizes, seed=1)
     answers = []
     for at, way in enumerate(("full", how)):
         program = programs.build({"x": sizes}, body)

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.targets.mobile.mil.oracle import close, onnx_op
-from tests.targets.mobile.mil.writing import load, run
+from tests.targets.mobile.mil.writing import load, run, save
 
 from flagsplit.errors import BundleError
-from flagsplit.targets.mobile.mil import executor
+from flagsplit.targets.mobile.mil import executor, load_package
+from flagsplit.targets.mobile.mil.proto import pb
 
 
 @pytest.mark.parametrize("value", [2.0, -2.0])
@@ -52,6 +53,19 @@ def test_a_loop_without_an_end_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(executor, "MAX_STEPS", 1000)
     with pytest.raises(BundleError, match="at most 1000 are allowed"):
         run(tmp_path, _doubled_until(20.0), {"x": np.zeros(2, np.float32)})
+
+
+def test_a_loop_that_changes_the_type_of_a_value_is_refused(tmp_path: Path) -> None:
+    package = save(tmp_path, _doubled_until(20.0), {"x": np.zeros(2, np.float32)})
+    spec = pb().Model_pb2.Model()
+    model = package / "Data/com.apple.CoreML/model.mlmodel"
+    spec.ParseFromString(model.read_bytes())
+    body = spec.mlProgram.functions["main"].block_specializations["CoreML5"]
+    (loop,) = (item for item in body.operations if item.type == "while_loop")
+    loop.blocks[1].inputs[0].type.tensorType.dataType = 10
+    model.write_bytes(spec.SerializeToString())
+    with pytest.raises(BundleError, match=r"block 1 of .* takes \['float16', 'int32'\]"):
+        load_package(package).function()
 
 
 def test_lists(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import pytest
 from tests.targets.mobile.mil.oracle import close, onnx_op
 from tests.targets.mobile.mil.writing import run
 
+from flagsplit.errors import BundleError
+
 CONVS: list[dict[str, Any]] = [
     {"x": (2, 4, 9, 8), "w": (6, 4, 3, 2)},
     {"x": (1, 3, 11, 10), "w": (4, 3, 3, 3), "strides": [2, 3], "pad_type": "custom", "pad": [1, 2, 0, 3]},
@@ -137,3 +139,14 @@ def test_l2_pool_is_the_root_of_the_sum_of_squares(tmp_path: Path) -> None:
         tmp_path, lambda mb, x: mb.l2_pool(x=x, kernel_sizes=[3, 2], strides=[1, 2], pad_type="valid"), {"x": x}
     )
     close(came, np.sqrt(np.array([[[[0 + 1 + 16 + 25 + 64 + 81, 4 + 9 + 36 + 49 + 100 + 121]]]], np.float32)))
+
+
+def test_a_window_beyond_the_input_is_refused(tmp_path: Path) -> None:
+    """Without pads, the documented size in ceil mode counts it; what it gives is not documented."""
+    x = np.ones((1, 1, 6), np.float32)
+    with pytest.raises(BundleError, match="last window lies beyond x"):
+        run(
+            tmp_path,
+            lambda mb, x: mb.max_pool(x=x, kernel_sizes=[2], strides=[3], pad_type="valid", ceil_mode=True),
+            {"x": x},
+        )

@@ -86,6 +86,7 @@ def test_unary_of_positive_numbers(tmp_path: Path) -> None:
         close(result, wanted)
 
 
+@pytest.mark.slow
 def test_an_epsilon_is_of_the_type_of_the_input(tmp_path: Path) -> None:
     """In fp16, 1e-12 becomes the least number above 0."""
     x = np.zeros((1, 12), np.float32)
@@ -248,6 +249,30 @@ def test_results_of_half_precision_are_rounded_once_each(tmp_path: Path) -> None
     product = (x.astype(np.float32) @ weight.astype(np.float32).T).astype(np.float16)
     assert came.dtype == np.float16
     np.testing.assert_allclose(came, np.exp(product.astype(np.float32)).astype(np.float16), rtol=1e-3)
+
+
+def test_every_operator_gives_what_its_precision_can_hold(tmp_path: Path) -> None:
+    """Also those that are taken to move elements only, given numbers that fp16 lacks."""
+    x = np.random.default_rng(7).standard_normal((1, 4, 6, 6)).astype(np.float16)
+
+    def build(mb: Any, x: Any) -> Any:
+        low = mb.clip(x=x, alpha=np.float16(-0.1), beta=np.float16(0.3))
+        return (
+            low,
+            mb.pad(x=x, pad=[1, 1, 1, 1], constant_val=np.float16(0.1)),
+            mb.max_pool(x=x, kernel_sizes=[2, 2], pad_type="valid"),
+            mb.maximum(x=x, y=np.float16(0.7)),
+            mb.select(cond=mb.greater(x=x, y=low), a=x, b=low),
+            mb.reshape(x=x, shape=[4, 36]),
+        )
+
+    import coremltools as ct
+
+    outputs = [ct.TensorType(dtype=np.float16)] * 6
+    function = load(tmp_path, build, {"x": x}, ios=16, outputs=outputs)
+    executor: Any = function._executor
+    for result in executor.run({"x": x.astype(np.float32)}):
+        np.testing.assert_array_equal(result, result.astype(np.float16).astype(np.float32))
 
 
 def test_types_that_differ_are_refused(tmp_path: Path) -> None:

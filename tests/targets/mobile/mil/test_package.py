@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 import tracemalloc
 import warnings
@@ -14,7 +15,8 @@ import pytest
 from tests.targets.mobile.mil.writing import run, save
 
 from flagsplit.errors import BundleError, InputError
-from flagsplit.targets.mobile.mil import FeatureSpec, load_package
+from flagsplit.targets.mobile.mil import FeatureSpec, executor, load_package
+from flagsplit.targets.mobile.mil.ops import OPERATORS
 from flagsplit.targets.mobile.mil.proto import pb
 
 Array = np.ndarray[Any, Any]
@@ -57,6 +59,7 @@ def test_a_package_tells_what_it_takes_and_gives(package: Path) -> None:
     assert opened.function("main") is function
 
 
+@pytest.mark.slow
 def test_ranges_and_choices_of_shapes_are_told_and_kept(tmp_path: Path) -> None:
     import coremltools as ct
     from coremltools.converters.mil import Builder
@@ -81,6 +84,7 @@ def test_ranges_and_choices_of_shapes_are_told_and_kept(tmp_path: Path) -> None:
             function.run({"x": np.ones((1, bad), np.float32)})
 
 
+@pytest.mark.slow
 def test_functions_of_one_package_share_its_weights(tmp_path: Path) -> None:
     import coremltools as ct
 
@@ -308,3 +312,11 @@ def test_damaged_files_give_an_error_or_an_answer(package: Path, file: str) -> N
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
     assert refused > 30
+
+
+def test_the_document_names_every_operator() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "mil.md").read_text(encoding="utf-8")
+    table = text.split("## Operators")[1].split("##")[0]
+    assert sorted(re.findall(r"`(\w+)`", table)) == sorted(OPERATORS)
+    assert f"{len(OPERATORS)} of them:" in table
+    assert f"after {executor.MAX_STEPS:,} operations" in text
