@@ -151,7 +151,7 @@ def advice_for(fault: Fault, tier: str, target: str, chosen: Mapping[str, str], 
     ways: list[str] = []
     coarse = {name: value for name, value in chosen.items() if value in _COARSE}
     for name, value in coarse.items():
-        ways.append(f"build the {target} artifact with another {name} than {value}")
+        ways.append(f"build with another {name} than {value}, --choice {target}.{name}=...")
     name = fault.nodes[-1].name
     if fault.cause is Cause.GRADUAL:
         ways.append(f"if an error of that size does no harm, allow it with --tolerance {target}=NUMBER")

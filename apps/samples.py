@@ -47,7 +47,7 @@ def random_samples(bundle: Bundle, count: int, seed: int, dims: Mapping[str, int
 
 
 def zoo_sample(bundle: Bundle, name: str) -> Sample:
-    """A picture or a recording of the zoo as the one input of a model.
+    """A picture or a recording of the zoo as the one float input of a model; other inputs, masks mostly, are 1.
 
     Raises:
         ConfigError: the zoo has no picture or recording of that name, or what reads it is not installed.
@@ -59,14 +59,19 @@ def zoo_sample(bundle: Bundle, name: str) -> Sample:
     if name not in usable:
         raise ConfigError(f"expected a picture or a recording of the zoo ({', '.join(usable)}), came {name!r}")
     dims = bundle.facts.nominal_dims
-    shapes = [[size if isinstance(size, int) else dims.get(size, 1) for size in each.shape] for each in bundle.inputs]
-    floats = [at for at, each in enumerate(bundle.inputs) if each.dtype == "float32"]
-    if len(bundle.inputs) != 1 or not floats:
-        raise InputError(f"{name} fits models of one float32 input, this one has {len(bundle.inputs)}; use --input")
-    tensor, shape = bundle.inputs[0], shapes[0]
-    path = zoo.pull(name)
-    array = _picture(path, tensor, shape) if kinds[name] == "image" else _recording(path, tensor, shape)
-    return Sample(name, check_inputs(bundle.inputs, {tensor.name: array}, bundle.facts.dim_ranges))
+    shapes = {
+        each.name: [size if isinstance(size, int) else dims.get(size, 1) for size in each.shape]
+        for each in bundle.inputs
+    }
+    floats = [each for each in bundle.inputs if each.dtype == "float32"]
+    others = [each for each in bundle.inputs if each.dtype.startswith(("int", "uint", "bool"))]
+    if len(floats) != 1 or len(floats) + len(others) < len(bundle.inputs):
+        kind = ", ".join(each.dtype for each in bundle.inputs)
+        raise InputError(f"{name} fits models of one float32 input, this one takes {kind}; use --input")
+    read = _picture if kinds[name] == "image" else _recording
+    arrays: dict[str, object] = {each.name: np.ones(shapes[each.name], each.dtype) for each in others}
+    arrays[floats[0].name] = read(zoo.pull(name), floats[0], shapes[floats[0].name])
+    return Sample(name, check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges))
 
 
 def _picture(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:

@@ -41,6 +41,7 @@ class SegmentCheck:
         outputs: of each output the deviation of the sample that is farthest off.
         reason: why it failed or was not checked.
         fault: where it goes wrong, if it departs and that was looked for.
+        emulated: whether an emulator or an interpreter ran it in place of the device.
     """
 
     tier: str
@@ -53,6 +54,7 @@ class SegmentCheck:
     reason: str = ""
     fault: Fault | None = None
     atoms: int = 0
+    emulated: bool = False
 
     def to_data(self) -> dict[str, Any]:
         """As JSON data."""
@@ -64,6 +66,7 @@ class SegmentCheck:
             "atoms": self.atoms,
             "tolerance": tolerance_data(self.allowed),
             "verdict": self.verdict,
+            "basis": "emulated" if self.emulated else "measured",
             "reason": self.reason,
             "outputs": [each.to_data() for each in self.outputs],
             "fault": self.fault and self.fault.to_data(),

@@ -5,26 +5,27 @@ bisected (`flagsplit.apps.diagnosis`). A host need not have what runs every arti
 said.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from flagsplit.apps.deviation import Deviation, Tolerance, deviations, worst
+from flagsplit.apps.deviation import Tolerance, deviations, worst
 from flagsplit.apps.diagnosis import Departure, Diagnosis
 from flagsplit.apps.fault import Fault
 from flagsplit.apps.plan_graphs import graphs_of, is_lossy
 from flagsplit.apps.reference_values import ReferenceValues, Values
 from flagsplit.apps.tolerances import looseness, tolerance_of
 from flagsplit.apps.verification import PlanCheck, Sample, SegmentCheck, StepError, Verdict, VerifyReport, farthest
-from flagsplit.errors import ConfigError, FlagsplitError, PolicyError
-from flagsplit.flagir import Segment
+from flagsplit.errors import BundleError, ConfigError, FlagsplitError, PolicyError
+from flagsplit.flagir import Segment, Step
 from flagsplit.runtime.bundle import REFERENCE_TARGET, Bundle
 from flagsplit.runtime.chained import SharedParts
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.plan import Plan
 from flagsplit.targets.catalogue import TARGETS, get_target
-from flagsplit.targets.interface import Executable, LoadOptions
+from flagsplit.targets.interface import Array, Executable, LoadOptions
 
 Progress = Callable[[str, float], None]
 
@@ -151,9 +152,18 @@ class _Verification:
         """A segment on all samples, as a whole or as a chain of atoms."""
         made, segment = case.made, case.segment
         allowed, why = tolerance_of(made.target, made.options, self._options.tolerances), _not_runnable(made.target)
+        emulated = not why and get_target(made.target).describe().runs_here == "emulated"
         tier = self._bundle.tiers[case.tier]
         blank = SegmentCheck(
-            tier, made.target, segment.id, case.plans, allowed, "not checked", reason=why, atoms=len(chain)
+            tier,
+            made.target,
+            segment.id,
+            case.plans,
+            allowed,
+            "not checked",
+            reason=why,
+            atoms=len(chain),
+            emulated=emulated,
         )
         if why:
             return blank
@@ -165,7 +175,7 @@ class _Verification:
             looked_for = bisects and came.verdict == "failed"
             fault = self._diagnosed(case, given[0], wanted[0], allowed, broken=True) if looked_for else None
             return replace(blank, verdict=came.verdict, reason=came.reason, fault=fault)
-        found = [_compared(expected, got, allowed) for expected, got in zip(wanted, came, strict=True)]
+        found = [deviations(expected, got, allowed) for expected, got in zip(wanted, came, strict=True)]
         outputs = farthest(found)
         at = next((at for at, each in enumerate(found) if any(one.departs for one in each)), None)
         if at is None:
@@ -185,7 +195,7 @@ class _Verification:
 
     def _run(self, case: _Case, chain: Sequence[str], given: Sequence[Values]) -> list[Values]:
         with closing(self._load(case, chain)) as loaded:
-            return [loaded.run({name: each[name] for name in case.segment.inputs}) for each in given]
+            return [_asked(loaded, case.segment, each) for each in given]
 
     def _load(self, case: _Case, chain: Sequence[str]) -> Executable:
         host = LoadOptions(self._options.host.threads, case.made.target)
@@ -204,7 +214,8 @@ class _Verification:
                 tier.name: target if any(made.target == target for made in tier.artifacts) else REFERENCE_TARGET
                 for tier in used
             }
-            if not self._options.targets or target in self._options.targets:
+            runs = {self._artifact(step, way).target for step in self._graphs.steps[plan.name]}
+            if target in runs and (not self._options.targets or target in self._options.targets):
                 ways.append(way)
         return ways
 
@@ -222,7 +233,7 @@ class _Verification:
         found = []
         for values, wanted in zip(came, self._reference.answers(plan.name), strict=True):
             got = {name: values[renamed.get(name, name)] for name in wanted}
-            found.append(_compared(wanted, got, allowed))
+            found.append(deviations(wanted, got, allowed))
         outputs = farthest(found)
         verdict: Verdict = "departs" if any(each.departs for each in outputs) else "agrees"
         steps = tuple(self._step_errors(plan, targets, allowed, came))
@@ -249,7 +260,7 @@ class _Verification:
                 found += deviations(expected, values, allowed)
             tier, output = self._bundle.tiers[step.tier], worst(found)
             if output is not None:
-                yield StepError(tier, targets[tier], step.segment.id, output)
+                yield StepError(tier, self._artifact(step, targets).target, step.segment.id, output)
 
     def _chained(self, plan: Plan, targets: Mapping[str, str]) -> list[Values]:
         values = [dict(sample.tensors) for sample in self._samples]
@@ -258,29 +269,34 @@ class _Verification:
             host = LoadOptions(self._options.host.threads, target)
             with closing(self._bundle.load(step.tier, step.segment.id, host)) as loaded:
                 for each in values:
-                    each.update(loaded.run({name: each[name] for name in step.segment.inputs}))
+                    each.update(_asked(loaded, step.segment, each))
         return values
 
+    def _artifact(self, step: Step, targets: Mapping[str, str]) -> TierArtifact:
+        return self._bundle.artifact_for(step.tier, step.segment.id, targets[self._bundle.tiers[step.tier]])
+
     def _allowed(self, plan: Plan, targets: Mapping[str, str]) -> Tolerance:
-        made = [self._bundle.artifact(self._bundle.tier_index(tier), target) for tier, target in targets.items()]
-        each = [tolerance_of(one.target, one.options, self._options.tolerances) for one in made]
-        loosest = max(each, key=looseness)
+        """The loosest of the artifacts that run; of a lossy plan what its codecs lose besides, unless all are exact."""
+        made = [self._artifact(step, targets) for step in self._graphs.steps[plan.name]]
+        loosest = max((tolerance_of(one.target, one.options, self._options.tolerances) for one in made), key=looseness)
         if loosest.measure == "exact" or not is_lossy(plan):
             return loosest
         pairs = zip(self._reference.unsplit, self._reference.answers(plan.name), strict=True)
         lost = [one.norm_relative for exact, lossy in pairs for one in deviations(exact, lossy, loosest)]
-        return loosest.widened(max(lost, default=0.0))
+        return loosest.widened(max(filter(math.isfinite, lost), default=0.0))
 
 
-def _compared(expected: Values, came: Values, allowed: Tolerance) -> list[Deviation]:
-    lacking = [name for name in expected if name not in came]
+def _asked(loaded: Executable, step: Segment, values: Mapping[str, Array]) -> Values:
+    """What a segment gives.
+
+    Raises:
+        BundleError: an output is missing.
+    """
+    came = loaded.run({name: values[name] for name in step.inputs})
+    lacking = [name for name in step.outputs if name not in came]
     if lacking:
-        return [
-            Deviation(name, array.dtype.name, array.shape, float("inf"), float("inf"), 0.0, array.size, True, None, why)
-            for name, array in expected.items()
-            for why in ["the artifact does not give it" if name in lacking else "another output is missing"]
-        ]
-    return deviations(expected, {name: came[name] for name in expected}, allowed)
+        raise BundleError(f"it does not give {lacking[0]!r}; build the bundle again")
+    return {name: came[name] for name in step.outputs}
 
 
 def _not_runnable(target: str) -> str:

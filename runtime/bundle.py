@@ -219,12 +219,24 @@ class Bundle:
         Raises:
             BundleError: the artifact is missing or cannot be loaded.
         """
-        made = self.artifact(tier, options.target)
-        if segment not in made.entries and options.target:
-            # The reference comes first, then chips in order of preference: what one does not take, a later one does.
-            reference, *chips = self.facts.tiers[tier].artifacts
-            made = next((each for each in (*chips, reference) if segment in each.entries), made)
-        return self._load(made, segment, options)
+        return self._load(self.artifact_for(tier, segment, options.target), segment, options)
+
+    def artifact_for(self, tier: int, segment: str, target: str = "") -> TierArtifact:
+        """The artifact that a segment is run from.
+
+        Args:
+            tier: position of the tier.
+            segment: id of one of its segments.
+            target: the one that is wanted; "" for ONNX Runtime. What a chip does not take, a later one does.
+
+        Raises:
+            PolicyError: the bundle has none of that target for the tier.
+        """
+        made = self.artifact(tier, target)
+        if segment in made.entries or not target:
+            return made
+        reference, *chips = self.facts.tiers[tier].artifacts
+        return next((each for each in (*chips, reference) if segment in each.entries), made)
 
     def artifact(self, tier: int, target: str = "") -> TierArtifact:
         """What a target made for a tier.

@@ -120,7 +120,7 @@ def _artifact_rows(checks: Sequence[SegmentCheck]) -> list[tuple[object, ...]]:
         verdict = min((each.verdict for each in group), key=_ORDER.index)
         count = sum(each.verdict == verdict for each in group)
         text = verdict if count == len(group) else f"{count} of {len(group)} {verdict}"
-        name = f"{target}, as atoms" if atoms else target
+        name = f"{target}, as atoms" if atoms else f"{target}, emulated" if group[0].emulated else target
         figures = _figures([one for each in group for one in each.outputs])
         rows.append((tier, name, text, group[0].allowed, len(group), *figures))
     return rows

@@ -1,7 +1,9 @@
 """Bundles verified: what agrees, what departs and where, what was tampered with, what cannot be checked here."""
 
+import json
 import math
-from collections.abc import Callable, Mapping
+import wave
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,15 +14,20 @@ import onnx
 import pytest
 from tests.apps import lossy, models
 from tests.targets.faulty_chip import FaultyChip, spoil
+from tests.targets.onnx_chip import OnnxChip
 
 import flagsplit
 from flagsplit.apps import zoo
 from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.pipeline import build
+from flagsplit.apps.samples import zoo_sample
 from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.splitter.problem import Problem
 from flagsplit.targets.catalogue import TARGETS, missing_sdk
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -124,7 +131,7 @@ def test_choices_are_recorded_and_compiled_with_again(faulty: Faulty) -> None:
     (check,) = [check for check in of(flagsplit.verify(bundle), "faulty") if check.verdict == "departs"]
     assert str(check.allowed) == "norm ≤ 0.01"
     assert check.fault is not None
-    assert "another precision than fp16" in check.fault.advice
+    assert "another precision than fp16, --choice faulty.precision=" in check.fault.advice
     assert flagsplit.verify(bundle, bisect=False, targets=["faulty"]).segments[0].fault is None
 
 
@@ -263,6 +270,29 @@ def test_what_this_host_has_no_means_for(faulty: Faulty, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_what_a_chip_does_not_take_is_verified_where_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The device's first chip has no Softmax; its second runs the segments that have one."""
+    for name, chip in (("first", OnnxChip(refused=["Softmax"])), ("second", OnnxChip())):
+        monkeypatch.setattr(chip, "describe", partial(_same, replace(chip.describe(), name=name)))
+        monkeypatch.setitem(TARGETS, name, partial(_same, chip))
+    device = {"extends": "pixel8", "chip_targets": {"first": "fp32", "second": "fp32"}}
+    (tmp_path / "mine.json").write_text(json.dumps({"version": 1, "devices": {"mine": device}}))
+
+    def early(problem: Problem) -> Mapping[str, Sequence[int]]:
+        return {"early": [0] * (len(problem.graph.blocks) - 3) + [1] * 3}
+
+    options = BuildOptions(shapes={"image": SHAPE}, catalogues=[tmp_path / "mine.json"], extra_plans=early)
+    model, output = models.save(models.small(), tmp_path / "small.onnx"), tmp_path / "b.flagsplit"
+    build(model, ["phone", "cloud"], output, devices={"phone": "mine"}, options=options)
+    report = flagsplit.verify(output)
+    assert verdicts(report) == {"agrees"}
+    ran = {(each.plan, each.targets["phone"], each.steps[0].target) for each in report.plans if "phone" in each.targets}
+    chips = {("early", "first", "first"), ("early", "second", "second"), ("all-phone", "second", "second")}
+    assert ran == chips | {("early", "ort", "ort"), ("all-phone", "ort", "ort")}
+    assert {check.plans for check in of(report, "first")} == {("early",)}
+
+
+@pytest.mark.slow
 def test_what_an_engine_raises_fails_its_artifact_alone(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = faulty({})
 
@@ -293,6 +323,28 @@ def test_real_data_out_of_the_zoo(faulty: Faulty) -> None:
     assert report.samples == ("page.png",)
     assert not report.made_up
     assert not report.departs
+
+
+@pytest.mark.slow
+def test_a_recording_beside_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 bits become -1..1, over again where there are too few; the mask is 1."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(np.array([0, 16384, -32768], "<i2").tobytes())
+    monkeypatch.setattr(zoo, "pull", lambda _: tmp_path / "a.wav")
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 5] sound, int64[N, 5] mask) => (float[N, 5] y)
+    { heard = Cast <to = 1> (mask)  y = Mul(sound, heard) }"""
+    model = models.save(onnx.parser.parse_model(text), tmp_path / "audio.onnx")
+    built = flagsplit.build(model, "phone,cloud", tmp_path / "a.flagsplit", dims={"N": 1})
+    sample = zoo_sample(flagsplit.open(built.path), "beckett.wav")
+    np.testing.assert_array_equal(sample.tensors["sound"], np.array([[0, 0.5, -1, 0, 0.5]], np.float32))
+    np.testing.assert_array_equal(sample.tensors["mask"], np.ones((1, 5), np.int64))
+    assert not flagsplit.verify(built.path, samples=["beckett.wav"]).departs
+    with pytest.raises(InputError, match="no picture"):
+        zoo_sample(flagsplit.open(built.path), "page.png")
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        zoo_sample(flagsplit.open(built.path), "beckett.wav")
 
 
 def test_what_cannot_be_verified(split_bundle: Path, tmp_path: Path) -> None:

@@ -70,8 +70,13 @@ def test_a_wrong_node(cli: Cli, faulty: Callable[[Mapping[str, float]], Path]) -
     assert done.code == 1
     for text in ("departs by itself", "(Conv", "reads w2 float32 [32, 8, 3, 3] (weight)", "norm 0.5", "pins", "depart"):
         assert text in done.out, text
+    assert "faulty, emulated" in done.out
     done = cli("verify", bundle, "--json")
     assert done.code == 1
+    assert {each["target"]: each["basis"] for each in done.data["segments"]} == {
+        "ort": "measured",
+        "faulty": "emulated",
+    }
     (check,) = [each for each in done.data["segments"] if each["verdict"] == "departs"]
     assert check["fault"]["cause"] == "node"
     assert check["fault"]["nodes"][0]["op_type"] == "Conv"

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import shutil
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from tests.targets.mobile.mil.writing import run, save
 
-from flagsplit.errors import BundleError, InputError
+from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.mobile.mil import FeatureSpec, executor, load_package
 from flagsplit.targets.mobile.mil.ops import OPERATORS
 from flagsplit.targets.mobile.mil.proto import pb
@@ -320,3 +321,11 @@ def test_the_document_names_every_operator() -> None:
     assert sorted(re.findall(r"`(\w+)`", table)) == sorted(OPERATORS)
     assert f"{len(OPERATORS)} of them:" in table
     assert f"after {executor.MAX_STEPS:,} operations" in text
+
+
+def test_without_coremltools_the_error_names_the_extra(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pb.cache_clear()
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    with pytest.raises(ConfigError, match=r"pip install 'flagsplit\[coreml\]'"):
+        load_package(package)
+    pb.cache_clear()
