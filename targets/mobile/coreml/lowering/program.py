@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.errors import ConfigError, InternalError, ModelError
+from flagsplit.targets.mobile.coreml.lowering.chains import chain_of, lower_chain
 from flagsplit.targets.mobile.coreml.lowering.facts import sizes_of, unfit_value
 from flagsplit.targets.mobile.coreml.lowering.functions import write_out
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal, rules
@@ -135,11 +136,13 @@ def _given(site: Site, var: Var, value: ir.Value, name: str) -> Var:
 def _lower(node: ir.Node, values: dict[ir.Value, Var]) -> None:
     from coremltools.converters.mil.mil.scope import ScopeInfo, ScopeSource
 
-    lower = rules()[node.op_type].lower
-    site = Site(node, values)
+    chain = chain_of(node)
+    if chain is not None and node is not chain.last:
+        return
+    site = Site(node if chain is None else chain.first, values)
     try:
         with site.mb.scope(ScopeInfo(ScopeSource.TORCHSCRIPT_MODULE_NAME, node.name or node.op_type)):
-            made = lower(site)
+            made = rules()[node.op_type].lower(site) if chain is None else lower_chain(site, chain)
     except Exception as error:
         raise InternalError(
             f"the lowering of {node.op_type} broke at node {node.name!r}: {type(error).__name__}: "

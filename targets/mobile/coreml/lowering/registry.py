@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from flagsplit.errors import InternalError
+from flagsplit.targets.mobile.coreml.lowering.chains import chain_of
 from flagsplit.targets.mobile.coreml.lowering.facts import ALL, BYTES, NodeFacts, unfit_constant, unfit_value
 from flagsplit.targets.mobile.coreml.lowering.functions import expanded
 from flagsplit.targets.mobile.coreml.lowering.ops import MODULES
@@ -86,6 +87,8 @@ def refusal(node: ir.Node) -> str | None:
     """
     if node.domain:
         return f"{node.domain}.{node.op_type} is no operator of the ONNX standard"
+    if chain_of(node) is not None:
+        return None
     rule = rules().get(node.op_type)
     if rule is not None:
         return _broken_rule(NodeFacts(node), rule) or None

@@ -109,7 +109,7 @@ def _trains(facts: NodeFacts) -> str:
     return "it is in training mode" if mode is not None and bool(mode.item()) else ""
 
 
-@lowers("Dropout", dtypes=FLOATS, const=(1, 2), why_not=_trains)
+@lowers("Dropout", dtypes=FLOATS, const=(2,), why_not=_trains)
 def lower_dropout(site: Site) -> tuple[Var, Var]:
     mask = site.mb.const(val=np.ones(site.shape(), bool)) if site.gives(1) else None
     return site.mb.identity(x=site.var()), mask

@@ -42,8 +42,6 @@ def lower_slice(site: Site) -> Var:
     for axis, first, last, step in zip(axes, starts, ends, strides, strict=True):
         step = max(-_END + 1, min(step, _END - 1))
         reached = range(*slice(first, last, step).indices(shape[axis]))
-        if step < 0 and last < 0 and last + shape[axis] < 0:
-            reached = range(shape[axis])[slice(first, None, step)]
         begin[axis], end[axis], stride[axis] = reached[0], reached[-1] + (1 if step > 0 else -1), step
         masks[axis] = end[axis] < 0
         if len(reached) == 1:
@@ -70,8 +68,10 @@ def _pads(facts: NodeFacts) -> list[tuple[int, int]]:
 
 
 def _odd_pad(facts: NodeFacts) -> str:
-    if facts.text("mode", "constant") == "constant" or not facts.rank():
-        return "" if facts.rank() else "it pads a scalar"
+    if not facts.rank():
+        return "it pads a scalar"
+    if facts.text("mode", "constant") == "constant":
+        return ""
     kept = [size + min(a, 0) + min(b, 0) for size, (a, b) in zip(facts.shape(), _pads(facts), strict=True)]
     return "it takes away all elements" if min(kept) < 1 else ""
 

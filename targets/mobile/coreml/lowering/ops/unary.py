@@ -44,6 +44,12 @@ def lower_sign(site: Site) -> Var:
     return site.mb.sign(x=site.var())
 
 
+@lowers("BitwiseNot", dtypes=INTEGERS)
+def lower_bitwise_not(site: Site) -> Var:
+    """-x - 1, in two's complement."""
+    return site.mb.sub(x=np.int32(-1), y=site.var())
+
+
 @lowers("Neg", dtypes=NUMBERS)
 def lower_neg(site: Site) -> Var:
     return site.mb.mul(x=site.var(), y=site.number(-1))

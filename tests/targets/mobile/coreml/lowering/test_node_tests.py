@@ -1,6 +1,5 @@
 """The ONNX project's node tests through the lowering, a saved package and the reference interpreter."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -11,24 +10,21 @@ from flagsplit.errors import ModelError
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
 from flagsplit.targets.mobile.coreml.lowering.registry import rules
 
-_MOST_EACH = 3
-"""How many tests of an operator are run here; a target's score card has all of them."""
-
-
-_WITHOUT_TESTS = frozenset(("Einsum", "GlobalLpPool", "Not", "ReduceLogSumExp"))
+_LEAST_PASSING = 700
+_WITHOUT_TESTS = frozenset(
+    ("DequantizeLinear", "DynamicQuantizeLinear", "Einsum", "GlobalLpPool", "MatMulInteger", "Not", "QuantizeLinear")
+) | {"ReduceLogSumExp"}
 """Operators that the ONNX project has no test for that Core ML takes; see test_against_onnxruntime.py."""
 
 
 @pytest.mark.slow
 def test_saved_programs_answer_as_onnx_says(tmp_path: Path) -> None:
-    by_operator = defaultdict(list)
-    for test in node_tests():
-        by_operator[test.node.op_type].append(test)
-    some = [test for tests in by_operator.values() for test in tests[:_MOST_EACH]]
-    passed, wrong, refused = outcome(some, tmp_path)
+    tests = node_tests()
+    passed, wrong, refused = outcome(tests, tmp_path)
     assert not wrong
-    assert {test.node.op_type for test in some if test.name in passed} >= set(rules()) - _WITHOUT_TESTS
-    assert len(passed) + len(refused) == len(some)
+    assert {test.node.op_type for test in tests if test.name in passed} >= set(rules()) - _WITHOUT_TESTS
+    assert len(passed) + len(refused) == len(tests)
+    assert len(passed) >= _LEAST_PASSING
 
 
 _REFUSED = (
