@@ -103,12 +103,14 @@ def _reason(node: ir.Node, rows: Mapping[str, Any]) -> str:
 
 
 def _padding_reason(node: ir.Node) -> str:
-    """`prepare` rewrites averages with paddings, but for this case."""
-    if node.op_type != "AveragePool" or not any(node.attributes.get_ints("pads", ())):
+    """`prepare` rewrites averages with paddings that are written out; these are left."""
+    if node.op_type != "AveragePool":
         return ""
-    if node.attributes.get_int("ceil_mode", 0) == 0:
-        return ""
-    return "AveragePool with paddings and ceil_mode=1: some give wrong numbers on the emulator"
+    if node.attributes.get_int("ceil_mode", 0) != 0:
+        return "AveragePool with ceil_mode=1: some give wrong numbers on the emulator"
+    if node.attributes.get_string("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return "AveragePool with auto_pad: some give wrong numbers on the emulator"
+    return ""
 
 
 def _quantized_reason(node: ir.Node) -> str:
