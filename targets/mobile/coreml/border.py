@@ -11,7 +11,11 @@ from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.targets.segment_table import ChipTensor
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_]")
-_TAKEN = frozenset(("main",))
+_TAKEN = frozenset(
+    "main any bool program func tensor list dict tuple true false string state bf16 fp16 fp32 fp64 "
+    "int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+)
+"""Words of the language of programs: coremltools would give inputs of such names others."""
 
 
 def program_names(model: ir.Model) -> dict[str, str]:
@@ -27,7 +31,7 @@ def program_names(model: ir.Model) -> dict[str, str]:
         if name in names:
             continue
         base = _NOT_IN_NAMES.sub("_", name)
-        base = base if base and not base[0].isdigit() else f"v_{base}"
+        base = base if base and base[0].isascii() and base[0].isalpha() else f"v_{base}"
         wanted, at = base, 0
         while wanted in used:
             at += 1

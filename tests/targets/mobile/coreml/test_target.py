@@ -269,3 +269,19 @@ def test_verdicts() -> None:
     refused = target.supports(node_of(odd, "Tanh"))
     assert not refused.supported
     assert "double" in refused.reason
+
+
+def test_names_that_programs_cannot_have(tmp_path: Path) -> None:
+    """Words of the language, names that differ in signs alone, digits in front: each gets a name of its own."""
+    names = ("state", "tensor", "main", "_x", "1", "ein/gang", "ein.gang", "größe", "bool")
+    model = parse(
+        f"g ({', '.join(f'float[2] v{at}' for at in range(len(names)))}) => (float[2] y) {{ y = Sum(v0, v1, v2, v3, v4, v5, v6, v7, v8) }}"
+    )
+    for value, name in zip(model.graph.inputs, names, strict=True):
+        value.name = name
+    model.graph.outputs[0].name = "fp16"
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    inputs: dict[str, Array] = {name: floats(2, seed=at) for at, name in enumerate(names)}
+    artifact = CoremlTarget().compile(model, [segment], CompileOptions(samples=[inputs]))
+    made = CoremlTarget().load(_stored(artifact, tmp_path), segment.id, HOST).run(inputs)
+    assert difference(made["fp16"], np.sum(list(inputs.values()), axis=0)) < 1e-2
