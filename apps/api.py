@@ -55,6 +55,7 @@ def build(
     targets: Mapping[str, Sequence[str]] | None = None,
     choices: Mapping[str, Mapping[str, str]] | None = None,
     samples: Sequence[AnyPath] = (),
+    float_products: bool = False,
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -83,6 +84,7 @@ def build(
         regions: where tiers draw their power, by tier: `{"cloud": "DEU"}`, or `DEU@14` at that hour.
         targets: compiler back ends by tier, such as `{"phone": ["coreml", "litert"]}`; the device's own by default.
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
+        float_products: turn products that are quantized on the fly, which chips do not take, into floating-point ones.
         samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
@@ -114,6 +116,7 @@ def build(
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
             samples=[Path(path) for path in samples],
+            float_products=float_products,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,

@@ -45,6 +45,8 @@ class BuildOptions:
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
         samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
             Without any, seeded random ones are made up, which tell less.
+        float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
+            take; the result is the model that runs everywhere, and the reference.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class BuildOptions:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     samples: Sequence[Path] = ()
+    float_products: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,7 @@ from flagsplit.apps.tier_parts import tier_parts
 from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
+from flagsplit.flagir.passes.float_products import float_products
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
@@ -131,7 +132,7 @@ def build(
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = Clock(progress)
     with _scratch_beside(output) as folder:
-        canonical = _read(source, folder, clock)
+        canonical = _read(source, folder, clock, options)
         return assemble(canonical, output, deployment, sla or SLA(), options, clock, profiles)
 
 
@@ -146,13 +147,15 @@ def _scratch_beside(output: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _read(source: Source, folder: Path, clock: "Clock") -> Canonical:
+def _read(source: Source, folder: Path, clock: "Clock", options: BuildOptions) -> Canonical:
     """Import a model and store its weights in a folder."""
     clock.step("read", 0.0)
     model = source.read()
     nodes_read = len(model.graph)
     clock.step("canonicalize", 0.05)
     flagir.canonicalize(model)
+    if options.float_products:
+        float_products(model)
     flagir.check(model)
     clock.step("store weights", 0.3)
     flagir.save(model, folder)

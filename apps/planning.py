@@ -19,6 +19,7 @@ from flagsplit.apps.profiled import load_profiles
 from flagsplit.apps.recipe import recorded_sla
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.frontends.any_model import Source
+from flagsplit.flagir.passes.float_products import float_products
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, open_bundle
 from flagsplit.splitter.baselines import Baseline, all_baselines
 from flagsplit.splitter.calibration import Calibration
@@ -189,6 +190,8 @@ def _subject(
     deployment = describe_deployment(tiers, devices, links, options.catalogues, options.regions, options.targets)
     graph = source.read()
     flagir.canonicalize(graph)
+    if options.float_products:
+        float_products(graph)
     flagir.check(graph)
     return Subject(source.name, graph, deployment, options)
 

@@ -71,6 +71,9 @@ def command(
             help="auto: atoms where the segments of all plans are more than a tier's memory; docs/workers.md."
         ),
     ] = "auto",
+    float_products: Annotated[
+        bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
+    ] = False,
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -86,6 +89,7 @@ def command(
         targets=targets(target),
         choices=choices(choice),
         samples=samples or (),
+        float_products=float_products,
         residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )

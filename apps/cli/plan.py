@@ -65,6 +65,9 @@ def command(
         bool, typer.Option("--explain", help="Say why, what comes next, and what would change it.")
     ] = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the plan.")] = None,
+    float_products: Annotated[
+        bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
+    ] = False,
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -85,6 +88,7 @@ def command(
             catalogues=catalogue or [],
             regions=pairs("--region", region, commas=True),
             targets=targets(target),
+            float_products=float_products,
             profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
         ),
         what_ifs=changes("--what-if", what_if),

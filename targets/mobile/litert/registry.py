@@ -161,7 +161,7 @@ TAKES_SMALL = frozenset(
 
 _REFUSED = {
     "DynamicQuantizeLinear": "where ranges are taken from activations, one rounding that falls the other way moves "
-    "all that follows: answers would differ from the model's by per cents",
+    "all that follows: answers would differ from the model's by per cents; build with --float-products",
 }
 """Operators that could be lowered through their definition, and why they are not."""
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_op
+from flagsplit.flagir.passes.float_products import quantized_product, replace_node
 
 INPUTS_PASSED_AS = {"int32": "int64"}
 """NumPy element types of inputs that the compiled model takes as another."""
@@ -44,46 +45,12 @@ def prepare(model: ir.Model) -> ir.Model:
     return copy
 
 
-def floating_product(node: ir.Node) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value, ir.Value | None] | None:
-    """The quantized product that a MatMulInteger is the middle of.
-
-    Returns:
-        The node that gives the product as floating point, what was quantized on the fly, the integer weights, their
-        scale and their zero point; None if it is another kind of product.
-    """
-    if not is_op(node, "MatMulInteger") or len(node.inputs) < 2:
-        return None
-    left, weights = node.inputs[0], node.inputs[1]
-    quantize = left.producer() if left is not None else None
-    cast = _only_reader(node.outputs[0])
-    end = _only_reader(cast.outputs[0]) if cast is not None and is_op(cast, "Cast") else None
-    if quantize is None or not is_op(quantize, "DynamicQuantizeLinear") or end is None or not is_op(end, "Mul"):
-        return None
-    assert cast is not None
-    factor = next((value for value in end.inputs if value is not cast.outputs[0]), None)
-    maker = factor.producer() if factor is not None else None
-    source = quantize.inputs[0]
-    if maker is None or not is_op(maker, "Mul") or quantize.outputs[1] not in maker.inputs or source is None:
-        return None
-    scale = next((value for value in maker.inputs if value is not quantize.outputs[1]), None)
-    zero = node.inputs[3] if len(node.inputs) > 3 else None
-    if any(value is None or value.const_value is None for value in (weights, scale)):
-        return None
-    if zero is not None and zero.const_value is None:
-        return None
-    assert weights is not None
-    assert scale is not None
-    return end, source, weights, scale, zero
-
-
 def _make_floating(graph: ir.Graph, node: ir.Node) -> bool:
-    found = floating_product(node)
+    found = quantized_product(node)
     if found is None:
         return False
-    end, source, weights, scale, zero = found
-    numbers = _numbers(weights).astype(np.float32) - (0 if zero is None else _numbers(zero).astype(np.float32))
-    real = _constant(graph, f"{weights.name}.real", numbers * _numbers(scale).astype(np.float32))
-    _replace(graph, end, [ir.node("MatMul", [source, real], name=end.name)])
+    real = _constant(graph, f"{found.weights.name}.real", found.real_weights())
+    replace_node(graph, found.end, [ir.node("MatMul", [found.source, real], name=found.end.name)])
     return True
 
 
@@ -105,7 +72,7 @@ def _make_gelu(graph: ir.Graph, node: ir.Node) -> bool:
         needed -= gives
         value = at.outputs[0]
     assert at is not None
-    _replace(graph, at, [ir.node("Gelu", [source], name=at.name)])
+    replace_node(graph, at, [ir.node("Gelu", [source], name=at.name)])
     return True
 
 
@@ -158,7 +125,7 @@ def _make_rational(graph: ir.Graph, node: ir.Node) -> bool:
         series = op("Add", op("Mul", series, t), number(each))
     tail = op("Mul", op("Mul", series, t), op("Exp", op("Neg", op("Mul", x, x))))
     op("Mul", op("Sign", x), op("Sub", one, tail))
-    _replace(graph, node, made)
+    replace_node(graph, node, made)
     return True
 
 
@@ -188,7 +155,7 @@ def _make_depthwise(graph: ir.Graph, node: ir.Node) -> bool:
         summed = made[0].outputs[0]
         summed.name, summed.type, summed.shape = f"{node.name}.summed", node.outputs[0].type, node.outputs[0].shape
         made.append(ir.node("Mul", [summed, shares], name=f"{node.name}.scaled"))
-    _replace(graph, node, made)
+    replace_node(graph, node, made)
     return True
 
 
@@ -208,17 +175,6 @@ _REWRITES: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (
     _make_rational,
     _make_depthwise,
 )
-
-
-def _replace(graph: ir.Graph, node: ir.Node, made: list[ir.Node]) -> None:
-    """Put nodes in place of one; the last makes its value, under the same name."""
-    old, new = node.outputs[0], made[-1].outputs[0]
-    new.type, new.shape = old.type, old.shape
-    name = old.name
-    graph.insert_before(node, made)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name
 
 
 def _widen_inputs(graph: ir.Graph) -> None:
@@ -260,11 +216,6 @@ def _constant(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.
         found.dtype, found.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         graph.register_initializer(found)
     return found
-
-
-def _numbers(value: ir.Value) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    assert value.const_value is not None
-    return value.const_value.numpy()
 
 
 def _only_reader(value: ir.Value) -> ir.Node | None:

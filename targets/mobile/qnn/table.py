@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from flagsplit.flagir.passes.float_products import quantized_product
 from flagsplit.targets.interface import SupportVerdict
-from flagsplit.targets.mobile.qnn.prepare import floating_product
 
 DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
 """Element types that the NPU has. Integers of 64 bits are computed in 32."""
@@ -115,7 +115,7 @@ def _padding_reason(node: ir.Node) -> str:
 
 def _quantized_reason(node: ir.Node) -> str:
     products = [node] if node.op_type == "MatMulInteger" else [use.node for use in node.outputs[0].uses()]
-    if products and all(floating_product(each) is not None for each in products):
+    if products and all(quantized_product(each) is not None for each in products):
         return ""
     return f"{node.op_type} is taken only as part of a product that is scaled back to floating point"
 

@@ -79,6 +79,13 @@ def rules() -> dict[str, Rule]:
     return found
 
 
+_REFUSED = {
+    "DynamicQuantizeLinear": "its range is taken from activations, where one rounding that falls the other way moves "
+    "all that follows; build with --float-products",
+}
+"""Operators that could be lowered through their definition, and why they are not."""
+
+
 def refusal(node: ir.Node) -> str | None:
     """Why a node cannot be lowered; None if it can.
 
@@ -89,6 +96,8 @@ def refusal(node: ir.Node) -> str | None:
         return f"{node.domain}.{node.op_type} is no operator of the ONNX standard"
     if chain_of(node) is not None:
         return None
+    if node.op_type in _REFUSED:
+        return _REFUSED[node.op_type]
     rule = rules().get(node.op_type)
     if rule is not None:
         return _broken_rule(NodeFacts(node), rule) or None

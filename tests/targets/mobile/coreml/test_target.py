@@ -274,8 +274,9 @@ def test_verdicts() -> None:
 def test_names_that_programs_cannot_have(tmp_path: Path) -> None:
     """Words of the language, names that differ in signs alone, digits in front: each gets a name of its own."""
     names = ("state", "tensor", "main", "_x", "1", "ein/gang", "ein.gang", "größe", "bool")
+    values = [f"v{at}" for at in range(len(names))]
     model = parse(
-        f"g ({', '.join(f'float[2] v{at}' for at in range(len(names)))}) => (float[2] y) {{ y = Sum(v0, v1, v2, v3, v4, v5, v6, v7, v8) }}"
+        f"g ({', '.join(f'float[2] {v}' for v in values)}) => (float[2] y) {{ y = Sum({', '.join(values)}) }}"
     )
     for value, name in zip(model.graph.inputs, names, strict=True):
         value.name = name

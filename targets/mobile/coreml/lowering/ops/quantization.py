@@ -58,20 +58,6 @@ def lower_dequantize(site: Site) -> Var:
     return mb.mul(x=x, y=site.reshape(site.cast(site.var(1), dtype), _along(site, 1)))
 
 
-@lowers("DynamicQuantizeLinear", dtypes=FLOATS, bytes_too=True)
-def lower_dynamic_quantize(site: Site) -> tuple[Var, Var, Var]:
-    """ONNX's own function, step by step; nothing but zeros would have no scale."""
-    mb, axes, zero = site.mb, list(range(site.rank())), site.number(0)
-    high = mb.maximum(x=mb.reduce_max(x=site.var(), axes=axes, keep_dims=False), y=zero)
-    low = mb.minimum(x=mb.reduce_min(x=site.var(), axes=axes, keep_dims=False), y=zero)
-    scale = mb.real_div(x=mb.sub(x=high, y=low), y=site.number(255))
-    from_zero = mb.real_div(x=mb.sub(x=zero, y=low), y=scale)
-    point = mb.clip(x=mb.round(x=from_zero), alpha=zero, beta=site.number(255))
-    scaled = mb.add(x=mb.round(x=mb.real_div(x=site.var(), y=scale)), y=point)
-    made = mb.cast(x=mb.clip(x=scaled, alpha=zero, beta=site.number(255)), dtype="int32")
-    return made, scale, mb.cast(x=point, dtype="int32")
-
-
 def _odd_product(facts: NodeFacts) -> str:
     if facts.rank(0) < 2 or facts.rank(1) < 2:
         return "an operand is no matrix"

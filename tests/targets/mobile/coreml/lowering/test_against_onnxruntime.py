@@ -214,11 +214,9 @@ def _quantized() -> list[NodeTest]:
     left, right = _i(*range(12), dtype=byte).reshape(3, 4), _i(*range(-10, 10), dtype=signed).reshape(4, 5)
     scale, scales = np.array(0.05, np.float32), np.array([0.1, 0.02, 0.5, 0.03], np.float32)
     point, points = np.array(7, byte), _i(3, -2, 0, 9, dtype=signed)
-    three = (TensorProto.UINT8, TensorProto.FLOAT, TensorProto.UINT8)
     whole = TensorProto.INT32
     columns = _i(1, -2, 3, 0, 4, dtype=signed)
     return [
-        _ask("dynamic", "DynamicQuantizeLinear", x, gives=3, of=three),
         _ask("quantize", "QuantizeLinear", x, scale, point, const=(1, 2), of=TensorProto.UINT8),
         _ask("quantize_axis", "QuantizeLinear", x, scales, points, const=(1, 2), of=TensorProto.INT8, axis=1),
         _ask("dequantize", "DequantizeLinear", right.T.copy(), scales, points, const=(1, 2), axis=1),
