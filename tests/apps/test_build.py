@@ -26,7 +26,7 @@ LINES = {
     "phone,cloud": ({}, models.SPLIT_SLA),
     "phone,edge,cloud": ({}, models.SPLIT_SLA),
     "a,b,c,d": (
-        {"a": "pixel8", "b": "raspberry-pi-5", "c": "l4", "d": "h100"},
+        {"a": "generic-phone-cpu", "b": "raspberry-pi-5", "c": "l4", "d": "h100"},
         {"keep_on": {"inputs": "a"}, "pins": {"ArgMax": "d"}},
     ),
 }

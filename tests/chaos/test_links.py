@@ -150,15 +150,21 @@ def test_a_slow_consumer_does_not_swell_the_worker(oracle: Oracle, cloud: Served
 
 
 def test_cancel_amid_a_transfer(oracle: Oracle, cloud: Served) -> None:
-    """What was queued goes no further, and the next question need not wait for it."""
+    """What was queued goes no further, and the next question need not wait for it.
+
+    On a busy host all of it may have left before the cancel comes to act, so it has to hold for one of a few.
+    """
+    whole_bytes, spared_bytes = LARGE * 96, list[int]()
     with _through(oracle, cloud, LinkShape(2e6), attempt_s=30.0) as (link, session):
-        future = _amid(link, session, 300_000)
-        assert future.cancel()
-        sent_bytes = link.carried_bytes[0]
-        answer = session.run(inputs_of(2), plan=BY_CLOUD)
-        oracle.check(answer, 2)
-        assert answer.report.plan == BY_CLOUD
-        assert link.carried_bytes[0] < sent_bytes + LARGE * 96 - 300_000
+        while not spared_bytes or (spared_bytes[-1] <= 0 and len(spared_bytes) < 4):
+            future = _amid(link, session, 300_000)
+            assert future.cancel()
+            sent_bytes = link.carried_bytes[0]
+            answer = session.run(inputs_of(2), plan=BY_CLOUD)
+            oracle.check(answer, 2)
+            assert answer.report.plan == BY_CLOUD
+            spared_bytes.append(whole_bytes - 300_000 - (link.carried_bytes[0] - sent_bytes))
+    assert spared_bytes[-1] > 0, spared_bytes
     oracle.check_serves(cloud)
 
 
