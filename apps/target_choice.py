@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flagsplit.errors import PolicyError
+from flagsplit.runtime.bundle import REFERENCE_TARGET
 from flagsplit.splitter.devices import Device
 from flagsplit.targets.catalogue import TARGETS, missing_sdk
-
-REFERENCE = "ort"
 
 
 @dataclass(frozen=True)
@@ -20,12 +19,12 @@ class TierTargets:
     """The compiler back ends of a tier.
 
     Attributes:
-        names: in order of preference, without `REFERENCE` unless it is the only one.
+        names: in order of preference, without `REFERENCE_TARGET` unless it is the only one.
         each: whether every one of them has to take all segments; else the last one alone.
         left_out: of the device's own, why some are not among them.
     """
 
-    names: tuple[str, ...] = (REFERENCE,)
+    names: tuple[str, ...] = (REFERENCE_TARGET,)
     each: bool = True
     left_out: tuple[str, ...] = ()
 
@@ -37,7 +36,7 @@ class TierTargets:
     @property
     def are_chips(self) -> bool:
         """Whether there is any but the reference."""
-        return self.names != (REFERENCE,)
+        return self.names != (REFERENCE_TARGET,)
 
 
 def choose_targets(tier: str, device: Device, asked: Sequence[str] | None) -> TierTargets:
@@ -61,7 +60,7 @@ def choose_targets(tier: str, device: Device, asked: Sequence[str] | None) -> Ti
         else:
             names.append(name)
     if not names:
-        return TierTargets((device.target if device.target in TARGETS else REFERENCE,), left_out=tuple(left_out))
+        return TierTargets((device.target if device.target in TARGETS else REFERENCE_TARGET,), left_out=tuple(left_out))
     return TierTargets(tuple(names), each=False, left_out=tuple(left_out))
 
 
@@ -72,4 +71,4 @@ def _listed(tier: str, asked: Sequence[str]) -> tuple[str, ...]:
         raise PolicyError(f"--target {tier}: expected a target ({', '.join(sorted(TARGETS))}), came {came}")
     if len(set(asked)) < len(asked):
         raise PolicyError(f"--target {tier}: {', '.join(asked)} names one twice; name each once")
-    return tuple(name for name in asked if name != REFERENCE) or (REFERENCE,)
+    return tuple(name for name in asked if name != REFERENCE_TARGET) or (REFERENCE_TARGET,)

@@ -14,11 +14,12 @@ from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork
 from flagsplit.apps.input_files import read_arrays
 from flagsplit.apps.node_verdicts import NodeVerdicts
-from flagsplit.apps.target_choice import REFERENCE, TierTargets
+from flagsplit.apps.target_choice import TierTargets
 from flagsplit.apps.tier_parts import TierParts, original_name
 from flagsplit.errors import ModelError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.archive import Member
+from flagsplit.runtime.bundle import REFERENCE_TARGET
 from flagsplit.runtime.inputs import random_inputs
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.costs import Tier
@@ -39,7 +40,7 @@ class Compiled:
         folder = f"tiers/{tier}/{description.name}"
         members.update({f"{folder}/{name}": data for name, data in self.artifact.files.items()})
         entries = dict(self.artifact.entries)
-        chains = parts.chains if description.name == REFERENCE else {}
+        chains = parts.chains if description.name == REFERENCE_TARGET else {}
         return TierArtifact(
             target=description.name,
             version=description.version,
@@ -75,9 +76,9 @@ def compile_tier(
         ModelError: a target that has to take a segment cannot; the message names tier, target and node.
         PolicyError: a choice is none that the target has.
     """
-    made = [_compile(REFERENCE, model, parts.segments, tier, options, given)]
+    made = [_compile(REFERENCE_TARGET, model, parts.segments, tier, options, given)]
     for name in chosen.names:
-        if name == REFERENCE:
+        if name == REFERENCE_TARGET:
             continue
         segments = parts.segments[: parts.whole]
         if name not in chosen.required:
@@ -133,7 +134,7 @@ def _compile(
     except ModelError as error:
         raise ModelError(
             f"{name} cannot compile what tier {tier.name} runs: {error}; pin the node to another tier in the SLA, "
-            f"or leave the target out with --target {tier.name}={REFERENCE}"
+            f"or leave the target out with --target {tier.name}={REFERENCE_TARGET}"
         ) from error
 
 

@@ -3,7 +3,9 @@
 Each model and target is compiled in a process of its own: the whole model, and the two halves of two cuts, as a bundle
 with three plans has them. `TARGET_MODEL_seconds` and `_peak_mb` are of that process from the canonical graph on, the
 SDK's import included (bars for ppocr-rec: 20 s, 1,500 MB). `_size_ratio` is the artifact of all segments over that of
-the whole model alone (bar 1.1). `_error` is the largest norm-relative difference from ONNX Runtime over the segments.
+the whole model alone (bar 1.1). `_error`
+is the largest norm-relative difference from ONNX Runtime over the segments. Products that are quantized on the fly, as
+in moonshine-encoder, are made floating first, for ONNX Runtime too.
 """
 
 import argparse

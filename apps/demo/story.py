@@ -224,13 +224,14 @@ def _show_figures(out: Console, bundle: Bundle, figures: _Figures) -> None:
         for index, tier in enumerate(bundle.tiers)
     ]
     out.print()
-    out.print(table(f"Per line, mean of {lines}", ("tier", "blocks", "measured here, ms", "modelled here, ms"), rows))
+    basis = figures.answers[0].report.basis
+    columns = ("tier", "blocks", f"{basis} here, ms", "modelled here, ms")
+    out.print(table(f"Per line, mean of {lines}", columns, rows))
     out.print()
     out.print(table("", ("link", "bytes"), [(name, size_text(total / lines)) for name, total in links.items()]))
     out.print()
     mean_ms, predicted_ms = figures.latency_ms / lines, figures.predicted_ms / lines
     on_devices_ms = bundle.plans.pool.plans[0].predicted.latency_s * 1e3
-    basis = figures.answers[0].report.basis
     _say(out, f"latency  {mean_ms:7.1f} ms  {basis}: three processes on this host")
     _say(out, f"         {predicted_ms:7.1f} ms  predicted for this host (modelled from its measured profile)")
     _say(out, f"         {on_devices_ms:7.1f} ms  predicted for the devices named above (modelled)")

@@ -33,7 +33,7 @@ from flagsplit.targets.segment_table import ChipCall
 
 
 class CoremlTarget(ChipTarget):
-    """Core ML programs for iOS 18, macOS 15 and newer. Needs coremltools to compile, not to emulate."""
+    """Core ML programs for iOS 18, macOS 15 and newer. Needs coremltools to compile and to emulate."""
 
     def describe(self) -> TargetDescription:
         """Its capabilities; the package is emulated where this is not macOS."""

@@ -20,7 +20,7 @@ from flagsplit.targets.mobile.qnn.target import QnnTarget
 pytestmark = pytest.mark.large
 
 LIGHT = "alexnet densenet121 inception-v1 inception-v2 shufflenet squeezenet zfnet512".split()
-UNEXPLAINED = pytest.mark.xfail(strict=True, reason="cosine 0.997 with these weights; no layer was found to blame yet")
+UNEXPLAINED = pytest.mark.xfail(strict=True, reason="cosine 0.997 with these weights; the cause was not looked for")
 
 
 def _read(name: str) -> ir.Model:
