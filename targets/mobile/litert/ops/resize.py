@@ -90,7 +90,7 @@ def _along(builder: Builder, x: Tensor, axis: int, matrix: NDArray[np.float64], 
         return builder.gather(x, builder.ints(matrix.argmax(1).tolist()), axis)
     order = [at for at in range(x.rank) if at != axis] + [axis]
     back = [order.index(at) for at in range(x.rank)]
-    rows = np.isnan(matrix).any(1)
+    rows = np.asarray(np.isnan(matrix).any(1))
     weights = builder.const(np.where(rows[:, None], 0, matrix).astype(np.float32))
     bias = builder.const(np.where(rows, outside, 0).astype(np.float32)) if rows.any() else None
     return builder.transpose(fully_connected(builder, builder.transpose(x, order), weights, bias), back)
