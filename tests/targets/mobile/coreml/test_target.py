@@ -290,7 +290,9 @@ def test_verdicts() -> None:
     )
     target = CoremlTarget()
     product, look_up, whole = (target.supports(node_of(model, op)) for op in ("MatMul", "Gather", "Mul"))
-    assert (product.supported, product.unit, product.reason) == (True, "accelerator", "")
+    assert (product.supported, product.unit, product.confidence) == (True, "accelerator", "high")
+    assert "projections" in product.reason
+    assert product.extra_bytes == {"x": 64, "y": 64}, "8 floats each, turned there and back"
     assert (look_up.supported, look_up.unit, look_up.confidence) == (True, "cpu", "medium")
     assert "embedding tables" in look_up.reason
     assert (whole.supported, whole.unit) == (True, "cpu")
