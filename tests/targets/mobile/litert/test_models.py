@@ -16,7 +16,8 @@ SHAPES = {"ppocr-det": (1, 3, 320, 320), "ppocr-rec": (1, 3, 48, 320), "ppocr-cl
 TRANSPOSES = {"ppocr-det": 1, "ppocr-rec": 7, "ppocr-cls": 1, "light-squeezenet": 1, "light-shufflenet": 1}
 
 
-def _model(name: str) -> tuple[ir.Model, dict[str, int]]:
+def model_of(name: str) -> tuple[ir.Model, dict[str, int]]:
+    """A model of the zoo and its sizes."""
     model = flagir.read_model(pull(name))
     flagir.canonicalize(model)
     (taken,) = model.graph.inputs
@@ -29,7 +30,7 @@ def _model(name: str) -> tuple[ir.Model, dict[str, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppocr-cls", "ppocr-rec", "light-squeezenet", "light-shufflenet"])
 def test_models_answer_as_in_onnx_runtime(name: str, tmp_path: Path) -> None:
-    model, dims = _model(name)
+    model, dims = model_of(name)
     if name.startswith("light-"):
         seed_weights(model)
     segments = thirds(model, dims)
@@ -47,7 +48,7 @@ def test_models_answer_as_in_onnx_runtime(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_text_detection_without_its_last_sigmoid(tmp_path: Path) -> None:
     """On noise that sigmoid is 1e-5 everywhere, where ONNX Runtime's own is exact to 1e-7 only."""
-    model, dims = _model("ppocr-det")
+    model, dims = model_of("ppocr-det")
     names = [node.name or "" for node in model.graph]
     assert [node.op_type for node in model.graph][-1] == "Sigmoid"
     segments = {"but the last": segment_of(model, names[:-1]), **thirds(model, dims)}
@@ -60,7 +61,7 @@ def test_text_detection_without_its_last_sigmoid(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "most", "share"), [("fp16", 5e-3, 0.6), ("int8", 0.1, 0.45)])
 def test_smaller_weights(weights: str, most: float, share: float, tmp_path: Path) -> None:
-    model, dims = _model("ppocr-cls")
+    model, dims = model_of("ppocr-cls")
     whole = {"whole": thirds(model, dims)["whole"]}
     small = Compiled(model, whole, dims, tmp_path, weights=weights)
     plain = Compiled(model, whole, dims, tmp_path)

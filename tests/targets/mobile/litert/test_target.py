@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -152,6 +153,27 @@ def test_without_the_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         with pytest.raises(ConfigError, match=r"pip install 'flagsplit\[litert\]'"):
             act()
     assert target.describe().runs_here == "no"
+
+
+def test_an_interpreter_built_for_another_numpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """tflite-runtime 2.14 can be imported beside NumPy 2, and fails so when it opens a file."""
+    part = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
+    made = LitertTarget().compile_parts([part], CompileOptions())
+    data = made.files["segments.tflite"]
+    assert isinstance(data, bytes)
+    (tmp_path / "segments.tflite").write_bytes(data)
+
+    def interpreter(**_: object) -> None:
+        raise SystemError("CreateWrapperFromFile returned a result with an exception set")
+
+    interpreter.__module__ = "tflite_runtime.interpreter"
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    module = ModuleType("tflite_runtime.interpreter")
+    module.Interpreter = interpreter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tflite_runtime", ModuleType("tflite_runtime"))
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", module)
+    with pytest.raises(ConfigError, match=r"tflite_runtime does not work with NumPy \d.*flagsplit\[litert\]"):
+        LitertTarget().load_part(tmp_path / "segments.tflite", made.calls["part"], made.options, HOST)
 
 
 def test_too_large_an_error_of_smaller_weights_ends_the_build() -> None:
