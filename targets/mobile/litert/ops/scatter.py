@@ -1,4 +1,7 @@
-"""ScatterND and ScatterElements: SCATTER_ND adds up, so what it hits is marked first and replaced."""
+"""ScatterND and ScatterElements: SCATTER_ND adds up, so what it hits is marked first and replaced.
+
+Where positions are computed, each update is compared with those after it: the last one at a position stays.
+"""
 
 import math
 
@@ -9,6 +12,8 @@ from flagsplit.targets.mobile.litert.attributes import axis_of
 from flagsplit.targets.mobile.litert.builder import Builder
 from flagsplit.targets.mobile.litert.ops.gather import coordinates, elementwise_places
 from flagsplit.targets.mobile.litert.program import Refused, Tensor
+
+_MOST_COMPUTED = 2048
 
 
 def lower_nd(builder: Builder, node: ir.Node) -> None:
@@ -29,13 +34,14 @@ def _scattered(builder: Builder, node: ir.Node, x: Tensor, places: Tensor, updat
         raise Refused(f"scatters float32, int32 and int64, came {x.dtype}")
     shape = builder.ints(x.shape)
     how = node.attributes.get_string("reduction", "none")
+    if how == "none" and places.data is None:
+        return _replaced(builder, x, places, updates)
     summed = builder.op("SCATTER_ND", [places, updates, shape], x.shape, x.dtype)
     if how == "add":
         return builder.add(x, summed)
     if how != "none":
         raise Refused(f"TFLite scatters by replacing and by adding, came {how!r}")
-    if places.data is None:
-        raise Refused("replaces at constant positions only: where two updates meet, TFLite adds them")
+    assert places.data is not None
     flat = np.asarray(places.data).reshape(-1, places.shape[-1])
     if len(np.unique(flat, axis=0)) != len(flat):
         raise Refused("two updates meet at one position")
@@ -44,3 +50,22 @@ def _scattered(builder: Builder, node: ir.Node, x: Tensor, places: Tensor, updat
     if math.prod(x.shape) == int(hit.sum()):
         return summed
     return builder.select(builder.const(hit), summed, x)
+
+
+def _replaced(builder: Builder, x: Tensor, places: Tensor, updates: Tensor) -> Tensor:
+    """At positions that are computed."""
+    shape, depth = builder.ints(x.shape), places.shape[-1]
+    count = places.size // depth
+    if count > _MOST_COMPUTED:
+        raise Refused(f"replaces at up to {_MOST_COMPUTED} computed positions, came {count}")
+    steps = np.array([math.prod(x.shape[at + 1 : depth]) for at in range(depth)], np.int32)
+    line = builder.reduce("SUM", builder.mul(builder.reshape(places, (count, depth)), builder.const(steps)), [1])
+    same = builder.compare("EQUAL", line, builder.reshape(line, (1, count)))
+    later = builder.const(np.triu(np.ones((count, count), bool), 1))
+    beaten = builder.reduce("REDUCE_ANY", builder.binary("LOGICAL_AND", same, later), [1])
+    wide = (*places.shape[:-1], *(1,) * (updates.rank - places.rank + 1))
+    kept = builder.select(builder.reshape(beaten, wide), builder.like(0, updates), updates)
+    summed = builder.op("SCATTER_ND", [places, kept, shape], x.shape, x.dtype)
+    ones = builder.const(np.ones(updates.shape, np.float32))
+    hits = builder.op("SCATTER_ND", [places, ones, shape], x.shape, "float32")
+    return builder.select(builder.compare("NOT_EQUAL", hits, 0.0), summed, x)

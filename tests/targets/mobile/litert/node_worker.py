@@ -54,7 +54,7 @@ def cases(share: str = "all") -> dict[str, Any]:
     """
     from onnx.backend.test.loader import load_model_tests
 
-    found = {}
+    found: dict[str, Any] = {}
     for case in load_model_tests(kind="node"):
         if case.model is not None and all(map(_taken, (*case.model.graph.input, *case.model.graph.output))):
             found[case.name] = case

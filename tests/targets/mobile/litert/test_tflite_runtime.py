@@ -79,7 +79,8 @@ def _answers(folders: Mapping[str, Path]) -> dict[str, list[Array]]:
 @pytest.mark.slow
 def test_operator_tests_of_onnx(tmp_path: Path) -> None:
     _python()
-    folders, wanted = {}, {}
+    folders: dict[str, Path] = {}
+    wanted: dict[str, list[Any]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, case in node_worker.cases().items():
