@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tests.targets.mobile.litert.parts import norm_relative, ran, seed_weights, seeded, thirds
+from tests.targets.mobile.litert.parts import noise, norm_relative, parts_of, ran, seed_weights, thirds
 
 from flagsplit import flagir
 from flagsplit.apps import ocr
@@ -22,7 +22,7 @@ from flagsplit.apps.zoo import pull
 from flagsplit.errors import PeerError
 from flagsplit.flagir import Skeleton
 from flagsplit.flagir.passes.float_products import float_products
-from flagsplit.targets.chip_parts import ChipPart, fixed_sizes, split_segments
+from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import Array
 
 MOST_DIFFERENCE = 1e-4
@@ -94,23 +94,11 @@ def _sample(name: str) -> dict[str, Array]:
     return {given: np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)}
 
 
-def _inputs(part: ChipPart, sample: Mapping[str, Array]) -> dict[str, Array]:
-    """What a part is given: of a sample, else noise."""
-    given: dict[str, Array] = {}
-    for at, value in enumerate(part.model.graph.inputs):
-        assert value.name is not None
-        assert value.shape is not None
-        shape = [dim for dim in value.shape if isinstance(dim, int)]
-        given[value.name] = sample[value.name] if value.name in sample else seeded(shape, at)
-    return given
-
-
 def _part(model: ir.Model, name: str, share: str) -> ChipPart:
     dims = flagir.dims_of_shapes(Skeleton(model), SHAPES[name])
     segment = thirds(model, dims)[share]
-    (split,) = split_segments(model, [segment], fixed_sizes(model, dims, [segment]))
-    assert split.chip is not None
-    return split.chip
+    (part,) = parts_of(model, [segment], dims)
+    return part
 
 
 def _renamed(part: ChipPart, folder: Path) -> tuple[Path, dict[str, str]]:
@@ -172,7 +160,8 @@ def test_files_of_another_converter_answer_alike(
 ) -> None:
     _onnx2tf()
     part = _part(_model(name, monkeypatch), name, share)
-    given = _inputs(part, _sample(name) if share == "whole" else {})
+    given = _sample(name) if share == "whole" else noise(part)
+    given = {value.name or "": given[value.name or ""] for value in part.model.graph.inputs}
     ours = ran(part, tmp_path, given)
     theirs = _theirs(part, given, tmp_path)
     for each, array in ours.items():

@@ -14,14 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.targets.mobile.litert import node_worker
-from tests.targets.mobile.litert.parts import HOST, norm_relative, seed_weights, seeded, thirds
+from tests.targets.mobile.litert.parts import answered, compiled, noise, norm_relative, parts_of, seed_weights, thirds
 from tests.targets.mobile.litert.test_models import model_of
 
 from flagsplit.errors import ModelError
-from flagsplit.targets.chip_parts import fixed_sizes, split_segments
-from flagsplit.targets.interface import Array, CompileOptions
-from flagsplit.targets.mobile.litert import engine
-from flagsplit.targets.mobile.litert.target import LitertTarget
+from flagsplit.targets.interface import Array
 from flagsplit.targets.segment_table import ChipCall
 
 WORKER = Path(__file__).with_name("runtime_worker.py")
@@ -111,20 +108,16 @@ def test_models_answer_as_in_this_interpreter(name: str, weights: str, tmp_path:
     model, dims = model_of(name)
     if name.startswith("light-"):
         seed_weights(model)
-    segments = list(thirds(model, dims).values())
-    splits = split_segments(model, segments, fixed_sizes(model, dims, segments))
-    parts = [each.chip for each in splits if each.chip is not None]
-    assert len(parts) == len(segments)
-    made = LitertTarget().compile_parts(parts, CompileOptions(choices={"weights": weights}))
+    parts = parts_of(model, list(thirds(model, dims).values()), dims)
+    made = compiled(parts, weights=weights)
     data = made.files["segments.tflite"]
     assert isinstance(data, bytes)
-    (tmp_path / "segments.tflite").write_bytes(data)
     folders, wanted = {}, {}
-    for at, (name_of, call) in enumerate(made.calls.items()):
-        inputs: dict[str, Array] = {each.name: seeded([int(n) for n in each.shape], at) for each in call.inputs}
-        wanted[name_of] = engine.open_signature(tmp_path / "segments.tflite", call, HOST.threads).run(inputs)
-        folders[name_of] = tmp_path / str(at)
-        _put(folders[name_of], data, call, inputs)
-    for name_of, arrays in _answers(folders).items():
-        for array, other in zip(arrays, wanted[name_of].values(), strict=True):
+    for at, part in enumerate(parts):
+        inputs = noise(part)
+        wanted[part.segment] = answered(made, part, tmp_path, inputs)
+        folders[part.segment] = tmp_path / str(at)
+        _put(folders[part.segment], data, made.calls[part.segment], inputs)
+    for segment, arrays in _answers(folders).items():
+        for array, other in zip(arrays, wanted[segment].values(), strict=True):
             assert norm_relative(array, other) <= MOST_DIFFERENCE
