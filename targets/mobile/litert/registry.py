@@ -30,6 +30,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "Swish": "lower_swish",
         "ThresholdedRelu": "lower_thresholded_relu",
     },
+    "affine_grid": {"AffineGrid": "lower"},
     "arithmetic": {
         "Add": "lower",
         "Div": "lower_div",

@@ -34,6 +34,12 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[1,2,6,7] y",
         "",
     ),
+    "a picture turned and moved": (
+        "g = AffineGrid(t, s) y = GridSample(x, g)",
+        "float[2,3,5,4] x, float[2,2,3] t",
+        "float[2,3,6,7] y",
+        ints("s", 2, 3, 6, 7),
+    ),
     "pixels of a volume by places, the nearest, from the border": (
         'y = GridSample <mode = "nearest", padding_mode = "border"> (x, g)',
         "float[2,2,3,5,4] x, float[2,2,3,4,3] g",
