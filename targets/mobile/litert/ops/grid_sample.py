@@ -12,7 +12,7 @@ from flagsplit.targets.mobile.litert.program import Refused, Tensor, nchw, nhwc
 
 _CUBIC = -0.75
 _Taps = list[tuple[Tensor, Tensor | None]]
-"""Along one axis: a whole number as float32 and what it counts, both [points, 1]; no weight is 1."""
+"""Along one axis: which pixels, and what each counts, both [points, 1]; no weight is 1."""
 
 
 def lower(builder: Builder, node: ir.Node) -> None:
@@ -33,7 +33,7 @@ def lower(builder: Builder, node: ir.Node) -> None:
         place: Tensor = builder.const(first)
         weight: Tensor | None = None
         for (index, counts), step in zip(taps, steps, strict=True):
-            place = builder.add(place, builder.mul(builder.cast(index, "int32"), step))
+            place = builder.add(place, builder.mul(index, step))
             weight = _times(builder, weight, counts)
         found = builder.gather(rows, builder.reshape(place, (points,)), 0)
         found = found if weight is None else builder.mul(found, weight)
@@ -56,20 +56,23 @@ def _axis(builder: Builder, node: ir.Node, grid: Tensor, at: int, size: int, poi
         if corners
         else builder.mul(builder.sub(builder.mul(up, float(size)), 1.0), 0.5)
     )
-    into = _INTO[node.attributes.get_string("padding_mode", "zeros")]
-    inside, _ = into(builder, place, size, corners)
-    mode = node.attributes.get_string("mode", "linear")
+    padding, mode = node.attributes.get_string("padding_mode", "zeros"), node.attributes.get_string("mode", "linear")
+    into = _INTO[padding]
+    # As PyTorch and ONNX Runtime have it: the curve goes on beyond the border.
+    inside = place if (mode, padding) == ("cubic", "border") else into(builder, place, size, corners)[0]
     if mode not in _WEIGHTS:
         raise Refused(f"samples by {', '.join(_WEIGHTS)}, came {mode!r}")
     found: _Taps = []
     for whole, weight in _WEIGHTS[mode](builder, inside):
         index, counts = into(builder, whole, size, corners)
-        found.append((_clamped(builder, index, size), _times(builder, weight, counts)))
+        known = builder.cast(_clamped(builder, index, size), "int32")
+        known = _clamped(builder, known, size)  # what is no number may have become any
+        found.append((known, _times(builder, weight, counts)))
     return found
 
 
 def _clamped(builder: Builder, x: Tensor, size: int) -> Tensor:
-    return builder.minimum(builder.maximum(x, 0.0), float(size - 1))
+    return builder.minimum(builder.maximum(x, 0), size - 1)
 
 
 def _zeros(builder: Builder, x: Tensor, size: int, corners: bool) -> tuple[Tensor, Tensor | None]:  # noqa: ARG001

@@ -304,6 +304,23 @@ def test_as_onnx_runtime(name: str, tmp_path: Path) -> None:
         assert codes(part)["TRANSPOSE"] <= TRANSPOSES[name]
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_places_that_are_no_numbers_read_no_pixel_out_of_bounds(mode: str, padding: str, tmp_path: Path) -> None:
+    """The kernel would refuse to run, also for the places that are numbers."""
+    part = graph(
+        f'y = GridSample <mode = "{mode}", padding_mode = "{padding}"> (x, g)',
+        "float[1,2,5,4] x, float[1,2,3,2] g",
+        "float[1,2,2,3] y",
+    )
+    grid = seeded((1, 2, 3, 2))
+    given = {"x": seeded((1, 2, 5, 4), 1), "g": grid}
+    wanted = reference(part, given)["y"].astype(np.float32)
+    grid[0, 0] = np.array([[np.nan, 0], [0, np.inf], [-np.inf, 1e10]])
+    came = ran(part, tmp_path, given)["y"].astype(np.float32)
+    np.testing.assert_allclose(came[:, :, 1], wanted[:, :, 1], atol=1e-5)
+
+
 def test_layer_of_an_encoder(tmp_path: Path) -> None:
     """Ids, one of them from the end, looked up; heads that attend under a mask; dense layers with their biases in."""
     body = """e = Gather(table, ids) n = LayerNormalization <epsilon = 1e-12> (e, g, b)
