@@ -41,7 +41,7 @@ def results(share: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share", "least"), [("some", 300), pytest.param("all", 830, marks=pytest.mark.large)])
+@pytest.mark.parametrize(("share", "least"), [("some", 400), pytest.param("all", 830, marks=pytest.mark.large)])
 def test_operator_tests_of_onnx(share: str, least: int) -> None:
     """A few of each operator; all with `make test-large`, as in the score card."""
     found = results(share)
