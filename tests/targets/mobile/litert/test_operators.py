@@ -52,6 +52,12 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[5,3] y",
         "",
     ),
+    "a row replaced twice at constant positions, and all rows": (
+        "a = ScatterND(d, p, u) y = ScatterND(a, q, v)",
+        "float[3,4] d, float[3,4] u, float[4,4] v",
+        "float[3,4] y",
+        "int64[3,1] p = {2, 0, 2}, int64[4,1] q = {1, 2, 1, 0}",
+    ),
     "elements replaced twice, where positions are computed": (
         "p = ArgMax <axis = 2, keepdims = 0> (x) y = ScatterElements <axis = 1> (d, p, u)",
         "float[3,6,4] x, float[3,5] d, float[3,6] u",
