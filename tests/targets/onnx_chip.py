@@ -19,14 +19,16 @@ class OnnxChip(ChipTarget):
     Args:
         refused: operators that it does not take.
         on_cpu: operators that it leaves to the CPU.
+        pieces: whether segments that overlap are compiled in pieces.
 
     Attributes:
         parts: what it was given to compile last.
     """
 
-    def __init__(self, refused: Sequence[str] = (), on_cpu: Sequence[str] = ()) -> None:
+    def __init__(self, refused: Sequence[str] = (), on_cpu: Sequence[str] = (), *, pieces: bool = False) -> None:
         self._refused = refused
         self._on_cpu = on_cpu
+        self._pieces = pieces
         self.parts: tuple[ChipPart, ...] = ()
 
     def describe(self) -> TargetDescription:
@@ -40,6 +42,9 @@ class OnnxChip(ChipTarget):
         if node.op_type in self._on_cpu:
             return SupportVerdict(True, "the chip is slow at it", unit="cpu")
         return SupportVerdict(True)
+
+    def in_pieces(self, options: CompileOptions) -> bool:
+        return self._pieces
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         self.parts = tuple(parts)

@@ -137,19 +137,30 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 
 def test_segments_share_weights(tmp_path: Path) -> None:
-    weights = {f"w{at}": numbers(512, 512, seed=at) for at in range(3)}
+    weights = {f"w{at}": numbers(512, 512, seed=at) / np.float32(16) for at in range(3)}
     model = model_of(LAYERS, weights)
     nodes = [node.name or "" for node in model.graph]
     segments = [segment_of(model, nodes), segment_of(model, nodes[2:])]
-    sizes = {}
-    for kind in ("apart", "shared"):
-        artifact = QnnTarget().compile(model, segments, CompileOptions(choices={"weights": kind}))
-        sizes[kind] = {name: len(data) for name, data in artifact.files.items() if isinstance(data, bytes)}
+    sizes, artifacts = {}, {}
+    for kind in ("pieces", "apart", "shared"):
+        artifacts[kind] = QnnTarget().compile(model, segments, CompileOptions(choices={"weights": kind}))
+        sizes[kind] = {name: len(data) for name, data in artifacts[kind].files.items() if isinstance(data, bytes)}
     alone = max(sizes["apart"].values())
     assert sum(sizes["apart"].values()) > 1.6 * alone
     assert sum(sizes["shared"].values()) <= 1.1 * alone
-    with pytest.raises(ConfigError, match="weights=apart"):
-        QnnTarget().load(artifact.store(tmp_path, tmp_path / "weights.bin"), segments[0].id, HOST)
+    assert sum(sizes["pieces"].values()) <= 1.1 * alone
+    assert QnnTarget().compile(model, segments, CompileOptions()).files == artifacts["pieces"].files
+    values = {"x": numbers(1, 4, 512)}
+    values |= expected(model, tmp_path, values)
+    values[segments[1].inputs[0]] = np.maximum(values["x"] @ weights["w0"], 0)
+    stored = artifacts["pieces"].store(tmp_path / "pieces", tmp_path / "weights.bin")
+    for segment in segments:
+        run = QnnTarget().load(stored, segment.id, HOST)
+        assert cosine(run.run({name: values[name] for name in segment.inputs})["y"], values["y"]) > 0.99999
+        run.close()
+    shared = artifacts["shared"].store(tmp_path / "shared", tmp_path / "weights.bin")
+    with pytest.raises(ConfigError, match="weights=pieces"):
+        QnnTarget().load(shared, segments[0].id, HOST)
 
 
 def test_the_nodes_that_the_npu_does_not_take_are_named(tmp_path: Path) -> None:
