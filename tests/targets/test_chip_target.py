@@ -141,7 +141,7 @@ def test_overlapping_segments_in_pieces(tmp_path: Path) -> None:
     chip = OnnxChip(pieces=True)
     artifact = chip.compile(model, segments, CompileOptions(dims={"N": 3}))
     assert set(artifact.entries) == {segment.id for segment in segments}
-    compiled = [node.name for part in chip.parts for node in part.model.graph]
+    compiled = [node.name or "" for part in chip.parts for node in part.model.graph]
     assert sorted(compiled) == ["a", "b", "c", "d", "y"]
     stored = artifact.store(tmp_path, tmp_path / "weights.bin")
     x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

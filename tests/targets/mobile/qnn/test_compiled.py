@@ -137,7 +137,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 
 def test_segments_share_weights(tmp_path: Path) -> None:
-    weights = {f"w{at}": numbers(512, 512, seed=at) / np.float32(16) for at in range(3)}
+    weights = {f"w{at}": (floats(numbers(512, 512, seed=at)) / 16).astype(np.float32) for at in range(3)}
     model = model_of(LAYERS, weights)
     nodes = [node.name or "" for node in model.graph]
     segments = [segment_of(model, nodes), segment_of(model, nodes[2:])]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.targets.mobile.qnn.small import expected, model_of, numbers
+from tests.targets.mobile.qnn.small import expected, floats, model_of, numbers
 
 from flagsplit import flagir
 from flagsplit.targets.interface import Array
@@ -48,7 +48,7 @@ def test_what_is_folded_gives_the_same(tmp_path: Path, body: str, operators: lis
     assert flagir.to_bytes(model) == before
     assert [node.op_type for node in ready.graph] == operators
     x = {"x": numbers(1, 3, 6, 6, seed=9)}
-    wanted, found = (expected(each, tmp_path / str(at), x)["y"] for at, each in enumerate((model, ready)))
+    wanted, found = (floats(expected(each, tmp_path / str(at), x)["y"]) for at, each in enumerate((model, ready)))
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
 
 
