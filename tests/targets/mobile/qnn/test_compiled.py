@@ -152,7 +152,7 @@ def test_segments_share_weights(tmp_path: Path) -> None:
     assert QnnTarget().compile(model, segments, CompileOptions()).files == artifacts["pieces"].files
     values = {"x": numbers(1, 4, 512)}
     values |= expected(model, tmp_path, values)
-    values[segments[1].inputs[0]] = np.maximum(values["x"] @ weights["w0"], 0)
+    values[segments[1].inputs[0]] = np.maximum(floats(values["x"]) @ weights["w0"], 0).astype(np.float32)
     stored = artifacts["pieces"].store(tmp_path / "pieces", tmp_path / "weights.bin")
     for segment in segments:
         run = QnnTarget().load(stored, segment.id, HOST)
