@@ -48,6 +48,7 @@ class QnnTarget(ChipTarget):
                 "activations": _ACTIVATIONS,
                 "weights": _WEIGHTS,
             },
+            carries_nan=False,
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:

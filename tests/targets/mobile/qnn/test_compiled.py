@@ -35,13 +35,6 @@ PARTS = """g (float[2, 5, 8] x, int64[3] at) => (float[2, 3, 8] gelu, float[2, 3
 SCALARS = {
     name: np.array(value, np.float32) for name, value in (("root", 2**0.5), ("one", 1), ("half", 0.5), ("two", 2))
 }
-QUANTIZED = """g (float[4, 32] x) => (float[4, 16] y) {
-    q, scale, zero = DynamicQuantizeLinear(x)
-    total = MatMulInteger(q, w, zero, w_zero)
-    floats = Cast <to = 1> (total)
-    scales = Mul(scale, w_scale)
-    y = Mul(floats, scales)
-}"""
 LAYERS = """g (float[1, 4, 512] x) => (float[1, 4, 512] y) {
     a = MatMul(x, w0)
     b = Relu(a)
@@ -111,18 +104,6 @@ def test_erf_is_computed_by_what_the_compiler_takes(tmp_path: Path) -> None:
         assert np.abs(floats(run.run(inputs)[name]) - floats(array)).max() < 4e-3
     with pytest.raises(InputError, match="32 bits"):
         run.run({**inputs, "at": np.array([0, 1, 1 << 40])})
-    run.close()
-
-
-def test_products_quantized_on_the_fly_become_floating(tmp_path: Path) -> None:
-    """The integers stand for these weights; the activations keep more than 8 bits."""
-    rng = np.random.default_rng(0)
-    w, scale, zero = rng.integers(0, 255, (32, 16)).astype(np.uint8), np.float32(0.02), np.uint8(120)
-    model = model_of(QUANTIZED, {"w": w, "w_scale": np.array(scale), "w_zero": np.array(zero)})
-    x = numbers(4, 32)
-    run = loaded(model, tmp_path)
-    exact = floats(x) @ ((w.astype(np.float32) - zero) * scale)
-    assert cosine(run.run({"x": x})["y"], exact) > 0.99999
     run.close()
 
 
