@@ -146,7 +146,8 @@ class _Builder:
         at = f"{self._node.name}.{len(self.made)}"
         self.made.append(ir.node(name, inputs, name=at))
         value = self.made[-1].outputs[0]
-        value.name, value.dtype, value.shape = f"{at}.made", kind or self._like.dtype or ir.DataType.FLOAT, self._like.shape
+        value.name, value.shape = f"{at}.made", self._like.shape
+        value.dtype = kind or self._like.dtype or ir.DataType.FLOAT
         return value
 
     def number(self, what: str, array: NDArray[Any]) -> ir.Value:
