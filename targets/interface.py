@@ -41,6 +41,7 @@ class TargetDescription:
         confidence: "high", "medium" or "low".
         extra: the extra of flagsplit that installs its SDK; "" if the base install has all.
         choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
+        carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TargetDescription:
     confidence: Literal["high", "medium", "low"]
     extra: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    carries_nan: bool = True
 
 
 @dataclass(frozen=True)

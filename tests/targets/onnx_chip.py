@@ -21,15 +21,24 @@ class OnnxChip(ChipTarget):
         refused: operators that it does not take.
         on_cpu: operators that it leaves to the CPU.
         twice: operators of which it moves all that they read and give once more.
+        pieces: whether segments that overlap are compiled in pieces.
 
     Attributes:
         parts: what it was given to compile last.
     """
 
-    def __init__(self, refused: Sequence[str] = (), on_cpu: Sequence[str] = (), twice: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        refused: Sequence[str] = (),
+        on_cpu: Sequence[str] = (),
+        twice: Sequence[str] = (),
+        *,
+        pieces: bool = False,
+    ) -> None:
         self._refused = refused
         self._on_cpu = on_cpu
         self._twice = twice
+        self._pieces = pieces
         self.parts: tuple[ChipPart, ...] = ()
 
     def describe(self) -> TargetDescription:
@@ -45,6 +54,9 @@ class OnnxChip(ChipTarget):
         if node.op_type in self._twice:
             return SupportVerdict(True, "the chip moves all twice", extra_bytes=_sizes(node))
         return SupportVerdict(True)
+
+    def in_pieces(self, options: CompileOptions) -> bool:
+        return self._pieces
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         self.parts = tuple(parts)
