@@ -91,13 +91,15 @@ class Diagnosis:
     def _of_compiled(self, case: Departure) -> Fault:
         """Of parts that the target compiles anew."""
         tier = self._bundle.facts.tiers[case.tier]
-        weights = self._bundle.folder / WEIGHTS_MEMBER
+        weights, nominal = self._bundle.folder / WEIGHTS_MEMBER, self._bundle.facts.nominal_dims
         options = CompileOptions(
             numerics="fast" if case.made.options.get("numerics") == "fast" else "exact",
-            dims=self._bundle.facts.nominal_dims,
+            dims=nominal,
+            ranges=self._bundle.facts.dim_ranges,
+            listed={name: tuple(sizes) for name, sizes in self._bundle.facts.dim_sizes.items()},
             device=tier.device,
             choices=_chosen(case.made),
-            samples=[sample.tensors for sample in self._samples],
+            samples=[sample.tensors for sample in self._samples if _sizes_of(self._bundle, sample) == nominal],
             real_samples=not all(sample.made_up for sample in self._samples),
             weights=weights if weights.is_file() else None,
         )
@@ -143,6 +145,16 @@ class Diagnosis:
         clear_placements(model)
         graph = flagir.block_graph(model, dict(self._bundle.facts.nominal_dims))
         return {node: block.name for block in graph.blocks for node in block.nodes}
+
+
+def _sizes_of(bundle: Bundle, sample: Sample) -> dict[str, int]:
+    """The sizes that a request has, by symbol."""
+    return {
+        dim: size
+        for tensor in bundle.inputs
+        for dim, size in zip(tensor.shape, sample.tensors[tensor.name].shape, strict=True)
+        if isinstance(dim, str)
+    }
 
 
 def _chosen(made: TierArtifact) -> dict[str, str]:

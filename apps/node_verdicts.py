@@ -12,7 +12,7 @@ import onnx_ir as ir
 from flagsplit.flagir import Block
 from flagsplit.flagir.specialize import specialize
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import SupportVerdict, TargetDescription
+from flagsplit.targets.interface import SHAPES_CHOICE, SupportVerdict, TargetDescription
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,20 @@ class Judge:
         model: a canonical model.
         dims: nominal size of each of its symbols.
         ranges: sizes that requests may have, where the user named some.
+        choices: of the build, by target.
     """
 
-    def __init__(self, model: ir.Model, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        dims: Mapping[str, int],
+        ranges: Mapping[str, tuple[int, int]],
+        choices: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._model = model
         self._dims = dims
         self._open = [name for name, (low, high) in ranges.items() if low != high]
+        self._choices = choices or {}
         self._said: dict[str, NodeVerdicts] = {}
 
     def verdicts(self, name: str) -> NodeVerdicts:
@@ -79,8 +87,14 @@ class Judge:
         description = target.describe()
         refused: dict[str, str] = {}
         on_cpu: dict[str, SupportVerdict] = {}
-        for node in (self._fixed if description.static_shapes and not self._open else self._model).graph:
+        choices = self._choices.get(name, {})
+        shapes = description.shapes(choices)
+        off = description.off_accelerator(choices)
+        at_once = shapes == "any" or (shapes == "fixed" and self._open)
+        for node in (self._model if at_once else self._fixed).graph:
             verdict = target.supports(node)
+            if off is not None and verdict.supported and verdict.unit == "accelerator":
+                verdict = off
             why = verdict.reason if not verdict.supported else self._against(description, node)
             if why is not None:
                 refused[node.name or ""] = why
@@ -94,7 +108,10 @@ class Judge:
             dims = tuple(value.shape) if value is not None and value.shape is not None else ()
             opened = next((dim for dim in dims if not isinstance(dim, int)), None)
             if description.static_shapes and opened is not None and value is not None:
-                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open"
+                several = f"; --choice {description.name}.{SHAPES_CHOICE}= lets it take several sizes"
+                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open" + (
+                    several if SHAPES_CHOICE in description.choices else ""
+                )
             if len(dims) > description.max_rank and value is not None:
                 return (
                     f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"

@@ -181,6 +181,11 @@ class Bundle:
         """What a request gives."""
         return self.facts.outputs
 
+    @property
+    def sizes(self) -> tuple[Mapping[str, tuple[int, int]], Mapping[str, Sequence[int]]]:
+        """By symbol, the smallest and largest size of a request; and the only ones, where they are listed."""
+        return self.facts.dim_ranges, self.facts.dim_sizes
+
     def plan(self, name: str) -> Plan:
         """The plan of that name.
 

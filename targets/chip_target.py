@@ -16,7 +16,7 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
-from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
+from flagsplit.targets.chip_parts import ChipPart, SplitSegment, fixed_sizes
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
     Array,
@@ -24,12 +24,15 @@ from flagsplit.targets.interface import (
     CompileOptions,
     Executable,
     LoadOptions,
+    Shapes,
     StoredArtifact,
     SupportVerdict,
     TargetDescription,
     TensorSpec,
 )
 from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.open_parts import split_open
+from flagsplit.targets.open_sizes import OpenSizes, open_sizes
 from flagsplit.targets.part_samples import with_samples
 from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
 
@@ -86,8 +89,8 @@ class ChipTarget(ABC):
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
-        sizes = fixed_sizes(model, options.dims, segments)
-        splits = list(split_segments(model, segments, sizes))
+        sizes = sizes_to_build_for(self.describe().shapes(options.choices), model, segments, options)
+        splits = list(split_open(model, segments, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)
@@ -104,7 +107,7 @@ class ChipTarget(ABC):
                 after=list(after),
             )
         entries = {name: calls.files[0] for name, calls in table.items()}
-        files[TABLE_NAME] = SegmentTable(segments=table).to_json()
+        files[TABLE_NAME] = SegmentTable(segments=table, dims=sizes.table()).to_json()
         chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
         return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
 
@@ -165,10 +168,24 @@ class PartsInTurn:
             part.close()
 
 
-def _table_tensor(name: str, sizes: FixedSizes) -> TableTensor:
-    kind = sizes.types[name]
-    shape = [f"d{at}" for at in range(len(kind.shape))] if name in sizes.opened else kind.shape
-    return TableTensor(name=name, dtype=kind.dtype.numpy().name, shape=list(shape))
+def sizes_to_build_for(
+    shapes: Shapes, model: ir.Model, segments: Sequence[Segment], options: CompileOptions
+) -> OpenSizes:
+    """What the sizes decide that a target is to compile for.
+
+    Args:
+        shapes: what the target takes.
+        model: the canonical model.
+        segments: of that model.
+        options: with the sizes.
+    """
+    dims = open_sizes(options, shapes)
+    return OpenSizes(shapes if len(dims) > 1 else "fixed", dims, [fixed_sizes(model, each, segments) for each in dims])
+
+
+def _table_tensor(name: str, sizes: OpenSizes) -> TableTensor:
+    dtype = sizes.types[0].types[name].dtype
+    return TableTensor(name=name, dtype=dtype.numpy().name, shape=sizes.shape_of(name))
 
 
 def _host_files(split: SplitSegment) -> tuple[dict[str, bytes], dict[str, bytes]]:

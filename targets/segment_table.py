@@ -23,7 +23,7 @@ class _Frozen(BaseModel):
 
 
 class TableTensor(_Frozen):
-    """A tensor: the value's name in the graph, NumPy element type, sizes; a symbol where one depends on data."""
+    """A tensor: the value's name in the graph, NumPy element type, sizes; a symbol where one is open."""
 
     name: _Name
     dtype: Annotated[str, Field(max_length=64)]
@@ -32,6 +32,21 @@ class TableTensor(_Frozen):
     def to_spec(self) -> TensorSpec:
         """The same, in the words of the target interface."""
         return TensorSpec(self.name, self.dtype, tuple(self.shape))
+
+
+class OpenDim(_Frozen):
+    """The sizes that a symbol may have.
+
+    Attributes:
+        nominal: what plans were made for, and a program is called with by default.
+        low, high: the least and the greatest.
+        sizes: the only ones, where not all between them are.
+    """
+
+    nominal: _Size
+    low: _Size
+    high: _Size
+    sizes: Annotated[list[_Size], Field(max_length=1024)] | None = None
 
 
 class ChipTensor(TableTensor):
@@ -85,9 +100,15 @@ class SegmentCalls(_Frozen):
 
 
 class SegmentTable(_Frozen):
-    """All segments of an artifact, by id."""
+    """All segments of an artifact.
+
+    Attributes:
+        segments: by id.
+        dims: the symbols in their shapes that requests may choose the size of; other symbols follow from these.
+    """
 
     segments: dict[str, SegmentCalls]
+    dims: dict[_Name, OpenDim] = {}
 
     def to_json(self) -> bytes:
         """The bytes of `segments.json`, the same for the same content."""

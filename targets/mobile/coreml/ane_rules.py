@@ -186,6 +186,11 @@ RULES: tuple[AneRule, ...] = (
 """All that is known, the surest of its kind first."""
 
 
+def rule_of(name: str) -> AneRule:
+    """The rule of that id."""
+    return next(rule for rule in RULES if rule.id == name)
+
+
 def off_accelerator(node: ir.Node) -> tuple[AneRule, str] | None:
     """The first rule by which a node runs on the CPU, and why it does; None if the accelerator takes it.
 

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flagsplit.errors import ConfigError
+from flagsplit.targets.interface import SHAPES_CHOICE
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "precision": ("fp16", "fp32", "mixed"),
     "io": ("fp32", "fp16"),
     "weights": ("full", "int8", "int4", "lut4"),
     "deployment": ("iOS18", "iOS26"),
+    SHAPES_CHOICE: ("fixed", "enumerated", "ranged"),
 }
 """What may be chosen, the default first.
 
@@ -17,6 +19,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
   imprecise.
 - io: what float tensors are passed as.
 - weights: how weights of matrix products, convolutions and look-ups are stored.
+- shapes: which sizes of an open dimension a function takes: the nominal one, those of a list, or those of a range.
 - deployment: the oldest system that runs the package. Packages with several functions need iOS 18 or macOS 15.
 """
 
@@ -29,6 +32,7 @@ class Choices:
     io: str = "fp32"
     weights: str = "full"
     deployment: str = "iOS18"
+    shapes: str = "fixed"
 
 
 def read_choices(chosen: Mapping[str, str]) -> Choices:

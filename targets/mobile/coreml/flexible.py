@@ -1,9 +1,9 @@
 """One function for inputs of several sizes: a list of shapes, or a range for each open dimension.
 
-A chip part is lowered at two sizes of each symbol. Where the programs differ in nothing but what follows from their
+A chip part comes at a few sizes of each symbol. Where its programs differ in nothing but what follows from their
 inputs, the program holds for every size, and is written with open dimensions; where they differ in more, such as a
 mask or a padding of a certain size, it is refused, and each size needs a function of its own. Those share weights, so
-they cost little; and a function of open shapes was seen to run beside the Neural Engine
+they cost little; and a function of ranged shapes was seen to run beside the Neural Engine
 (`flagsplit.targets.mobile.coreml.ane_rules`, "flexible").
 """
 
@@ -12,106 +12,64 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir.specialize import specialize
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.lower_part import LoweredPart, lower_part
 from flagsplit.targets.mobile.coreml.sdk import import_sdk, quiet
 
-MOST_SHAPES = 128
-"""How many enumerated shapes an input may have."""
 
-
-def lower_enumerated(model: ir.Model, sizes: Sequence[Mapping[str, int]], choices: Choices) -> LoweredPart:
-    """Lower a model for a list of shapes; the first is the default.
+def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
+    """Lower a chip part for all of its sizes: those of a list, or whatever lies between the ends of ranges.
 
     Args:
-        model: canonical, of standard operators, with symbols for open dimensions; it stays as it is.
-        sizes: of all symbols, for each shape.
-        choices: of the build; ranges are taken on random inputs of the first shape.
+        part: with `others`; a part without any is lowered as it is.
+        choices: of the build; what `shapes` says decides between a list and ranges.
 
     Raises:
-        ModelError: there are too many shapes, the model is another at another size, or it cannot be lowered.
+        ModelError: the part is another program at another size, or it cannot be lowered.
     """
-    if not 2 <= len(sizes) <= MOST_SHAPES:
-        raise ModelError(f"expected 2 to {MOST_SHAPES} shapes, came {len(sizes)}; give each size a function of its own")
-    shapes = [_shapes_at(model, each) for each in sizes]
-    ct = import_sdk()
-
-    def declared(name: str, at: int) -> Any:
-        each = list(dict.fromkeys(shape[at] for shape in shapes))
-        return ct.TensorType(name, shape=ct.EnumeratedShapes(each, default=each[0]) if len(each) > 1 else each[0])
-
-    return _flexible(model, sizes[0], _variations(sizes), declared, choices)
-
-
-def lower_ranged(
-    model: ir.Model, sizes: Mapping[str, int], ranges: Mapping[str, tuple[int, int]], choices: Choices
-) -> LoweredPart:
-    """Lower a model for ranges of its open dimensions.
-
-    Args:
-        model: canonical, of standard operators, with symbols for open dimensions; it stays as it is.
-        sizes: of all symbols, by default.
-        ranges: lowest and highest size of the symbols that stay open.
-        choices: of the build; ranges of values are taken on random inputs of the default sizes.
-
-    Raises:
-        ModelError: the model is another at another size, or it cannot be lowered.
-    """
-    ct = import_sdk()
-    inputs = [
-        [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()] for value in model.graph.inputs
-    ]
-
-    def declared(name: str, at: int) -> Any:
-        shape = [
-            dim
-            if isinstance(dim, int)
-            else ct.RangeDim(*ranges[dim], default=sizes[dim])
-            if dim in ranges
-            else sizes[dim]
-            for dim in inputs[at]
-        ]
-        return ct.TensorType(name, shape=shape)
-
-    others = [{**sizes, name: low if low != sizes[name] else high} for name, (low, high) in ranges.items()]
-    return _flexible(model, sizes, [each for each in others if each != sizes], declared, choices)
-
-
-def _variations(sizes: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
-    """For each symbol that has several sizes, the first ones with another of it."""
-    first = dict(sizes[0])
-    found = []
-    for name, size in first.items():
-        other = next((each[name] for each in sizes if each[name] != size), None)
-        if other is not None:
-            found.append({**first, name: other})
-    return found
-
-
-def _shapes_at(model: ir.Model, sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-    return [
-        tuple(dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape or ())
-        for value in model.graph.inputs
-    ]
-
-
-def _flexible(
-    model: ir.Model, sizes: Mapping[str, int], others: Sequence[Mapping[str, int]], declared: Any, choices: Choices
-) -> LoweredPart:
-    first = lower_part(ChipPart("flexible", specialize(model, sizes)), choices)
-    open_sizes: dict[tuple[str, str], set[int]] = {}
-    for each in others:
-        other = lower_part(ChipPart("flexible", specialize(model, each)), choices)
+    first = lower_part(part, choices)
+    if not part.others:
+        return first
+    open_at: dict[tuple[str, str], set[int]] = {}
+    for each in part.others:
+        other = lower_part(ChipPart(part.segment, each), choices, decided=first.decided)
         for place, axes in _differences(first.program, other.program).items():
-            open_sizes.setdefault(place, set()).update(axes)
-    names = [first.names[value.name or ""] for value in model.graph.inputs]
-    types = [declared(name, at) for at, name in enumerate(names)]
-    return replace(first, program=_reopened(first.program, types, open_sizes, choices))
+            open_at.setdefault(place, set()).update(axes)
+    names = [value.name or "" for value in part.model.graph.inputs]
+    declared = (
+        _listed(part, first.names, names) if choices.shapes == "enumerated" else _ranged(part, first.names, names)
+    )
+    return replace(first, program=_reopened(first.program, declared, open_at, choices))
+
+
+def _listed(part: ChipPart, called: Mapping[str, str], names: Sequence[str]) -> list[Any]:
+    """What the program takes, each input in one shape for each listed size."""
+    ct = import_sdk()
+    made = []
+    for name in names:
+        shapes = [shape or (1,) for shape in dict.fromkeys(part.all_shapes[name])]
+        shape = ct.EnumeratedShapes(shapes, default=shapes[0]) if len(shapes) > 1 else shapes[0]
+        made.append(ct.TensorType(called[name], shape=shape))
+    return made
+
+
+def _ranged(part: ChipPart, called: Mapping[str, str], names: Sequence[str]) -> list[Any]:
+    """What the program takes, each open dimension from its least to its greatest size."""
+    ct = import_sdk()
+    known: dict[str, Any] = {}
+    made = []
+    for name in names:
+        sizes_of = list(zip(*part.all_shapes[name], strict=True))
+        shape: list[Any] = []
+        for dim, sizes in zip(part.open_shapes[name], sizes_of, strict=True):
+            if isinstance(dim, str) and dim not in known:
+                known[dim] = ct.RangeDim(min(sizes), max(sizes), default=sizes[0])
+            shape.append(known[dim] if isinstance(dim, str) else dim)
+        made.append(ct.TensorType(called[name], shape=shape or (1,)))
+    return made
 
 
 def _differences(one: Any, other: Any) -> dict[tuple[str, str], set[int]]:
@@ -122,6 +80,9 @@ def _differences(one: Any, other: Any) -> dict[tuple[str, str], set[int]]:
     """
     found: dict[tuple[str, str], set[int]] = {}
     pair = [list(each.functions["main"].operations) for each in (one, other)]
+    inner = next((each.name for each in pair[0] if each.blocks), "")
+    if inner:
+        raise ModelError(f"{inner!r} is a loop or a branch; give each size a function of its own")
     if [each.op_type for each in pair[0]] != [each.op_type for each in pair[1]]:
         raise ModelError("the program is another at another size; give each size a function of its own")
     for here, there in zip(*pair, strict=True):

@@ -15,17 +15,18 @@ import onnx_ir as ir
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import (
+    SHAPES_CHOICE,
     CompileOptions,
     Executable,
     LoadOptions,
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.mobile.coreml.ane_rules import off_accelerator
+from flagsplit.targets.mobile.coreml.ane_rules import AneRule, off_accelerator, rule_of
 from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
 from flagsplit.targets.mobile.coreml.choices import CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
-from flagsplit.targets.mobile.coreml.lower_part import lower_part
+from flagsplit.targets.mobile.coreml.flexible import lower_flexible
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal
 from flagsplit.targets.mobile.coreml.package import PACKAGE, PackageWriter
 from flagsplit.targets.mobile.coreml.sdk import EXTRA, import_sdk
@@ -52,6 +53,7 @@ class CoremlTarget(ChipTarget):
             confidence="medium",
             extra=EXTRA,
             choices=CHOICES,
+            beside={(SHAPES_CHOICE, "ranged"): _verdict("its shapes are ranged", rule_of("flexible"))},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -63,7 +65,7 @@ class CoremlTarget(ChipTarget):
         if off is None:
             return SupportVerdict(True)
         rule, why = off
-        return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+        return _verdict(why, rule)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """One package with a function for each part."""
@@ -74,9 +76,9 @@ class CoremlTarget(ChipTarget):
         with tempfile.TemporaryDirectory(prefix="flagsplit-") as folder:
             writer = PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment)))
             for part in parts:
-                lowered = lower_part(part, choices)
+                lowered = lower_flexible(part, choices)
                 name = function_name(part.segment)
-                calls[part.segment] = _call(name, part.model, lowered.names, writer.add(name, lowered.program))
+                calls[part.segment] = _call(name, part, lowered.names, writer.add(name, lowered.program))
                 if lowered.in_fp32:
                     in_fp32[part.segment] = lowered.in_fp32
             files = writer.files() if parts else {}
@@ -89,13 +91,17 @@ class CoremlTarget(ChipTarget):
         return load_function(file, call)
 
 
+def _verdict(why: str, rule: AneRule) -> SupportVerdict:
+    return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+
+
 def _call(
-    name: str, model: ir.Model, names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
+    name: str, part: ChipPart, names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> ChipCall:
-    graph = model.graph
+    graph = part.model.graph
     return ChipCall(
         file=PACKAGE,
         function=name,
-        inputs=chip_tensors(graph.inputs, names, passed),
-        outputs=chip_tensors(graph.outputs, names, passed),
+        inputs=chip_tensors(graph.inputs, names, passed, part.open_shapes),
+        outputs=chip_tensors(graph.outputs, names, passed, part.open_shapes),
     )
