@@ -158,12 +158,10 @@ def _sizes_of(bundle: Bundle, sample: Sample) -> dict[str, int]:
 
 
 def _chosen(made: TierArtifact) -> dict[str, str]:
-    """What was chosen for a target, as its artifact records it."""
-    return {
-        name.removeprefix(CHOICE_PREFIX): value
-        for name, value in made.options.items()
-        if name.startswith(CHOICE_PREFIX)
-    }
+    """What was chosen for a target, as its artifact records it; what names values of the whole model is left out."""
+    free = get_target(made.target).describe().free_choices
+    chosen = {n.removeprefix(CHOICE_PREFIX): value for n, value in made.options.items() if n.startswith(CHOICE_PREFIX)}
+    return {name: value for name, value in chosen.items() if name not in free}
 
 
 def _parse(file: Path, weights: Path) -> ir.Model:

@@ -95,7 +95,8 @@ class Judge:
             verdict = target.supports(node)
             if off is not None and verdict.supported and verdict.unit == "accelerator":
                 verdict = off
-            why = verdict.reason if not verdict.supported else self._against(description, node)
+            against = self._against(description, node)
+            why = verdict.reason if not verdict.supported and not (self._open and against) else against
             if why is not None:
                 refused[node.name or ""] = why
             elif verdict.unit == "cpu":
@@ -108,10 +109,9 @@ class Judge:
             dims = tuple(value.shape) if value is not None and value.shape is not None else ()
             opened = next((dim for dim in dims if not isinstance(dim, int)), None)
             if description.static_shapes and opened is not None and value is not None:
-                several = f"; --choice {description.name}.{SHAPES_CHOICE}= lets it take several sizes"
-                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open" + (
-                    several if SHAPES_CHOICE in description.choices else ""
-                )
+                flexible = SHAPES_CHOICE in description.choices
+                todo = f"choose {description.name}.{SHAPES_CHOICE}" if flexible else "build it a bundle of one size"
+                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open; {todo}"
             if len(dims) > description.max_rank and value is not None:
                 return (
                     f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"

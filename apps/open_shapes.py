@@ -65,7 +65,7 @@ def shape_notes(deployment: Deployment, ground: "Groundwork", options: "BuildOpt
             off = get_target(name).describe().off_accelerator(options.choices.get(name, {}))
             if off is not None:
                 yield (
-                    f"plans count {name} on tier {tier.name} as beside the accelerator: {off.reason} "
+                    f"plans count {name} on tier {tier.name} as beside the accelerator: {off.reason.rstrip('.')} "
                     f"({off.source}, confidence {off.confidence})"
                 )
 

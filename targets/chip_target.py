@@ -34,7 +34,15 @@ from flagsplit.targets.onnx_engine import open_onnx
 from flagsplit.targets.open_parts import split_open
 from flagsplit.targets.open_sizes import OpenSizes, open_sizes
 from flagsplit.targets.part_samples import with_samples
-from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
+from flagsplit.targets.segment_table import (
+    TABLE_NAME,
+    ChipCall,
+    SegmentCalls,
+    SegmentTable,
+    StatefulCall,
+    TableTensor,
+    read_table,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +53,13 @@ class ChipArtifact:
         files: content by path, relative to the tier's folder of this target; or a file to copy it from.
         calls: for each segment, how its chip part is called.
         options: what `load_part` needs to know again.
+        stateful: for segments that have one, how the twin of the chip part is called that holds states.
     """
 
     files: Mapping[str, bytes | Path]
     calls: Mapping[str, ChipCall]
     options: Mapping[str, str] = field(default_factory=dict)
+    stateful: Mapping[str, StatefulCall] = field(default_factory=dict)
 
 
 class ChipTarget(ABC):
@@ -105,6 +115,7 @@ class ChipTarget(ABC):
                 before=list(before),
                 chip=made.calls.get(segment.id),
                 after=list(after),
+                stateful=made.stateful.get(segment.id),
             )
         entries = {name: calls.files[0] for name, calls in table.items()}
         files[TABLE_NAME] = SegmentTable(segments=table, dims=sizes.table()).to_json()

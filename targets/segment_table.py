@@ -78,6 +78,34 @@ class ChipCall(_Frozen):
     outputs: Annotated[list[ChipTensor], Field(max_length=100_000)]
 
 
+class StateTensor(_Frozen):
+    """A tensor that a program holds from run to run, zeros at first.
+
+    Attributes:
+        name: of the value of the graph that the program reads there.
+        becomes: of the value that it leaves there.
+        called: its name in the program.
+        dtype: NumPy element type that it is held in.
+        shape: its sizes.
+    """
+
+    name: _Name
+    becomes: _Name
+    called: _Name
+    dtype: Annotated[str, Field(max_length=64)]
+    shape: Annotated[list[_Size], Field(max_length=64)]
+
+
+class StatefulCall(ChipCall):
+    """A twin of a chip's program that holds some of its inputs as states: an app may run it, flagsplit's runtime never.
+
+    Attributes:
+        states: what it holds; they are neither inputs nor outputs.
+    """
+
+    states: Annotated[list[StateTensor], Field(max_length=100_000)]
+
+
 class SegmentCalls(_Frozen):
     """What runs a segment: `before`, `chip`, `after`, each on inputs of the segment and what was made before.
 
@@ -85,6 +113,7 @@ class SegmentCalls(_Frozen):
         inputs, outputs: of the segment.
         before, after: ONNX files that the host runs.
         chip: what the chip runs; missing if the host does all.
+        stateful: the same with states, for an app that runs all of the loop in which they change by itself.
     """
 
     inputs: Annotated[list[TableTensor], Field(max_length=100_000)]
@@ -92,6 +121,7 @@ class SegmentCalls(_Frozen):
     before: Annotated[list[_Name], Field(max_length=16)] = []
     chip: ChipCall | None = None
     after: Annotated[list[_Name], Field(max_length=16)] = []
+    stateful: StatefulCall | None = None
 
     @property
     def files(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from flagsplit.errors import BundleError, InputError
+from flagsplit.errors import BundleError, InputError, ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.border import program_names
@@ -29,13 +29,18 @@ class Decided:
 
     Attributes:
         in_fp32: nodes that stay in fp32 although fp16 was chosen, with the reason; "" stands for the whole part.
-        ends_fit: whether inputs and outputs fit fp16.
+        unfit: inputs and outputs that fp16 cannot hold.
         softened: constants that were masks, and are such that fp16 can hold.
     """
 
     in_fp32: Mapping[str, str]
-    ends_fit: bool = False
+    unfit: Sequence[str] = ()
     softened: Sequence[str] = ()
+
+    @property
+    def ends_fit(self) -> bool:
+        """Whether all inputs and outputs may be passed as fp16."""
+        return not self.unfit and "" not in self.in_fp32
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,9 @@ def lower_part(
     names = program_names(model)
     forget_names()
     program = build_program(model, names, opset=getattr(ct.target, choices.deployment))
+    lost = next((name for pair in (states or {}).items() for name in pair if name in decided.unfit), None)
+    if lost is not None:
+        raise ModelError(f"the state {lost!r} becomes larger than fp16 holds, which states are in; leave it out")
     hold_states(
         program, {names.get(before, before): names.get(after, after) for before, after in (states or {}).items()}
     )
@@ -95,7 +103,7 @@ def lower_part(
 
 def _decide(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, Array]]) -> Decided:
     """What stays in fp32; masks are made fit for fp16 first, in place."""
-    if choices.precision == "fp32" and choices.io == "fp32":
+    if choices.precision == "fp32" and choices.io == "fp32" and not choices.states:
         return Decided({})
     samples = samples or [random_inputs(model)]
     softened: tuple[str, ...] = ()
@@ -104,9 +112,9 @@ def _decide(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, Ar
             softened = soften_masks(model, samples)
         ranges = measure(model, samples)
     except (BundleError, InputError) as error:
-        return Decided({"": f"its range is not known, as it could not be run on samples: {error}"}, False, softened)
+        return Decided({"": f"its range is not known, as it could not be run on samples: {error}"}, (), softened)
     ends = (*model.graph.inputs, *model.graph.outputs)
-    ends_fit = not any(overflows(ranges[value.name or ""]) for value in ends if value.name in ranges)
+    unfit = tuple(value.name for value in ends if value.name in ranges and overflows(ranges[value.name]))
     if choices.precision == "fp32":
-        return Decided({}, ends_fit)
-    return Decided(nodes_in_fp32(model, ranges, careful=choices.precision == "mixed"), ends_fit, softened)
+        return Decided({}, unfit)
+    return Decided(nodes_in_fp32(model, ranges, careful=choices.precision == "mixed"), unfit, softened)

@@ -24,13 +24,15 @@ from flagsplit.targets.interface import (
 )
 from flagsplit.targets.mobile.coreml.ane_rules import AneRule, off_accelerator, rule_of
 from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
-from flagsplit.targets.mobile.coreml.choices import CHOICES, read_choices
+from flagsplit.targets.mobile.coreml.choices import CHOICES, FREE_CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
 from flagsplit.targets.mobile.coreml.flexible import lower_flexible
+from flagsplit.targets.mobile.coreml.lower_part import lower_part
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal
 from flagsplit.targets.mobile.coreml.package import PACKAGE, PackageWriter
 from flagsplit.targets.mobile.coreml.sdk import EXTRA, import_sdk
-from flagsplit.targets.segment_table import ChipCall
+from flagsplit.targets.mobile.coreml.states import states_of
+from flagsplit.targets.segment_table import ChipCall, StatefulCall, StateTensor
 
 
 class CoremlTarget(ChipTarget):
@@ -53,6 +55,7 @@ class CoremlTarget(ChipTarget):
             confidence="medium",
             extra=EXTRA,
             choices=CHOICES,
+            free_choices=FREE_CHOICES,
             beside={(SHAPES_CHOICE, "ranged"): _verdict("its shapes are ranged", rule_of("flexible"))},
         )
 
@@ -72,18 +75,25 @@ class CoremlTarget(ChipTarget):
         choices = read_choices(options.choices)
         ct = import_sdk()
         calls: dict[str, ChipCall] = {}
+        stateful: dict[str, StatefulCall] = {}
+        states = states_of(parts, choices.states)
         in_fp32: dict[str, Mapping[str, str]] = {}
         with tempfile.TemporaryDirectory(prefix="flagsplit-") as folder:
             writer = PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment)))
-            for part in parts:
+            for part, held in zip(parts, states, strict=True):
                 lowered = lower_flexible(part, choices)
                 name = function_name(part.segment)
                 calls[part.segment] = _call(name, part, lowered.names, writer.add(name, lowered.program))
+                if held:
+                    twin = lower_part(part, choices, held, lowered.decided)
+                    name = f"{name}_stateful"
+                    declared = writer.add(name, twin.program)
+                    stateful[part.segment] = _stateful_call(name, part, twin.names, declared, held)
                 if lowered.in_fp32:
                     in_fp32[part.segment] = lowered.in_fp32
             files = writer.files() if parts else {}
         said = {"in_fp32": json.dumps(in_fp32, sort_keys=True)} if in_fp32 else {}
-        return ChipArtifact(files, calls, {**vars(choices), **said})
+        return ChipArtifact(files, calls, {**vars(choices), **said}, stateful)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
         """Load one function; neither engine takes a number of threads, and the options say nothing that it needs."""
@@ -104,4 +114,30 @@ def _call(
         function=name,
         inputs=chip_tensors(graph.inputs, names, passed, part.open_shapes),
         outputs=chip_tensors(graph.outputs, names, passed, part.open_shapes),
+    )
+
+
+def _stateful_call(
+    name: str,
+    part: ChipPart,
+    names: Mapping[str, str],
+    passed: Mapping[str, tuple[str, tuple[int, ...]]],
+    held: Mapping[str, str],
+) -> StatefulCall:
+    graph = part.model.graph
+    states = []
+    for value in graph.inputs:
+        if value.name in held:
+            assert value.shape is not None
+            shape = [int(size) for size in value.shape.numpy()] or [1]
+            after = held[value.name]
+            states.append(
+                StateTensor(name=value.name, becomes=after, called=names[value.name], dtype="float16", shape=shape)
+            )
+    return StatefulCall(
+        file=PACKAGE,
+        function=name,
+        inputs=chip_tensors([each for each in graph.inputs if each.name not in held], names, passed, {}),
+        outputs=chip_tensors([each for each in graph.outputs if each.name not in held.values()], names, passed, {}),
+        states=states,
     )
