@@ -11,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from flagsplit.errors import ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.lower_part import LoweredPart, lower_part
-from flagsplit.targets.mobile.coreml.sdk import import_sdk, quiet
+from flagsplit.targets.mobile.coreml.reopen import reopened
+from flagsplit.targets.mobile.coreml.sdk import import_sdk
 
 
 def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
@@ -33,16 +31,12 @@ def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
     first = lower_part(part, choices)
     if not part.others:
         return first
-    open_at: dict[tuple[str, str], set[int]] = {}
-    for each in part.others:
-        other = lower_part(ChipPart(part.segment, each), choices, decided=first.decided)
-        for place, axes in _differences(first.program, other.program).items():
-            open_at.setdefault(place, set()).update(axes)
+    others = [lower_part(ChipPart(part.segment, each), choices, decided=first.decided) for each in part.others]
     names = [value.name or "" for value in part.model.graph.inputs]
     declared = (
         _listed(part, first.names, names) if choices.shapes == "enumerated" else _ranged(part, first.names, names)
     )
-    return replace(first, program=_reopened(first.program, declared, open_at, choices))
+    return replace(first, program=reopened([each.program for each in (first, *others)], declared, choices))
 
 
 def _listed(part: ChipPart, called: Mapping[str, str], names: Sequence[str]) -> list[Any]:
@@ -70,82 +64,3 @@ def _ranged(part: ChipPart, called: Mapping[str, str], names: Sequence[str]) -> 
             shape.append(known[dim] if isinstance(dim, str) else dim)
         made.append(ct.TensorType(called[name], shape=shape or (1,)))
     return made
-
-
-def _differences(one: Any, other: Any) -> dict[tuple[str, str], set[int]]:
-    """Where the constants of two programs differ: the axes, by operation and parameter.
-
-    Raises:
-        ModelError: they differ in more than sizes that a reshape is told.
-    """
-    found: dict[tuple[str, str], set[int]] = {}
-    pair = [list(each.functions["main"].operations) for each in (one, other)]
-    inner = next((each.name for each in pair[0] if each.blocks), "")
-    if inner:
-        raise ModelError(f"{inner!r} is a loop or a branch; give each size a function of its own")
-    if [each.op_type for each in pair[0]] != [each.op_type for each in pair[1]]:
-        raise ModelError("the program is another at another size; give each size a function of its own")
-    for here, there in zip(*pair, strict=True):
-        for name, var in here.inputs.items():
-            mine, others = (_constants(each) for each in (var, there.inputs[name]))
-            for left, right in zip(mine, others, strict=True):
-                if (
-                    left is None
-                    or right is None
-                    or np.array_equal(left, right, equal_nan=np.asarray(left).dtype.kind == "f")
-                ):
-                    continue
-                if here.op_type != "reshape" or name != "shape" or np.shape(left) != np.shape(right):
-                    raise ModelError(
-                        f"{here.op_type} {here.name!r} has another {name} at another size; "
-                        "give each size a function of its own"
-                    )
-                found[here.name, name] = set(np.flatnonzero(left != right).tolist())
-    return found
-
-
-def _constants(var: Any) -> list[Any]:
-    return [each.val for each in (var if isinstance(var, list | tuple) else [var])]
-
-
-def _reopened(
-    program: Any, types: Sequence[Any], open_sizes: Mapping[tuple[str, str], set[int]], choices: Choices
-) -> Any:
-    """The program once more, on inputs of open sizes."""
-    ct = import_sdk()
-    from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.mil import Function, Program
-
-    old = program.functions["main"]
-    taken = {
-        each.name: Builder.placeholder(each.shape.symbolic_shape, dtype=old.inputs[each.name].dtype) for each in types
-    }
-    made = Program()
-    with quiet(), Function(taken, opset_version=getattr(ct.target, choices.deployment)) as function:
-        known = {old.inputs[name]: var for name, var in function.inputs.items()}
-        for operation in old.operations:
-            _again(Builder, operation, known, open_sizes)
-        function.set_outputs([known[var] for var in old.outputs])
-    function.set_input_types(tuple(types))
-    made.add_function("main", function)
-    return made
-
-
-def _again(mb: Any, operation: Any, known: dict[Any, Any], open_sizes: Mapping[tuple[str, str], set[int]]) -> None:
-    given: dict[str, Any] = {}
-    for name, var in operation.inputs.items():
-        axes = open_sizes.get((operation.name, name), set())
-        if len(axes) > 1:
-            raise ModelError(
-                f"reshape {operation.name!r} depends on several sizes; give each size a function of its own"
-            )
-        if axes:
-            given[name] = np.array([-1 if at in axes else size for at, size in enumerate(var.val)], np.int32)
-        else:
-            given[name] = [known[each] for each in var] if isinstance(var, list | tuple) else known[var]
-    if operation.op_type == "const":
-        given = {"val": operation.outputs[0].val}
-    made = getattr(mb, operation.op_type)(**given, name=operation.name)
-    for before, after in zip(operation.outputs, made if isinstance(made, list | tuple) else [made], strict=True):
-        after.name = before.name
-        known[before] = after

@@ -127,12 +127,12 @@ def _stateful_call(
     graph = part.model.graph
     states = []
     for value in graph.inputs:
-        if value.name in held:
+        before = value.name or ""
+        if before in held:
             assert value.shape is not None
             shape = [int(size) for size in value.shape.numpy()] or [1]
-            after = held[value.name]
             states.append(
-                StateTensor(name=value.name, becomes=after, called=names[value.name], dtype="float16", shape=shape)
+                StateTensor(name=before, becomes=held[before], called=names[before], dtype="float16", shape=shape)
             )
     return StatefulCall(
         file=PACKAGE,

@@ -161,6 +161,54 @@ def test_sizes_that_follow_from_others(tmp_path: Path) -> None:
         built.loaded[1].run({"a": floats(1, 8, 26)})
 
 
+_HEADS = """g (float[B, T, 8] x) => (float[B, T, 8] y) {
+    h = Reshape(x, heads)
+    t = Transpose <perm = [0, 2, 1, 3]> (h)
+    k = Transpose <perm = [0, 2, 3, 1]> (h)
+    s = MatMul(t, k)
+    p = Softmax <axis = 3> (s)
+    v = MatMul(p, t)
+    u = Transpose <perm = [0, 2, 1, 3]> (v)
+    y = Reshape(u, back)
+}"""
+_SLICES = """g (float[1, 2, W] x)
+=> (float[1, 2, A] most, float[1, 2, 3] last, float[1, 2, B] odd, float[1, 2, W] turned) {
+    e = Exp(x)
+    most = Slice(e, one, minus_two, two)
+    last = Slice(e, minus_three, far, two)
+    odd = Slice(e, one, far, two, steps)
+    turned = Slice(e, far, minus_far, two, back)
+}"""
+_UP = """g (float[1, 2, H, W] x) => (float[1, 3, I, V] y) {
+    u = ConvTranspose <strides = [2, 2]> (x, w)
+    y = Relu(u)
+}"""
+
+
+@pytest.mark.slow
+def test_several_sizes_at_once(tmp_path: Path) -> None:
+    """A reshape of two open sizes takes those of its operand."""
+    weights = {"heads": np.array([0, 0, 2, 4]), "back": np.array([0, 0, 8])}
+    built = Built(tmp_path, parse(_HEADS, weights), _ranged({"B": (2, 5), "T": (3, 20)}, {"B": 4, "T": 7}))
+    for rows, length in ((2, 3), (4, 7), (3, 11), (5, 20)):
+        built.check({"B": rows, "T": length}, {"x": floats(rows, length, 8)}, 1e-5)
+
+
+def test_slices_that_count_from_the_end(tmp_path: Path) -> None:
+    bounds = {"one": 1, "two": 2, "minus_two": -2, "minus_three": -3, "far": 1 << 40, "minus_far": -(1 << 40)}
+    weights = {name: np.array([at]) for name, at in {**bounds, "steps": 2, "back": -1}.items()}
+    built = Built(tmp_path, parse(_SLICES, weights), _ranged({"W": (5, 30)}, {"W": 10}))
+    for width in (5, 6, 10, 21, 30):
+        built.check({"W": width}, {"x": floats(1, 2, width, seed=width)})
+
+
+def test_a_transposed_convolution(tmp_path: Path) -> None:
+    model = parse(_UP, {"w": floats(2, 3, 2, 2)})
+    built = Built(tmp_path, model, _ranged({"H": (4, 9), "W": (4, 9)}, {"H": 5, "W": 6}))
+    for height, width in ((4, 4), (7, 5), (9, 9)):
+        built.check({"H": height, "W": width}, {"x": floats(1, 2, height, width)})
+
+
 def test_what_is_another_program_at_another_size(tmp_path: Path) -> None:
     text = "g (float[N, W] x) => (float[N, W] y) { s = Shape(x) f = Cast <to = 1> (s) t = ReduceSum(f) y = Mul(x, t) }"
     with pytest.raises(ModelError, match="function of its own"):
