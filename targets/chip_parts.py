@@ -31,6 +31,7 @@ class ChipPart:
             node from an input; no output is a constant or an input. Large weights are shared with the whole model.
         samples: values of its inputs, one mapping for each sample that the build has.
         others: the same part at other sizes, for which its program has to hold too; empty where sizes are fixed.
+        telling: which of these, by position, show how the part depends on each symbol; those left out are in between.
         open_shapes: shapes of inputs and outputs by name, a symbol where a size is open; empty where all are fixed.
         all_shapes: by name, their shapes at all sizes that were asked for, or at the ends of their ranges.
     """
@@ -39,6 +40,7 @@ class ChipPart:
     model: ir.Model
     samples: Sequence[Mapping[str, Array]] = ()
     others: Sequence[ir.Model] = ()
+    telling: Sequence[int] = ()
     open_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     all_shapes: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)
 

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
+from flagsplit.targets.by_size import BySize
 from flagsplit.targets.chip_parts import ChipPart, SplitSegment, fixed_sizes
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
@@ -53,12 +54,14 @@ class ChipArtifact:
         files: content by path, relative to the tier's folder of this target; or a file to copy it from.
         calls: for each segment, how its chip part is called.
         options: what `load_part` needs to know again.
+        sized: for segments that have a program for each size, how these are called; the nominal one is in `calls` too.
         stateful: for segments that have one, how the twin of the chip part is called that holds states.
     """
 
     files: Mapping[str, bytes | Path]
     calls: Mapping[str, ChipCall]
     options: Mapping[str, str] = field(default_factory=dict)
+    sized: Mapping[str, Sequence[ChipCall]] = field(default_factory=dict)
     stateful: Mapping[str, StatefulCall] = field(default_factory=dict)
 
 
@@ -115,6 +118,7 @@ class ChipTarget(ABC):
                 before=list(before),
                 chip=made.calls.get(segment.id),
                 after=list(after),
+                sized=list(made.sized.get(segment.id, ())),
                 stateful=made.stateful.get(segment.id),
             )
         entries = {name: calls.files[0] for name, calls in table.items()}
@@ -140,7 +144,11 @@ class ChipTarget(ABC):
         for name in calls.before:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
         if calls.chip is not None:
-            yield self.load_part(artifact.inside(calls.chip.file), calls.chip, artifact.options, host)
+
+            def load(call: ChipCall) -> Executable:
+                return self.load_part(artifact.inside(call.file), call, artifact.options, host)
+
+            yield BySize(calls.sized, load) if calls.sized else load(calls.chip)
         for name in calls.after:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
 

@@ -26,7 +26,7 @@ def split_open(model: ir.Model, segments: Sequence[Segment], sizes: OpenSizes) -
     Raises:
         ModelError: a shape depends on data, or a segment is made up of other parts at another size.
     """
-    at = [0, *variations(sizes.dims)]
+    at = range(len(sizes.dims)) if sizes.shapes == "enumerated" else [0, *variations(sizes.dims)]
     splits = [split_segments(model, segments, sizes.types[each]) for each in at]
     for segment, *found in zip(segments, *splits, strict=True):
         yield found[0] if len(found) == 1 else _joined(model, segment, found, sizes)
@@ -57,6 +57,7 @@ def _open_part(part: ChipPart, splits: Sequence[SplitSegment], sizes: OpenSizes)
     return replace(
         part,
         others=tuple(split.chip.model for split in splits[1:] if split.chip is not None),
+        telling=[at - 1 for at in variations(sizes.dims)] if sizes.shapes == "enumerated" else range(len(splits) - 1),
         open_shapes={name: sizes.shape_of(name) for name in names},
         all_shapes={name: sizes.shapes_of(name) for name in names},
     )

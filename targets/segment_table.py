@@ -113,6 +113,8 @@ class SegmentCalls(_Frozen):
         inputs, outputs: of the segment.
         before, after: ONNX files that the host runs.
         chip: what the chip runs; missing if the host does all.
+        sized: where each size has a program of its own, all of them, `chip` among them: a request's is the one whose
+            inputs are of its shapes.
         stateful: the same with states, for an app that runs all of the loop in which they change by itself.
     """
 
@@ -121,6 +123,7 @@ class SegmentCalls(_Frozen):
     before: Annotated[list[_Name], Field(max_length=16)] = []
     chip: ChipCall | None = None
     after: Annotated[list[_Name], Field(max_length=16)] = []
+    sized: Annotated[list[ChipCall], Field(max_length=1024)] = []
     stateful: StatefulCall | None = None
 
     @property

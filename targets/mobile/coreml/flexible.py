@@ -7,14 +7,14 @@ they cost little; and a function of ranged shapes was seen to run beside the Neu
 (`flagsplit.targets.mobile.coreml.ane_rules`, "flexible").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.lower_part import LoweredPart, lower_part
-from flagsplit.targets.mobile.coreml.reopen import reopened
+from flagsplit.targets.mobile.coreml.reopen import SizesDifferError, reopened
 from flagsplit.targets.mobile.coreml.sdk import import_sdk
 
 
@@ -26,17 +26,41 @@ def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
         choices: of the build; what `shapes` says decides between a list and ranges.
 
     Raises:
-        ModelError: the part is another program at another size, or it cannot be lowered.
+        SizesDifferError: the part is another program at another size.
+        ModelError: it cannot be lowered.
     """
     first = lower_part(part, choices)
     if not part.others:
         return first
-    others = [lower_part(ChipPart(part.segment, each), choices, decided=first.decided) for each in part.others]
+    telling = [ChipPart(part.segment, part.others[at]) for at in part.telling]
+    others = [lower_part(each, choices, decided=first.decided) for each in telling]
     names = [value.name or "" for value in part.model.graph.inputs]
     declared = (
         _listed(part, first.names, names) if choices.shapes == "enumerated" else _ranged(part, first.names, names)
     )
     return replace(first, program=reopened([each.program for each in (first, *others)], declared, choices))
+
+
+def lower_each(part: ChipPart, choices: Choices) -> Iterator[tuple[ChipPart, LoweredPart]]:
+    """Lower a chip part once for each of its sizes, the nominal ones first; each in the same precision.
+
+    Raises:
+        SizesDifferError: its inputs do not tell which size a request has.
+        ModelError: it cannot be lowered.
+    """
+    takes = [value.name or "" for value in part.model.graph.inputs]
+    shapes = list(zip(*(part.all_shapes[name] for name in takes), strict=True))
+    if len(set(shapes)) < 1 + len(part.others):
+        raise SizesDifferError("it is another program at another size, and none of its inputs tells which size it is")
+    first = replace(part, others=(), open_shapes={})
+    lowered = lower_part(first, choices)
+    yield first, lowered
+    decided = lowered.decided
+    for model in part.others:
+        del lowered  # it holds weights of its own, and has been written
+        other = ChipPart(part.segment, model)
+        lowered = lower_part(other, choices, decided=decided)
+        yield other, lowered
 
 
 def _listed(part: ChipPart, called: Mapping[str, str], names: Sequence[str]) -> list[Any]:

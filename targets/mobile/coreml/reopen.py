@@ -17,6 +17,10 @@ _SAY = "give each size a function of its own"
 _Made = dict[str, Any]
 
 
+class SizesDifferError(ModelError):
+    """Raised where one program cannot be that of all sizes."""
+
+
 def reopened(programs: Sequence[Any], types: Sequence[Any], choices: Choices) -> Any:
     """One program that is each of some programs at its sizes.
 
@@ -26,7 +30,7 @@ def reopened(programs: Sequence[Any], types: Sequence[Any], choices: Choices) ->
         choices: of the build.
 
     Raises:
-        ModelError: one differs from the others in more than sizes.
+        SizesDifferError: one differs from the others in more than sizes.
     """
     ct = import_sdk()
     from coremltools.converters.mil import Builder
@@ -52,24 +56,24 @@ def _side_by_side(programs: Sequence[Any]) -> list[tuple[Any, ...]]:
     """The operations of all programs, those that are the same one together.
 
     Raises:
-        ModelError: the programs are of other operations, or on other values.
+        SizesDifferError: the programs are of other operations, or on other values.
     """
     functions = [each.functions["main"] for each in programs]
     lists = [list(each.operations) for each in functions]
     kinds = [[operation.op_type for operation in each] for each in lists]
     if any(each != kinds[0] for each in kinds):
-        raise ModelError(f"the program is another at another size; {_SAY}")
+        raise SizesDifferError(f"the program is another at another size; {_SAY}")
     alike = list(zip(*lists, strict=True))
     places = [{var: (name, 0) for name, var in each.inputs.items()} for each in functions]
     for at, operations in enumerate(alike):
         if operations[0].blocks:
-            raise ModelError(f"{operations[0].name!r} is a loop or a branch; {_SAY}")
+            raise SizesDifferError(f"{operations[0].name!r} is a loop or a branch; {_SAY}")
         read = [
             [(name, [place.get(var) for var in _listed(given)]) for name, given in operation.inputs.items()]
             for operation, place in zip(operations, places, strict=True)
         ]
         if any(each != read[0] for each in read):
-            raise ModelError(f"{operations[0].name!r} reads other values at another size; {_SAY}")
+            raise SizesDifferError(f"{operations[0].name!r} reads other values at another size; {_SAY}")
         for operation, place in zip(operations, places, strict=True):
             place.update({var: (str(at), index) for index, var in enumerate(operation.outputs)})
     return alike
@@ -90,7 +94,7 @@ def _again(mb: Any, operations: Sequence[Any], known: dict[Any, Any]) -> None:
         say = _WITHOUT_SIZES.get((first.op_type, name))
         more = None if say is None else say(mb, operations, given)
         if more is None:
-            raise ModelError(f"{first.op_type} {first.name!r} has another {name} at another size; {_SAY}")
+            raise SizesDifferError(f"{first.op_type} {first.name!r} has another {name} at another size; {_SAY}")
         given.update(more)
     made = getattr(mb, first.op_type)(**given, name=first.name)
     for before, after in zip(first.outputs, _listed(made), strict=True):

@@ -1,7 +1,8 @@
 """The target: chip parts become functions of one package, and are loaded by Core ML or emulated.
 
-What a node becomes is in `lowering`, the precision in `precision`, how the package is written in `package`. The
-package is `segments.mlpackage`; which function is which segment, and what it takes, is in `segments.json`.
+What a node becomes is in `lowering`, the precision in `precision`, which functions a segment has in `functions`, how
+the package is written in `package`. It is `segments.mlpackage`; which function is which segment, and what it takes, is
+in `segments.json`.
 """
 
 import json
@@ -23,16 +24,14 @@ from flagsplit.targets.interface import (
     TargetDescription,
 )
 from flagsplit.targets.mobile.coreml.ane_rules import AneRule, off_accelerator, rule_of
-from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
 from flagsplit.targets.mobile.coreml.choices import CHOICES, FREE_CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
-from flagsplit.targets.mobile.coreml.flexible import lower_flexible
-from flagsplit.targets.mobile.coreml.lower_part import lower_part
+from flagsplit.targets.mobile.coreml.functions import Functions
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal
-from flagsplit.targets.mobile.coreml.package import PACKAGE, PackageWriter
+from flagsplit.targets.mobile.coreml.package import PackageWriter
 from flagsplit.targets.mobile.coreml.sdk import EXTRA, import_sdk
 from flagsplit.targets.mobile.coreml.states import states_of
-from flagsplit.targets.segment_table import ChipCall, StatefulCall, StateTensor
+from flagsplit.targets.segment_table import ChipCall
 
 
 class CoremlTarget(ChipTarget):
@@ -74,26 +73,15 @@ class CoremlTarget(ChipTarget):
         """One package with a function for each part."""
         choices = read_choices(options.choices)
         ct = import_sdk()
-        calls: dict[str, ChipCall] = {}
-        stateful: dict[str, StatefulCall] = {}
         states = states_of(parts, choices.states)
-        in_fp32: dict[str, Mapping[str, str]] = {}
         with tempfile.TemporaryDirectory(prefix="flagsplit-") as folder:
-            writer = PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment)))
+            made = Functions(PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment))), choices)
             for part, held in zip(parts, states, strict=True):
-                lowered = lower_flexible(part, choices)
-                name = function_name(part.segment)
-                calls[part.segment] = _call(name, part, lowered.names, writer.add(name, lowered.program))
-                if held:
-                    twin = lower_part(part, choices, held, lowered.decided)
-                    name = f"{name}_stateful"
-                    declared = writer.add(name, twin.program)
-                    stateful[part.segment] = _stateful_call(name, part, twin.names, declared, held)
-                if lowered.in_fp32:
-                    in_fp32[part.segment] = lowered.in_fp32
-            files = writer.files() if parts else {}
-        said = {"in_fp32": json.dumps(in_fp32, sort_keys=True)} if in_fp32 else {}
-        return ChipArtifact(files, calls, {**vars(choices), **said}, stateful)
+                made.add(part, held)
+            files = made.writer.files() if parts else {}
+        said = {"in_fp32": made.in_fp32, "by_size": made.by_size}
+        told = {name: json.dumps(reasons, sort_keys=True) for name, reasons in said.items() if reasons}
+        return ChipArtifact(files, made.calls, {**vars(choices), **told}, made.sized, made.stateful)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
         """Load one function; neither engine takes a number of threads, and the options say nothing that it needs."""
@@ -103,41 +91,3 @@ class CoremlTarget(ChipTarget):
 
 def _verdict(why: str, rule: AneRule) -> SupportVerdict:
     return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
-
-
-def _call(
-    name: str, part: ChipPart, names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> ChipCall:
-    graph = part.model.graph
-    return ChipCall(
-        file=PACKAGE,
-        function=name,
-        inputs=chip_tensors(graph.inputs, names, passed, part.open_shapes),
-        outputs=chip_tensors(graph.outputs, names, passed, part.open_shapes),
-    )
-
-
-def _stateful_call(
-    name: str,
-    part: ChipPart,
-    names: Mapping[str, str],
-    passed: Mapping[str, tuple[str, tuple[int, ...]]],
-    held: Mapping[str, str],
-) -> StatefulCall:
-    graph = part.model.graph
-    states = []
-    for value in graph.inputs:
-        before = value.name or ""
-        if before in held:
-            assert value.shape is not None
-            shape = [int(size) for size in value.shape.numpy()] or [1]
-            states.append(
-                StateTensor(name=before, becomes=held[before], called=names[before], dtype="float16", shape=shape)
-            )
-    return StatefulCall(
-        file=PACKAGE,
-        function=name,
-        inputs=chip_tensors([each for each in graph.inputs if each.name not in held], names, passed, {}),
-        outputs=chip_tensors([each for each in graph.outputs if each.name not in held.values()], names, passed, {}),
-        states=states,
-    )

@@ -1,5 +1,6 @@
 """Artifacts of several sizes, as a build makes them, at sizes they were not lowered at, against the model itself."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -67,10 +68,17 @@ class Built:
         self.model = model
         self.segments = [segment_of(model, [nodes[at] for at in part]) for part in parts or [range(len(nodes))]]
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         stored = CoremlTarget().compile(model, self.segments, options).store(folder, folder / "weights.bin")
         self.loaded: list[Executable] = [
             CoremlTarget().load(stored, segment.id, LoadOptions(threads=1)) for segment in self.segments
         ]
+
+        self.options = stored.options
+
+    @property
+    def weights_bytes(self) -> int:
+        return (self.folder / "segments.mlpackage/Data/com.apple.CoreML/weights/weight.bin").stat().st_size
 
     @property
     def table(self) -> SegmentTable:
@@ -228,3 +236,58 @@ def test_sizes_that_nobody_asks_for_stay_fixed(tmp_path: Path) -> None:
     built.check({"W": 4}, {"x": floats(1, 4, 4)})
     assert built.loaded[0].inputs[0].shape == (1, 4, 4)
     assert not built.table.dims
+
+
+_POSITIONS = """g (int64[1, T] ids, float[1, T, 8] x) => (float[1, T, 8] y) {
+    s = Shape(x)
+    t = Slice(s, one, two)
+    p = Slice(table, zero, t, zero)
+    u = Unsqueeze(p, zero)
+    e = Gather(words, ids)
+    a = Add(e, u)
+    b = MatMul(a, w)
+    c = Add(b, x)
+    y = Softmax <axis = 2> (c)
+}"""
+
+
+def _positions() -> ir.Model:
+    """A table of positions that is cut to the length: other constants at each size."""
+    bounds = {name: np.array([at]) for at, name in enumerate(("zero", "one", "two"))}
+    tables = {"table": floats(64, 8, seed=1), "words": floats(50, 8, seed=2), "w": floats(8, 8, seed=3)}
+    return parse(_POSITIONS, {**bounds, **tables})
+
+
+def _tokens(length: int) -> dict[str, Array]:
+    ids = np.random.default_rng(length).integers(0, 50, (1, length))
+    return {"ids": ids, "x": floats(1, length, 8, seed=length)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 4])
+def test_a_function_for_each_size_where_one_cannot_be_of_all(tmp_path: Path, cut: int) -> None:
+    model = _positions()
+    options = CompileOptions(dims={"T": 12}, listed={"T": (5, 12, 20)}, choices={"shapes": "enumerated", **EXACT})
+    parts = [part for part in (range(cut), range(cut, len(model.graph))) if part]
+    built = Built(tmp_path, model, options, parts)
+    for length in (5, 12, 20):
+        built.check({"T": length}, _tokens(length))
+    last = built.table.segments[built.segments[-1].id]
+    assert last.chip is not None
+    assert last.sized[0] == last.chip
+    assert [call.function for call in last.sized] == [last.chip.function + end for end in ("", "_size1", "_size2")]
+    assert {"T"} == {tensor.shape[1] for tensor in last.inputs if tensor.name in ("ids", "x")}
+    assert "has another" in json.loads(built.options["by_size"])[built.segments[-1].id]
+    given = {
+        name: array for name, array in _tokens(13).items() if name in {spec.name for spec in built.loaded[-1].inputs}
+    }
+    if not cut:
+        with pytest.raises(InputError, match=r"came .*13"):
+            built.loaded[-1].run(given)
+        one = Built(tmp_path / "one", model, CompileOptions(dims={"T": 12}, choices=EXACT))
+        assert built.weights_bytes <= one.weights_bytes + 4096, "each weight once"
+
+
+def test_a_range_has_one_function(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="another y at another size; give each size a function of its own"):
+        Built(tmp_path, _positions(), _ranged({"T": (5, 20)}, {"T": 12}))
