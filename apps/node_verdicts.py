@@ -109,14 +109,19 @@ class Judge:
             dims = tuple(value.shape) if value is not None and value.shape is not None else ()
             opened = next((dim for dim in dims if not isinstance(dim, int)), None)
             if description.static_shapes and opened is not None and value is not None:
-                flexible = SHAPES_CHOICE in description.choices
-                todo = f"choose {description.name}.{SHAPES_CHOICE}" if flexible else "build it a bundle of one size"
-                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open; {todo}"
+                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open" + (
+                    self._todo(description) if self._open else ""
+                )
             if len(dims) > description.max_rank and value is not None:
                 return (
                     f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"
                 )
         return None
+
+    @staticmethod
+    def _todo(description: TargetDescription) -> str:
+        flexible = SHAPES_CHOICE in description.choices
+        return f"; choose {description.name}.{SHAPES_CHOICE}" if flexible else "; build it a bundle of one size"
 
 
 def first_reason(block: Block, verdicts: Sequence[NodeVerdicts]) -> str | None:

@@ -17,7 +17,7 @@ from flagsplit import flagir
 from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
 from flagsplit.targets.by_size import BySize
-from flagsplit.targets.chip_parts import ChipPart, SplitSegment, fixed_sizes
+from flagsplit.targets.chip_parts import ChipPart, SplitSegment
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
     Array,
@@ -25,7 +25,6 @@ from flagsplit.targets.interface import (
     CompileOptions,
     Executable,
     LoadOptions,
-    Shapes,
     StoredArtifact,
     SupportVerdict,
     TargetDescription,
@@ -33,7 +32,7 @@ from flagsplit.targets.interface import (
 )
 from flagsplit.targets.onnx_engine import open_onnx
 from flagsplit.targets.open_parts import split_open
-from flagsplit.targets.open_sizes import OpenSizes, open_sizes
+from flagsplit.targets.open_sizes import OpenSizes, sizes_to_build_for
 from flagsplit.targets.part_samples import with_samples
 from flagsplit.targets.segment_table import (
     TABLE_NAME,
@@ -185,21 +184,6 @@ class PartsInTurn:
     def close(self) -> None:
         for part in self._parts:
             part.close()
-
-
-def sizes_to_build_for(
-    shapes: Shapes, model: ir.Model, segments: Sequence[Segment], options: CompileOptions
-) -> OpenSizes:
-    """What the sizes decide that a target is to compile for.
-
-    Args:
-        shapes: what the target takes.
-        model: the canonical model.
-        segments: of that model.
-        options: with the sizes.
-    """
-    dims = open_sizes(options, shapes)
-    return OpenSizes(shapes if len(dims) > 1 else "fixed", dims, [fixed_sizes(model, each, segments) for each in dims])
 
 
 def _table_tensor(name: str, sizes: OpenSizes) -> TableTensor:

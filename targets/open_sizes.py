@@ -5,11 +5,16 @@ differs, its dimension is open, and gets the name of the symbol that it is as lo
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+import onnx_ir as ir
+
 from flagsplit.errors import ModelError
-from flagsplit.targets.chip_parts import FixedSizes
+from flagsplit.flagir import Segment
+from flagsplit.targets.chip_parts import FixedSizes, fixed_sizes
 from flagsplit.targets.interface import CompileOptions, Shapes
 from flagsplit.targets.segment_table import OpenDim
 
@@ -17,16 +22,50 @@ MOST_SHAPES = 128
 """How many combinations of listed sizes there may be."""
 
 
-def open_sizes(options: CompileOptions, shapes: Shapes) -> list[dict[str, int]]:
-    """The sizes of all symbols that a program is to be for, the nominal ones first; those alone where all are fixed.
+_MOST_TOLD = 8
+"""At how many sizes of a symbol programs are compared."""
+
+
+def sizes_to_build_for(
+    shapes: Shapes, model: ir.Model, segments: Sequence[Segment], options: CompileOptions
+) -> "OpenSizes":
+    """What the sizes decide that a target is to compile for.
 
     Args:
-        options: with the nominal sizes, ranges and lists.
         shapes: what the target takes.
+        model: the canonical model; it stays as it is.
+        segments: of that model.
+        options: with the nominal sizes, ranges and lists.
 
     Raises:
-        ModelError: there are more than `MOST_SHAPES` combinations of listed sizes.
+        ModelError: there are more than `MOST_SHAPES` combinations of listed sizes, or the model is none at a size.
     """
+    dims = _asked(options, shapes)
+    types = [fixed_sizes(model, each, segments) for each in dims]
+    for each in _between(options) if shapes == "ranged" else ():
+        if each not in dims:
+            with suppress(ModelError):  # requests of a size at which the graph contradicts itself fail anywhere
+                types.append(fixed_sizes(model, each, segments))
+                dims.append(each)
+    return OpenSizes(shapes if len(dims) > 1 else "fixed", dims, types)
+
+
+def _between(options: CompileOptions) -> Iterator[dict[str, int]]:
+    """Sizes inside of ranges: after as many halvings as may be, or a third, their remainders are all that there are.
+
+    Paddings depend on such remainders, so programs that agree at the ends of a range could differ between them.
+    """
+    for name, (low, high) in options.ranges.items():
+        sizes = list(range(low, high + 1)) if high - low < _MOST_TOLD else []
+        for modulus in (96, 32, 8, 4):
+            middle = max(options.dims[name] // modulus, low // modulus + 1) * modulus
+            if not sizes and low < middle < high:
+                sizes = [middle - 1, middle, middle + 1]
+        yield from ({**options.dims, name: size} for size in sizes)
+
+
+def _asked(options: CompileOptions, shapes: Shapes) -> list[dict[str, int]]:
+    """The sizes of all symbols that a program is to be for, the nominal ones first; those alone where all are fixed."""
     nominal = dict(options.dims)
     found = [nominal]
     if shapes == "enumerated":
@@ -45,7 +84,7 @@ def open_sizes(options: CompileOptions, shapes: Shapes) -> list[dict[str, int]]:
 
 
 def variations(sizes: Sequence[Mapping[str, int]]) -> list[int]:
-    """Which of the sizes show how the program depends on each symbol: those with its least, and its greatest size.
+    """Which of the sizes show how a program depends on each symbol: those where only it is another, if they are few.
 
     Args:
         sizes: the nominal ones first.
@@ -57,7 +96,8 @@ def variations(sizes: Sequence[Mapping[str, int]]) -> list[int]:
     for name, size in nominal.items():
         alone = [at for at, each in enumerate(sizes) if all(each[k] == v for k, v in nominal.items() if k != name)]
         alone.sort(key=lambda at: sizes[at][name])
-        found.update({at: None for at in (alone[0], alone[-1]) if sizes[at][name] != size})
+        picked = {round(at) for at in np.linspace(0, len(alone) - 1, min(len(alone), _MOST_TOLD))}
+        found.update({alone[at]: None for at in sorted(picked) if sizes[alone[at]][name] != size})
     return list(found)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from flagsplit.errors import ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
 from flagsplit.targets.mobile.coreml.choices import Choices
@@ -44,7 +45,10 @@ class Functions:
             lowered = lower_flexible(part, self._choices)
         except SizesDifferError as error:
             if self._choices.shapes != "enumerated":
-                raise
+                advice = (
+                    "no function is of a range then; list sizes, --dim SYMBOL=SIZE,SIZE, for coreml.shapes=enumerated"
+                )
+                raise ModelError(f"{error}; {advice}") from error
             self.by_size[part.segment] = str(error)
             self._add_each(name, part)
             return

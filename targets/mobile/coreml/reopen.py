@@ -13,7 +13,6 @@ from flagsplit.errors import ModelError
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.sdk import import_sdk, quiet
 
-_SAY = "give each size a function of its own"
 _Made = dict[str, Any]
 
 
@@ -62,18 +61,18 @@ def _side_by_side(programs: Sequence[Any]) -> list[tuple[Any, ...]]:
     lists = [list(each.operations) for each in functions]
     kinds = [[operation.op_type for operation in each] for each in lists]
     if any(each != kinds[0] for each in kinds):
-        raise SizesDifferError(f"the program is another at another size; {_SAY}")
+        raise SizesDifferError("the program is another at another size")
     alike = list(zip(*lists, strict=True))
     places = [{var: (name, 0) for name, var in each.inputs.items()} for each in functions]
     for at, operations in enumerate(alike):
         if operations[0].blocks:
-            raise SizesDifferError(f"{operations[0].name!r} is a loop or a branch; {_SAY}")
+            raise SizesDifferError(f"{operations[0].name!r} is a loop or a branch")
         read = [
             [(name, [place.get(var) for var in _listed(given)]) for name, given in operation.inputs.items()]
             for operation, place in zip(operations, places, strict=True)
         ]
         if any(each != read[0] for each in read):
-            raise SizesDifferError(f"{operations[0].name!r} reads other values at another size; {_SAY}")
+            raise SizesDifferError(f"{operations[0].name!r} reads other values at another size")
         for operation, place in zip(operations, places, strict=True):
             place.update({var: (str(at), index) for index, var in enumerate(operation.outputs)})
     return alike
@@ -94,7 +93,7 @@ def _again(mb: Any, operations: Sequence[Any], known: dict[Any, Any]) -> None:
         say = _WITHOUT_SIZES.get((first.op_type, name))
         more = None if say is None else say(mb, operations, given)
         if more is None:
-            raise SizesDifferError(f"{first.op_type} {first.name!r} has another {name} at another size; {_SAY}")
+            raise SizesDifferError(f"{first.op_type} {first.name!r} has another {name} at another size")
         given.update(more)
     made = getattr(mb, first.op_type)(**given, name=first.name)
     for before, after in zip(first.outputs, _listed(made), strict=True):

@@ -219,7 +219,7 @@ def test_a_transposed_convolution(tmp_path: Path) -> None:
 
 def test_what_is_another_program_at_another_size(tmp_path: Path) -> None:
     text = "g (float[N, W] x) => (float[N, W] y) { s = Shape(x) f = Cast <to = 1> (s) t = ReduceSum(f) y = Mul(x, t) }"
-    with pytest.raises(ModelError, match="function of its own"):
+    with pytest.raises(ModelError, match="another y at another size; no function is of a range"):
         Built(tmp_path, parse(text), _ranged({"W": (1, 9)}, {"N": 1, "W": 4}))
 
 
@@ -289,5 +289,28 @@ def test_a_function_for_each_size_where_one_cannot_be_of_all(tmp_path: Path, cut
 
 
 def test_a_range_has_one_function(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="another y at another size; give each size a function of its own"):
+    with pytest.raises(ModelError, match="another y at another size; no function is of a range"):
         Built(tmp_path, _positions(), _ranged({"T": (5, 20)}, {"T": 12}))
+
+
+_SAME = """g (float[1, 2, W] x) => (float[1, 2, V] y) {
+    c = Conv <auto_pad = "SAME_UPPER", strides = [2]> (x, w)
+    y = Relu(c)
+}"""
+
+
+@pytest.mark.parametrize("ends", [(8, 64), (96, 400), (10, 14)])
+def test_a_padding_that_follows_from_what_is_left(tmp_path: Path, ends: tuple[int, int]) -> None:
+    """At the ends and by default all sizes are even, and padded alike; between them they are not."""
+    model = parse(_SAME, {"w": floats(2, 2, 3)})
+    with pytest.raises(ModelError, match="another pad at another size"):
+        Built(tmp_path, model, _ranged({"W": ends}, {"W": ends[0] + 2}))
+
+
+@pytest.mark.slow
+def test_listed_sizes_that_are_padded_in_other_ways(tmp_path: Path) -> None:
+    model = parse(_SAME, {"w": floats(2, 2, 3)})
+    options = CompileOptions(dims={"W": 8}, listed={"W": (8, 9, 16)}, choices={"shapes": "enumerated", **EXACT})
+    built = Built(tmp_path, model, options)
+    for width in (8, 9, 16):
+        built.check({"W": width}, {"x": floats(1, 2, width)})
