@@ -224,6 +224,17 @@ def test_a_state_that_fp16_cannot_hold(tmp_path: Path) -> None:
         CoremlTarget().compile(model, [segment], options)
 
 
+def test_a_state_of_a_half_precision_graph(tmp_path: Path) -> None:
+    """There is nothing to convert."""
+    model = parse("g (float16[4] x, float16[4] s) => (float16[4] y, float16[4] t) { y = Mul(x, s) t = Add(x, s) }")
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    artifact = CoremlTarget().compile(model, [segment], CompileOptions(choices={"states": "s:t"}))
+    kept = open_stateful(artifact.store(tmp_path, tmp_path / "weights.bin"), segment.id, HOST)
+    x = np.arange(4, dtype=np.float16)
+    for times in range(3):
+        np.testing.assert_array_equal(kept.run({"x": x})["y"], x * x * times)
+
+
 def test_states_are_of_fixed_shapes() -> None:
     with pytest.raises(ConfigError, match="not both"):
         read_choices({"states": "auto", "shapes": "ranged"})
