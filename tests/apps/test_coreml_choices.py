@@ -253,3 +253,25 @@ def test_a_list_in_a_bundle(attention: Path, tmp_path: Path) -> None:
             session.run(_x(3))
     with pytest.raises(ConfigError, match="none of its sizes"):
         flagsplit.build(attention, "phone", tmp_path / "none.flagsplit", listed={"T": [4, 2]}, dims={"T": 3})
+
+
+@pytest.mark.slow
+def test_a_range_across_a_cut(attention: Path, tmp_path: Path) -> None:
+    """The boundary tensor is as long as the request, and the cloud takes it from there."""
+    flagsplit.build(
+        attention,
+        "phone,cloud",
+        tmp_path / "cut.flagsplit",
+        sla={"use_tiers": ["phone", "cloud"]},
+        targets={"phone": ["coreml"]},
+        choices={"coreml": {"shapes": "ranged", "precision": "fp32"}},
+        ranges={"T": (2, 300)},
+        dims={"T": 24},
+    )
+    bundle = flagsplit.open(tmp_path / "cut.flagsplit")
+    assert any(set(plan.used_tiers) == {0, 1} for plan in bundle.plans.pool.plans)
+    with flagsplit.connect(bundle, run_targets={"phone": "coreml"}) as session:
+        for length in (2, 24, 131):
+            answer = session.run(_x(length))
+            assert [tier.tier for tier in answer.report.tiers if tier.segments] == ["phone", "cloud"]
+            _assert_near(answer["y"], answers_of(attention, _x(length))["y"], 1e-5)
