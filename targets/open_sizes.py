@@ -58,7 +58,7 @@ def _between(options: CompileOptions) -> Iterator[dict[str, int]]:
     for name, (low, high) in options.ranges.items():
         sizes = list(range(low, high + 1)) if high - low < _MOST_TOLD else []
         for modulus in (96, 32, 8, 4):
-            middle = max(options.dims[name] // modulus, low // modulus + 1) * modulus
+            middle = min(max(options.dims[name], low + modulus), high - 1) // modulus * modulus
             if not sizes and low < middle < high:
                 sizes = [middle - 1, middle, middle + 1]
         yield from ({**options.dims, name: size} for size in sizes)

@@ -299,12 +299,13 @@ _SAME = """g (float[1, 2, W] x) => (float[1, 2, V] y) {
 }"""
 
 
-@pytest.mark.parametrize("ends", [(8, 64), (96, 400), (10, 14)])
-def test_a_padding_that_follows_from_what_is_left(tmp_path: Path, ends: tuple[int, int]) -> None:
+@pytest.mark.parametrize("ends", [(8, 64), (96, 400), (10, 14), (96, 960), (8, 16)])
+@pytest.mark.parametrize("nominal", [0, 2, -1])
+def test_a_padding_that_follows_from_what_is_left(tmp_path: Path, ends: tuple[int, int], nominal: int) -> None:
     """At the ends and by default all sizes are even, and padded alike; between them they are not."""
     model = parse(_SAME, {"w": floats(2, 2, 3)})
     with pytest.raises(ModelError, match="another pad at another size"):
-        Built(tmp_path, model, _ranged({"W": ends}, {"W": ends[0] + 2}))
+        Built(tmp_path, model, _ranged({"W": ends}, {"W": ends[1] if nominal < 0 else ends[0] + nominal}))
 
 
 @pytest.mark.slow
