@@ -14,9 +14,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flagsplit import flagir
-from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
-from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
+from flagsplit.flagir.atoms import Chains, atoms_of
+from flagsplit.targets.by_size import BySize
+from flagsplit.targets.chip_parts import ChipPart, SplitSegment
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
     Array,
@@ -30,8 +31,18 @@ from flagsplit.targets.interface import (
     TensorSpec,
 )
 from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.open_parts import split_open
+from flagsplit.targets.open_sizes import OpenSizes, sizes_to_build_for
 from flagsplit.targets.part_samples import with_samples
-from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
+from flagsplit.targets.segment_table import (
+    TABLE_NAME,
+    ChipCall,
+    SegmentCalls,
+    SegmentTable,
+    StatefulCall,
+    TableTensor,
+    read_table,
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +53,15 @@ class ChipArtifact:
         files: content by path, relative to the tier's folder of this target; or a file to copy it from.
         calls: for each segment, how its chip part is called.
         options: what `load_part` needs to know again.
+        sized: for segments that have a program for each size, how these are called; the nominal one is in `calls` too.
+        stateful: for segments that have one, how the twin of the chip part is called that holds states.
     """
 
     files: Mapping[str, bytes | Path]
     calls: Mapping[str, ChipCall]
     options: Mapping[str, str] = field(default_factory=dict)
+    sized: Mapping[str, Sequence[ChipCall]] = field(default_factory=dict)
+    stateful: Mapping[str, StatefulCall] = field(default_factory=dict)
 
 
 class ChipTarget(ABC):
@@ -84,15 +99,26 @@ class ChipTarget(ABC):
             ConfigError: the SDK is not installed.
         """
 
+    def in_pieces(self, options: CompileOptions) -> bool:  # noqa: ARG002 for those who override it
+        """Whether what several segments have in common is compiled as pieces of its own, which they run in turn.
+
+        For a compiler that stores equal weights once for each program.
+        """
+        return False
+
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
-        sizes = fixed_sizes(model, options.dims, segments)
-        splits = list(split_segments(model, segments, sizes))
+        divided = self.in_pieces(options) and len(segments) > 1
+        chains = atoms_of(model, segments, {}) if divided else {each.id: (each,) for each in segments}
+        pieces = list({piece.id: piece for chain in chains.values() for piece in chain}.values())
+        shapes = self.describe().shapes(options.choices)
+        sizes = sizes_to_build_for(shapes, model, [*segments, *pieces], options)
+        splits = list(split_open(model, pieces, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)
         table: dict[str, SegmentCalls] = {}
-        for segment, split in zip(segments, splits, strict=True):
+        for segment, split in zip(pieces, splits, strict=True):
             before, after = _host_files(split)
             files.update(before)
             files.update(after)
@@ -102,23 +128,26 @@ class ChipTarget(ABC):
                 before=list(before),
                 chip=made.calls.get(segment.id),
                 after=list(after),
+                sized=list(made.sized.get(segment.id, ())),
+                stateful=made.stateful.get(segment.id),
             )
-        entries = {name: calls.files[0] for name, calls in table.items()}
-        files[TABLE_NAME] = SegmentTable(segments=table).to_json()
+        table |= _calls_in_turn(segments, chains, sizes)
+        entries = {segment.id: table[chains[segment.id][0].id].files[0] for segment in segments}
+        files[TABLE_NAME] = SegmentTable(segments=table, dims=sizes.table()).to_json()
         chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
         return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
 
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment, the host's parts included; see `Target.load`."""
         artifact.entry(segment)
-        calls = read_table(artifact.folder / TABLE_NAME).segments.get(segment)
-        if calls is None:
-            raise BundleError(f"{TABLE_NAME} does not tell of segment {segment!r}; build the bundle again")
+        table = read_table(artifact.folder / TABLE_NAME)
+        calls = table.calls_of(segment)
         with ExitStack() as opened:
             parts: list[Executable] = []
-            for part in self._open(artifact, calls, host):
-                opened.callback(part.close)
-                parts.append(part)
+            for piece in table.pieces_of(calls):
+                for part in self._open(artifact, piece, host):
+                    opened.callback(part.close)
+                    parts.append(part)
             opened.pop_all()
         return PartsInTurn(parts, [spec.to_spec() for spec in calls.inputs], [spec.to_spec() for spec in calls.outputs])
 
@@ -126,7 +155,11 @@ class ChipTarget(ABC):
         for name in calls.before:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
         if calls.chip is not None:
-            yield self.load_part(artifact.inside(calls.chip.file), calls.chip, artifact.options, host)
+
+            def load(call: ChipCall) -> Executable:
+                return self.load_part(artifact.inside(call.file), call, artifact.options, host)
+
+            yield BySize(calls.sized, load) if calls.sized else load(calls.chip)
         for name in calls.after:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
 
@@ -165,10 +198,22 @@ class PartsInTurn:
             part.close()
 
 
-def _table_tensor(name: str, sizes: FixedSizes) -> TableTensor:
-    kind = sizes.types[name]
-    shape = [f"d{at}" for at in range(len(kind.shape))] if name in sizes.opened else kind.shape
-    return TableTensor(name=name, dtype=kind.dtype.numpy().name, shape=list(shape))
+def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: OpenSizes) -> dict[str, SegmentCalls]:
+    """The calls of the segments that are several pieces."""
+    return {
+        segment.id: SegmentCalls(
+            inputs=[_table_tensor(name, sizes) for name in segment.inputs],
+            outputs=[_table_tensor(name, sizes) for name in segment.outputs],
+            pieces=[piece.id for piece in chains[segment.id]],
+        )
+        for segment in segments
+        if len(chains[segment.id]) > 1
+    }
+
+
+def _table_tensor(name: str, sizes: OpenSizes) -> TableTensor:
+    dtype = sizes.types[0].types[name].dtype
+    return TableTensor(name=name, dtype=dtype.numpy().name, shape=sizes.shape_of(name))
 
 
 def _host_files(split: SplitSegment) -> tuple[dict[str, bytes], dict[str, bytes]]:

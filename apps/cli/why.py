@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import onnx_ir as ir
 import typer
 
-from flagsplit.apps.cli.options import shapes, sizes
-from flagsplit.apps.cli.output import console, print_json, say, table
+from flagsplit.apps.cli.options import CHOICE_HELP, choices, shapes, sizes
+from flagsplit.apps.cli.output import console, print_json, say, size_text, table
 from flagsplit.apps.models import canonical_graph
 from flagsplit.apps.node_verdicts import Judge
 from flagsplit.errors import InputError, PolicyError
@@ -25,6 +25,7 @@ def command(
     ] = "",
     target: Annotated[str, typer.Option(help="Targets, with commas between; all by default.")] = "",
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -32,7 +33,7 @@ def command(
     graph, nominal = canonical_graph(model)
     skeleton = Skeleton(graph)
     given = {**nominal, **dims_of_shapes(skeleton, shapes("--shape", shape)), **sizes("--dim", dim)}
-    judge = Judge(graph, nominal_dims(skeleton, given), {})
+    judge = Judge(graph, nominal_dims(skeleton, given), {}, choices(choice))
     names = _targets(target)
     nodes = _nodes(graph, node)
     rows = [row for row in _rows(judge, nodes, names) if node or row["runs"] != "accelerator"]
@@ -43,10 +44,15 @@ def command(
     if not rows:
         say(out, f"all {len(nodes)} nodes run on the accelerators of {', '.join(names)}")
         return
-    cells = [(row["node"], row["operator"], row["target"], row["runs"], row["why"]) for row in rows[:_MOST_ROWS]]
+    cells = [(row["node"], row["operator"], row["target"], row["runs"], _reason(row)) for row in rows[:_MOST_ROWS]]
     out.print(table(f"{len(nodes)} nodes", ("node", "operator", "target", "runs on", "why"), cells, left=5))
     if len(rows) > _MOST_ROWS:
         say(out, f"and {len(rows) - _MOST_ROWS} more; name a node or an operator, or take --json")
+
+
+def _reason(row: dict[str, Any]) -> str:
+    extra = row["extra_bytes"]
+    return f"{row['why']} Plans count {size_text(extra)} moved beside." if extra else row["why"]
 
 
 def _targets(text: str) -> list[str]:
@@ -74,6 +80,7 @@ def _rows(judge: Judge, nodes: Sequence[ir.Node], targets: Sequence[str]) -> Ite
                 "target": target,
                 "runs": verdict.unit if verdict.supported else "nowhere",
                 "why": verdict.reason,
+                "extra_bytes": round(sum(verdict.extra_bytes.values())),
                 "source": verdict.source,
                 "confidence": verdict.confidence,
             }
