@@ -49,6 +49,7 @@ class TargetDescription:
         choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
         free_choices: by name of each choice whose value the build makes up, the form of that.
         beside: by name and value of a choice, what becomes of nodes that would run on the accelerator without it.
+        carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
     """
 
     name: str
@@ -63,6 +64,7 @@ class TargetDescription:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     free_choices: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[tuple[str, str], "SupportVerdict"] = field(default_factory=dict)
+    carries_nan: bool = True
 
     def shapes(self, choices: Mapping[str, str]) -> Shapes:
         """Which sizes of an open dimension it takes under some choices."""
@@ -82,10 +84,12 @@ class SupportVerdict:
 
     Attributes:
         supported: whether it can be compiled and run at all.
-        reason: why not; or, of a node that runs beside the accelerator, why it does not run there.
+        reason: why not; or, of a node that runs beside the accelerator, why it does not run there; or what is slow.
         unit: where it runs: on the chip's accelerator, or on its CPU, which costs time.
         source: where this is known from, for rules that are not the vendor's word.
         confidence: "high", "medium" or "low".
+        extra_bytes: for values that the node reads or gives, by name, what the accelerator moves beside reading or
+            writing them once, in bytes of the graph's element type; modelled, and it costs time.
     """
 
     supported: bool
@@ -93,6 +97,7 @@ class SupportVerdict:
     unit: Literal["accelerator", "cpu"] = "accelerator"
     source: str = ""
     confidence: Literal["high", "medium", "low"] = "high"
+    extra_bytes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

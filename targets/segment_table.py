@@ -113,6 +113,7 @@ class SegmentCalls(_Frozen):
         inputs, outputs: of the segment.
         before, after: ONNX files that the host runs.
         chip: what the chip runs; missing if the host does all.
+        pieces: in place of these three, the ids of the entries that are run in turn for it.
         sized: where each size has a program of its own, all of them, `chip` among them: a request's is the one whose
             inputs are of its shapes.
         stateful: the same with states, for an app that runs all of the loop in which they change by itself.
@@ -123,6 +124,7 @@ class SegmentCalls(_Frozen):
     before: Annotated[list[_Name], Field(max_length=16)] = []
     chip: ChipCall | None = None
     after: Annotated[list[_Name], Field(max_length=16)] = []
+    pieces: Annotated[list[_Name], Field(max_length=1024)] = []
     sized: Annotated[list[ChipCall], Field(max_length=1024)] = []
     stateful: StatefulCall | None = None
 
@@ -136,12 +138,34 @@ class SegmentTable(_Frozen):
     """All segments of an artifact.
 
     Attributes:
-        segments: by id.
+        segments: by id; the pieces that some of them are run as, too.
         dims: the symbols in their shapes that requests may choose the size of; other symbols follow from these.
     """
 
     segments: dict[str, SegmentCalls]
     dims: dict[_Name, OpenDim] = {}
+
+    def calls_of(self, segment: str) -> SegmentCalls:
+        """What runs a segment or a piece.
+
+        Raises:
+            BundleError: the table does not tell of it.
+        """
+        found = self.segments.get(segment)
+        if found is None:
+            raise BundleError(f"{TABLE_NAME} does not tell of segment {segment!r}; build the bundle again")
+        return found
+
+    def pieces_of(self, calls: SegmentCalls) -> list[SegmentCalls]:
+        """What runs in turn for a segment: its pieces, or itself.
+
+        Raises:
+            BundleError: a piece is missing, or is in pieces itself.
+        """
+        found = [self.calls_of(name) for name in calls.pieces] or [calls]
+        if calls.pieces and any(piece.pieces for piece in found):
+            raise BundleError(f"{TABLE_NAME} has a piece that is in pieces itself; build the bundle again")
+        return found
 
     def to_json(self) -> bytes:
         """The bytes of `segments.json`, the same for the same content."""

@@ -16,6 +16,7 @@ from flagsplit.targets.mobile.coreml.lowering.functions import write_out
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
 from flagsplit.targets.mobile.coreml.lowering.registry import rules
 from flagsplit.targets.mobile.coreml.masks import soften, soften_masks
+from flagsplit.targets.mobile.coreml.moved import only_moved
 from flagsplit.targets.mobile.coreml.passes import forget_names, run_passes
 from flagsplit.targets.mobile.coreml.precision import fp16_selector, nodes_in_fp32, overflows
 from flagsplit.targets.mobile.coreml.ranges import measure, random_inputs
@@ -51,16 +52,13 @@ class LoweredPart:
         program: of coremltools, with one function "main".
         names: of inputs and outputs of the part in the program.
         decided: from the part's values.
+        in_fp32: nodes that stay in fp32 although fp16 was chosen, with the reason; "" stands for the whole part.
     """
 
     program: Any
     names: Mapping[str, str]
     decided: Decided
-
-    @property
-    def in_fp32(self) -> Mapping[str, str]:
-        """Nodes that stay in fp32 although fp16 was chosen, with the reason."""
-        return self.decided.in_fp32
+    in_fp32: Mapping[str, str]
 
 
 def lower_part(
@@ -95,10 +93,12 @@ def lower_part(
         program, {names.get(before, before): names.get(after, after) for before, after in (states or {}).items()}
     )
     whole = choices.precision == "fp32" or "" in decided.in_fp32
-    selector = None if whole else fp16_selector(program, model, decided.in_fp32)
-    run_passes(program, selector, fp16_io=choices.io == "fp16" and decided.ends_fit)
+    fp16_io = choices.io == "fp16" and decided.ends_fit
+    moved = {} if whole or fp16_io or states else only_moved(model)
+    selector = None if whole else fp16_selector(program, model, decided.in_fp32, moved)
+    run_passes(program, selector, fp16_io=fp16_io)
     compress(program, choices.weights)
-    return LoweredPart(program, names, decided)
+    return LoweredPart(program, names, decided, {**moved, **decided.in_fp32})
 
 
 def _decide(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, Array]]) -> Decided:

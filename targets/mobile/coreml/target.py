@@ -23,7 +23,7 @@ from flagsplit.targets.interface import (
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.mobile.coreml.ane_rules import AneRule, off_accelerator, rule_of
+from flagsplit.targets.mobile.coreml.ane_rules import cpu_verdict, rule_of, verdict
 from flagsplit.targets.mobile.coreml.choices import CHOICES, FREE_CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
 from flagsplit.targets.mobile.coreml.functions import Functions
@@ -55,19 +55,15 @@ class CoremlTarget(ChipTarget):
             extra=EXTRA,
             choices=CHOICES,
             free_choices=FREE_CHOICES,
-            beside={(SHAPES_CHOICE, "ranged"): _verdict("its shapes are ranged", rule_of("flexible"))},
+            beside={(SHAPES_CHOICE, "ranged"): cpu_verdict(rule_of("flexible"), "its shapes are ranged")},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        """Whether Core ML takes a node of fixed shapes, and whether the Neural Engine is known not to run it."""
+        """Whether Core ML takes a node of fixed shapes, and what is known of it on the Neural Engine."""
         reason = refusal(node)
         if reason:
             return SupportVerdict(False, reason, source="flagsplit's lowering to ML programs")
-        off = off_accelerator(node)
-        if off is None:
-            return SupportVerdict(True)
-        rule, why = off
-        return _verdict(why, rule)
+        return verdict(node)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """One package with a function for each part."""
@@ -87,7 +83,3 @@ class CoremlTarget(ChipTarget):
         """Load one function; neither engine takes a number of threads, and the options say nothing that it needs."""
         del options, host
         return load_function(file, call)
-
-
-def _verdict(why: str, rule: AneRule) -> SupportVerdict:
-    return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
