@@ -47,9 +47,9 @@ class TargetDescription:
         confidence: "high", "medium" or "low".
         extra: the extra of flagsplit that installs its SDK; "" if the base install has all.
         choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
+        carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
         free_choices: by name of each choice whose value the build makes up, the form of that.
         beside: by name and value of a choice, what becomes of nodes that would run on the accelerator without it.
-        carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
     """
 
     name: str
@@ -62,9 +62,9 @@ class TargetDescription:
     confidence: Literal["high", "medium", "low"]
     extra: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    carries_nan: bool = True
     free_choices: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[tuple[str, str], "SupportVerdict"] = field(default_factory=dict)
-    carries_nan: bool = True
 
     def shapes(self, choices: Mapping[str, str]) -> Shapes:
         """Which sizes of an open dimension it takes under some choices."""

@@ -138,7 +138,7 @@ class SegmentTable(_Frozen):
     """All segments of an artifact.
 
     Attributes:
-        segments: by id; the pieces that some of them are run as, too.
+        segments: by id; the pieces that some of them are run as are among them.
         dims: the symbols in their shapes that requests may choose the size of; other symbols follow from these.
     """
 

@@ -65,6 +65,14 @@ class AneRule:
         """What plans count for it, in words."""
         return self.priced or {"cpu": "the CPU's rate, two hand-overs", "package": "nothing", "slower": ""}[self.effect]
 
+    def on_cpu(self, why: str) -> SupportVerdict:
+        """The verdict on a node that runs on the CPU by this rule.
+
+        Args:
+            why: it falls under the rule.
+        """
+        return SupportVerdict(True, f"{why}: {self.says}", "cpu", self.source, self.confidence)
+
 
 def _activations(node: ir.Node) -> Iterator[tuple[str, tuple[int, ...], ir.DataType]]:
     """Name, sizes and element type of what a node reads and gives, constants left out."""
@@ -192,6 +200,7 @@ RULES: tuple[AneRule, ...] = (
         "coremltools issue 1764",
         "medium",
         "package",
+        priced="every node on the CPU under `coreml.shapes=ranged`",
     ),
     AneRule("look-up", "Look-ups in embedding tables run on the CPU.", _APPLE, "medium", "cpu", _look_up),
     AneRule("fp16", "It computes in fp16; integers and booleans go elsewhere.", _REVERSE, "medium", "cpu", _not_float),
@@ -269,11 +278,6 @@ def slow_there(node: ir.Node) -> tuple[tuple[AneRule, str], ...]:
     return tuple((rule, why) for rule in RULES if rule.effect == "slower" and (why := rule.breaks(node)))
 
 
-def cpu_verdict(rule: AneRule, why: str) -> SupportVerdict:
-    """What a rule makes of a node that breaks it: it runs on the CPU."""
-    return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
-
-
 def verdict(node: ir.Node) -> SupportVerdict:
     """Where a node that can be lowered runs, by these rules, and what it costs there.
 
@@ -282,7 +286,8 @@ def verdict(node: ir.Node) -> SupportVerdict:
     """
     off = off_accelerator(node)
     if off is not None:
-        return cpu_verdict(*off)
+        rule, why = off
+        return rule.on_cpu(why)
     slow = slow_there(node)
     if not slow:
         return SupportVerdict(True)

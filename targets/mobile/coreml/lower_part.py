@@ -52,13 +52,18 @@ class LoweredPart:
         program: of coremltools, with one function "main".
         names: of inputs and outputs of the part in the program.
         decided: from the part's values.
-        in_fp32: nodes that stay in fp32 although fp16 was chosen, with the reason; "" stands for the whole part.
+        moved: nodes that stay in fp32 since they compute nothing, with the reason.
     """
 
     program: Any
     names: Mapping[str, str]
     decided: Decided
-    in_fp32: Mapping[str, str]
+    moved: Mapping[str, str]
+
+    @property
+    def in_fp32(self) -> Mapping[str, str]:
+        """Nodes that stay in fp32 although fp16 was chosen, with the reason."""
+        return {**self.moved, **self.decided.in_fp32}
 
 
 def lower_part(
@@ -98,7 +103,7 @@ def lower_part(
     selector = None if whole else fp16_selector(program, model, decided.in_fp32, moved)
     run_passes(program, selector, fp16_io=fp16_io)
     compress(program, choices.weights)
-    return LoweredPart(program, names, decided, {**moved, **decided.in_fp32})
+    return LoweredPart(program, names, decided, moved)
 
 
 def _decide(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, Array]]) -> Decided:

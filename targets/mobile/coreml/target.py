@@ -23,7 +23,7 @@ from flagsplit.targets.interface import (
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.mobile.coreml.ane_rules import cpu_verdict, rule_of, verdict
+from flagsplit.targets.mobile.coreml.ane_rules import rule_of, verdict
 from flagsplit.targets.mobile.coreml.choices import CHOICES, FREE_CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
 from flagsplit.targets.mobile.coreml.functions import Functions
@@ -55,7 +55,7 @@ class CoremlTarget(ChipTarget):
             extra=EXTRA,
             choices=CHOICES,
             free_choices=FREE_CHOICES,
-            beside={(SHAPES_CHOICE, "ranged"): cpu_verdict(rule_of("flexible"), "its shapes are ranged")},
+            beside={(SHAPES_CHOICE, "ranged"): rule_of("flexible").on_cpu("its shapes are ranged")},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
