@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
@@ -22,8 +21,8 @@ MOST_SHAPES = 128
 """How many combinations of listed sizes there may be."""
 
 
-_MOST_TOLD = 8
-"""At how many sizes of a symbol programs are compared."""
+_FEW = 8
+"""Ranges of so many sizes are looked at as a whole."""
 
 
 def sizes_to_build_for(
@@ -56,7 +55,7 @@ def _between(options: CompileOptions) -> Iterator[dict[str, int]]:
     Paddings depend on such remainders, so programs that agree at the ends of a range could differ between them.
     """
     for name, (low, high) in options.ranges.items():
-        sizes = list(range(low, high + 1)) if high - low < _MOST_TOLD else []
+        sizes = list(range(low, high + 1)) if high - low < _FEW else []
         for modulus in (96, 32, 8, 4):
             middle = min(max(options.dims[name], low + modulus), high - 1) // modulus * modulus
             if not sizes and low < middle < high:
@@ -84,7 +83,7 @@ def _asked(options: CompileOptions, shapes: Shapes) -> list[dict[str, int]]:
 
 
 def variations(sizes: Sequence[Mapping[str, int]]) -> list[int]:
-    """Which of the sizes show how a program depends on each symbol: those where only it is another, if they are few.
+    """Which of the sizes show how a program depends on each symbol: those where only it is another.
 
     Args:
         sizes: the nominal ones first.
@@ -96,8 +95,7 @@ def variations(sizes: Sequence[Mapping[str, int]]) -> list[int]:
     for name, size in nominal.items():
         alone = [at for at, each in enumerate(sizes) if all(each[k] == v for k, v in nominal.items() if k != name)]
         alone.sort(key=lambda at: sizes[at][name])
-        picked = {round(at) for at in np.linspace(0, len(alone) - 1, min(len(alone), _MOST_TOLD))}
-        found.update({alone[at]: None for at in sorted(picked) if sizes[alone[at]][name] != size})
+        found.update({at: None for at in alone if sizes[at][name] != size})
     return list(found)
 
 

@@ -17,6 +17,9 @@ from flagsplit.targets.mobile.coreml.lower_part import LoweredPart, lower_part
 from flagsplit.targets.mobile.coreml.reopen import SizesDifferError, reopened
 from flagsplit.targets.mobile.coreml.sdk import import_sdk
 
+MOST_COMPARED = 12
+"""With how many other listed sizes a program is compared: each is held in memory, and all of them have to agree."""
+
 
 def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
     """Lower a chip part for all of its sizes: those of a list, or whatever lies between the ends of ranges.
@@ -26,12 +29,14 @@ def lower_flexible(part: ChipPart, choices: Choices) -> LoweredPart:
         choices: of the build; what `shapes` says decides between a list and ranges.
 
     Raises:
-        SizesDifferError: the part is another program at another size.
+        SizesDifferError: the part is another program at another size, or there are too many to tell.
         ModelError: it cannot be lowered.
     """
     first = lower_part(part, choices)
     if not part.others:
         return first
+    if choices.shapes == "enumerated" and len(part.telling) > MOST_COMPARED:
+        raise SizesDifferError(f"{len(part.telling) + 1} sizes are more than the {MOST_COMPARED + 1} that are compared")
     telling = [ChipPart(part.segment, part.others[at]) for at in part.telling]
     others = [lower_part(each, choices, decided=first.decided) for each in telling]
     names = [value.name or "" for value in part.model.graph.inputs]

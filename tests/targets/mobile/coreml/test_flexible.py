@@ -288,6 +288,18 @@ def test_a_function_for_each_size_where_one_cannot_be_of_all(tmp_path: Path, cut
         assert built.weights_bytes <= one.weights_bytes + 4096, "each weight once"
 
 
+@pytest.mark.slow
+def test_many_sizes(tmp_path: Path) -> None:
+    """What is not compared is not taken for alike."""
+    model = parse(_SAME, {"w": floats(2, 2, 3)})
+    sizes = tuple(range(8, 40, 2))
+    options = CompileOptions(dims={"W": 8}, listed={"W": sizes}, choices={"shapes": "enumerated", **EXACT})
+    built = Built(tmp_path, model, options)
+    for width in (8, 22, 38):
+        built.check({"W": width}, {"x": floats(1, 2, width)})
+    assert "16 sizes are more than the 13" in built.options["by_size"]
+
+
 def test_a_range_has_one_function(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="another y at another size; no function is of a range"):
         Built(tmp_path, _positions(), _ranged({"T": (5, 20)}, {"T": 12}))
