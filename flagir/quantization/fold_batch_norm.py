@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.flagir.passes.float_products import drop_unused
 from flagsplit.flagir.quantization.params import Array
 
 
@@ -35,9 +36,8 @@ def fold_batch_norms(model: ir.Model) -> int:
         graph.remove(node, safe=True)
         made.name = name
         folded += 1
-    for name, value in list(graph.initializers.items()):
-        if folded and not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
+    if folded:
+        drop_unused(graph)
     return folded
 
 

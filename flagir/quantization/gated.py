@@ -12,9 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.errors import ConfigError, ModelError
-from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms
 from flagsplit.flagir.quantization.observers import OBSERVERS, ObserverName
 from flagsplit.flagir.quantization.params import Array
+from flagsplit.flagir.quantization.prepare import prepare
 from flagsplit.flagir.quantization.probes import Run, Sample, bias_corrections, ranges_on
 from flagsplit.flagir.quantization.rewrite import rewrite
 from flagsplit.flagir.quantization.scheme import Scheme, scheme_of
@@ -65,7 +65,7 @@ class Quantized:
 
     Attributes:
         model: with QuantizeLinear and DequantizeLinear.
-        nodes: a report of each node of the model as it was, batch normalizations that were folded left out.
+        nodes: a report of each node of the model, once it was brought into the forms that int8 engines have.
         cosines: of each floating-point output, in the mean over samples.
         worst: least cosine of any output on any sample.
         samples, checked: how many gave the ranges, and how many were compared.
@@ -107,10 +107,10 @@ def quantize(
     options = options or QuantizeOptions()
     _check(samples, options)
     checks = checks or samples
-    folded = model.clone()
-    fold_batch_norms(folded)
-    expected = list(run(folded, checks))
-    search = _Search(folded, samples, checks, expected, run, options)
+    prepared = model.clone()
+    prepare(prepared)
+    expected = list(run(model, checks))
+    search = _Search(prepared, samples, checks, expected, run, options)
     return search.best()
 
 
