@@ -83,6 +83,12 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[2,4,9] y",
         ints("s", 4, 9),
     ),
+    "times and frequencies, under a window": (
+        "y = STFT(x, s, w)",
+        "float[2,40,1] x",
+        "float[2,5,5,2] y",
+        f"int64 s = {{8}}, {weights('w', 8)}",
+    ),
     "blocks that overlap": (
         "y = Col2Im <strides = [2, 1], pads = [1, 0, 0, 2], dilations = [1, 2]> (x, s, b)",
         "float[2,12,18] x",
