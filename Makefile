@@ -10,7 +10,7 @@
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md;
-#                   TARGETS="ort coreml litert" leaves out qnn, whose emulator takes seconds a case
+#                   TARGETS="ort coreml litert" leaves out qnn, whose emulator takes a quarter of an hour
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
 

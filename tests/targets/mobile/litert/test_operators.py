@@ -283,6 +283,21 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[1,2,20,30] y",
         f"float[4] s = {{1, 1, 1.5, 2}}, {ints('z', 1, 2, 20, 30)}",
     ),
+    "resized by scales with aligned corners": (
+        'a = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (x, none, s) '
+        'b = Resize <mode = "nearest", coordinate_transformation_mode = "align_corners"> (x, none, t) '
+        'c = Resize <mode = "cubic", coordinate_transformation_mode = "align_corners"> (b, none, u) y = Neg(c)',
+        "float[1,2,5,6] x",
+        "float[1,2,6,3] a, float[1,2,6,10] b, float[1,2,1,11] y",
+        "float[4] s = {1, 1, 1.2, 0.5}, float[4] t = {1, 1, 1.25, 1.7}, float[4] u = {1, 1, 0.2, 1.1}",
+    ),
+    "a region cut out and resized": (
+        'y = Resize <mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize", axes = [3, 2], '
+        "extrapolation_value = 7.0> (x, r, none, z)",
+        "float[1,2,5,6] x",
+        "float[1,2,8,7] y",
+        f"float[4] r = {{0.1, -0.3, 1.2, 0.9}}, {ints('z', 7, 8)}",
+    ),
 }
 TRANSPOSES = {
     "softmax over channels between convolutions": 2,
