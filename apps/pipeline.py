@@ -21,7 +21,8 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.graph_tensors import tensor_of
-from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
+from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
@@ -232,6 +233,7 @@ def assemble(
             outputs=[tensor_of(value) for value in model.graph.outputs],
             nominal_dims=ground.dims,
             dim_ranges=ground.ranges,
+            dim_sizes={name: list(sizes) for name, sizes in options.listed.items()},
             weights_bytes=weights,
             sizes=sizes,
             metadata=_metadata(model),
@@ -253,16 +255,8 @@ def assemble(
         clock.seconds,
         planning,
         ground.profiled.calibrations,
-        (*deployment.notes, *_pinned(ground, options)),
+        (*deployment.notes, *shape_notes(deployment, ground, options)),
     )
-
-
-def _pinned(ground: Groundwork, options: BuildOptions) -> Iterator[str]:
-    """What to know of sizes that are fixed because a target takes no others."""
-    pinned = {name: low for name, (low, _) in ground.ranges.items() if name not in options.ranges}
-    if pinned:
-        sizes = ", ".join(f"{name}={size}" for name, size in pinned.items())
-        yield f"requests are of one size, {sizes}: a target takes fixed shapes; docs/shapes.md tells of other sizes"
 
 
 class Clock:

@@ -126,7 +126,9 @@ def place_of(bundle: Bundle, sla: SLA) -> Path:
 def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...], int]:
     """Where it runs, the choices of its build, what is not known for sure, and how many nodes its model had."""
     facts, recipe = bundle.facts, read_recipe(bundle)
-    options = BuildOptions(dims=facts.nominal_dims, ranges=facts.dim_ranges, costs=recorded_costs(bundle))
+    listed = {name: tuple(sizes) for name, sizes in facts.dim_sizes.items()}
+    ranges = {name: ends for name, ends in facts.dim_ranges.items() if name not in listed}
+    options = BuildOptions(dims=facts.nominal_dims, ranges=ranges, listed=listed, costs=recorded_costs(bundle))
     if recipe is None:
         numerics = bundle.artifact(0).options.get("numerics", "exact")
         options = replace(options, numerics=cast("Numerics", numerics))

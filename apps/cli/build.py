@@ -7,14 +7,15 @@ import typer
 
 from flagsplit.apps.cli.options import (
     CHOICE_HELP,
+    DIM_HELP,
     LINK_HELP,
     REGION_HELP,
     TARGET_HELP,
     choices,
     names,
+    open_dims,
     pairs,
     shapes,
-    sizes_and_ranges,
     sla_file,
     targets,
 )
@@ -46,7 +47,7 @@ def command(
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of an open dimension, or its range: 1..64."),
+        typer.Option(metavar="SYMBOL=SIZE", help=DIM_HELP),
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -78,10 +79,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a bundle: plans for every state of the network, and what each tier needs to run them."""
-    dims, ranges = sizes_and_ranges("--dim", dim)
+    dims = open_dims("--dim", dim)
     options = BuildOptions(
-        dims=dims,
-        ranges=ranges,
+        dims=dims.nominal,
+        ranges=dims.ranges,
+        listed=dims.listed,
         shapes=shapes("--shape", shape),
         numerics=numerics,
         catalogues=catalogue or [],
