@@ -63,10 +63,12 @@ class SupportVerdict:
 
     Attributes:
         supported: whether it can be compiled and run at all.
-        reason: why not; or, of a node that runs beside the accelerator, why it does not run there.
+        reason: why not; or, of a node that runs beside the accelerator, why it does not run there; or what is slow.
         unit: where it runs: on the chip's accelerator, or on its CPU, which costs time.
         source: where this is known from, for rules that are not the vendor's word.
         confidence: "high", "medium" or "low".
+        extra_bytes: for values that the node reads or gives, by name, what the accelerator moves beside reading or
+            writing them once, in bytes of the graph's element type; modelled, and it costs time.
     """
 
     supported: bool
@@ -74,6 +76,7 @@ class SupportVerdict:
     unit: Literal["accelerator", "cpu"] = "accelerator"
     source: str = ""
     confidence: Literal["high", "medium", "low"] = "high"
+    extra_bytes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
