@@ -83,8 +83,9 @@ def given_sigmoid(graph: ir.Graph, node: ir.Node) -> bool:
     build = _Builder(graph, node, x)
     kind = (x.dtype or ir.DataType.FLOAT).numpy()
     one, least = build.number("one", np.ones((), kind)), build.number("least", np.array(_LEAST_LOGIT, kind))
-    exponential = build.op("Exp", build.op("Neg", build.op("Max", x, least)))
-    build.op("Reciprocal", build.op("Add", exponential, one))
+    most = build.number("most", np.array(-LEAST_EXPONENT, kind))
+    held = build.op("Min", build.op("Max", x, least), most)
+    build.op("Reciprocal", build.op("Add", build.op("Exp", build.op("Neg", held)), one))
     build.replace()
     return True
 
