@@ -111,7 +111,7 @@ def _agreement(model: ir.Model, made: ir.Model, samples: Sequence[Sample], task:
 def _same(wanted: Array, came: Array, task: Task) -> float:
     if task == "argmax":
         return float(np.mean(wanted.argmax(-1) == came.argmax(-1)))
-    a, b = np.asarray(wanted) > MASK_OVER, np.asarray(came) > MASK_OVER
+    a, b = (array.astype(np.float32) > MASK_OVER for array in (wanted, came))
     either = int((a | b).sum())
     return float((a & b).sum()) / either if either else 1.0
 

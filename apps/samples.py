@@ -105,7 +105,7 @@ def read_recording(path: Path) -> NDArray[np.float32]:
         raise ConfigError(f"expected a recording in {path}; it cannot be read: {error}") from None
     if width != 2:
         raise ConfigError(f"expected a recording of 16 bits in {path}, came {8 * width}")
-    sound: NDArray[np.float32] = np.frombuffer(data, "<i2")[::channels].astype(np.float32) / 32768
+    sound = np.asarray(np.frombuffer(data, "<i2")[::channels] / 32768, np.float32)
     if not sound.size:
         raise ConfigError(f"expected a recording in {path}, it is empty")
     return sound

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.flagir.groups.pattern import is_op
 from flagsplit.flagir.passes.float_products import drop_unused
 from flagsplit.flagir.quantization.params import Array
 
@@ -42,7 +43,9 @@ def fold_batch_norms(model: ir.Model) -> int:
 
 
 def _conv_before(node: ir.Node) -> ir.Node | None:
-    if node.op_type != "BatchNormalization" or node.domain or node.attributes.get_int("training_mode", 0):
+    if not is_op(node, "BatchNormalization"):
+        return None
+    if node.attributes.get_int("training_mode", 0):
         return None
     source = node.inputs[0]
     conv = source.producer() if source is not None else None

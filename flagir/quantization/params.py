@@ -6,6 +6,7 @@ for Efficient Integer-Arithmetic-Only Inference" (2018), which int8 engines shar
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ _MOST_BIAS = 1 << 30
 _BIAS_STEPS = 1 << 16
 """A bias is resolved to at least this many steps, by a larger number of which small weights lose nothing."""
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 
@@ -35,7 +36,7 @@ class QuantParams:
     def quantized(self, array: Array) -> NDArray[np.int8]:
         """Rounded half to even and saturated, as QuantizeLinear does it."""
         steps = np.rint(np.asarray(array, np.float32) / np.float32(self.scale)) + self.zero_point
-        return np.clip(steps, LOWEST, HIGHEST).astype(np.int8)
+        return np.asarray(np.clip(steps, LOWEST, HIGHEST), np.int8)
 
 
 def params_of_range(low: float, high: float) -> QuantParams:
@@ -81,7 +82,7 @@ def quantized_weights(weights: Array, scales: Floats, axis: int) -> NDArray[np.i
     """Weights in [-127, 127]."""
     shape = [-1 if at == axis else 1 for at in range(weights.ndim)]
     steps = np.rint(np.asarray(weights, np.float32) / scales.reshape(shape))
-    return np.clip(steps, -_MOST_WEIGHT, _MOST_WEIGHT).astype(np.int8)
+    return np.asarray(np.clip(steps, -_MOST_WEIGHT, _MOST_WEIGHT), np.int8)
 
 
 def quantized_bias(bias: Array, scales: Floats) -> NDArray[np.int32]:

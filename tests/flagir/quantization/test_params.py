@@ -17,14 +17,14 @@ def test_what_is_in_range_comes_back_within_half_a_step(seed: int) -> None:
     rng = np.random.default_rng(seed)
     low, high = np.sort(rng.normal(scale=10.0 ** rng.integers(-6, 6), size=2))
     params = params_of_range(low, high)
-    numbers = np.float32(rng.uniform(min(low, 0), max(high, 0), 1000))
+    numbers = rng.uniform(min(low, 0), max(high, 0), 1000).astype(np.float32)
     whole = params.quantized(numbers).astype(np.float64)
     real = (whole - params.zero_point) * params.scale
     # The zero point is rounded too: at an end of the range up to one more half step is cut off.
     assert np.abs(real - numbers).max() <= params.scale * (1 + 1e-3)
     inside = (whole > -128) & (whole < 127)
     assert np.abs(real - numbers)[inside].max(initial=0) <= params.scale * (0.5 + 1e-3)
-    assert params.quantized(np.float32([0.0]))[0] == params.zero_point
+    assert params.quantized(np.array([0.0], np.float32))[0] == params.zero_point
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.0), (0.0, 1e-45), (-1e-42, 0.0), (0.0, float("inf"))])
@@ -36,8 +36,8 @@ def test_a_range_of_nothing_is_held(low: float, high: float) -> None:
 
 def test_a_lone_constant_is_exact() -> None:
     for number in (0.3, -7.0, 1e-3, 0.0):
-        params = params_of_constant(np.float32([number]))
-        assert params.quantized(np.float32([number]))[0] * params.scale == pytest.approx(number, rel=1e-6)
+        params = params_of_constant(np.array([number], np.float32))
+        assert params.quantized(np.array([number], np.float32))[0] * params.scale == pytest.approx(number, rel=1e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
