@@ -1,8 +1,8 @@
 """Folding what scales and shifts a convolution's channels into the convolution, in double precision.
 
 A batch normalization, a product with one number per channel and a sum with one, each in fp16 of its own, round three
-times at every layer. Inception v2 with drawn weights had a cosine of 0.9998 to float32 so; folded it has 0.99996. One or
-two that follow a convolution stay: the compiler's own way with them was as near, or nearer (PP-OCR's recognizer).
+times at every layer. Inception v2 with drawn weights had a cosine of 0.9998 to float32 so; folded it has 0.99996. One
+or two that follow a convolution stay: the compiler's own way with them was as near, or nearer (PP-OCR's recognizer).
 """
 
 import numpy as np
