@@ -12,9 +12,9 @@ from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.border import program_names
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.compression import compress
-from flagsplit.targets.mobile.coreml.lowering.functions import write_out
+from flagsplit.targets.written_out import write_out
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
-from flagsplit.targets.mobile.coreml.lowering.registry import rules
+from flagsplit.targets.mobile.coreml.lowering.registry import has_rule
 from flagsplit.targets.mobile.coreml.masks import soften_masks
 from flagsplit.targets.mobile.coreml.passes import forget_names, run_passes
 from flagsplit.targets.mobile.coreml.precision import fp16_selector, nodes_in_fp32, overflows
@@ -52,7 +52,7 @@ def lower_part(part: ChipPart, choices: Choices, states: Mapping[str, str] | Non
     """
     ct = import_sdk()
     model = part.model.clone()
-    write_out(model, rules())
+    write_out(model, has_rule)
     in_fp32, ends_fit = _in_fp32(model, choices, part.samples)
     names = program_names(model)
     forget_names()

@@ -1,0 +1,146 @@
+"""A module compiled for the GPU of this host, and replayed as one CUDA graph.
+
+PyTorch exports the module, its compiler makes kernels of it, and all launches of a run are recorded once: a run is then
+a copy of the inputs and one call. What is compiled is kept by artifact, PyTorch's version, architecture and choices.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
+
+Run = Callable[..., Sequence[Any]]
+
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "tuned": {
+        "max_autotune": True,
+        "max_autotune_gemm_backends": "ATEN,TRITON",
+        "max_autotune_conv_backends": "ATEN",
+        "coordinate_descent_tuning": True,
+        "epilogue_fusion": True,
+    },
+}
+"""Options of the compiler to try, by name; see torch._inductor.config."""
+
+_WARM_UP_RUNS = 3
+_TIMED_RUNS = 30
+
+
+class Replay:
+    """A function of tensors recorded as a CUDA graph.
+
+    Args:
+        run: what to record; it has to do the same each time.
+        examples: tensors of the shapes, types and memory layouts to be given.
+
+    Attributes:
+        inputs: what the recorded run reads; `__call__` copies into them.
+        outputs: what it writes; the next run overwrites them.
+    """
+
+    def __init__(self, run: Run, examples: Sequence[Any]) -> None:
+        self.inputs = [each.clone() for each in examples]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.no_grad(), torch.cuda.stream(stream), torch.backends.cudnn.flags(benchmark=True):
+            for _ in range(_WARM_UP_RUNS):
+                run(*self.inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True), torch.cuda.graph(self._graph):
+            self.outputs = list(run(*self.inputs))
+
+    def __call__(self, *tensors: Any) -> list[Any]:
+        for own, given in zip(self.inputs, tensors, strict=True):
+            if own is not given:
+                own.copy_(given, non_blocking=True)
+        self._graph.replay()
+        return self.outputs
+
+    def replay(self) -> None:
+        """Run on what `inputs` hold."""
+        self._graph.replay()
+
+
+def compiled(module: Any, examples: Sequence[Any], folder: Path, tune: str) -> tuple[Replay, dict[str, float]]:
+    """Compile a module in the ways that are to be tried, and keep the quickest.
+
+    Args:
+        module: on the GPU; it takes the examples.
+        examples: tensors on the GPU.
+        folder: where what is compiled is kept; made if it is not there.
+        tune: "fast" compiles in one way; "most" tries all, unless the folder knows which is quickest.
+
+    Returns:
+        The program, and the milliseconds of a run by way, where several were timed.
+    """
+    import_torch()
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / "way.json"
+    names = list(WAYS) if tune == "most" else ["plain"]
+    if known.is_file() and (name := json.loads(known.read_text()).get("way")) in WAYS:
+        names = [name]
+    with torch.no_grad(), _kept_in(folder):
+        exported = torch.export.export(module, tuple(examples), strict=False).module()
+        found = {name: Replay(_in_one_way(exported, WAYS[name]), examples) for name in names}
+    if len(found) == 1:
+        return next(iter(found.values())), {}
+    times = {name: _milliseconds(replay) for name, replay in found.items()}
+    best = min(times, key=times.__getitem__)
+    known.write_text(json.dumps({"way": best, "ms": times}))
+    return found[best], times
+
+
+def _in_one_way(exported: Any, options: Mapping[str, Any]) -> Run:
+    torch.compiler.reset()
+    run: Run = torch.compile(exported, fullgraph=True, dynamic=False, options=dict(options))
+    return run
+
+
+def _milliseconds(replay: Replay) -> float:
+    times = []
+    for _ in range(_TIMED_RUNS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return float(sorted(times)[len(times) // 2])
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Have the compiler keep its files there."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = before
+
+
+def cache_folder(part: Path, weights: Path, choices: Sequence[str]) -> Path:
+    """Where what is compiled of a part is kept: under $FLAGSPLIT_CACHE, else ~/.cache/flagsplit.
+
+    Args:
+        part: its ONNX file, which has its shapes.
+        weights: the shared weights file; its size and name in the part tell which it is.
+        choices: what else makes a difference.
+    """
+    named = os.environ.get("FLAGSPLIT_CACHE")
+    base = Path(named).expanduser() if named else Path.home() / ".cache" / "flagsplit"
+    major, minor = torch.cuda.get_device_capability()
+    told = [torch.__version__, torch.cuda.get_device_name(), f"{major}.{minor}", str(weights.stat().st_size), *choices]
+    digest = hashlib.sha256(part.read_bytes() + "\n".join(told).encode()).hexdigest()
+    return base / "cuda" / digest[:32]

@@ -1,0 +1,148 @@
+"""A part, loaded: NumPy arrays in and out, by a CUDA graph on the GPU, or step by step on the CPU."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flagsplit.errors import BundleError, InputError, ModelError
+from flagsplit.targets.cloud.cuda.choices import Choices
+from flagsplit.targets.cloud.cuda.compiled import Replay, cache_folder, compiled
+from flagsplit.targets.cloud.cuda.lowering.program import Program, build_program, to_module
+from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
+from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
+from flagsplit.targets.cloud.cuda.part_file import read_part
+from flagsplit.targets.cloud.cuda.passes import optimize
+from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
+from flagsplit.targets.interface import Array, Executable, TensorSpec
+from flagsplit.targets.segment_table import ChipCall, ChipTensor
+from flagsplit.targets.written_out import write_out
+
+_PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": ""}
+
+
+def load_program(file: Path, weights: Path, precision: str) -> Program:
+    """Read a part, and lower it after the passes of this target.
+
+    Raises:
+        BundleError: it is damaged, or holds a node that this version does not take.
+    """
+    model = read_part(file, weights)
+    write_out(model, is_taken)
+    optimize(model)
+    try:
+        return build_program(model, _PRECISIONS[precision])
+    except ModelError as error:
+        raise BundleError(f"{error}; build the bundle again") from error
+
+
+def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Executable:
+    """Load a part.
+
+    Raises:
+        BundleError: it is damaged.
+        ConfigError: PyTorch is not installed; or there is no GPU, and the CPU was not chosen.
+    """
+    import_torch()
+    on_cpu = choices.device == "cpu"
+    if not on_cpu:
+        require_gpu()
+    program = load_program(file, weights, choices.precision)
+    module = to_module(program, [_passed(each) for each in call.outputs], "cpu" if on_cpu else "cuda")
+    if on_cpu:
+        return TorchExecutable(call, _Eager(module))
+    examples = example_inputs(call, "cuda", images=bool(program.images))
+    folder = cache_folder(file, weights, [choices.precision, choices.io])
+    replay, _ = compiled(module, examples, folder, choices.tune)
+    return TorchExecutable(call, _OnGpu(replay))
+
+
+def example_inputs(call: ChipCall, device: str, *, images: bool) -> list[Any]:
+    """A tensor for each input: ones, in channels-last layout where the program convolves images."""
+    found = []
+    for each in call.inputs:
+        tensor = torch.ones([int(size) for size in each.shape], dtype=as_dtype(_passed(each)), device=device)
+        found.append(tensor.to(memory_format=torch.channels_last) if images and tensor.dim() == 4 else tensor)
+    return found
+
+
+def _passed(tensor: ChipTensor) -> str:
+    return tensor.passed_as or tensor.dtype
+
+
+class _Eager:
+    """Runs a module on the CPU, not compiled."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        with torch.inference_mode():
+            made = self._module(*(torch.from_numpy(np.array(each, order="C")) for each in arrays))
+        return [np.array(each.numpy(), order="C") for each in made]
+
+
+class _OnGpu:
+    """Copies through pinned memory, so that all of a run is queued at once and waited for once."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._given = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.inputs]
+        self._made = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.outputs]
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+        for pinned, own, array in zip(self._given, self._replay.inputs, arrays, strict=True):
+            np.copyto(pinned.numpy(), array)
+            own.copy_(pinned, non_blocking=True)
+        self._replay.replay()
+        for pinned, made in zip(self._made, self._replay.outputs, strict=True):
+            pinned.copy_(made, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        return [np.array(each.numpy()) for each in self._made]
+
+
+class TorchExecutable:
+    """Runs a part under the names and element types of the graph.
+
+    Args:
+        call: how it is called.
+        run: from arrays in the order of the program's inputs to arrays in the order of its outputs.
+    """
+
+    def __init__(self, call: ChipCall, run: "_Eager | _OnGpu") -> None:
+        self._call = call
+        self._run: _Eager | _OnGpu | None = run
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(each.to_spec() for each in self._call.inputs)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(each.to_spec() for each in self._call.outputs)
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        if self._run is None:
+            raise InputError("the segment was closed; load it again")
+        given = [self._checked(each, tensors) for each in self._call.inputs]
+        try:
+            made = self._run(given)
+        except RuntimeError as error:
+            raise InputError(f"PyTorch could not run the segment: {' '.join(str(error).split())[:300]}") from error
+        pairs = zip(self._call.outputs, made, strict=True)
+        return {each.name: np.asarray(array, np.dtype(each.dtype)).reshape(each.shape) for each, array in pairs}
+
+    def _checked(self, each: ChipTensor, tensors: Mapping[str, Array]) -> Array:
+        array = tensors.get(each.name)
+        if array is None:
+            raise InputError(f"expected an array for {each.name!r}, came none")
+        if array.dtype.name != each.dtype or list(array.shape) != list(each.shape):
+            raise InputError(
+                f"expected {each.name!r} as {each.dtype}{list(each.shape)}, came {array.dtype}{list(array.shape)}"
+            )
+        with np.errstate(over="ignore"):
+            return array.astype(np.dtype(_passed(each)), copy=False)
+
+    def close(self) -> None:
+        self._run = None
