@@ -7,26 +7,49 @@ a copy of the inputs and one call. What is compiled is kept by artifact, PyTorch
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
 
 Run = Callable[..., Sequence[Any]]
 
-WAYS: Mapping[str, Mapping[str, Any]] = {
-    "plain": {},
-    "tuned": {
-        "max_autotune": True,
-        "max_autotune_gemm_backends": "ATEN,TRITON",
-        "max_autotune_conv_backends": "ATEN",
-        "coordinate_descent_tuning": True,
-        "epilogue_fusion": True,
-    },
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compile.
+
+    Attributes:
+        style: how operators are written that have several forms.
+        options: of the compiler; see torch._inductor.config.
+        images: whether it is only for graphs with two-dimensional convolutions.
+    """
+
+    style: Style = field(default_factory=Style)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    images: bool = False
+
+
+_TUNED = {
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "ATEN,TRITON",
+    "max_autotune_conv_backends": "ATEN",
+    "coordinate_descent_tuning": True,
+    "inductor_default_autotune_warmup": 5,
+    "inductor_default_autotune_rep": 25,
 }
-"""Options of the compiler to try, by name; see torch._inductor.config."""
+WAYS: Mapping[str, Way] = {
+    "plain": Way(),
+    "tuned": Way(options=_TUNED),
+    "products": Way(Style(products=True), _TUNED, images=True),
+    "shifts": Way(Style(shifts=True), images=True),
+    "products and shifts": Way(Style(products=True, shifts=True), _TUNED, images=True),
+}
+"""What is tried, by name."""
 
 _WARM_UP_RUNS = 3
 _TIMED_RUNS = 30
@@ -46,6 +69,7 @@ class Replay:
 
     def __init__(self, run: Run, examples: Sequence[Any]) -> None:
         self.inputs = [each.clone() for each in examples]
+        self._run = run  # the graph reads its weights where they lie: they have to stay there
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(stream), torch.backends.cudnn.flags(benchmark=True):
@@ -68,14 +92,17 @@ class Replay:
         self._graph.replay()
 
 
-def compiled(module: Any, examples: Sequence[Any], folder: Path, tune: str) -> tuple[Replay, dict[str, float]]:
+def compiled(
+    module_of: Callable[[Style], Any], examples: Sequence[Any], folder: Path, tune: str, *, images: bool
+) -> tuple[Replay, dict[str, float]]:
     """Compile a module in the ways that are to be tried, and keep the quickest.
 
     Args:
-        module: on the GPU; it takes the examples.
+        module_of: gives the module in a style, on the GPU; it takes the examples.
         examples: tensors on the GPU.
         folder: where what is compiled is kept; made if it is not there.
         tune: "fast" compiles in one way; "most" tries all, unless the folder knows which is quickest.
+        images: whether it has two-dimensional convolutions.
 
     Returns:
         The program, and the milliseconds of a run by way, where several were timed.
@@ -83,12 +110,12 @@ def compiled(module: Any, examples: Sequence[Any], folder: Path, tune: str) -> t
     import_torch()
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "way.json"
-    names = list(WAYS) if tune == "most" else ["plain"]
+    names = [name for name, way in WAYS.items() if images or not way.images] if tune == "most" else ["plain"]
     if known.is_file() and (name := json.loads(known.read_text()).get("way")) in WAYS:
         names = [name]
-    with torch.no_grad(), _kept_in(folder):
-        exported = torch.export.export(module, tuple(examples), strict=False).module()
-        found = {name: Replay(_in_one_way(exported, WAYS[name]), examples) for name in names}
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / "inductor"))
+    with torch.no_grad():
+        found = {name: Replay(_in_one_way(module_of, examples, WAYS[name]), examples) for name in names}
     if len(found) == 1:
         return next(iter(found.values())), {}
     times = {name: _milliseconds(replay) for name, replay in found.items()}
@@ -97,9 +124,9 @@ def compiled(module: Any, examples: Sequence[Any], folder: Path, tune: str) -> t
     return found[best], times
 
 
-def _in_one_way(exported: Any, options: Mapping[str, Any]) -> Run:
-    torch.compiler.reset()
-    run: Run = torch.compile(exported, fullgraph=True, dynamic=False, options=dict(options))
+def _in_one_way(module_of: Callable[[Style], Any], examples: Sequence[Any], way: Way) -> Run:
+    exported = torch.export.export(module_of(way.style), tuple(examples), strict=False).module()
+    run: Run = torch.compile(exported, fullgraph=True, dynamic=False, options=dict(way.options))
     return run
 
 
@@ -113,21 +140,6 @@ def _milliseconds(replay: Replay) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return float(sorted(times)[len(times) // 2])
-
-
-@contextmanager
-def _kept_in(folder: Path) -> Iterator[None]:
-    """Have the compiler keep its files there."""
-    name = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(name)
-    os.environ[name] = str(folder)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name)
-        else:
-            os.environ[name] = before
 
 
 def cache_folder(part: Path, weights: Path, choices: Sequence[str]) -> Path:

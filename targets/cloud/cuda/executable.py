@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from flagsplit.errors import BundleError, InputError, ModelError
 from flagsplit.targets.cloud.cuda.choices import Choices
@@ -12,6 +13,7 @@ from flagsplit.targets.cloud.cuda.compiled import Replay, cache_folder, compiled
 from flagsplit.targets.cloud.cuda.lowering.program import Program, build_program, to_module
 from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
 from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
+from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.part_file import read_part
 from flagsplit.targets.cloud.cuda.passes import optimize
 from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
@@ -22,17 +24,26 @@ from flagsplit.targets.written_out import write_out
 _PRECISIONS = {"fp16": "float16", "bf16": "bfloat16", "fp32": ""}
 
 
-def load_program(file: Path, weights: Path, precision: str) -> Program:
-    """Read a part, and lower it after the passes of this target.
+def load_graph(file: Path, weights: Path) -> ir.Model:
+    """Read a part, and run the passes of this target.
 
     Raises:
-        BundleError: it is damaged, or holds a node that this version does not take.
+        BundleError: it is damaged.
     """
     model = read_part(file, weights)
     write_out(model, is_taken)
     optimize(model)
+    return model
+
+
+def program_of(model: ir.Model, precision: str, style: Style = Style()) -> Program:  # noqa: B008 it is frozen
+    """Lower a part.
+
+    Raises:
+        BundleError: it holds a node that this version does not take.
+    """
     try:
-        return build_program(model, _PRECISIONS[precision])
+        return build_program(model, _PRECISIONS[precision], style)
     except ModelError as error:
         raise BundleError(f"{error}; build the bundle again") from error
 
@@ -48,14 +59,19 @@ def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Ex
     on_cpu = choices.device == "cpu"
     if not on_cpu:
         require_gpu()
-    program = load_program(file, weights, choices.precision)
-    module = to_module(program, [_passed(each) for each in call.outputs], "cpu" if on_cpu else "cuda")
+    model = load_graph(file, weights)
+    passed = [_passed(each) for each in call.outputs]
+
+    def module_of(style: Style) -> Any:
+        return to_module(program_of(model, choices.precision, style), passed, "cpu" if on_cpu else "cuda")
+
     if on_cpu:
-        return TorchExecutable(call, _Eager(module))
-    examples = example_inputs(call, "cuda", images=bool(program.images))
+        return TorchExecutable(call, _Eager(module_of(Style())))
+    images = any(node.op_type == "Conv" and node.outputs[0].shape is not None and len(node.outputs[0].shape) == 4 for node in model.graph)
+    examples = example_inputs(call, "cuda", images=images)
     folder = cache_folder(file, weights, [choices.precision, choices.io])
-    replay, _ = compiled(module, examples, folder, choices.tune)
-    return TorchExecutable(call, _OnGpu(replay))
+    replay, times_ms = compiled(module_of, examples, folder, choices.tune, images=images)
+    return TorchExecutable(call, _OnGpu(replay), times_ms)
 
 
 def example_inputs(call: ChipCall, device: str, *, images: bool) -> list[Any]:
@@ -87,16 +103,16 @@ class _OnGpu:
     """Copies through pinned memory, so that all of a run is queued at once and waited for once."""
 
     def __init__(self, replay: Replay) -> None:
-        self._replay = replay
+        self.replay = replay
         self._given = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.inputs]
         self._made = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.outputs]
 
     def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        for pinned, own, array in zip(self._given, self._replay.inputs, arrays, strict=True):
+        for pinned, own, array in zip(self._given, self.replay.inputs, arrays, strict=True):
             np.copyto(pinned.numpy(), array)
             own.copy_(pinned, non_blocking=True)
-        self._replay.replay()
-        for pinned, made in zip(self._made, self._replay.outputs, strict=True):
+        self.replay.replay()
+        for pinned, made in zip(self._made, self.replay.outputs, strict=True):
             pinned.copy_(made, non_blocking=True)
         torch.cuda.current_stream().synchronize()
         return [np.array(each.numpy()) for each in self._made]
@@ -108,10 +124,15 @@ class TorchExecutable:
     Args:
         call: how it is called.
         run: from arrays in the order of the program's inputs to arrays in the order of its outputs.
+        times_ms: milliseconds of a run by way of compiling, where several were tried.
+
+    Attributes:
+        times_ms: the same.
     """
 
-    def __init__(self, call: ChipCall, run: "_Eager | _OnGpu") -> None:
+    def __init__(self, call: ChipCall, run: "_Eager | _OnGpu", times_ms: Mapping[str, float] | None = None) -> None:
         self._call = call
+        self.times_ms = dict(times_ms or {})
         self._run: _Eager | _OnGpu | None = run
 
     @property
@@ -132,6 +153,17 @@ class TorchExecutable:
             raise InputError(f"PyTorch could not run the segment: {' '.join(str(error).split())[:300]}") from error
         pairs = zip(self._call.outputs, made, strict=True)
         return {each.name: np.asarray(array, np.dtype(each.dtype)).reshape(each.shape) for each, array in pairs}
+
+    @property
+    def on_gpu(self) -> Replay:
+        """The recorded program, for callers whose tensors are on the GPU.
+
+        Raises:
+            InputError: the segment was closed, or runs on the CPU.
+        """
+        if not isinstance(self._run, _OnGpu):
+            raise InputError("the segment is not on a GPU: it was closed, or loaded for the CPU")
+        return self._run.replay
 
     def _checked(self, each: ChipTensor, tensors: Mapping[str, Array]) -> Array:
         array = tensors.get(each.name)

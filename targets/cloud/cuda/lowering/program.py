@@ -10,6 +10,7 @@ import onnx_ir as ir
 from flagsplit.errors import ModelError
 from flagsplit.targets.cloud.cuda.lowering.registry import lower_node
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, as_dtype, dtype_of
+from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
 from flagsplit.targets.interface import Array
 
@@ -56,12 +57,13 @@ class Program:
     images: frozenset[str]
 
 
-def build_program(model: ir.Model, precision: str) -> Program:
+def build_program(model: ir.Model, precision: str, style: Style = Style()) -> Program:  # noqa: B008 it is frozen
     """Lower every node.
 
     Args:
         model: a canonical model of fixed shapes; operators of this target's passes may be in it.
         precision: PyTorch's name of the type to compute floats in; "" keeps them as they are.
+        style: how operators are written that have several forms.
 
     Raises:
         ModelError: a node is not taken; the message names it.
@@ -71,7 +73,7 @@ def build_program(model: ir.Model, precision: str) -> Program:
     used: dict[str, ir.Value] = {}
     images: set[str] = set()
     for node in graph:
-        site = Site(node, precision)
+        site = Site(node, precision, style)
         try:
             kernel = lower_node(site)
             made = tuple((value.name or "", site.out_dtype(at) if value.name else "") for at, value in enumerate(node.outputs))

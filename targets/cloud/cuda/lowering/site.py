@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.sdk import torch
 from flagsplit.targets.interface import Array
 
@@ -39,12 +40,14 @@ class Site:
     Args:
         node: of a canonical graph of fixed shapes.
         precision: PyTorch's name of the type that float32 and narrower values are computed in; "" keeps them as they are.
+        style: how operators are written that have several forms.
     """
 
-    def __init__(self, node: ir.Node, precision: str = "") -> None:
+    def __init__(self, node: ir.Node, precision: str = "", style: Style = Style()) -> None:  # noqa: B008 it is frozen
         self.node = node
         self.attributes = node.attributes
         self.read: set[int] = set()
+        self.style = style
         self._precision = precision
 
     def given(self, index: int) -> bool:

@@ -12,6 +12,7 @@ from flagsplit.targets.cloud.cuda.passes.gates import fuse_gates
 from flagsplit.targets.cloud.cuda.passes.into_conv import fold_into_conv
 from flagsplit.targets.cloud.cuda.passes.layer_norm import fuse_norms
 from flagsplit.targets.cloud.cuda.passes.linear import fuse_linear, share_inputs
+from flagsplit.targets.cloud.cuda.passes.neutral import drop_neutral
 
 
 def optimize(model: ir.Model) -> None:
@@ -20,7 +21,7 @@ def optimize(model: ir.Model) -> None:
     Args:
         model: a canonical model of fixed shapes; its weights are read where they are folded.
     """
-    for rewrite in (fuse_norms, fuse_gates, fold_into_conv, fuse_attention, fuse_linear):
+    for rewrite in (drop_neutral, fuse_norms, fuse_gates, fold_into_conv, fuse_attention, fuse_linear):
         rewrite(model.graph)
         common.RemoveUnusedNodesPass()(model)
     share_inputs(model.graph)

@@ -27,12 +27,14 @@ def fuse_attention(graph: ir.Graph) -> None:
 
 
 def _fuse(graph: ir.Graph, softmax: ir.Node) -> None:
-    shape = sizes(softmax.inputs[0])
-    if shape is None or len(shape) not in (3, 4) or softmax.attributes.get_int("axis", -1) not in (-1, len(shape) - 1):
+    rows = sizes(softmax.inputs[0])
+    if rows is None or softmax.attributes.get_int("axis", -1) not in (-1, len(rows) - 1):
         return
-    scores = _scores(softmax.inputs[0])
-    mixed = reader(softmax.outputs[0], "MatMul")
-    if scores is None or mixed is None or mixed.inputs[0] is not softmax.outputs[0]:
+    start, weights = _unflattened(softmax)
+    shape = sizes(start)
+    scores = _scores(start)
+    mixed = reader(weights, "MatMul")
+    if shape is None or len(shape) not in (3, 4) or scores is None or mixed is None or mixed.inputs[0] is not weights:
         return
     q, turned, v = *scores.product.inputs, mixed.inputs[1]
     out = sizes(mixed.outputs[0])
@@ -45,6 +47,18 @@ def _fuse(graph: ir.Graph, softmax: ir.Node) -> None:
     k = _turned_back(graph, turned, softmax)
     inputs = [q, k, v] if scores.mask is None else [q, k, v, scores.mask]
     put(graph, mixed.outputs[0], "Attention", inputs, {"scale": scores.scale * by_q * by_k}, DOMAIN)
+
+
+def _unflattened(softmax: ir.Node) -> tuple[ir.Value | None, ir.Value]:
+    """What a softmax is taken of and gives, before and after reshapes that leave its axis whole."""
+    start, end = softmax.inputs[0], softmax.outputs[0]
+    before, after = maker(start, "Reshape", "Flatten"), reader(end, "Reshape")
+    if before is None or after is None or before.inputs[0] is None or start is None or len(start.uses()) != 1:
+        return start, end
+    whole, rows = sizes(before.inputs[0]), sizes(start)
+    if not whole or not rows or whole[-1] != rows[-1] or sizes(after.outputs[0]) != whole:
+        return start, end
+    return before.inputs[0], after.outputs[0]
 
 
 def _scores(value: ir.Value | None) -> _Scores | None:

@@ -77,6 +77,8 @@ def lower_fused(site: Site) -> Kernel:
             q, k, v = (each.unsqueeze(0) for each in (q, k, v))
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
+        if mask is not None and mask.dim() < 2:
+            mask = mask.expand(q.shape[-2], k.shape[-2])
         made = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return made.reshape(out)
 

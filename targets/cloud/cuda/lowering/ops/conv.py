@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from flagsplit.targets.cloud.cuda.lowering.ops.windows import windows_of
-from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site
+from flagsplit.targets.cloud.cuda.lowering.ops.windows import Windows, windows_of
+from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, widened
 from flagsplit.targets.cloud.cuda.sdk import torch
+
+_MOST_TAPS = 5
 
 
 def lower(site: Site) -> Kernel:
@@ -14,6 +16,11 @@ def lower(site: Site) -> Kernel:
     groups, name = site.int("group", 1), f"conv{len(shape) - 2}d"
     if min(window.low + window.high) < 0:
         raise Refused("PyTorch takes no negative padding of a convolution")
+    plane = len(shape) == 4
+    if plane and site.style.products and groups == 1 and set(window.kernel + window.strides) == {1} and not any(window.low + window.high):
+        return _product
+    if plane and site.style.shifts and groups == shape[1] == site.shape(1)[0] > 1 and max(window.kernel) <= _MOST_TAPS:
+        return _shifted(window, site.out_shape()[2:])
 
     def kernel(x: Any, weights: Any, bias: Any = None) -> Any:
         if not window.even:
@@ -21,6 +28,31 @@ def lower(site: Site) -> Kernel:
         padding = window.low if window.even else 0
         run = getattr(torch.nn.functional, name)
         return run(x, weights, bias, window.strides, padding, window.dilations, groups)
+
+    return kernel
+
+
+def _product(x: Any, weights: Any, bias: Any = None) -> Any:
+    """Each pixel's channels times the weights."""
+    made = torch.nn.functional.linear(x.permute(0, 2, 3, 1), weights.flatten(1), bias)
+    return made.permute(0, 3, 1, 2)
+
+
+def _shifted(window: Windows, out: tuple[int, ...]) -> Kernel:
+    """Sums of shifted pictures, each times its weight of the channel."""
+
+    def kernel(x: Any, weights: Any, bias: Any = None) -> Any:
+        padded, total = torch.nn.functional.pad(x, window.flat_pads), None
+        for row in range(window.kernel[0]):
+            for column in range(window.kernel[1]):
+                part = padded
+                for axis, at in ((2, row), (3, column)):
+                    start, step = at * window.dilations[axis - 2], window.strides[axis - 2]
+                    stop = start + (out[axis - 2] - 1) * step + 1
+                    part = part[:, :, start:stop:step] if axis == 2 else part[:, :, :, start:stop:step]
+                term = widened(part) * widened(weights[:, 0, row, column].reshape(1, -1, 1, 1))
+                total = term if total is None else total + term
+        return total if bias is None else total + widened(bias).reshape(1, -1, 1, 1)
 
     return kernel
 
@@ -76,4 +108,4 @@ def _cut_before(site: Site, whole: list[int], out: tuple[int, ...], extra: list[
     total = [whole[at] + extra[at] - out[at] for at in range(rank)]
     if auto == "VALID":
         return [0] * rank
-    return [each - each // 2 if auto == "SAME_LOWER" else each // 2 for each in total]
+    return [max(0, each // 2 if auto == "SAME_UPPER" else each - each // 2) for each in total]

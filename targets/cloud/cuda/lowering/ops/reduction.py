@@ -114,7 +114,7 @@ def lower_topk(site: Site) -> Kernel:
         raise Refused("PyTorch sorts no bools")
 
     def kernel(x: Any, _: Any) -> Any:
-        values, places = torch.sort(x, axis, descending=largest, stable=True)
+        values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, many), places.narrow(axis, 0, many)
 
     return kernel
