@@ -45,7 +45,8 @@ test: lint
 
 test-torch: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
-	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py
+	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py \
+		tests/targets/cloud/cuda
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn

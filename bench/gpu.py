@@ -188,7 +188,7 @@ def measure(key: str, contest: Contest, limits: Ceilings, rounds: int) -> dict[s
     wall: dict[str, list[float]] = {name: [] for name in runs}
     events: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
-        for name, run in runs.items():
+        for run in runs.values():
             for _ in range(5):
                 run()
         for _ in range(rounds):
@@ -199,7 +199,8 @@ def measure(key: str, contest: Contest, limits: Ceilings, rounds: int) -> dict[s
                 events[name].append(two)
         made = replay(*contest.inputs)[0].float()
     error = ((made - contest.expected).norm() / contest.expected.norm()).item()
-    arrays = {spec.name: each.float().cpu().numpy() if each.is_floating_point() else each.cpu().numpy() for spec, each in zip(contest.ours.inputs, contest.inputs, strict=True)}
+    pairs = zip(contest.ours.inputs, contest.inputs, strict=True)
+    arrays = {spec.name: each.cpu().numpy().astype(spec.dtype) for spec, each in pairs}
     host = [_host_ms(contest.ours, arrays) for _ in range(max(5, rounds // 4))]
     ms = {name: statistics.median(times) for name, times in wall.items()}
     by_event = {name: statistics.median(times) for name, times in events.items()}

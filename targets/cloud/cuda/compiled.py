@@ -18,7 +18,6 @@ from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
 Run = Callable[..., Sequence[Any]]
 
 
-
 @dataclass(frozen=True)
 class Way:
     """One way to compile.
@@ -26,12 +25,12 @@ class Way:
     Attributes:
         style: how operators are written that have several forms.
         options: of the compiler; see torch._inductor.config.
-        images: whether it is only for graphs with two-dimensional convolutions.
+        fits: the kinds of graphs that it is tried for.
     """
 
     style: Style = field(default_factory=Style)
     options: Mapping[str, Any] = field(default_factory=dict)
-    images: bool = False
+    fits: frozenset[str] = frozenset(("products", "images", "depthwise"))
 
 
 _TUNED = {
@@ -44,10 +43,10 @@ _TUNED = {
 }
 WAYS: Mapping[str, Way] = {
     "plain": Way(),
-    "tuned": Way(options=_TUNED),
-    "products": Way(Style(products=True), _TUNED, images=True),
-    "shifts": Way(Style(shifts=True), images=True),
-    "products and shifts": Way(Style(products=True, shifts=True), _TUNED, images=True),
+    "tuned": Way(options=_TUNED, fits=frozenset(("products",))),
+    "products": Way(Style(products=True), _TUNED, fits=frozenset(("images", "depthwise"))),
+    "shifts": Way(Style(shifts=True), fits=frozenset(("depthwise",))),
+    "products and shifts": Way(Style(products=True, shifts=True), _TUNED, fits=frozenset(("depthwise",))),
 }
 """What is tried, by name."""
 
@@ -93,7 +92,7 @@ class Replay:
 
 
 def compiled(
-    module_of: Callable[[Style], Any], examples: Sequence[Any], folder: Path, tune: str, *, images: bool
+    module_of: Callable[[Style], Any], examples: Sequence[Any], folder: Path, tune: str, kind: str
 ) -> tuple[Replay, dict[str, float]]:
     """Compile a module in the ways that are to be tried, and keep the quickest.
 
@@ -102,7 +101,8 @@ def compiled(
         examples: tensors on the GPU.
         folder: where what is compiled is kept; made if it is not there.
         tune: "fast" compiles in one way; "most" tries all, unless the folder knows which is quickest.
-        images: whether it has two-dimensional convolutions.
+        kind: "depthwise" where pictures are convolved, some channel by channel; "images" where they are convolved
+            otherwise; else "products".
 
     Returns:
         The program, and the milliseconds of a run by way, where several were timed.
@@ -110,7 +110,7 @@ def compiled(
     import_torch()
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "way.json"
-    names = [name for name, way in WAYS.items() if images or not way.images] if tune == "most" else ["plain"]
+    names = [name for name, way in WAYS.items() if kind in way.fits] if tune == "most" else ["plain"]
     if known.is_file() and (name := json.loads(known.read_text()).get("way")) in WAYS:
         names = [name]
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / "inductor"))

@@ -67,11 +67,18 @@ def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Ex
 
     if on_cpu:
         return TorchExecutable(call, _Eager(module_of(Style())))
-    images = any(node.op_type == "Conv" and node.outputs[0].shape is not None and len(node.outputs[0].shape) == 4 for node in model.graph)
-    examples = example_inputs(call, "cuda", images=images)
+    kind = _kind_of(model)
+    examples = example_inputs(call, "cuda", images=kind != "products")
     folder = cache_folder(file, weights, [choices.precision, choices.io])
-    replay, times_ms = compiled(module_of, examples, folder, choices.tune, images=images)
+    replay, times_ms = compiled(module_of, examples, folder, choices.tune, kind)
     return TorchExecutable(call, _OnGpu(replay), times_ms)
+
+
+def _kind_of(model: ir.Model) -> str:
+    """What there is to try for a graph; see `compiled`."""
+    convs = [node for node in model.graph if node.op_type == "Conv" and len(node.outputs[0].shape or ()) == 4]
+    groups = {node.attributes.get_int("group", 1) for node in convs}
+    return "depthwise" if groups - {1} else "images" if convs else "products"
 
 
 def example_inputs(call: ChipCall, device: str, *, images: bool) -> list[Any]:
@@ -81,6 +88,10 @@ def example_inputs(call: ChipCall, device: str, *, images: bool) -> list[Any]:
         tensor = torch.ones([int(size) for size in each.shape], dtype=as_dtype(_passed(each)), device=device)
         found.append(tensor.to(memory_format=torch.channels_last) if images and tensor.dim() == 4 else tensor)
     return found
+
+
+def _sizes(tensor: ChipTensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in tensor.shape)
 
 
 def _passed(tensor: ChipTensor) -> str:
@@ -152,7 +163,7 @@ class TorchExecutable:
         except RuntimeError as error:
             raise InputError(f"PyTorch could not run the segment: {' '.join(str(error).split())[:300]}") from error
         pairs = zip(self._call.outputs, made, strict=True)
-        return {each.name: np.asarray(array, np.dtype(each.dtype)).reshape(each.shape) for each, array in pairs}
+        return {each.name: np.asarray(array, np.dtype(each.dtype)).reshape(_sizes(each)) for each, array in pairs}
 
     @property
     def on_gpu(self) -> Replay:

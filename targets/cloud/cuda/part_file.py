@@ -4,7 +4,6 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from flagsplit.errors import BundleError, ModelError
 from flagsplit.flagir.limits import check_limits
@@ -23,7 +22,7 @@ def read_part(file: Path, weights: Path) -> ir.Model:
     """
     try:
         check_limits(file)
-        model = ir.serde.deserialize_model(onnx.load_model_from_string(file.read_bytes()))
+        model = ir.serde.deserialize_model(_parsed(file))
         for value in model.graph.initializers.values():
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor):
@@ -39,6 +38,13 @@ def read_part(file: Path, weights: Path) -> ir.Model:
                     base_dir=weights.parent,
                 )
             check_tensor(tensor, weights.parent.resolve())
-    except (OSError, DecodeError, ModelError, ValueError) as error:
+    except (OSError, ModelError, ValueError) as error:
         raise BundleError(f"{file.name} cannot be read: {' '.join(str(error).split())[:200]}; get it again") from error
     return model
+
+
+def _parsed(file: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(file.read_bytes())
+    except Exception as error:  # protobuf's own
+        raise BundleError(f"{file.name} is no ONNX file; get it again") from error

@@ -31,8 +31,8 @@ def require_gpu() -> None:
     found = import_torch()
     if found.version.cuda is None:
         raise ConfigError(
-            f"the cuda target needs PyTorch with CUDA, and torch {found.__version__} is built for the CPU; install a CUDA "
-            "build, or build with --choice cuda.device=cpu to try the program on this host's CPU"
+            f"the cuda target needs PyTorch with CUDA, and torch {found.__version__} is built for the CPU; install one "
+            "with CUDA, or build with --choice cuda.device=cpu to try the program on this host's CPU"
         )
     if not found.cuda.is_available():
         raise ConfigError(

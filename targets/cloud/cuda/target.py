@@ -111,4 +111,5 @@ def _tensor(value: ir.Value, choices: Choices) -> ChipTensor:
     assert value.shape is not None
     dtype, shape = value.dtype.numpy().name, [int(dim) for dim in value.shape.numpy()]
     half = choices.io == "fp16" and choices.engine == "inductor" and dtype == "float32"
-    return ChipTensor(name=value.name, dtype=dtype, shape=shape, called=value.name, passed_as="float16" if half else "")
+    passed_as = "float16" if half else ""
+    return ChipTensor(name=value.name, dtype=dtype, shape=list(shape), called=value.name, passed_as=passed_as)

@@ -12,7 +12,6 @@ from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.border import program_names
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.compression import compress
-from flagsplit.targets.written_out import write_out
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
 from flagsplit.targets.mobile.coreml.lowering.registry import has_rule
 from flagsplit.targets.mobile.coreml.masks import soften_masks
@@ -21,6 +20,7 @@ from flagsplit.targets.mobile.coreml.precision import fp16_selector, nodes_in_fp
 from flagsplit.targets.mobile.coreml.ranges import measure, random_inputs
 from flagsplit.targets.mobile.coreml.sdk import import_sdk
 from flagsplit.targets.mobile.coreml.states import hold_states
+from flagsplit.targets.written_out import write_out
 
 
 @dataclass(frozen=True, eq=False)

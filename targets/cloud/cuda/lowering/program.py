@@ -76,7 +76,9 @@ def build_program(model: ir.Model, precision: str, style: Style = Style()) -> Pr
         site = Site(node, precision, style)
         try:
             kernel = lower_node(site)
-            made = tuple((value.name or "", site.out_dtype(at) if value.name else "") for at, value in enumerate(node.outputs))
+            made = tuple(
+                (value.name or "", site.out_dtype(at) if value.name else "") for at, value in enumerate(node.outputs)
+            )
         except Refused as reason:
             raise ModelError(f"{node.name!r} ({node.op_type}) is not for the cuda target: {reason}") from None
         takes = ["" if value is None or at in site.read else value.name or "" for at, value in enumerate(node.inputs)]

@@ -11,7 +11,7 @@ from flagsplit.targets.cloud.cuda.sdk import torch
 from flagsplit.targets.interface import Array
 
 Kernel = Callable[..., Any]
-"""Computes a node: takes a tensor per input, None for those left out or read as constants; gives one tensor or several."""
+"""Computes a node: takes a tensor per input, None for those left out or read as constants; gives one or several."""
 
 DTYPES = {
     ir.DataType.BOOL: "bool",
@@ -30,7 +30,7 @@ DTYPES = {
 _NARROWED = ("float32", "float16", "bfloat16")
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 an answer, not an error
     """A node is not taken; the text says why."""
 
 
@@ -39,7 +39,7 @@ class Site:
 
     Args:
         node: of a canonical graph of fixed shapes.
-        precision: PyTorch's name of the type that float32 and narrower values are computed in; "" keeps them as they are.
+        precision: PyTorch's name of the type that float32 and narrower values are computed in; "" leaves them alone.
         style: how operators are written that have several forms.
     """
 
@@ -110,13 +110,13 @@ class Site:
         assert axis is not None
         return axis + rank if axis < 0 else axis
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """An attribute."""
         found = self.attributes.get_int(name, default)
         assert found is not None
         return found
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """An attribute."""
         found = self.attributes.get_float(name, default)
         assert found is not None
@@ -128,7 +128,7 @@ class Site:
         assert found is not None
         return found
 
-    def list(self, name: str, default: Sequence[int] = ()) -> list[int]:
+    def integers(self, name: str, default: Sequence[int] = ()) -> list[int]:
         """An attribute."""
         return [int(each) for each in self.attributes.get_ints(name, default) or ()]
 
@@ -156,5 +156,5 @@ def as_dtype(name: str) -> Any:
 
 
 def widened(x: Any) -> Any:
-    """A tensor of half precision as float32, others as they are: for what overflows or loses digits in half precision."""
+    """Half precision as float32, others as they are: for what overflows or loses digits in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

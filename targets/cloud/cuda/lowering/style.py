@@ -9,7 +9,7 @@ class Style:
 
     Attributes:
         products: convolutions of one pixel are matrix products, into which the compiler draws what follows.
-        shifts: convolutions of each channel by itself are sums of shifted pictures, which fuse with what is around them.
+        shifts: convolutions of single channels are sums of shifted pictures, which fuse with what is around them.
     """
 
     products: bool = False

@@ -69,6 +69,13 @@ def _factor_of(value: ir.Value | None, x: ir.Value) -> float | None:
     return None
 
 
+def _is_sixth(node: ir.Node, value: ir.Value, other: ir.Value | None) -> bool:
+    """Whether a node makes a sixth of a value."""
+    if node.op_type == "Div":
+        return node.inputs[0] is value and is_about(other, 6.0)
+    return is_about(other, 1 / 6)
+
+
 def _gated(graph: ir.Graph, gate: ir.Node) -> None:
     """x sigmoid(x), and x hardsigmoid(x) of the parameters of hard-swish."""
     product = reader(gate.outputs[0], "Mul")
@@ -99,9 +106,7 @@ def _hard_swish(graph: ir.Graph, clip: ir.Node) -> None:
         other = node.inputs[1] if node.inputs[0] is at else node.inputs[0]
         if other is x and node.op_type == "Mul" and not multiplied:
             multiplied = True
-        elif is_about(other, 6.0 if node.op_type == "Div" else 1 / 6) and node.inputs[0 if node.op_type == "Div" else 0] is not None and not divided:
-            if node.op_type == "Div" and node.inputs[0] is not at:
-                return
+        elif not divided and _is_sixth(node, at, other):
             divided = True
         else:
             return

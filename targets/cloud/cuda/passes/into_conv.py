@@ -44,7 +44,8 @@ def _fold(graph: ir.Graph, node: ir.Node) -> None:
 def _batch(node: ir.Node) -> tuple[ir.Value | None, Doubles, Doubles] | None:
     """For a batch normalization: x, and what it is multiplied with and added by channel."""
     parts = [constant(value) for value in node.inputs[1:5]]
-    if any(part is None for part in parts) or node.attributes.get_int("training_mode", 0):
+    training = node.attributes.get_int("training_mode", 0)
+    if training or any(part is None for part in parts):
         return None
     scale, bias, mean, variance = (part for part in parts if part is not None)
     factor = scale / np.sqrt(variance + (node.attributes.get_float("epsilon", 1e-5) or 0.0))
@@ -60,7 +61,9 @@ def _channelwise(node: ir.Node) -> tuple[ir.Value | None, Doubles, Doubles] | No
         found = constant(other)
         if found is None or sizes(x) != shape or (node.op_type == "Sub" and x is not node.inputs[0]):
             continue
-        spread = found.reshape([1] * (len(shape) - found.ndim) + list(found.shape)) if found.ndim <= len(shape) else None
+        spread = (
+            found.reshape([1] * (len(shape) - found.ndim) + list(found.shape)) if found.ndim <= len(shape) else None
+        )
         if spread is None or spread.shape[1] not in (1, shape[1]) or spread.size != spread.shape[1]:
             continue
         row = np.broadcast_to(spread.reshape(-1), (shape[1],))

@@ -76,7 +76,8 @@ def _centered(deviation: ir.Value, axes: list[int]) -> ir.Value | None:
     mean = maker(sub.inputs[1], "ReduceMean") if sub is not None else None
     if sub is None or mean is None or mean.inputs[0] is not sub.inputs[0] or len(mean.inputs) < 2:
         return None
-    return sub.inputs[0] if integers(mean.inputs[1]) == axes and mean.attributes.get_int("keepdims", 1) else None
+    kept = mean.attributes.get_int("keepdims", 1)
+    return sub.inputs[0] if kept and integers(mean.inputs[1]) == axes else None
 
 
 def _quotient(root: ir.Node, deviation: ir.Value) -> ir.Value | None:
@@ -120,7 +121,11 @@ def _with(value: ir.Value, operator: str, normal: tuple[int, ...]) -> tuple[Doub
         found = constant(other)
         if one is not value or found is None or node is None:
             continue
-        if found.size == int(np.prod(normal)) and found.reshape(-1).size and _trailing(found.shape) == _trailing(normal):
+        if (
+            found.size == int(np.prod(normal))
+            and found.reshape(-1).size
+            and _trailing(found.shape) == _trailing(normal)
+        ):
             return found.reshape(normal), node.outputs[0]
     return None, value
 

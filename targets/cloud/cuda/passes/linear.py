@@ -30,10 +30,11 @@ def _of_matmul(graph: ir.Graph, node: ir.Node) -> None:
     for one, other in operands(add):
         found = constant(other)
         fits = found is not None and found.size == weights.shape[1] == found.shape[-1]
-        if one is last and fits and found is not None and add is not None:
-            if sizes(add.outputs[0]) == sizes(node.outputs[0]):
-                bias, last = found.reshape(-1), add.outputs[0]
-                break
+        if one is not last or not fits or found is None or add is None:
+            continue
+        if sizes(add.outputs[0]) == sizes(node.outputs[0]):
+            bias, last = found.reshape(-1), add.outputs[0]
+            break
     _put(graph, last, x, weights.T, bias)
 
 
@@ -71,7 +72,7 @@ def share_inputs(graph: ir.Graph) -> None:
     for x, nodes in families.items():
         if len(nodes) > 1 and len({len(node.inputs) for node in nodes}) == 1:
             _join(graph, x, nodes)
-    
+
 
 def _join(graph: ir.Graph, x: ir.Value, nodes: list[ir.Node]) -> None:
     parts = [[constant(value) for value in node.inputs[1:]] for node in nodes]

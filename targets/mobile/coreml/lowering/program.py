@@ -14,9 +14,9 @@ import onnx_ir as ir
 from flagsplit.errors import ConfigError, InternalError, ModelError
 from flagsplit.targets.mobile.coreml.lowering.chains import chain_of, lower_chain
 from flagsplit.targets.mobile.coreml.lowering.facts import sizes_of, unfit_value
-from flagsplit.targets.written_out import write_out
 from flagsplit.targets.mobile.coreml.lowering.registry import has_rule, refusal, rules
 from flagsplit.targets.mobile.coreml.lowering.site import MIL_NAMES, Site, Var, mil_name
+from flagsplit.targets.written_out import write_out
 
 _IO_TYPES = {
     "float32": "float32",

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from flagsplit.errors import InternalError
 from flagsplit.targets.mobile.coreml.lowering.chains import chain_of
 from flagsplit.targets.mobile.coreml.lowering.facts import ALL, BYTES, NodeFacts, unfit_constant, unfit_value
-from flagsplit.targets.written_out import expanded
 from flagsplit.targets.mobile.coreml.lowering.ops import MODULES
+from flagsplit.targets.written_out import expanded
 
 Lower = Callable[[Any], Any]
 """From a `Site` to the MIL variable of the node's output, or a tuple of them, None for outputs that nobody reads."""

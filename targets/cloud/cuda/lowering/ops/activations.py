@@ -8,7 +8,7 @@ from flagsplit.targets.cloud.cuda.sdk import torch
 
 def lower_celu(site: Site) -> Kernel:
     """max(0, x) + min(0, a (e^(x/a) - 1))."""
-    alpha = site.float("alpha", 1.0)
+    alpha = site.number("alpha", 1.0)
     return lambda x: torch.nn.functional.celu(x, alpha)
 
 
@@ -16,15 +16,11 @@ def lower_clip(site: Site) -> Kernel:
     """Between two bounds, each of which may be missing."""
     low, high = (_number(site.const(index)) for index in (1, 2))
 
-    def kernel(x: Any, low_tensor: Any = None, high_tensor: Any = None) -> Any:
-        for bound, limit in ((low if low_tensor is None else low_tensor, torch.maximum), (high if high_tensor is None else high_tensor, torch.minimum)):
-            if bound is None:
-                continue
-            if isinstance(bound, (int, float)):
-                x = torch.clamp(x, min=bound) if limit is torch.maximum else torch.clamp(x, max=bound)
-            else:
-                x = limit(x, bound)
-        return x
+    def kernel(x: Any, least: Any = None, most: Any = None) -> Any:
+        if low is not None or high is not None:
+            x = torch.clamp(x, min=low, max=high)
+        x = x if least is None else torch.maximum(x, least)
+        return x if most is None else torch.minimum(x, most)
 
     return kernel
 
@@ -35,7 +31,7 @@ def _number(array: Any) -> int | float | None:
 
 def lower_elu(site: Site) -> Kernel:
     """x, or a (e^x - 1) below 0."""
-    alpha = site.float("alpha", 1.0)
+    alpha = site.number("alpha", 1.0)
     return lambda x: torch.nn.functional.elu(x, alpha)
 
 
@@ -47,7 +43,7 @@ def lower_gelu(site: Site) -> Kernel:
 
 def lower_hard_sigmoid(site: Site) -> Kernel:
     """A line between 0 and 1."""
-    alpha, beta = site.float("alpha", 0.2), site.float("beta", 0.5)
+    alpha, beta = site.number("alpha", 0.2), site.number("beta", 0.5)
     return lambda x: torch.clamp(x * alpha + beta, 0, 1)
 
 
@@ -58,7 +54,7 @@ def lower_hard_swish(_site: Site) -> Kernel:
 
 def lower_leaky_relu(site: Site) -> Kernel:
     """x, or a x below 0."""
-    alpha = site.float("alpha", 0.01)
+    alpha = site.number("alpha", 0.01)
     return lambda x: torch.where(x >= 0, x, x * alpha)
 
 
@@ -74,14 +70,14 @@ def lower_prelu(_site: Site) -> Kernel:
 
 def lower_selu(site: Site) -> Kernel:
     """Scaled x, or scaled a (e^x - 1) below 0."""
-    alpha = site.float("alpha", 1.67326319217681884765625)
-    gamma = site.float("gamma", 1.05070102214813232421875)
+    alpha = site.number("alpha", 1.67326319217681884765625)
+    gamma = site.number("gamma", 1.05070102214813232421875)
     return lambda x: gamma * torch.nn.functional.elu(x, alpha)
 
 
 def lower_shrink(site: Site) -> Kernel:
     """0 near 0, and moved towards 0 beyond."""
-    bias, bound = site.float("bias", 0.0), site.float("lambd", 0.5)
+    bias, bound = site.number("bias", 0.0), site.number("lambd", 0.5)
     return lambda x: torch.where(x < -bound, x + bias, torch.where(x > bound, x - bias, torch.zeros_like(x)))
 
 
@@ -97,11 +93,11 @@ def lower_softsign(_site: Site) -> Kernel:
 
 def lower_swish(site: Site) -> Kernel:
     """x times the sigmoid of a x."""
-    alpha = site.float("alpha", 1.0)
+    alpha = site.number("alpha", 1.0)
     return lambda x: torch.nn.functional.silu(x) if alpha == 1 else x * torch.sigmoid(x * alpha)
 
 
 def lower_thresholded_relu(site: Site) -> Kernel:
     """x above a bound, else 0."""
-    alpha = site.float("alpha", 1.0)
+    alpha = site.number("alpha", 1.0)
     return lambda x: torch.where(x > alpha, x, torch.zeros_like(x))

@@ -39,7 +39,7 @@ def lower_div(site: Site) -> Kernel:
 
 def lower_mod(site: Site) -> Kernel:
     """The remainder, of the divisor's sign; as in C with `fmod`."""
-    if site.int("fmod", 0):
+    if site.integer("fmod", 0):
         return lambda a, b: torch.fmod(a, b)
     return lambda a, b: torch.remainder(a, b)
 

@@ -12,12 +12,12 @@ def lower(site: Site) -> Kernel:
     outputs = [value.name for value in site.node.outputs]
     if any(site.given(index) for index in (4, 5, 6)) or any(outputs[1:]):
         raise Refused("PyTorch's fused attention takes no cache and gives no scores")
-    if site.float("softcap", 0.0) or site.int("softmax_precision", 1) not in (1, 10):
+    if site.number("softcap", 0.0) or site.integer("softmax_precision", 1) not in (1, 10):
         raise Refused("PyTorch's fused attention bends no scores, and adds up in float32")
     flat = site.rank(0) == 3
-    heads = site.int("q_num_heads", 0) if flat else site.shape(0)[1]
-    key_heads = site.int("kv_num_heads", 0) if flat else site.shape(1)[1]
-    causal = bool(site.int("is_causal", 0))
+    heads = site.integer("q_num_heads", 0) if flat else site.shape(0)[1]
+    key_heads = site.integer("kv_num_heads", 0) if flat else site.shape(1)[1]
+    causal = bool(site.integer("is_causal", 0))
     if causal and site.given(3):
         raise Refused("PyTorch's fused attention takes no mask beside the causal one")
     if site.given(3) and site.shape(3)[-1] != site.shape(1)[-2]:
@@ -47,10 +47,10 @@ def lower(site: Site) -> Kernel:
 def lower_rotary(site: Site) -> Kernel:
     """Pairs of each head turned by the angle of their position."""
     flat, shape = site.rank(0) == 3, site.shape(0)
-    heads = site.int("num_heads", 0) if flat else shape[1]
+    heads = site.integer("num_heads", 0) if flat else shape[1]
     size = shape[2] // heads if flat else shape[3]
-    turned = site.int("rotary_embedding_dim", 0) or size
-    woven, out = bool(site.int("interleaved", 0)), site.out_dtype()
+    turned = site.integer("rotary_embedding_dim", 0) or size
+    woven, out = bool(site.integer("interleaved", 0)), site.out_dtype()
 
     def kernel(x: Any, cosine: Any, sine: Any, positions: Any = None) -> Any:
         whole = widened(x)
@@ -70,7 +70,7 @@ def lower_rotary(site: Site) -> Kernel:
 
 def lower_fused(site: Site) -> Kernel:
     """softmax(q k^T scale + mask) v of 3 or 4 axes, as the attention pass makes it."""
-    scale, out = site.float("scale", 1.0), site.out_shape()
+    scale, out = site.number("scale", 1.0), site.out_shape()
 
     def kernel(q: Any, k: Any, v: Any, mask: Any = None) -> Any:
         if q.dim() == 3:

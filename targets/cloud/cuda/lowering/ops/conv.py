@@ -13,11 +13,11 @@ def lower(site: Site) -> Kernel:
     """Conv; padding that is not the same on both sides is a step of its own."""
     shape = site.shape(0)
     window = windows_of(site, site.shape(1)[2:], shape[2:])
-    groups, name = site.int("group", 1), f"conv{len(shape) - 2}d"
+    groups, name = site.integer("group", 1), f"conv{len(shape) - 2}d"
     if min(window.low + window.high) < 0:
         raise Refused("PyTorch takes no negative padding of a convolution")
-    plane = len(shape) == 4
-    if plane and site.style.products and groups == 1 and set(window.kernel + window.strides) == {1} and not any(window.low + window.high):
+    plane, padded = len(shape) == 4, any(window.low + window.high)
+    if plane and site.style.products and groups == 1 and set(window.kernel + window.strides) == {1} and not padded:
         return _product
     if plane and site.style.shifts and groups == shape[1] == site.shape(1)[0] > 1 and max(window.kernel) <= _MOST_TAPS:
         return _shifted(window, site.out_shape()[2:])
@@ -61,7 +61,7 @@ def lower_integer(site: Site) -> Kernel:
     """ConvInteger, exact in float64."""
     shape = site.shape(0)
     window = windows_of(site, site.shape(1)[2:], shape[2:])
-    groups, name = site.int("group", 1), f"conv{len(shape) - 2}d"
+    groups, name = site.integer("group", 1), f"conv{len(shape) - 2}d"
 
     def kernel(x: Any, weights: Any, zero_x: Any = None, zero_w: Any = None) -> Any:
         x, weights = x.double(), weights.double()
@@ -81,10 +81,10 @@ def lower_transpose(site: Site) -> Kernel:
     rank = len(kernel_shape)
     if not 1 <= rank <= 3:
         raise Refused(f"PyTorch slides windows over 1 to 3 axes, came {rank}")
-    strides = tuple(site.list("strides") or [1] * rank)
-    dilations = tuple(site.list("dilations") or [1] * rank)
-    groups, name = site.int("group", 1), f"conv_transpose{rank}d"
-    extra = site.list("output_padding") or [0] * rank
+    strides = tuple(site.integers("strides") or [1] * rank)
+    dilations = tuple(site.integers("dilations") or [1] * rank)
+    groups, name = site.integer("group", 1), f"conv_transpose{rank}d"
+    extra = site.integers("output_padding") or [0] * rank
     reach = [(kernel_shape[at] - 1) * dilations[at] + 1 for at in range(rank)]
     whole = [(shape[2 + at] - 1) * strides[at] + reach[at] for at in range(rank)]
     low = _cut_before(site, whole, out, extra)
@@ -102,8 +102,8 @@ def lower_transpose(site: Site) -> Kernel:
 
 def _cut_before(site: Site, whole: list[int], out: tuple[int, ...], extra: list[int]) -> list[int]:
     """How much goes at the start of each axis."""
-    auto, pads, rank = site.text("auto_pad", "NOTSET"), site.list("pads"), len(out)
-    if auto == "NOTSET" and not site.list("output_shape"):
+    auto, pads, rank = site.text("auto_pad", "NOTSET"), site.integers("pads"), len(out)
+    if auto == "NOTSET" and not site.integers("output_shape"):
         return pads[:rank] or [0] * rank
     total = [whole[at] + extra[at] - out[at] for at in range(rank)]
     if auto == "VALID":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, as_dtype
+from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site
 from flagsplit.targets.cloud.cuda.sdk import torch
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -44,16 +44,14 @@ def lower_elements(site: Site) -> Kernel:
 
 def lower_nd(site: Site) -> Kernel:
     """Slices by coordinates."""
-    shape, out, batch = site.shape(0), site.out_shape(), site.int("batch_dims", 0)
+    shape, out, batch = site.shape(0), site.out_shape(), site.integer("batch_dims", 0)
     depth = site.shape(1)[-1]
 
     def kernel(x: Any, indices: Any) -> Any:
-        lead = x.shape[:batch]
         x = x.reshape(-1, *x.shape[batch:])
         indices = indices.reshape(x.shape[0], -1, depth)
         rows = torch.arange(x.shape[0], device=x.device)[:, None].expand(indices.shape[:2])
         at = [_from_front(indices[..., axis], shape[batch + axis]) for axis in range(depth)]
-        del lead
         return x[(rows, *at)].reshape(out)
 
     return kernel
@@ -127,8 +125,3 @@ def lower_tensor_scatter(site: Site) -> Kernel:
         return cache.scatter(axis, at.reshape(shape).expand(update.shape), update)
 
     return kernel
-
-
-def lower_same_type(site: Site) -> Any:
-    """PyTorch's type of the output."""
-    return as_dtype(site.out_dtype())

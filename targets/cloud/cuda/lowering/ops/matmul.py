@@ -21,14 +21,20 @@ def lower_linear(_site: Site) -> Kernel:
 
 def lower_gemm(site: Site) -> Kernel:
     """alpha a b + beta c."""
-    alpha, beta = site.float("alpha", 1.0), site.float("beta", 1.0)
-    turn_a, turn_b = site.int("transA", 0), site.int("transB", 0)
+    alpha, beta = site.number("alpha", 1.0), site.number("beta", 1.0)
+    turn_a, turn_b = site.integer("transA", 0), site.integer("transB", 0)
     is_float, out = site.is_float(0), site.out_dtype()
 
     def kernel(a: Any, b: Any, c: Any = None) -> Any:
         if not is_float:
             a, b = a.double(), b.double()
-        if c is not None and c.dim() <= 1 and alpha == beta == 1 and is_float and c.numel() == (b.shape[0] if turn_b else b.shape[1]):
+        if (
+            c is not None
+            and c.dim() <= 1
+            and alpha == beta == 1
+            and is_float
+            and c.numel() == (b.shape[0] if turn_b else b.shape[1])
+        ):
             return torch.nn.functional.linear(a.t() if turn_a else a, b if turn_b else b.t(), c.reshape(-1))
         made = torch.matmul(a.t() if turn_a else a, b.t() if turn_b else b)
         made = made if alpha == 1 else made * alpha

@@ -8,8 +8,8 @@ from flagsplit.targets.cloud.cuda.sdk import torch
 
 def lower_batch(site: Site) -> Kernel:
     """By given means and variances of the channels."""
-    epsilon, rank = site.float("epsilon", 1e-5), site.rank(0)
-    if site.int("training_mode", 0):
+    epsilon, rank = site.number("epsilon", 1e-5), site.rank(0)
+    if site.integer("training_mode", 0):
         raise Refused("it normalizes by its own batch in training mode only, which is not for inference")
 
     def kernel(x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
@@ -23,7 +23,7 @@ def lower_batch(site: Site) -> Kernel:
 
 def lower_instance(site: Site) -> Kernel:
     """By each channel's own mean and variance."""
-    epsilon = site.float("epsilon", 1e-5)
+    epsilon = site.number("epsilon", 1e-5)
 
     def kernel(x: Any, scale: Any, bias: Any) -> Any:
         shape = [1, -1, *[1] * (x.dim() - 2)]
@@ -35,7 +35,7 @@ def lower_instance(site: Site) -> Kernel:
 
 def lower_group(site: Site) -> Kernel:
     """By the mean and variance of groups of channels."""
-    groups, epsilon = site.int("num_groups", 1), site.float("epsilon", 1e-5)
+    groups, epsilon = site.integer("num_groups", 1), site.number("epsilon", 1e-5)
 
     def kernel(x: Any, scale: Any, bias: Any) -> Any:
         wide = widened(x)
@@ -47,8 +47,12 @@ def lower_group(site: Site) -> Kernel:
 def lower_layer(site: Site) -> Kernel:
     """By the mean and variance of the last axes; also gives the mean and the reciprocal deviation."""
     shape = site.shape(0)
-    axis, epsilon = site.axis("axis", -1, len(shape)), site.float("epsilon", 1e-5)
-    if len(site.node.outputs) == 1 and site.shape(1) == shape[axis:] and (not site.given(2) or site.shape(2) == shape[axis:]):
+    axis, epsilon = site.axis("axis", -1, len(shape)), site.number("epsilon", 1e-5)
+    if (
+        len(site.node.outputs) == 1
+        and site.shape(1) == shape[axis:]
+        and (not site.given(2) or site.shape(2) == shape[axis:])
+    ):
         return lambda x, scale, bias=None: torch.nn.functional.layer_norm(x, shape[axis:], scale, bias, epsilon)
 
     def kernel(x: Any, scale: Any, bias: Any = None) -> Any:
@@ -64,7 +68,7 @@ def lower_layer(site: Site) -> Kernel:
 def lower_rms(site: Site) -> Kernel:
     """By the root of the mean square of the last axes."""
     rank = site.rank(0)
-    axis, epsilon = site.axis("axis", -1, rank), site.float("epsilon", 1e-5)
+    axis, epsilon = site.axis("axis", -1, rank), site.number("epsilon", 1e-5)
 
     def kernel(x: Any, scale: Any) -> Any:
         wide, axes = widened(x), list(range(axis, rank))
@@ -75,8 +79,8 @@ def lower_rms(site: Site) -> Kernel:
 
 def lower_local_response(site: Site) -> Kernel:
     """By the squares of neighboring channels."""
-    size, alpha = site.int("size", 1), site.float("alpha", 1e-4)
-    beta, bias = site.float("beta", 0.75), site.float("bias", 1.0)
+    size, alpha = site.integer("size", 1), site.number("alpha", 1e-4)
+    beta, bias = site.number("beta", 0.75), site.number("bias", 1.0)
 
     def kernel(x: Any) -> Any:
         wide = widened(x)
@@ -91,7 +95,7 @@ def lower_local_response(site: Site) -> Kernel:
 
 def lower_lp(site: Site) -> Kernel:
     """By the norm along an axis; where it is 0, 0."""
-    axis, order = site.axis("axis", -1, site.rank(0)), site.int("p", 2)
+    axis, order = site.axis("axis", -1, site.rank(0)), site.integer("p", 2)
 
     def kernel(x: Any) -> Any:
         wide = widened(x)
@@ -103,7 +107,7 @@ def lower_lp(site: Site) -> Kernel:
 
 def lower_mean_variance(site: Site) -> Kernel:
     """By mean and variance over axes."""
-    axes = site.list("axes", (0, 2, 3))
+    axes = site.integers("axes", (0, 2, 3))
     return lambda x: _centered(widened(x), axes, 1e-9, root_first=True)
 
 

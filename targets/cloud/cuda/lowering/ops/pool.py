@@ -22,7 +22,7 @@ def lower_global_max(site: Site) -> Kernel:
 
 def lower_global_lp(site: Site) -> Kernel:
     """The norm over space."""
-    axes, order = list(range(2, site.rank(0))), site.int("p", 2)
+    axes, order = list(range(2, site.rank(0))), site.integer("p", 2)
     return lambda x: torch.sum(torch.abs(widened(x)) ** order, axes, keepdim=True) ** (1.0 / order)
 
 
@@ -30,7 +30,7 @@ def _pool(site: Site) -> tuple[Windows, list[int]]:
     """The windows, with as much padding after as the last window of each axis needs; and the padding for PyTorch."""
     shape = site.shape(0)
     sizes, out = shape[2:], site.out_shape()[2:]
-    window = windows_of(site, tuple(site.list("kernel_shape")), sizes)
+    window = windows_of(site, tuple(site.integers("kernel_shape")), sizes)
     needed = []
     for at in range(len(sizes)):
         reach = (window.kernel[at] - 1) * window.dilations[at] + 1
@@ -77,7 +77,7 @@ def _fits(site: Site, window: Windows) -> bool:
 
 def _with_indices(site: Site, window: Windows, flat: Sequence[int]) -> Kernel:
     shape, out = site.shape(0), site.out_shape()
-    rank, column = len(window.kernel), site.int("storage_order", 0)
+    rank, column = len(window.kernel), site.integer("storage_order", 0)
 
     def kernel(x: Any) -> Any:
         sizes = shape[2:]
@@ -107,7 +107,7 @@ def _windows(x: Any, window: Windows) -> Any:
 def lower_average(site: Site) -> Kernel:
     """The mean of each window, with or without the padding in the count."""
     window, flat = _pool(site)
-    rank, counted = len(window.kernel), site.int("count_include_pad", 0)
+    rank, counted = len(window.kernel), site.integer("count_include_pad", 0)
     plain = window.even and not any(window.low) and max(flat) <= 0 and set(window.dilations) == {1}
     included = bool(counted) and window.even and _fits(site, window) and set(window.dilations) == {1}
     sizes = site.shape(0)[2:]
@@ -132,7 +132,7 @@ def lower_average(site: Site) -> Kernel:
 def lower_lp(site: Site) -> Kernel:
     """The norm of each window."""
     window, flat = _pool(site)
-    order = site.int("p", 2)
+    order = site.integer("p", 2)
 
     def kernel(x: Any) -> Any:
         powers = torch.abs(torch.nn.functional.pad(widened(x), flat)) ** order

@@ -11,7 +11,7 @@ _RANGES = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-32768, 32767)}
 def _by_axis(site: Site) -> tuple[int, int]:
     rank = site.rank(0)
     axis = site.axis("axis", 1, rank)
-    if site.int("block_size", 0):
+    if site.integer("block_size", 0):
         raise Refused("scales of blocks are not taken")
     return axis, rank
 

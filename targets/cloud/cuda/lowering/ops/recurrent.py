@@ -18,26 +18,29 @@ _ACTIVATIONS: dict[str, _Activation] = {
 
 def lower(site: Site) -> Kernel:
     """All directions of one layer; sequences that end early keep their last state."""
-    kind, first = site.node.op_type, bool(site.int("layout", 0))
+    kind, first = site.node.op_type, bool(site.integer("layout", 0))
     shape = site.shape(0)
     steps = shape[1] if first else shape[0]
     if steps > _MOST_STEPS:
         raise Refused(f"its {steps} steps are more than the {_MOST_STEPS} that are written out")
-    if site.float("clip", 0.0) or site.int("input_forget", 0):
+    if site.number("clip", 0.0) or site.integer("input_forget", 0):
         raise Refused("its gates are clipped or coupled")
-    directions, hidden = site.shape(1)[0], site.int("hidden_size", site.shape(2)[-1])
+    directions, hidden = site.shape(1)[0], site.integer("hidden_size", site.shape(2)[-1])
     names = [str(name).lower() for name in site.attributes.get_strings("activations", ()) or ()]
     names = names or [name.lower() for name in _DEFAULTS[kind]] * directions
-    if not set(names) <= set(_ACTIVATIONS) or site.attributes.get_floats("activation_alpha", ()):
+    alphas = site.attributes.get_floats("activation_alpha", ())
+    if alphas or not set(names) <= set(_ACTIVATIONS):
         raise Refused(f"of activations it takes sigmoid, tanh and relu, came {', '.join(names)}")
     each = len(names) // directions
     functions = [[_ACTIVATIONS[name] for name in names[at * each :][:each]] for at in range(directions)]
     backward = site.text("direction", "forward") == "reverse"
-    linear_first = bool(site.int("linear_before_reset", 0))
+    linear_first = bool(site.integer("linear_before_reset", 0))
     wanted = [bool(value.name) for value in site.node.outputs] + [False] * 3
     dtype = site.out_dtype(wanted.index(True))
 
-    def kernel(x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, h: Any = None, c: Any = None, p: Any = None) -> Any:
+    def kernel(
+        x: Any, w: Any, r: Any, b: Any = None, lengths: Any = None, h: Any = None, c: Any = None, p: Any = None
+    ) -> Any:
         x = x.transpose(0, 1) if first else x
         h, c = (each.transpose(0, 1) if first and each is not None else each for each in (h, c))
         zero = torch.zeros((x.shape[1], hidden), dtype=x.dtype, device=x.device)

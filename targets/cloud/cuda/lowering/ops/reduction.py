@@ -13,8 +13,14 @@ def _extreme(name: str, empty: float) -> _Reduce:
     def reduce(x: Any, axes: list[int], keep: bool) -> Any:
         if x.numel() == 0:
             shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-            made = torch.full(shape, empty if x.is_floating_point() else (x.dtype == torch.bool and empty > 0), device=x.device)
-            return made.to(x.dtype) if keep else made.to(x.dtype).reshape([s for a, s in enumerate(shape) if a not in axes])
+            made = torch.full(
+                shape, empty if x.is_floating_point() else (x.dtype == torch.bool and empty > 0), device=x.device
+            )
+            return (
+                made.to(x.dtype)
+                if keep
+                else made.to(x.dtype).reshape([s for a, s in enumerate(shape) if a not in axes])
+            )
         if x.dtype == torch.bool:
             return getattr(torch, name)(x.to(torch.uint8), axes, keepdim=keep)
         return getattr(torch, name)(x, axes, keepdim=keep)
@@ -36,7 +42,9 @@ def _log_sum_exp(x: Any, axes: list[int], keep: bool) -> Any:
 
 _FUNCTIONS: dict[str, _Reduce] = {
     "ReduceL1": lambda x, axes, keep: torch.sum(torch.abs(x), axes, keepdim=keep),
-    "ReduceL2": lambda x, axes, keep: torch.sqrt(torch.sum((x * x).to(x.dtype if x.is_floating_point() else torch.float64), axes, keepdim=keep)),
+    "ReduceL2": lambda x, axes, keep: torch.sqrt(
+        torch.sum((x * x).to(x.dtype if x.is_floating_point() else torch.float64), axes, keepdim=keep)
+    ),
     "ReduceLogSum": lambda x, axes, keep: torch.log(torch.sum(x, axes, keepdim=keep)),
     "ReduceLogSumExp": _log_sum_exp,
     "ReduceMax": _extreme("amax", float("-inf")),
@@ -52,8 +60,8 @@ def lower(site: Site) -> Kernel:
     """The reduction of the operator's name; those that add up do so in float32 at least."""
     rank, function = site.rank(0), _FUNCTIONS[site.node.op_type]
     axes = [each % rank for each in site.ints(1, "axes")] if site.given(1) else []
-    keep, out = bool(site.int("keepdims", 1)), site.out_dtype()
-    if not axes and site.int("noop_with_empty_axes", 0):
+    keep, out = bool(site.integer("keepdims", 1)), site.out_dtype()
+    if not axes and site.integer("noop_with_empty_axes", 0):
         alone: dict[str, Callable[[Any], Any]] = {
             "ReduceL1": lambda x: torch.abs(x),
             "ReduceL2": lambda x: torch.abs(x),
@@ -62,8 +70,6 @@ def lower(site: Site) -> Kernel:
         }
         return lambda x, *_: alone.get(site.node.op_type, lambda x: x)(x)
     over = axes or list(range(rank))
-    if not over:
-        over = []
 
     def kernel(x: Any, *_: Any) -> Any:
         if x.dim() == 0:
@@ -75,8 +81,8 @@ def lower(site: Site) -> Kernel:
 
 def lower_arg(site: Site) -> Kernel:
     """Where the largest or smallest is; the first of several, or the last."""
-    axis, keep = site.axis("axis", 0, site.rank(0)), bool(site.int("keepdims", 1))
-    last, name = site.int("select_last_index", 0), site.node.op_type.lower()
+    axis, keep = site.axis("axis", 0, site.rank(0)), bool(site.integer("keepdims", 1))
+    last, name = site.integer("select_last_index", 0), site.node.op_type.lower()
     size = site.shape(0)[axis]
 
     def kernel(x: Any) -> Any:
@@ -90,7 +96,7 @@ def lower_arg(site: Site) -> Kernel:
 def lower_running(site: Site) -> Kernel:
     """CumSum and CumProd, from either end, with or without the element itself."""
     axis = site.ints(1, "axis")[0] % site.rank(0)
-    backwards, without = site.int("reverse", 0), site.int("exclusive", 0)
+    backwards, without = site.integer("reverse", 0), site.integer("exclusive", 0)
     name, first = ("cumsum", 0) if site.node.op_type == "CumSum" else ("cumprod", 1)
     out = site.out_dtype()
 
@@ -109,7 +115,7 @@ def lower_running(site: Site) -> Kernel:
 def lower_topk(site: Site) -> Kernel:
     """The largest or smallest of an axis, in order; of equal ones the first come first."""
     axis, many = site.axis("axis", -1, site.rank(0)), site.ints(1, "k")[0]
-    largest = bool(site.int("largest", 1))
+    largest = bool(site.integer("largest", 1))
     if site.dtype(0) == "bool":
         raise Refused("PyTorch sorts no bools")
 

@@ -62,7 +62,7 @@ def _step(axis: int, matrix: _Doubles) -> Callable[[Any], Any]:
 def _scales(site: Site, shape: tuple[int, ...], out: tuple[int, ...]) -> dict[int, float]:
     """The scale of each axis that the node names."""
     rank = len(shape)
-    axes = [axis % rank for axis in site.list("axes", range(rank))]
+    axes = [axis % rank for axis in site.integers("axes", range(rank))]
     given = site.need(2, "scales") if site.given(2) else None
     if given is not None and given.size:
         scales = [float(each) for each in given.reshape(-1)]
@@ -86,9 +86,9 @@ def _axis_map(site: Site, size: int, out: int, scale: float) -> _Doubles:
         rounded = _ROUND[site.text("nearest_mode", "round_prefer_floor")](where)
         made[np.arange(out), np.clip(rounded.astype(int), 0, size - 1)] = 1
         return made
-    narrow = min(scale, 1.0) if site.int("antialias", 0) else 1.0
-    outside = bool(site.int("exclude_outside", 0))
-    cubic = site.float("cubic_coeff_a", -0.75) if mode == "cubic" else None
+    narrow = min(scale, 1.0) if site.integer("antialias", 0) else 1.0
+    outside = bool(site.integer("exclude_outside", 0))
+    cubic = site.number("cubic_coeff_a", -0.75) if mode == "cubic" else None
     for row, place in enumerate(where):
         places, weights = _taps(float(place), narrow, cubic)
         if outside:
@@ -133,7 +133,7 @@ def _cubic(x: _Doubles, a: float) -> _Doubles:
 def lower_grid_sample(site: Site) -> Kernel:
     """Pictures sampled at computed places."""
     mode = {"linear": "bilinear", "cubic": "bicubic"}.get(kind := site.text("mode", "linear"), kind)
-    padding, corners = site.text("padding_mode", "zeros"), bool(site.int("align_corners", 0))
+    padding, corners = site.text("padding_mode", "zeros"), bool(site.integer("align_corners", 0))
     if site.rank(0) not in (4, 5) or (mode == "bicubic" and site.rank(0) == 5):
         raise Refused("PyTorch samples pictures and volumes, no cubic in volumes")
 
@@ -146,5 +146,5 @@ def lower_grid_sample(site: Site) -> Kernel:
 
 def lower_affine_grid(site: Site) -> Kernel:
     """The places that an affine map takes each pixel from."""
-    size, corners = site.ints(1, "size"), bool(site.int("align_corners", 0))
+    size, corners = site.ints(1, "size"), bool(site.integer("align_corners", 0))
     return lambda theta, _: torch.nn.functional.affine_grid(theta, size, corners)

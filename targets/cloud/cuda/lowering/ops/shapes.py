@@ -18,7 +18,7 @@ def lower_reshape(site: Site) -> Kernel:
 
 def lower_transpose(site: Site) -> Kernel:
     """Axes in another order."""
-    order = site.list("perm") or list(range(site.rank(0)))[::-1]
+    order = site.integers("perm") or list(range(site.rank(0)))[::-1]
     return lambda x: x.permute(order)
 
 
@@ -128,7 +128,7 @@ def lower_constant_of_shape(site: Site) -> Kernel:
 
 def lower_eye_like(site: Site) -> Kernel:
     """Ones on a diagonal."""
-    (rows, columns), dtype, diagonal = site.shape(0), site.out_dtype(), site.int("k", 0)
+    (rows, columns), dtype, diagonal = site.shape(0), site.out_dtype(), site.integer("k", 0)
 
     def kernel(x: Any) -> Any:
         down, across = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
@@ -140,7 +140,7 @@ def lower_eye_like(site: Site) -> Kernel:
 def lower_depth_to_space(site: Site) -> Kernel:
     """Channels to blocks of pixels."""
     batch, channels, height, width = site.shape(0)
-    block = site.int("blocksize", 1)
+    block = site.integer("blocksize", 1)
     column = site.text("mode", "DCR") == "CRD"
     inside = (channels // block**2, block, block) if column else (block, block, channels // block**2)
     order = (0, 1, 4, 2, 5, 3) if column else (0, 3, 4, 1, 5, 2)
@@ -150,7 +150,7 @@ def lower_depth_to_space(site: Site) -> Kernel:
 def lower_space_to_depth(site: Site) -> Kernel:
     """Blocks of pixels to channels."""
     batch, channels, height, width = site.shape(0)
-    block = site.int("blocksize", 1)
+    block = site.integer("blocksize", 1)
     cut = (batch, channels, height // block, block, width // block, block)
     return lambda x: x.reshape(cut).permute(0, 3, 5, 1, 2, 4).reshape(site.out_shape())
 
@@ -158,13 +158,13 @@ def lower_space_to_depth(site: Site) -> Kernel:
 def lower_trilu(site: Site) -> Kernel:
     """One triangle of matrices, the rest 0."""
     diagonal = site.ints(1, "k")[0] if site.given(1) else 0
-    name = "triu" if site.int("upper", 1) else "tril"
+    name = "triu" if site.integer("upper", 1) else "tril"
     return lambda x, *_: getattr(torch, name)(x, diagonal)
 
 
 def lower_reverse_sequence(site: Site) -> Kernel:
     """The first elements of each sequence turned round."""
-    time, batch = site.int("time_axis", 0), site.int("batch_axis", 1)
+    time, batch = site.integer("time_axis", 0), site.integer("batch_axis", 1)
     steps, rank = site.shape(0)[time], site.rank(0)
 
     def kernel(x: Any, lengths: Any) -> Any:
@@ -188,7 +188,7 @@ def lower_range(site: Site) -> Kernel:
 def lower_shape(site: Site) -> Kernel:
     """What is known of the sizes."""
     shape = site.shape(0)
-    first, last = site.int("start", 0), site.int("end", len(shape))
+    first, last = site.integer("start", 0), site.integer("end", len(shape))
     found: Any = list(shape[first:last]) if site.node.op_type == "Shape" else int(np.prod(shape))
     return lambda x: torch.tensor(found, dtype=torch.int64, device=x.device)
 

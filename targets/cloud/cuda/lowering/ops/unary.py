@@ -50,7 +50,7 @@ def lower(site: Site) -> Kernel:
 
 def lower_isinf(site: Site) -> Kernel:
     """Infinities of either sign, or of one."""
-    up, down = site.int("detect_positive", 1), site.int("detect_negative", 1)
+    up, down = site.integer("detect_positive", 1), site.integer("detect_negative", 1)
 
     def kernel(x: Any) -> Any:
         both = torch.isinf(x)

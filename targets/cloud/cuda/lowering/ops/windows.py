@@ -42,10 +42,10 @@ def windows_of(site: Site, kernel: tuple[int, ...], sizes: tuple[int, ...]) -> W
     rank = len(kernel)
     if not 1 <= rank <= 3:
         raise Refused(f"PyTorch slides windows over 1 to 3 axes, came {rank}")
-    strides = tuple(site.list("strides") or [1] * rank)
-    dilations = tuple(site.list("dilations") or [1] * rank)
+    strides = tuple(site.integers("strides") or [1] * rank)
+    dilations = tuple(site.integers("dilations") or [1] * rank)
     auto = site.text("auto_pad", "NOTSET")
-    pads = site.list("pads") or [0] * (2 * rank)
+    pads = site.integers("pads") or [0] * (2 * rank)
     if auto == "VALID":
         pads = [0] * (2 * rank)
     elif auto != "NOTSET":

@@ -13,10 +13,10 @@ from flagsplit import flagir
 from flagsplit.errors import ConfigError, InternalError, ModelError
 from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.lowering import registry
-from flagsplit.targets.written_out import write_out
 from flagsplit.targets.mobile.coreml.lowering.program import build_program, io_dtype, io_shape
 from flagsplit.targets.mobile.coreml.lowering.registry import has_rule, refusal, rules
 from flagsplit.targets.mobile.coreml.lowering.site import Site
+from flagsplit.targets.written_out import write_out
 
 
 def _model(body: str) -> ir.Model:
