@@ -5,14 +5,18 @@
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
 # make test-qnn   models of the zoo on the emulator of the Snapdragon's NPU
 # make test-onnx2coreml   packages of another converter in the interpreter of Core ML packages
+# make test-onnx2tf       files of another converter beside ours; onnx2tf needs Python 3.12 (PYTHON312=...)
+# make test-tflite-runtime  our files in tflite-runtime's interpreter, which needs NumPy 1 and Python 3.11 (PYTHON311=...)
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md;
-#                   TARGETS="ort coreml litert" leaves out qnn, whose emulator takes seconds a case
+#                   TARGETS="ort coreml litert" leaves out qnn, whose emulator takes a quarter of an hour
 # make lock    renew requirements.lock from pyproject.toml
 # make clean   remove what these made
 
 PYTHON ?= python3
+PYTHON311 ?= python3.11
+PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
@@ -21,7 +25,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-qnn test-onnx2coreml test-large lint bench soak scorecards lock clean
+.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-large lint bench soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -56,6 +60,18 @@ test-onnx2coreml: $(READY)
 	$(BIN)/python -m pip install --quiet --no-deps 'onnx2coreml==1.1.0'
 	$(BIN)/python -m pytest -q tests/apps/test_zoo_packages.py
 
+test-onnx2tf: $(READY)
+	$(PYTHON312) -m venv $(VENV)-onnx2tf
+	$(VENV)-onnx2tf/bin/python -m pip install --quiet 'onnx2tf==2.6.9'
+	FLAGSPLIT_ONNX2TF=$(CURDIR)/$(VENV)-onnx2tf/bin/onnx2tf $(BIN)/python -m pytest -q tests/apps/test_zoo_tflite.py
+
+test-tflite-runtime: $(READY)
+	$(PYTHON311) -m venv $(VENV)-tflite-runtime
+	$(VENV)-tflite-runtime/bin/python -m pip install --quiet 'tflite-runtime==2.14.0' 'numpy<2' \
+		'onnx==1.23.2' 'onnx-ir==1.1.0' 'onnxscript==0.7.2' onnxruntime 'pydantic>=2.10,<3'
+	FLAGSPLIT_TFLITE_RUNTIME=$(CURDIR)/$(VENV)-tflite-runtime/bin/python \
+		$(BIN)/python -m pytest -q tests/targets/mobile/litert/test_tflite_runtime.py
+
 test-large: $(READY)
 	$(BIN)/python -m pytest -q -m large
 
@@ -76,4 +92,4 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-onnx2tf $(VENV)-tflite-runtime build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

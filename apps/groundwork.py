@@ -17,7 +17,7 @@ from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import BlockGraph, Skeleton
-from flagsplit.splitter.costs import CostModel, model_costs
+from flagsplit.splitter.costs import CostModel, Handicaps, model_costs
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
@@ -74,7 +74,7 @@ class Groundwork:
         graph: its blocks.
         verdicts: of each target of each tier, what it says of the nodes, by tier name and target.
         supports: by tier name, for each block why its targets cannot take it, or None.
-        beside: by tier name, the blocks that its first target runs on the CPU beside the accelerator.
+        handicaps: by tier name, what its first target does not run at its best.
         ranges: sizes that requests may have, by symbol: the user's, or the nominal size alone where a target takes
             fixed shapes.
         profiled: costs from the user's profiles, if there are any.
@@ -84,7 +84,7 @@ class Groundwork:
     graph: BlockGraph
     verdicts: dict[str, dict[str, NodeVerdicts]]
     supports: dict[str, list[str | None]]
-    beside: dict[str, frozenset[int]]
+    handicaps: dict[str, Handicaps]
     ranges: dict[str, tuple[int, int]]
     profiled: ProfiledCosts
 
@@ -98,25 +98,23 @@ def prepare(
     _check_ranges(skeleton, dims, options.ranges)
     graph = flagir.block_graph(model, dims, skeleton)
     judge = Judge(model, dims, options.ranges)
-    verdicts, supports, beside = {}, {}, {}
+    verdicts, supports, handicaps = {}, {}, {}
     for tier, chosen in zip(deployment.tiers, deployment.targets, strict=True):
         said = {name: judge.verdicts(name) for name in chosen.names}
         verdicts[tier.name] = said
         supports[tier.name] = [first_reason(block, [said[name] for name in chosen.required]) for block in graph.blocks]
-        first = said[chosen.names[0]]
-        beside[tier.name] = frozenset(block.index for block in graph.blocks if first.leaves_to_cpu(block))
+        handicaps[tier.name] = said[chosen.names[0]].handicaps(graph)
     ranges = dict(options.ranges)
     if any(chosen.are_chips for chosen in deployment.targets):
         ranges = {name: (size, size) for name, size in dims.items()} | ranges
-    return Groundwork(
-        dims, graph, verdicts, supports, beside, ranges, profiled_costs(graph, deployment, profiles, beside)
-    )
+    profiled = profiled_costs(graph, deployment, profiles, handicaps)
+    return Groundwork(dims, graph, verdicts, supports, handicaps, ranges, profiled)
 
 
 def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:
     """The placement problem of a model on a line of tiers."""
     graph, tiers, links = ground.graph, deployment.tiers, deployment.links
-    costs = ground.profiled.costs or model_costs(graph, tiers, links, ground.beside)
+    costs = ground.profiled.costs or model_costs(graph, tiers, links, ground.handicaps)
     if options.costs is not None:
         costs = options.costs(graph, costs)
     return make_problem(graph, tiers, links, sla, ground.supports, costs, deployment.bypasses)

@@ -9,8 +9,9 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from flagsplit.flagir import Block
+from flagsplit.flagir import Block, BlockGraph
 from flagsplit.flagir.specialize import specialize
+from flagsplit.splitter.costs import Handicaps
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import SupportVerdict, TargetDescription
 
@@ -23,17 +24,19 @@ class NodeVerdicts:
         target: its name.
         refused: for each node that it does not take, why.
         on_cpu: for each node that it leaves to the CPU beside its accelerator, what it says of it.
+        slow: for each node that its accelerator is slow at, what it says of it.
     """
 
     target: str
     refused: Mapping[str, str] = field(default_factory=dict)
     on_cpu: Mapping[str, SupportVerdict] = field(default_factory=dict)
+    slow: Mapping[str, SupportVerdict] = field(default_factory=dict)
 
     def of(self, node: str) -> SupportVerdict:
         """What it says of one node."""
         if node in self.refused:
             return SupportVerdict(supported=False, reason=self.refused[node])
-        return self.on_cpu.get(node, SupportVerdict(supported=True))
+        return self.on_cpu.get(node) or self.slow.get(node) or SupportVerdict(supported=True)
 
     def reason(self, block: Block) -> str | None:
         """Why it does not take a block, or None."""
@@ -43,9 +46,22 @@ class NodeVerdicts:
         """Whether it takes all of some nodes."""
         return not any(node in self.refused for node in nodes)
 
-    def leaves_to_cpu(self, block: Block) -> bool:
-        """Whether some node of a block runs beside the accelerator."""
-        return any(node in self.on_cpu for node in block.nodes)
+    def handicaps(self, graph: BlockGraph) -> Handicaps:
+        """What it does not run at its best; a block of which some node runs beside the accelerator does as a whole.
+
+        What is moved between the nodes of a block stays on the chip and costs nothing: only its ends count.
+        """
+        beside = frozenset(block.index for block in graph.blocks if any(node in self.on_cpu for node in block.nodes))
+        ends: dict[int, list[str]] = {}
+        for value in graph.values if self.slow else ():
+            for index in (value.producer, *value.consumers):
+                ends.setdefault(index, []).append(value.name)
+        extra = {block.index: self._extra_bytes(block, ends.get(block.index, ())) for block in graph.blocks}
+        return Handicaps(beside, {index: moved for index, moved in extra.items() if moved})
+
+    def _extra_bytes(self, block: Block, ends: Sequence[str]) -> float:
+        said = [self.slow[node].extra_bytes for node in block.nodes if node in self.slow]
+        return sum(max((each.get(name, 0.0) for each in said), default=0.0) for name in ends)
 
 
 class Judge:
@@ -79,6 +95,7 @@ class Judge:
         description = target.describe()
         refused: dict[str, str] = {}
         on_cpu: dict[str, SupportVerdict] = {}
+        slow: dict[str, SupportVerdict] = {}
         for node in (self._fixed if description.static_shapes and not self._open else self._model).graph:
             verdict = target.supports(node)
             why = verdict.reason if not verdict.supported else self._against(description, node)
@@ -86,7 +103,9 @@ class Judge:
                 refused[node.name or ""] = why
             elif verdict.unit == "cpu":
                 on_cpu[node.name or ""] = verdict
-        return NodeVerdicts(name, refused, on_cpu)
+            elif verdict.extra_bytes:
+                slow[node.name or ""] = verdict
+        return NodeVerdicts(name, refused, on_cpu, slow)
 
     def _against(self, description: TargetDescription, node: ir.Node) -> str | None:
         """Why a target does not take the shapes of a node's tensors, or None."""

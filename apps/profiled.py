@@ -1,6 +1,6 @@
 """Costs for planning from the user's profiles: the one door for every command that takes `--profile`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from flagsplit.apps.deployment import Deployment
 from flagsplit.errors import PolicyError
 from flagsplit.flagir import BlockGraph
 from flagsplit.splitter.calibration import Calibration, calibrated_costs
-from flagsplit.splitter.costs import CostModel, model_costs
+from flagsplit.splitter.costs import CostModel, Handicaps, model_costs
 from flagsplit.splitter.profiles import Profile, load_profile
 from flagsplit.targets.interface import Numerics
 
@@ -59,7 +59,7 @@ def profiled_costs(
     graph: BlockGraph,
     deployment: Deployment,
     profiles: Mapping[str, Profile],
-    beside: Mapping[str, Collection[int]] | None = None,
+    handicaps: Mapping[str, Handicaps] | None = None,
 ) -> ProfiledCosts:
     """The costs of a graph where some tiers have profiles.
 
@@ -67,10 +67,10 @@ def profiled_costs(
         graph: its blocks.
         deployment: tiers and links.
         profiles: by tier name, from `load_profiles`.
-        beside: as `model_costs` takes it.
+        handicaps: as `model_costs` takes it.
     """
     if not profiles:
         return ProfiledCosts(None, {})
-    modelled = model_costs(graph, deployment.tiers, deployment.links, beside)
+    modelled = model_costs(graph, deployment.tiers, deployment.links, handicaps)
     costs, calibrations = calibrated_costs(modelled, graph, deployment.tiers, profiles)
     return ProfiledCosts(costs, calibrations)

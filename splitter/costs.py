@@ -8,7 +8,7 @@ are in `flagsplit.splitter.rates`, memory in `flagsplit.splitter.evaluate`.
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,23 @@ class Tier:
         return self.device.peak_flops[self.precision or self.device.precision].value
 
 
+@dataclass(frozen=True)
+class Handicaps:
+    """What keeps the blocks of a tier from running as fast as its target's accelerator could.
+
+    Attributes:
+        beside: the blocks that run on the CPU although the tier's target is for an accelerator: they take the CPU's
+            rate, and two hand-overs of one dispatch each.
+        extra_bytes: what the accelerator moves for a block beside reading and writing each tensor once.
+    """
+
+    beside: Collection[int] = ()
+    extra_bytes: Mapping[int, float] = field(default_factory=dict)
+
+
+_NONE = Handicaps()
+
+
 @dataclass(frozen=True, eq=False)
 class CostModel:
     """Costs of a graph's blocks over K tiers, and of what links two tiers.
@@ -123,7 +140,7 @@ def model_costs(
     graph: BlockGraph,
     tiers: Sequence[Tier],
     links: Sequence[Link],
-    beside: Mapping[str, Collection[int]] | None = None,
+    handicaps: Mapping[str, Handicaps] | None = None,
 ) -> CostModel:
     """The cost model that follows from the device figures alone.
 
@@ -131,18 +148,14 @@ def model_costs(
         graph: blocks and values.
         tiers: the line.
         links: what joins them.
-        beside: by tier name, the blocks that run on its CPU although the tier's target is for an accelerator: they take
-            the CPU's rate, and two hand-overs of one dispatch each.
+        handicaps: by tier name.
     """
-    beside = beside or {}
+    handicaps = handicaps or {}
     devices = [tier.device for tier in tiers]
     bandwidth = np.array([device.memory_bandwidth.value for device in devices])
     return CostModel(
         seconds=np.array(
-            [
-                [_block_seconds(block, tier, block.index in beside.get(tier.name, ())) for tier in tiers]
-                for block in graph.blocks
-            ]
+            [[_block_seconds(block, tier, handicaps.get(tier.name, _NONE)) for tier in tiers] for block in graph.blocks]
         ),
         invocation_s=np.array([device.invocation.value for device in devices]),
         power_w=np.array([device.active_power.value - device.idle_power.value for device in devices]),
@@ -156,14 +169,15 @@ def model_costs(
     )
 
 
-def _block_seconds(block: Block, tier: Tier, beside: bool) -> float:
+def _block_seconds(block: Block, tier: Tier, handicaps: Handicaps) -> float:
     unknown = block.flops.keys() - set(OP_CLASSES)
     if unknown:
         raise PolicyError(f"block {block.name!r}: no device is rated for the work class {sorted(unknown)[0]!r}")
-    device = tier.device
+    device, beside = tier.device, block.index in handicaps.beside
     peak = device.peak_flops[device.precision].value if beside else tier.peak_flops
     compute = sum(flops / device.efficiency[name].value for name, flops in block.flops.items()) / peak
-    traffic = block.read_bytes + block.write_bytes + block.touched_weight_bytes
+    extra_bytes = 0.0 if beside else handicaps.extra_bytes.get(block.index, 0.0)
+    traffic = block.read_bytes + block.write_bytes + block.touched_weight_bytes + extra_bytes
     return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value * (3 if beside else 1)
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flagsplit import flagir
-from flagsplit.errors import BundleError
 from flagsplit.flagir import Segment
+from flagsplit.flagir.atoms import Chains, atoms_of
 from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
@@ -84,15 +84,25 @@ class ChipTarget(ABC):
             ConfigError: the SDK is not installed.
         """
 
+    def in_pieces(self, options: CompileOptions) -> bool:  # noqa: ARG002 for those who override it
+        """Whether what several segments have in common is compiled as pieces of its own, which they run in turn.
+
+        For a compiler that stores equal weights once for each program.
+        """
+        return False
+
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
-        sizes = fixed_sizes(model, options.dims, segments)
-        splits = list(split_segments(model, segments, sizes))
+        divided = self.in_pieces(options) and len(segments) > 1
+        chains = atoms_of(model, segments, {}) if divided else {each.id: (each,) for each in segments}
+        pieces = list({piece.id: piece for chain in chains.values() for piece in chain}.values())
+        sizes = fixed_sizes(model, options.dims, [*segments, *pieces])
+        splits = list(split_segments(model, pieces, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)
         table: dict[str, SegmentCalls] = {}
-        for segment, split in zip(segments, splits, strict=True):
+        for segment, split in zip(pieces, splits, strict=True):
             before, after = _host_files(split)
             files.update(before)
             files.update(after)
@@ -103,7 +113,8 @@ class ChipTarget(ABC):
                 chip=made.calls.get(segment.id),
                 after=list(after),
             )
-        entries = {name: calls.files[0] for name, calls in table.items()}
+        table |= _calls_in_turn(segments, chains, sizes)
+        entries = {segment.id: table[chains[segment.id][0].id].files[0] for segment in segments}
         files[TABLE_NAME] = SegmentTable(segments=table).to_json()
         chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
         return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
@@ -111,14 +122,14 @@ class ChipTarget(ABC):
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment, the host's parts included; see `Target.load`."""
         artifact.entry(segment)
-        calls = read_table(artifact.folder / TABLE_NAME).segments.get(segment)
-        if calls is None:
-            raise BundleError(f"{TABLE_NAME} does not tell of segment {segment!r}; build the bundle again")
+        table = read_table(artifact.folder / TABLE_NAME)
+        calls = table.calls_of(segment)
         with ExitStack() as opened:
             parts: list[Executable] = []
-            for part in self._open(artifact, calls, host):
-                opened.callback(part.close)
-                parts.append(part)
+            for piece in table.pieces_of(calls):
+                for part in self._open(artifact, piece, host):
+                    opened.callback(part.close)
+                    parts.append(part)
             opened.pop_all()
         return PartsInTurn(parts, [spec.to_spec() for spec in calls.inputs], [spec.to_spec() for spec in calls.outputs])
 
@@ -163,6 +174,19 @@ class PartsInTurn:
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: FixedSizes) -> dict[str, SegmentCalls]:
+    """The calls of the segments that are several pieces."""
+    return {
+        segment.id: SegmentCalls(
+            inputs=[_table_tensor(name, sizes) for name in segment.inputs],
+            outputs=[_table_tensor(name, sizes) for name in segment.outputs],
+            pieces=[piece.id for piece in chains[segment.id]],
+        )
+        for segment in segments
+        if len(chains[segment.id]) > 1
+    }
 
 
 def _table_tensor(name: str, sizes: FixedSizes) -> TableTensor:

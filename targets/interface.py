@@ -41,6 +41,7 @@ class TargetDescription:
         confidence: "high", "medium" or "low".
         extra: the extra of flagsplit that installs its SDK; "" if the base install has all.
         choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
+        carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TargetDescription:
     confidence: Literal["high", "medium", "low"]
     extra: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    carries_nan: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ class SupportVerdict:
 
     Attributes:
         supported: whether it can be compiled and run at all.
-        reason: why not; or, of a node that runs beside the accelerator, why it does not run there.
+        reason: why not; or, of a node that runs beside the accelerator, why it does not run there; or what is slow.
         unit: where it runs: on the chip's accelerator, or on its CPU, which costs time.
         source: where this is known from, for rules that are not the vendor's word.
         confidence: "high", "medium" or "low".
+        extra_bytes: for values that the node reads or gives, by name, what the accelerator moves beside reading or
+            writing them once, in bytes of the graph's element type; modelled, and it costs time.
     """
 
     supported: bool
@@ -72,6 +76,7 @@ class SupportVerdict:
     unit: Literal["accelerator", "cpu"] = "accelerator"
     source: str = ""
     confidence: Literal["high", "medium", "low"] = "high"
+    extra_bytes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

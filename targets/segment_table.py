@@ -70,6 +70,7 @@ class SegmentCalls(_Frozen):
         inputs, outputs: of the segment.
         before, after: ONNX files that the host runs.
         chip: what the chip runs; missing if the host does all.
+        pieces: in place of these three, the ids of the entries that are run in turn for it.
     """
 
     inputs: Annotated[list[TableTensor], Field(max_length=100_000)]
@@ -77,6 +78,7 @@ class SegmentCalls(_Frozen):
     before: Annotated[list[_Name], Field(max_length=16)] = []
     chip: ChipCall | None = None
     after: Annotated[list[_Name], Field(max_length=16)] = []
+    pieces: Annotated[list[_Name], Field(max_length=1024)] = []
 
     @property
     def files(self) -> list[str]:
@@ -85,9 +87,31 @@ class SegmentCalls(_Frozen):
 
 
 class SegmentTable(_Frozen):
-    """All segments of an artifact, by id."""
+    """All segments of an artifact, by id, and the pieces that some of them are run as."""
 
     segments: dict[str, SegmentCalls]
+
+    def calls_of(self, segment: str) -> SegmentCalls:
+        """What runs a segment or a piece.
+
+        Raises:
+            BundleError: the table does not tell of it.
+        """
+        found = self.segments.get(segment)
+        if found is None:
+            raise BundleError(f"{TABLE_NAME} does not tell of segment {segment!r}; build the bundle again")
+        return found
+
+    def pieces_of(self, calls: SegmentCalls) -> list[SegmentCalls]:
+        """What runs in turn for a segment: its pieces, or itself.
+
+        Raises:
+            BundleError: a piece is missing, or is in pieces itself.
+        """
+        found = [self.calls_of(name) for name in calls.pieces] or [calls]
+        if calls.pieces and any(piece.pieces for piece in found):
+            raise BundleError(f"{TABLE_NAME} has a piece that is in pieces itself; build the bundle again")
+        return found
 
     def to_json(self) -> bytes:
         """The bytes of `segments.json`, the same for the same content."""

@@ -3,6 +3,8 @@
 python tools/scorecards.py                    every target of the catalogue whose SDK is here
 python tools/scorecards.py ort litert         some of them
 python tools/scorecards.py --tables           only the tables, from the files that are there
+
+A run that was interrupted is gone on with by the next; delete build/scorecards/ where a target has changed since.
 """
 
 import argparse
@@ -16,6 +18,8 @@ from flagsplit.targets.conformance import Counts, ScoreCard
 
 DOCS = Path(__file__).parents[1] / "docs"
 CARDS = DOCS / "scorecards"
+KEPT = DOCS.parent / "build" / "scorecards"
+"""What a run that was interrupted had done, by card: the next one goes on there."""
 PAGE = DOCS / "conformance.md"
 BEGIN, END = "<!-- scorecards: made by make scorecards -->\n", "<!-- end of scorecards -->\n"
 
@@ -49,9 +53,13 @@ def _certify(name: str) -> bool:
     for variant in variants:
         suffix = "-" + variant[1].partition("=")[2] if variant else ""
         file = CARDS / f"{name}{suffix}.json"
-        command = [sys.executable, "-m", "flagsplit.apps.cli", "certify", name, *variant, "-o", str(file)]
-        code = subprocess.run(command, check=False).returncode  # noqa: S603 - our own program
+        KEPT.mkdir(parents=True, exist_ok=True)
+        kept = KEPT / f"{name}{suffix}.jsonl"
+        command = [sys.executable, "-m", "flagsplit.apps.cli", "certify", name, *variant]
+        code = subprocess.run([*command, "--resume", str(kept), "-o", str(file)], check=False).returncode  # noqa: S603 - our own program
         ok = ok and code in (0, 1)  # 1: it failed some cases, which is what a card is for
+        if code in (0, 1):
+            kept.unlink()
     return ok
 
 

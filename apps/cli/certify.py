@@ -32,6 +32,10 @@ def command(
     ] = None,
     corpus: Annotated[bool, typer.Option(help="Whether to run models of the zoo too, whole and in part.")] = True,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="How many processes at a time.")] = _JOBS,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep results there as they come, and do not run those again that it has."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the score card as one JSON object.")] = False,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write the score card.")] = None,
 ) -> None:
@@ -48,7 +52,9 @@ def command(
     with tempfile.TemporaryDirectory(prefix="flagsplit-corpus-") as scratch, progress_bar(quiet=as_json) as bar:
         bar("cases", 0.0)
         cases = _cases(operator or (), case or (), Path(scratch), corpus=corpus)
-        card = certify(target, cases, choices=choices, jobs=jobs, progress=lambda _, share: bar("cases", share))
+        card = certify(
+            target, cases, choices=choices, jobs=jobs, keep=resume, progress=lambda _, share: bar("cases", share)
+        )
     if output is not None:
         _write(output, card)
     if as_json:

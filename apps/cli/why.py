@@ -8,7 +8,7 @@ import onnx_ir as ir
 import typer
 
 from flagsplit.apps.cli.options import shapes, sizes
-from flagsplit.apps.cli.output import console, print_json, say, table
+from flagsplit.apps.cli.output import console, print_json, say, size_text, table
 from flagsplit.apps.models import canonical_graph
 from flagsplit.apps.node_verdicts import Judge
 from flagsplit.errors import InputError, PolicyError
@@ -43,10 +43,15 @@ def command(
     if not rows:
         say(out, f"all {len(nodes)} nodes run on the accelerators of {', '.join(names)}")
         return
-    cells = [(row["node"], row["operator"], row["target"], row["runs"], row["why"]) for row in rows[:_MOST_ROWS]]
+    cells = [(row["node"], row["operator"], row["target"], row["runs"], _reason(row)) for row in rows[:_MOST_ROWS]]
     out.print(table(f"{len(nodes)} nodes", ("node", "operator", "target", "runs on", "why"), cells, left=5))
     if len(rows) > _MOST_ROWS:
         say(out, f"and {len(rows) - _MOST_ROWS} more; name a node or an operator, or take --json")
+
+
+def _reason(row: dict[str, Any]) -> str:
+    extra = row["extra_bytes"]
+    return f"{row['why']} Plans count {size_text(extra)} moved beside." if extra else row["why"]
 
 
 def _targets(text: str) -> list[str]:
@@ -74,6 +79,7 @@ def _rows(judge: Judge, nodes: Sequence[ir.Node], targets: Sequence[str]) -> Ite
                 "target": target,
                 "runs": verdict.unit if verdict.supported else "nowhere",
                 "why": verdict.reason,
+                "extra_bytes": round(sum(verdict.extra_bytes.values())),
                 "source": verdict.source,
                 "confidence": verdict.confidence,
             }

@@ -128,6 +128,8 @@ def _attempt(target: Target, case: Case, constants: frozenset[str], choices: Map
         folder = Path(scratch)
         ready = _prepare(case, constants, folder, choices)
         idle = _check_support(target, ready)
+        if not target.describe().carries_nan and _has_nan(case):
+            raise _RefusedError("its numbers have NaN, which the target does not carry")
         try:
             artifact = target.compile(ready.model, [ready.segment], ready.options)
         except ModelError as error:
@@ -207,6 +209,11 @@ def _check_support(target: Target, ready: _Ready) -> bool:
         if value.shape is not None and len(value.shape) > about.max_rank:
             raise _RefusedError(f"its segments take and give tensors of at most {about.max_rank} dimensions")
     return all(node.op_type == "Identity" and not node.domain for node in nodes)
+
+
+def _has_nan(case: Case) -> bool:
+    arrays = (*case.inputs.values(), *case.outputs.values())
+    return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in arrays)
 
 
 def _asked(ready: _Ready, *, fixed: bool) -> tuple[list[ir.Node], list[ir.Value]]:

@@ -35,11 +35,12 @@ def _same(thing: Any) -> Any:
 
 @pytest.fixture
 def chips(monkeypatch: pytest.MonkeyPatch) -> dict[str, OnnxChip]:
-    """Three chips in the catalogue: one takes all, one has no Softmax, one leaves MatMul to the CPU."""
+    """In the catalogue: chips that take all, have no Softmax, leave MatMul to the CPU, move all of MatMul twice."""
     made = {
         "all": OnnxChip(),
         "no-softmax": OnnxChip(refused=["Softmax"]),
         "slow": OnnxChip(on_cpu=["MatMul"]),
+        "twice": OnnxChip(twice=["MatMul"]),
     }
     for name, chip in made.items():
         monkeypatch.setitem(TARGETS, name, partial(_same, chip))
@@ -150,6 +151,26 @@ def test_what_runs_beside_the_chip_costs_more(chips: dict[str, OnnxChip], model:
         return report.planning.chosen.plan.predicted.latency_s
 
     assert phone_s("slow") > phone_s("all")
+
+
+def test_what_the_chip_is_slow_at_costs_what_it_moves(chips: dict[str, OnnxChip], tmp_path: Path) -> None:
+    """Two products of narrow matrices, where memory is what takes time."""
+    path, rows, width = models.save(models.wide(2, 8), tmp_path / "narrow.onnx"), 10_000, 8
+    bandwidth = load_catalogue().device("generic-phone-cpu").memory_bandwidth.value
+
+    def phone_s(target: str) -> float:
+        report = flagsplit.plan(
+            path,
+            "phone",
+            dims={"N": rows},
+            targets={"phone": [target]},
+            devices={"phone": "generic-phone-cpu"},
+            thresholds=False,
+        )
+        return report.planning.chosen.plan.predicted.latency_s
+
+    moved = 2 * (rows * width * 4 + rows * width * 4)
+    assert phone_s("twice") - phone_s("all") == pytest.approx(moved / bandwidth)
 
 
 @pytest.mark.slow

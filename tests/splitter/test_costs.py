@@ -3,7 +3,7 @@
 import pytest
 
 from flagsplit.errors import PolicyError
-from flagsplit.splitter.costs import Tier, model_costs
+from flagsplit.splitter.costs import Handicaps, Tier, model_costs
 from flagsplit.splitter.devices import Catalogue
 from flagsplit.splitter.links import parse_link
 from flagsplit.splitter.testing import GraphBuilder, line
@@ -17,6 +17,20 @@ def test_roofline_takes_the_slower_of_compute_and_memory(catalogue: Catalogue) -
     seconds = model_costs(graph.build("wide_out"), [tier], []).seconds[:, 0]
     assert seconds[0] == pytest.approx(400e6 / 40e9 + 5e-6)
     assert seconds[1] == pytest.approx((1000 + 6_000_000 + 8_999_000) / 15e9 + 5e-6)
+
+
+def test_what_a_target_is_slow_at(catalogue: Catalogue) -> None:
+    """Bytes moved beside count where memory is what takes longest; on the CPU they are not moved."""
+    graph = GraphBuilder("g", x=3000)
+    heavy = graph.add("heavy", ["x"], 1000, mflop=400)
+    wide = graph.add("wide", [heavy], 6_000_000, mflop=0.001, weights=8_999_000)
+    graph.add("small", [wide], 1000, mflop=0.001)
+    tier = Tier("phone", catalogue.device("generic-phone-cpu"))
+    handicaps = Handicaps(beside=(2,), extra_bytes={0: 146e6, 1: 15e6, 2: 1e9})
+    seconds = model_costs(graph.build("small_out"), [tier], [], {"phone": handicaps}).seconds[:, 0]
+    assert seconds[0] == pytest.approx(400e6 / 40e9 + 5e-6), "146.004 MB take 9.7 ms, the products 10 ms"
+    assert seconds[1] == pytest.approx((1000 + 6_000_000 + 8_999_000 + 15_000_000) / 15e9 + 5e-6)
+    assert seconds[2] == pytest.approx((6_000_000 + 1000) / 15e9 + 3 * 5e-6)
 
 
 def test_radio_charges_the_phone_only(catalogue: Catalogue) -> None:

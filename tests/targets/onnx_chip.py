@@ -1,6 +1,7 @@
 """A chip whose programs are ONNX files: what chip targets have in common, without any SDK."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,14 +20,25 @@ class OnnxChip(ChipTarget):
     Args:
         refused: operators that it does not take.
         on_cpu: operators that it leaves to the CPU.
+        twice: operators of which it moves all that they read and give once more.
+        pieces: whether segments that overlap are compiled in pieces.
 
     Attributes:
         parts: what it was given to compile last.
     """
 
-    def __init__(self, refused: Sequence[str] = (), on_cpu: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        refused: Sequence[str] = (),
+        on_cpu: Sequence[str] = (),
+        twice: Sequence[str] = (),
+        *,
+        pieces: bool = False,
+    ) -> None:
         self._refused = refused
         self._on_cpu = on_cpu
+        self._twice = twice
+        self._pieces = pieces
         self.parts: tuple[ChipPart, ...] = ()
 
     def describe(self) -> TargetDescription:
@@ -39,7 +51,12 @@ class OnnxChip(ChipTarget):
             return SupportVerdict(False, f"the chip has no {node.op_type}")
         if node.op_type in self._on_cpu:
             return SupportVerdict(True, "the chip is slow at it", unit="cpu")
+        if node.op_type in self._twice:
+            return SupportVerdict(True, "the chip moves all twice", extra_bytes=_sizes(node))
         return SupportVerdict(True)
+
+    def in_pieces(self, options: CompileOptions) -> bool:
+        return self._pieces
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         self.parts = tuple(parts)
@@ -49,6 +66,11 @@ class OnnxChip(ChipTarget):
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
         return open_onnx(file, None, "exact", 1)
+
+
+def _sizes(node: ir.Node) -> dict[str, float]:
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None and value.const_value is None]
+    return {value.name or "": 4.0 * prod(value.shape.numpy()) for value in values if value.shape is not None}
 
 
 def _whole_bytes(model: ir.Model) -> bytes:

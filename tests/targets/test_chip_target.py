@@ -1,5 +1,6 @@
 """What the host does beside a chip, on real bundles: codecs, constants, inputs handed on; and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ HOST = LoadOptions(threads=1)
 class OnChip:
     """Every segment of a bundle, compiled for the chip as well."""
 
-    def __init__(self, bundle: Bundle, folder: Path) -> None:
+    def __init__(self, bundle: Bundle, folder: Path, *, pieces: bool = False) -> None:
         self.bundle = bundle
         dims = dict(bundle.facts.nominal_dims)
         model = flagir.load((bundle.folder / GRAPH_NAME).parent)
@@ -31,7 +32,7 @@ class OnChip:
         graphs = cut_plans(model, flagir.block_graph(model, dims), bundle.plans.pool.plans)
         segments = {step.segment.id: step.segment for steps in graphs.steps.values() for step in steps}
         weights = bundle.folder / WEIGHTS_MEMBER
-        self.chip = OnnxChip()
+        self.chip = OnnxChip(pieces=pieces)
         artifact = self.chip.compile(graphs.model, list(segments.values()), CompileOptions(dims=dims))
         self.stored = artifact.store(folder, weights)
 
@@ -53,9 +54,10 @@ class OnChip:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pieces", [False, True])
 @pytest.mark.parametrize("codec", ["none", *lossy.CODECS])
-def test_codecs_stay_with_the_host(tmp_path: Path, codec: str) -> None:
-    line = OnChip(lossy.build_with(tmp_path, codec), tmp_path / "chip")
+def test_codecs_stay_with_the_host(tmp_path: Path, codec: str, pieces: bool) -> None:
+    line = OnChip(lossy.build_with(tmp_path, codec), tmp_path / "chip", pieces=pieces)
     assert {node.domain for part in line.chip.parts for node in part.model.graph} == {""}
     for plan in lossy.PLACES:
         line.check(plan, lossy.inputs_of(1)["x"])
@@ -119,6 +121,55 @@ def test_a_cut_inside_of_shape_arithmetic(tmp_path: Path) -> None:
     x = np.arange(12, dtype=np.float32).reshape(3, 4)
     made = chip.load(stored, late.id, HOST).run({"x": x, "n": np.array([3])})
     np.testing.assert_array_equal(made["r"], x.reshape(3, 2, 2))
+
+
+_LAYERS = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 4] x) => (float[N, 4] y, int64[2] size) {
+    [a] a = Relu(x)
+    [b] b = Neg(a)
+    [s] size = Shape(b)
+    [c] c = Add(a, b)
+    [d] d = Abs(c)
+    [y] y = Sub(d, a)
+}"""
+
+
+def test_overlapping_segments_in_pieces(tmp_path: Path) -> None:
+    """Every node is compiled once, whatever segments have it; what they give stays the same."""
+    model = _model(_LAYERS)
+    segments = [segment_of(model, names) for names in ("abscdy", "abs", "cdy", "abscd")]
+    chip = OnnxChip(pieces=True)
+    artifact = chip.compile(model, segments, CompileOptions(dims={"N": 3}))
+    assert set(artifact.entries) == {segment.id for segment in segments}
+    compiled = [node.name or "" for part in chip.parts for node in part.model.graph]
+    assert sorted(compiled) == ["a", "b", "c", "d", "y"]
+    stored = artifact.store(tmp_path, tmp_path / "weights.bin")
+    x = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    a = np.maximum(x, 0)
+    values = {"x": x, "a": a, "b": -a, "c": a - a, "d": a - a, "y": -a, "size": np.array([3, 4])}
+    for segment in segments:
+        loaded = chip.load(stored, segment.id, HOST)
+        assert [spec.name for spec in loaded.inputs] == list(segment.inputs)
+        made = loaded.run({name: values[name] for name in segment.inputs})
+        assert list(made) == list(segment.outputs)
+        for name, array in made.items():
+            np.testing.assert_array_equal(array, values[name])
+        loaded.close()
+
+
+def test_damaged_pieces_are_said(tmp_path: Path) -> None:
+    model = _model(_LAYERS)
+    whole, head = segment_of(model, "abscdy"), segment_of(model, "abs")
+    chip = OnnxChip(pieces=True)
+    artifact = chip.compile(model, [whole, head], CompileOptions(dims={"N": 3}))
+    stored = artifact.store(tmp_path, tmp_path / "weights.bin")
+    table = json.loads((tmp_path / "segments.json").read_text())
+    pieces = table["segments"][whole.id]["pieces"]
+    for name, why in (("gone", "does not tell of segment 'gone'"), (whole.id, "is in pieces itself")):
+        table["segments"][whole.id]["pieces"] = [*pieces[:1], name]
+        (tmp_path / "segments.json").write_text(json.dumps(table))
+        with pytest.raises(BundleError, match=why):
+            chip.load(stored, whole.id, HOST)
 
 
 def test_a_shape_that_depends_on_data_is_refused() -> None:

@@ -1,15 +1,18 @@
 """What is known of Apple's Neural Engine, as a table.
 
 Apple publishes little. Each rule says where it is from and how sure it is; none was tried on a device here. A rule with
-the effect "cpu" makes a node run beside the accelerator; "slower" ones cost time there; "package" ones concern the
-whole package, and are here so that they can be read beside the others.
+the effect "cpu" makes a node run beside the accelerator; "slower" ones cost time there, which is priced as bytes that
+are moved beside; "package" ones concern the whole package, and are here so that they can be read beside the others.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx_ir as ir
+
+from flagsplit.targets.interface import SupportVerdict
 
 Confidence = Literal["high", "medium", "low"]
 Effect = Literal["cpu", "slower", "package"]
@@ -17,10 +20,19 @@ Effect = Literal["cpu", "slower", "package"]
 _APPLE = "Core ML Tools documentation"
 _REVERSE = "published reverse engineering of the Neural Engine"
 _MEGABYTE = 1 << 20
+_ON_CHIP = 2 * _MEGABYTE
+_ROW = 32
+"""Halves in 64 bytes."""
+_HALF, _FLOAT = 2, 4
+"""Bytes of an element there, and in the graph."""
 
 
 def _nothing(_: ir.Node) -> str:
     return ""
+
+
+def _none(_: ir.Node) -> dict[str, float]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class AneRule:
         confidence: how sure that is.
         effect: see the module.
         breaks: why a node of fixed shapes falls under it; "" if it does not.
+        priced: what plans count for a node that falls under it, in words; "" where that follows from the effect.
+        moves: for a node that falls under it, the bytes that are moved beside reading and writing each value once, by
+            the value's name. They are a guess of what the rule costs, in the graph's element type as all bytes are.
     """
 
     id: str
@@ -42,6 +57,13 @@ class AneRule:
     confidence: Confidence
     effect: Effect
     breaks: Callable[[ir.Node], str] = _nothing
+    priced: str = ""
+    moves: Callable[[ir.Node], dict[str, float]] = _none
+
+    @property
+    def price(self) -> str:
+        """What plans count for it, in words."""
+        return self.priced or {"cpu": "the CPU's rate, two hand-overs", "package": "nothing", "slower": ""}[self.effect]
 
 
 def _activations(node: ir.Node) -> Iterator[tuple[str, tuple[int, ...], ir.DataType]]:
@@ -105,19 +127,37 @@ def _long_argmax(node: ir.Node) -> str:
 
 def _large(node: ir.Node) -> str:
     for name, sizes, dtype in _activations(node):
-        halves = 2
-        for size in sizes:
-            halves *= size
-        if dtype == ir.DataType.FLOAT and halves > 2 * _MEGABYTE:
-            return f"{name!r} is of {halves / _MEGABYTE:.1f} MB in fp16"
+        if dtype == ir.DataType.FLOAT and _elements(sizes) * _HALF > _ON_CHIP:
+            return f"{name!r} is of {_elements(sizes) * _HALF / _MEGABYTE:.1f} MB in fp16"
     return ""
 
 
-def _short_last(node: ir.Node) -> str:
+def _once_more(node: ir.Node) -> dict[str, float]:
+    found = {name: _elements(sizes) for name, sizes, dtype in _activations(node) if dtype == ir.DataType.FLOAT}
+    return {name: _FLOAT * count for name, count in found.items() if count * _HALF > _ON_CHIP}
+
+
+def _odd_last(node: ir.Node) -> str:
     for name, sizes, dtype in _activations(node):
-        if dtype == ir.DataType.FLOAT and len(sizes) >= 3 and sizes[-1] < 32:
-            return f"the last axis of {name!r} is {sizes[-1]} long, and is stored as 32"
+        if dtype == ir.DataType.FLOAT and len(sizes) >= 3 and sizes[-1] % _ROW:
+            return f"the last axis of {name!r} is {sizes[-1]} long, and is stored as {_padded(sizes[-1])}"
     return ""
+
+
+def _padding(node: ir.Node) -> dict[str, float]:
+    return {
+        name: _FLOAT * _elements(sizes[:-1]) * (_padded(sizes[-1]) - sizes[-1])
+        for name, sizes, dtype in _activations(node)
+        if dtype == ir.DataType.FLOAT and len(sizes) >= 3 and sizes[-1] % _ROW
+    }
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ROW) * _ROW
+
+
+def _elements(sizes: tuple[int, ...]) -> int:
+    return math.prod(sizes)
 
 
 def _row_by_row(node: ir.Node) -> str:
@@ -126,6 +166,10 @@ def _row_by_row(node: ir.Node) -> str:
         return ""
     weight = node.inputs[1]
     return "it is a matrix product with a weight" if weight is not None and weight.const_value is not None else ""
+
+
+def _turned(node: ir.Node) -> dict[str, float]:
+    return {name: 2.0 * _FLOAT * _elements(sizes) for name, sizes, _ in _activations(node)}
 
 
 _NEVER = frozenset("ScatterND ScatterElements Scatter LSTM GRU RNN OneHot ReduceProd And Or Xor Not".split())
@@ -155,8 +199,26 @@ RULES: tuple[AneRule, ...] = (
     AneRule("size", "Width and height go up to 16384, channels up to 65536.", _REVERSE, "medium", "cpu", _too_long),
     AneRule("kernel", "Kernels of convolutions are at most 13 wide in fp16.", _REVERSE, "low", "cpu", _wide_kernel),
     AneRule("argmax", "ArgMax goes over at most 2048 elements.", _REVERSE, "low", "cpu", _long_argmax),
-    AneRule("memory", "Operands over 2 MB are tiled from DRAM.", _REVERSE, "low", "slower", _large),
-    AneRule("padding", "The last axis is padded to 64 bytes.", _REVERSE, "medium", "slower", _short_last),
+    AneRule(
+        "memory",
+        "Operands over 2 MB are tiled from DRAM.",
+        _REVERSE,
+        "low",
+        "slower",
+        _large,
+        "each of them moved once more",
+        _once_more,
+    ),
+    AneRule(
+        "padding",
+        "The last axis is padded to 64 bytes.",
+        _REVERSE,
+        "medium",
+        "slower",
+        _odd_last,
+        "the padding moved too",
+        _padding,
+    ),
     AneRule(
         "layout",
         "It favors (batch, channels, 1, sequence) with convolutions as projections.",
@@ -164,6 +226,8 @@ RULES: tuple[AneRule, ...] = (
         "high",
         "slower",
         _row_by_row,
+        "operand and result turned: each moved twice more",
+        _turned,
     ),
     AneRule(
         "operators",
@@ -195,6 +259,32 @@ def off_accelerator(node: ir.Node) -> tuple[AneRule, str] | None:
     return next(((rule, why) for rule in RULES if rule.effect == "cpu" and (why := rule.breaks(node))), None)
 
 
-def costs_there(node: ir.Node) -> tuple[tuple[AneRule, str], ...]:
-    """What makes a node slow on the accelerator, with the reason."""
+def slow_there(node: ir.Node) -> tuple[tuple[AneRule, str], ...]:
+    """The rules by which a node is slow on the accelerator, each with the reason."""
     return tuple((rule, why) for rule in RULES if rule.effect == "slower" and (why := rule.breaks(node)))
+
+
+def verdict(node: ir.Node) -> SupportVerdict:
+    """Where a node that can be lowered runs, by these rules, and what it costs there.
+
+    Args:
+        node: of fixed shapes.
+    """
+    off = off_accelerator(node)
+    if off is not None:
+        rule, why = off
+        return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+    slow = slow_there(node)
+    if not slow:
+        return SupportVerdict(True)
+    extra: dict[str, float] = {}
+    for rule, _ in slow:
+        for name, moved in rule.moves(node).items():
+            extra[name] = extra.get(name, 0.0) + moved
+    return SupportVerdict(
+        True,
+        "; ".join(f"{why}: {rule.says}" for rule, why in slow),
+        source=", ".join(dict.fromkeys(rule.source for rule, _ in slow)),
+        confidence=min((rule.confidence for rule, _ in slow), key=("low", "medium", "high").index),
+        extra_bytes=extra,
+    )

@@ -15,6 +15,7 @@ from flagsplit.targets.mobile.coreml.compression import compress
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
 from flagsplit.targets.mobile.coreml.lowering.registry import has_rule
 from flagsplit.targets.mobile.coreml.masks import soften_masks
+from flagsplit.targets.mobile.coreml.moved import only_moved
 from flagsplit.targets.mobile.coreml.passes import forget_names, run_passes
 from flagsplit.targets.mobile.coreml.precision import fp16_selector, nodes_in_fp32, overflows
 from flagsplit.targets.mobile.coreml.ranges import measure, random_inputs
@@ -61,10 +62,12 @@ def lower_part(part: ChipPart, choices: Choices, states: Mapping[str, str] | Non
         program, {names.get(before, before): names.get(after, after) for before, after in (states or {}).items()}
     )
     whole = choices.precision == "fp32" or "" in in_fp32
-    selector = None if whole else fp16_selector(program, model, in_fp32)
-    run_passes(program, selector, fp16_io=choices.io == "fp16" and ends_fit)
+    fp16_io = choices.io == "fp16" and ends_fit
+    moved = {} if whole or fp16_io or states else only_moved(model)
+    selector = None if whole else fp16_selector(program, model, in_fp32, moved)
+    run_passes(program, selector, fp16_io=fp16_io)
     compress(program, choices.weights)
-    return LoweredPart(program, names, in_fp32)
+    return LoweredPart(program, names, {**moved, **in_fp32})
 
 
 def _in_fp32(model: ir.Model, choices: Choices, samples: Sequence[Mapping[str, Array]]) -> tuple[dict[str, str], bool]:

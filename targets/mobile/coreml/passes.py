@@ -8,8 +8,10 @@ import numpy as np
 from flagsplit.targets.mobile.coreml.sdk import quiet
 
 _FP16_CAST = "common::add_fp16_cast"
-_LEFT_OUT = frozenset(("common::add_int16_cast",))
-"""Passing 32-bit indices as 16-bit ones saves nothing here, and loses those that do not fit."""
+_LEFT_OUT = frozenset(("common::add_int16_cast", "common::fuse_elementwise_to_batchnorm"))
+"""Passing 32-bit indices as 16-bit ones saves nothing here, and loses those that do not fit. And a product and a sum
+made one batch normalization of variance 1 have its epsilon in their scale: 5e-6 off each, 2.5e-4 over Inception v2;
+after a convolution other passes fold them."""
 
 
 def run_passes(program: Any, in_fp16: Callable[[Any], bool] | None, *, fp16_io: bool) -> None:

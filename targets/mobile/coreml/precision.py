@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.targets.mobile.coreml.moved import MOVING
 from flagsplit.targets.mobile.coreml.ranges import NEAR_ZERO_MATTERS, Range
 
 LARGEST = 65504.0
@@ -37,10 +38,6 @@ _SQUARING = frozenset(
 _EXPONENTS = frozenset(("LogSoftmax", "Softmax"))
 _EXPONENTS_UP_TO = {False: 256.0, True: 64.0}
 """The greatest of numbers whose exponentials are compared: there fp16 is off by up to 1/8, or 1/32 to be careful."""
-_COPYING = frozenset(
-    ("Concat Expand Flatten Gather Identity Pad Reshape Slice Split Squeeze Tile Transpose Unsqueeze Where").split()
-)
-"""Operators that only move what they are given: where that is fit for fp16, so are they."""
 _ADDING = frozenset(("Add", "Sub"))
 """Operators where it is the size of a rounding error that counts, not its share."""
 _WITH_EPSILON = frozenset(
@@ -112,7 +109,7 @@ def _canceled(node: ir.Node, ranges: Mapping[str, Range]) -> Iterator[str]:
 def _small_constants(node: ir.Node, careful: bool) -> Iterator[str]:
     for value in node.inputs:
         tensor = value.const_value if value is not None else None
-        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size != 1 or node.op_type in _COPYING:
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size != 1 or node.op_type in MOVING:
             continue
         number = float(tensor.numpy().reshape(()))
         if _rounds_badly(number, careful and node.op_type not in _ADDING):
@@ -133,13 +130,16 @@ def _called(value: ir.Value | None) -> str:
     return repr(value.name) if value is not None else "a value"
 
 
-def fp16_selector(program: Any, model: ir.Model, kept: Collection[str]) -> Callable[[Any], bool]:
+def fp16_selector(
+    program: Any, model: ir.Model, kept: Collection[str], moved: Collection[str] = ()
+) -> Callable[[Any], bool]:
     """What says of an operation of a program whether it is computed in fp16.
 
     Args:
         program: from the lowering of the model, its operations scoped by the node that they came from.
         model: the model.
-        kept: names of the nodes in fp32.
+        kept: names of the nodes that are computed in fp32, by themselves or fused into others.
+        moved: names of the nodes that only move what is in fp32.
     """
     kept = set(kept)
     consumers = {
@@ -151,6 +151,7 @@ def fp16_selector(program: Any, model: ir.Model, kept: Collection[str]) -> Calla
         nonlocal settled
         if not settled:
             _pass_on(kept, _scopes_in(program), consumers)
+            kept.update(moved)
             settled = True
         if _epsilon_is_lost(operation):
             return False

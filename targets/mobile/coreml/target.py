@@ -21,7 +21,7 @@ from flagsplit.targets.interface import (
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.mobile.coreml.ane_rules import off_accelerator
+from flagsplit.targets.mobile.coreml.ane_rules import verdict
 from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
 from flagsplit.targets.mobile.coreml.choices import CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
@@ -55,15 +55,11 @@ class CoremlTarget(ChipTarget):
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        """Whether Core ML takes a node of fixed shapes, and whether the Neural Engine is known not to run it."""
+        """Whether Core ML takes a node of fixed shapes, and what is known of it on the Neural Engine."""
         reason = refusal(node)
         if reason:
             return SupportVerdict(False, reason, source="flagsplit's lowering to ML programs")
-        off = off_accelerator(node)
-        if off is None:
-            return SupportVerdict(True)
-        rule, why = off
-        return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+        return verdict(node)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """One package with a function for each part."""

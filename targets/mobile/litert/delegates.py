@@ -8,9 +8,10 @@ with source and confidence. An app asks the phone itself before it relies on one
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from flagsplit.targets.mobile.litert.kernels import CODES
 from flagsplit.targets.mobile.litert.program import Operator, Program
 
 DELEGATES_NAME = "delegates.json"
@@ -26,6 +27,7 @@ class Delegate:
         takes: TFLite operators that it knows.
         most_rank: highest rank of a tensor that it takes.
         dtypes: NumPy names of the element types that it takes.
+        also: further ones that it takes with one operator.
         legacy: why it should not be chosen for new apps; "" if it may.
         source: where this is known from.
         confidence: "high", "medium" or "low".
@@ -39,32 +41,40 @@ class Delegate:
     legacy: str
     source: str
     confidence: Literal["high", "medium", "low"]
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_IMAGE = frozenset(
-    "ADD AVERAGE_POOL_2D CONCATENATION CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED LOGISTIC MAX_POOL_2D MAXIMUM "
-    "MINIMUM MUL PAD RELU RELU6 RESHAPE RESIZE_BILINEAR SOFTMAX STRIDED_SLICE SUB TRANSPOSE_CONV".split()
+_SOURCE = "LiteRT's source of 2026-08"
+
+_COMMON = frozenset(
+    "ABS ADD AVERAGE_POOL_2D BATCH_MATMUL CAST CONCATENATION CONV_2D DEPTHWISE_CONV_2D DEQUANTIZE DIV FULLY_CONNECTED "
+    "GREATER HARD_SWISH LEAKY_RELU LESS LOGISTIC MAX_POOL_2D MAXIMUM MEAN MINIMUM MUL PAD PADV2 REDUCE_MAX RELU "
+    "RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR RSQRT SLICE SOFTMAX SQRT STRIDED_SLICE SUB SUM TANH TRANSPOSE "
+    "TRANSPOSE_CONV".split()
 )
-_COMMON = _IMAGE | frozenset(
-    "DEPTH_TO_SPACE DEQUANTIZE DIV ELU EXP HARD_SWISH MEAN NEG POW REDUCE_MAX REDUCE_MIN RESIZE_NEAREST_NEIGHBOR "
-    "RSQRT SLICE SPACE_TO_DEPTH SQRT SQUARE SUM TANH TRANSPOSE".split()
-)
+"""What all of them know."""
+
 _COMPARING = frozenset("EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL NOT_EQUAL".split())
+_MORE = frozenset(
+    "COS DEPTH_TO_SPACE ELU EXP FLOOR GATHER LOG LOGICAL_AND NEG POW REDUCE_MIN RELU6 SIN SPACE_TO_DEPTH TILE".split()
+)
 
 DELEGATES = (
     Delegate(
         name="gpu",
         title="LiteRT GPU delegate (OpenCL, OpenGL)",
-        takes=_COMMON
-        | _COMPARING
-        | frozenset(
-            "ABS BATCH_MATMUL CAST COS FLOOR FLOOR_MOD GATHER GELU LEAKY_RELU LOG LOGICAL_AND REDUCE_PROD SELECT_V2 "
-            "SIGN SIN SQUEEZE TILE".split()
-        ),
+        takes=_COMMON | _COMPARING | _MORE | frozenset("CUMSUM FLOOR_MOD GELU REDUCE_PROD SELECT_V2 SIGN".split()),
         most_rank=4,
-        dtypes=("float32", "int32", "bool"),
+        dtypes=("float32",),
+        also={
+            **dict.fromkeys(_COMPARING, ("bool",)),
+            "CAST": ("int32", "bool"),
+            "GATHER": ("int32",),
+            "LOGICAL_AND": ("bool",),
+            "SELECT_V2": ("bool",),
+        },
         legacy="",
-        source="its documentation for the image operators; the rest from its parsers in TensorFlow's source",
+        source=f"{_SOURCE}, tflite/delegates/gpu/common/model_builder.cc; attributes that it refuses are not in here",
         confidence="medium",
     ),
     Delegate(
@@ -72,49 +82,44 @@ DELEGATES = (
         title="NNAPI delegate, feature level 5 and up",
         takes=_COMMON
         | _COMPARING
-        | frozenset(
-            "ABS ARG_MAX ARG_MIN BATCH_MATMUL CAST FLOOR GATHER LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR PADV2 "
-            "REDUCE_ALL REDUCE_ANY REDUCE_PROD SELECT_V2 SIN SQUEEZE TILE TOPK_V2".split()
-        ),
+        | _MORE
+        | frozenset("ARG_MAX ARG_MIN LOGICAL_NOT LOGICAL_OR REDUCE_ANY REDUCE_PROD REVERSE_V2 SQUEEZE TOPK_V2".split()),
         most_rank=4,
         dtypes=("float32", "int32", "bool"),
         legacy="deprecated since Android 15; its successor is LiteRT with the vendors' NPUs",
-        source="the mapping of operators in TensorFlow's NNAPI delegate; a driver may take less",
+        source=f"{_SOURCE}, tflite/delegates/nnapi/nnapi_delegate.cc; a driver may take less",
         confidence="medium",
     ),
     Delegate(
         name="qualcomm",
         title="LiteRT NPU, Qualcomm AI Engine Direct",
-        takes=_COMMON
-        | _COMPARING
-        | frozenset(
-            "ABS BATCH_MATMUL BROADCAST_TO CAST COS CUMSUM GATHER GATHER_ND GELU LEAKY_RELU LOG LOGICAL_AND "
-            "LOGICAL_NOT LOGICAL_OR PADV2 SELECT_V2 SIGN SIN TILE TOPK_V2".split()
-        ),
+        takes=CODES - frozenset("ATAN2 BITWISE_XOR REDUCE_PROD REVERSE_SEQUENCE SQUEEZE".split()),
         most_rank=5,
         dtypes=("float32", "int32", "bool"),
         legacy="",
-        source="operators of the QNN HTP back end under TFLite's names; float models run in fp16",
-        confidence="low",
+        source=f"{_SOURCE}, litert/vendors/qualcomm/compiler/qnn_compose_graph.cc; its compiler may refuse some of "
+        "these, and runs float models in fp16",
+        confidence="medium",
     ),
     Delegate(
         name="mediatek",
         title="LiteRT NPU, MediaTek NeuroPilot",
-        takes=_COMMON | frozenset("ABS BATCH_MATMUL CAST GATHER GELU PADV2 SELECT_V2 TILE".split()),
+        takes=_COMMON | frozenset({"GELU"}),
         most_rank=4,
         dtypes=("float32", "int32", "bool"),
         legacy="",
-        source="operators that NeuroPilot's documentation shares with NNAPI",
-        confidence="low",
+        source=f"{_SOURCE}, litert/vendors/mediatek/compiler/compiler_plugin.cc; its compiler may refuse some of these",
+        confidence="medium",
     ),
     Delegate(
         name="google-tensor",
         title="LiteRT NPU, Google Tensor",
-        takes=_IMAGE | frozenset("BATCH_MATMUL DIV HARD_SWISH MEAN RSQRT SLICE TANH TRANSPOSE".split()),
+        takes=CODES - frozenset({"REDUCE_PROD", "REVERSE_SEQUENCE"}),
         most_rank=4,
-        dtypes=("float32", "int32"),
+        dtypes=("float32", "int32", "bool"),
         legacy="",
-        source="no list is published; operators common to published models for it",
+        source=f"{_SOURCE}, litert/vendors/google_tensor/compiler/compiler_plugin.cc, which names what it does not "
+        "take; its compiler is not public and may refuse more",
         confidence="low",
     ),
 )
@@ -127,7 +132,7 @@ def refusal_by(delegate: Delegate, operator: Operator) -> str:
     for tensor in (*operator.inputs, *operator.outputs):
         if tensor is None or tensor.data is not None:
             continue
-        if tensor.dtype not in delegate.dtypes:
+        if tensor.dtype not in (*delegate.dtypes, *delegate.also.get(operator.code, ())):
             return f"takes no {tensor.dtype}"
         if tensor.rank > delegate.most_rank:
             return f"takes up to {delegate.most_rank} dimensions"

@@ -33,7 +33,7 @@ def open_signature(file: Path, call: ChipCall, threads: int) -> Executable:
 
     Raises:
         BundleError: it cannot be loaded.
-        ConfigError: no interpreter is installed.
+        ConfigError: no interpreter is installed, or it does not work with this NumPy.
     """
     shared = _Shared.of(file, threads)
     try:
@@ -55,8 +55,14 @@ class _Shared:
     def __init__(self, file: Path, threads: int) -> None:
         self.lock = threading.Lock()
         _check(file)
+        made = _interpreter_class()
         try:
-            self.interpreter = _interpreter_class()(model_path=str(file), num_threads=threads or None)
+            self.interpreter = made(model_path=str(file), num_threads=threads or None)
+        except (SystemError, ImportError) as error:  # it looks for NumPy only now
+            raise ConfigError(
+                f"{made.__module__.partition('.')[0]} does not work with NumPy {np.__version__}; "
+                "pip install 'flagsplit[litert]'"
+            ) from error
         except (ValueError, RuntimeError) as error:
             raise _unusable(file, error) from error
 

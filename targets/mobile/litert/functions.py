@@ -41,16 +41,19 @@ def lower_body(builder: Builder, node: ir.Node) -> None:
 
 def _alone(node: ir.Node) -> ir.Model:
     """A canonical model of the nodes that define a node; what is constant outside is constant in it."""
-    inputs, constants = [], []
+    inputs, constants, known = [], [], []
     for value in dict.fromkeys(each for each in node.inputs if each is not None):
         if value.const_value is not None and not value.is_graph_input():
             tensor = ir.serde.serialize_tensor(value.const_value)
             tensor.name = value.name or ""
             constants.append(tensor)
+            known.append(_info(value))
         else:
             inputs.append(_info(value))
     outputs = [_info(value) for value in node.outputs if value.name]
-    graph = onnx.helper.make_graph([ir.serde.serialize_node(node)], "body", inputs, outputs, constants)
+    graph = onnx.helper.make_graph(
+        [ir.serde.serialize_node(node)], "body", inputs, outputs, constants, value_info=known
+    )
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=10)
     try:
         inlined = inline_selected_functions(proto, [("", node.op_type)], exclude=False, inline_schema_functions=True)

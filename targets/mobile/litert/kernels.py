@@ -36,6 +36,9 @@ _TAKEN: dict[str, tuple[str, ...]] = {
 }
 """`SCATTER_ND` and `TRANSPOSE_CONV` take positions and sizes first."""
 
+CODES = frozenset(_TAKEN)
+"""All operators that programs are made of."""
+
 _RANKS = {
     "CONCATENATION": 6,
     "PAD": 5,

@@ -30,6 +30,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "Swish": "lower_swish",
         "ThresholdedRelu": "lower_thresholded_relu",
     },
+    "affine_grid": {"AffineGrid": "lower"},
     "arithmetic": {
         "Add": "lower",
         "Div": "lower_div",
@@ -40,8 +41,10 @@ _BY_FILE: dict[str, dict[str, str]] = {
     },
     "bitwise": {"BitwiseNot": "lower_not", "BitwiseXor": "lower_xor"},
     "cast": {"Cast": "lower", "CastLike": "lower"},
+    "col2im": {"Col2Im": "lower"},
     "conv": {"Conv": "lower"},
     "conv_transpose": {"ConvTranspose": "lower"},
+    "dft": {"DFT": "lower"},
     "einsum": {"Einsum": "lower"},
     "gather": {
         "Gather": "lower",
@@ -49,6 +52,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "GatherND": "lower_nd",
         "OneHot": "lower_one_hot",
     },
+    "grid_sample": {"GridSample": "lower"},
     "logic": {
         "And": "lower",
         "Equal": "lower",
@@ -105,6 +109,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
         "TopK": "lower_topk",
     },
     "resize": {"Resize": "lower"},
+    "rotary_embedding": {"RotaryEmbedding": "lower"},
     "scatter": {"ScatterElements": "lower_elements", "ScatterND": "lower_nd"},
     "shapes": {
         "Concat": "lower_concat",
@@ -132,6 +137,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
     "sign": {"Abs": "lower_abs", "Neg": "lower_neg", "Reciprocal": "lower_reciprocal", "Sign": "lower_sign"},
     "slice": {"Slice": "lower"},
     "softmax": {"Hardmax": "lower_hard", "LogSoftmax": "lower_log", "Softmax": "lower"},
+    "stft": {"STFT": "lower"},
     "trigonometry": {
         "Acos": "lower_acos",
         "Acosh": "lower_acosh",

@@ -1,8 +1,8 @@
 """Rewriting what the compiler does not take, or computes badly, in operators that it does.
 
 - GELU in parts becomes one Gelu; any other Erf a rational function (Abramowitz and Stegun 7.1.26, error below 2e-7).
-- A product of matrices that are quantized on the fly becomes one in floating point, of the weights that the integers
-  stand for: the NPU's fp16 is closer to the model before its quantization than 8-bit activations are.
+- Scales and shifts of channels are folded into the convolution before them (`fold_scales`).
+- What it computes badly takes another form (`exact_forms`).
 - An average over windows with paddings is a depthwise convolution: the emulator gives other numbers on many of them.
 - The compiler gets integers at the edges wrong in two cases that were seen: it forgets to widen outputs of 64 bits, and
   a Gather reads indices of 32 bits in the wrong order. So the edges have the other width, in which both come right.
@@ -14,7 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_op
-from flagsplit.flagir.passes.float_products import quantized_product, replace_node
+from flagsplit.flagir.passes.float_products import replace_node
+from flagsplit.targets.mobile.qnn.exact_forms import EXACT_FORMS
+from flagsplit.targets.mobile.qnn.fold_scales import fold_scales
 
 INPUTS_PASSED_AS = {"int32": "int64"}
 """NumPy element types of inputs that the compiled model takes as another."""
@@ -35,6 +37,7 @@ def prepare(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
             value.const_value = ir.Tensor(tensor.numpy(), name=value.name)
+    fold_scales(graph)
     for node in list(graph):
         for rewrite in _REWRITES:
             if rewrite(graph, node):
@@ -43,15 +46,6 @@ def prepare(model: ir.Model) -> ir.Model:
     _widen_inputs(graph)
     _narrow_outputs(graph)
     return copy
-
-
-def _make_floating(graph: ir.Graph, node: ir.Node) -> bool:
-    found = quantized_product(node)
-    if found is None:
-        return False
-    real = _constant(graph, f"{found.weights.name}.real", found.real_weights())
-    replace_node(graph, found.end, [ir.node("MatMul", [found.source, real], name=found.end.name)])
-    return True
 
 
 def _make_gelu(graph: ir.Graph, node: ir.Node) -> bool:
@@ -170,10 +164,10 @@ def _shares(axes: list[tuple[int, int, int, int, int]]) -> np.ndarray[tuple[int,
 
 
 _REWRITES: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (
-    _make_floating,
     _make_gelu,
     _make_rational,
     _make_depthwise,
+    *EXACT_FORMS,
 )
 
 

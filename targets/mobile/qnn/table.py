@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from flagsplit.flagir.passes.float_products import quantized_product
 from flagsplit.targets.interface import SupportVerdict
+from flagsplit.targets.mobile.qnn.known_wrong import wrong_reason
 
 DTYPES = ("bool", "float16", "float32", "int32", "int64", "int8", "uint8")
 """Element types that the NPU has. Integers of 64 bits are computed in 32."""
@@ -94,30 +94,13 @@ def _reason(node: ir.Node, rows: Mapping[str, Any]) -> str:
         return f"{node.domain}.{node.op_type} is not an operator of the standard"
     if any(isinstance(attribute.value, ir.Graph) for attribute in node.attributes.values()):
         return f"{node.op_type} has a graph inside, which the compiler does not take"
-    if node.op_type in ("DynamicQuantizeLinear", "MatMulInteger"):
-        return _quantized_reason(node)
+    wrong = wrong_reason(node)
+    if wrong:
+        return wrong
     row = rows.get(node.op_type)
     if row is None:
         return f"{node.op_type} is not among the operators that were probed"
-    return _padding_reason(node) or _edges_reason(node) or _types_reason(node, row) or _variant_reason(node, row)
-
-
-def _padding_reason(node: ir.Node) -> str:
-    """`prepare` rewrites averages with paddings that are written out; these are left."""
-    if node.op_type != "AveragePool":
-        return ""
-    if node.attributes.get_int("ceil_mode", 0) != 0:
-        return "AveragePool with ceil_mode=1: some give wrong numbers on the emulator"
-    if node.attributes.get_string("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
-        return "AveragePool with auto_pad: some give wrong numbers on the emulator"
-    return ""
-
-
-def _quantized_reason(node: ir.Node) -> str:
-    products = [node] if node.op_type == "MatMulInteger" else [use.node for use in node.outputs[0].uses()]
-    if products and all(quantized_product(each) is not None for each in products):
-        return ""
-    return f"{node.op_type} is taken only as part of a product that is scaled back to floating point"
+    return _edges_reason(node) or _types_reason(node, row) or _variant_reason(node, row)
 
 
 def _edges_reason(node: ir.Node) -> str:

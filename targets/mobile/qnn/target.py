@@ -23,7 +23,7 @@ from flagsplit.targets.segment_table import ChipCall, ChipTensor
 
 _PRECISIONS = ("fp16", "qdq")
 _ACTIVATIONS = ("16", "8")
-_WEIGHTS = ("apart", "shared")
+_WEIGHTS = ("pieces", "apart", "shared")
 
 
 class QnnTarget(ChipTarget):
@@ -48,6 +48,7 @@ class QnnTarget(ChipTarget):
                 "activations": _ACTIVATIONS,
                 "weights": _WEIGHTS,
             },
+            carries_nan=False,
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -57,10 +58,14 @@ class QnnTarget(ChipTarget):
     def _table(self) -> SupportTable:
         return support_table(installed_version())
 
+    def in_pieces(self, options: CompileOptions) -> bool:
+        """With the choice weights=pieces: a binary has the weights of its own part alone."""
+        return _choice(options, "weights", _WEIGHTS) == "pieces"
+
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """Compile all chip parts of one tier; see `ChipTarget.compile_parts`.
 
-        Equal weights are stored once with the choice weights=shared, which the emulator cannot load.
+        Equal weights of these parts are stored once with the choice weights=shared, which the emulator cannot load.
         """
         soc = soc_of(options)
         weights = _choice(options, "weights", _WEIGHTS)
@@ -74,7 +79,7 @@ class QnnTarget(ChipTarget):
         if precision == "qdq":
             models = {name: quantize(model, name, samples[name], bits) for name, model in exact.items()}
         files = (compile_shared if weights == "shared" else compile_apart)(models, soc)
-        if precision == "qdq" and weights == "apart" and _runs_here() != "no":
+        if precision == "qdq" and weights != "shared" and _runs_here() != "no":
             for name, model in exact.items():
                 check_compiled(model, files[file_of(name)], calls[name], soc, samples[name][0], name)
         numbers = f"qdq{bits}" if precision == "qdq" else precision
@@ -103,7 +108,7 @@ class QnnTarget(ChipTarget):
             raise ConfigError("qnn segments run on Snapdragon, and emulated on Linux on x86-64; this host is neither")
         if here == "emulated" and options.get("weights") == "shared":
             raise ConfigError(
-                "the emulator loads no binary that segments share; build with weights=apart to run it here"
+                "the emulator loads no binary that segments share; build with weights=pieces to run it here"
             )
         soc = socs().get(options.get("soc", ""))
         if soc is None:

@@ -26,6 +26,16 @@ def test_json_and_file(cli: Cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_resumed(cli: Cli, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.jsonl"
+    first = cli("certify", "ort", "--case", "test_abs", "--resume", kept, "--json")
+    assert first.code == 0
+    kept.write_text(kept.read_text().replace('"passed"', '"failed"'))
+    again = cli("certify", "ort", "--case", "test_abs", "--case", "test_relu", "--resume", kept, "--json")
+    assert (again.data["passed"], again.data["failed"]) == (1, 1), "what was kept is not run again"
+
+
+@pytest.mark.slow
 def test_for_people(cli: Cli) -> None:
     done = cli("certify", ODD + "Wrong", "--case", "test_abs", "--case", "test_relu")
     assert done.code == 1

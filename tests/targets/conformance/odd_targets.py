@@ -4,6 +4,7 @@ import ctypes
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from flagsplit.targets.interface import (
     LoadOptions,
     StoredArtifact,
     SupportVerdict,
+    TargetDescription,
     TensorSpec,
 )
 
@@ -64,6 +66,13 @@ class OddRun:
 
     def close(self) -> None:
         self._loaded.close()
+
+
+class WithoutNan(OrtTarget):
+    """Says that it does not carry NaN."""
+
+    def describe(self) -> TargetDescription:
+        return replace(super().describe(), carries_nan=False, choices={"speed": ("high", "low")})
 
 
 class Wrong(Odd):

@@ -56,6 +56,39 @@ def test_two_at_a_time(cases: list[Case], target: str | Callable[[], Target]) ->
     assert [line.case for line in card.lines] == ["test_abs0", "test_abs1", "test_abs2"]
 
 
+def test_kept_results_are_not_run_again(cases: list[Case], tmp_path: Path) -> None:
+    file, ran = tmp_path / "kept.jsonl", list[str]()
+
+    def stop(name: str, share: float) -> None:
+        ran.append(name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        certify(OrtTarget(), cases, keep=file, progress=stop)
+    with file.open("a") as half:
+        half.write('{"name": "test_add", "sta')
+    card = certify(OrtTarget(), cases, keep=file, progress=lambda name, _: ran.append(name))
+    assert ran == list(NAMES)
+    assert card == certify(OrtTarget(), cases)
+    assert certify(OrtTarget(), cases, keep=file, progress=lambda name, _: ran.append(name)) == card
+    assert len(ran) == 3
+    with pytest.raises(ConfigError, match="delete it"):
+        certify(odd_targets.WithoutNan(), cases, choices={"speed": "low"}, keep=file)
+    file.write_text("[1]\n{}\n")
+    with pytest.raises(ConfigError, match="delete it"):
+        certify(OrtTarget(), cases, keep=file)
+    file.write_text("nonsense\n")
+    with pytest.raises(ConfigError, match="expected a file of results"):
+        certify(OrtTarget(), cases, keep=file)
+
+
+def test_nan_is_not_asked_of_what_does_not_carry_it() -> None:
+    card = certify(odd_targets.WithoutNan(), node_cases(names=["test_isnan", "test_isinf"]))
+    assert (card.counts.passed, card.counts.refused) == (0, 2)
+    assert {line.why for line in card.lines} == {"its numbers have NaN, which the target does not carry"}
+
+
 @pytest.mark.slow
 def test_an_interrupt_does_not_wait(cases: list[Case]) -> None:
     """Whatever a caller's progress raises goes the same way."""

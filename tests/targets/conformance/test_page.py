@@ -60,7 +60,8 @@ import certify_it, pytest
 from flagsplit.apps.cli.main import main
 
 assert pytest.main(["-q", "-p", "no:cacheprovider", "test_my_target.py"]) == 0
-sys.argv = ["flagsplit", "certify", "my_target:MyTarget", "--operator", "Neg", "--operator", "Selu", "-o", "card.json"]
+chosen = [f"--operator={name}" for name in ("Abs", "Relu", "Selu")]
+sys.argv = ["flagsplit", "certify", "my_target:MyTarget", *chosen, "-o", "card.json"]
 main()
 """
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flagsplit.targets.mobile.litert.builder import Builder
 from flagsplit.targets.mobile.litert.ops.matmul import fully_connected
-from flagsplit.targets.mobile.litert.ops.resize_maps import axis_map, scales_of
+from flagsplit.targets.mobile.litert.ops.resize_maps import axes_of, axis_map
 from flagsplit.targets.mobile.litert.ops.shapes import shape_of
 from flagsplit.targets.mobile.litert.program import Refused, Tensor
 
@@ -35,18 +35,16 @@ def lower(builder: Builder, node: ir.Node) -> None:
             made = builder.op(code, [last, builder.ints(shape[2:])], size, **options)
             builder.give(node, builder.transpose(made, (0, 3, 1, 2)))
             return
+    outside = node.attributes.get_float("extrapolation_value", 0.0)
     for axis, each in maps.items():
-        x = _along(builder, x, axis, each)
+        x = _along(builder, x, axis, each, outside)
     builder.give(node, x if maps else builder.add(x, 0.0))
 
 
 def _maps(builder: Builder, node: ir.Node, x: Tensor, shape: tuple[int, ...]) -> dict[int, NDArray[np.float64]]:
     """For each axis that changes, a matrix of shape [out, in]."""
-    found = {}
-    for axis, scale in scales_of(builder, node, x.shape, shape).items():
-        if scale != 1 or shape[axis] != x.shape[axis]:
-            found[axis] = axis_map(node, x.shape[axis], shape[axis], scale)
-    return found
+    axes = axes_of(builder, node, x.shape, shape)
+    return {axis: axis_map(node, each) for axis, each in axes.items() if each.changes}
 
 
 def _same_in_tflite(
@@ -86,10 +84,13 @@ def tflite_map(mode: str, size: int, out: int, options: dict[str, bool]) -> NDAr
     return made
 
 
-def _along(builder: Builder, x: Tensor, axis: int, matrix: NDArray[np.float64]) -> Tensor:
+def _along(builder: Builder, x: Tensor, axis: int, matrix: NDArray[np.float64], outside: float) -> Tensor:
+    """Rows of NaN get one value: the rows of other axes add up to 1, so it stays what it is."""
     if np.all((matrix == 1).sum(1) == 1) and np.all((matrix != 0).sum(1) == 1):
         return builder.gather(x, builder.ints(matrix.argmax(1).tolist()), axis)
     order = [at for at in range(x.rank) if at != axis] + [axis]
     back = [order.index(at) for at in range(x.rank)]
-    weights = builder.const(matrix.astype(np.float32))
-    return builder.transpose(fully_connected(builder, builder.transpose(x, order), weights, None), back)
+    rows = np.asarray(np.isnan(matrix).any(1))
+    weights = builder.const(np.where(rows[:, None], 0, matrix).astype(np.float32))
+    bias = builder.const(np.where(rows, outside, 0).astype(np.float32)) if rows.any() else None
+    return builder.transpose(fully_connected(builder, builder.transpose(x, order), weights, bias), back)

@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 from tests.targets.mobile.coreml.graphs import floats, node_of, parse
 
-from flagsplit.targets.mobile.coreml.ane_rules import RULES, costs_there, off_accelerator
+from flagsplit.targets.interface import SupportVerdict
+from flagsplit.targets.mobile.coreml.ane_rules import RULES, off_accelerator, slow_there, verdict
 
 
 def _rule_of(model: ir.Model, op_type: str) -> str:
@@ -22,6 +23,7 @@ def test_each_rule_says_where_it_is_from() -> None:
         assert rule.source
         assert rule.confidence in ("high", "medium", "low")
         assert rule.effect in ("cpu", "slower", "package")
+        assert rule.price
 
 
 @pytest.mark.parametrize(("width", "rule"), [(13, ""), (14, "kernel")])
@@ -68,13 +70,32 @@ def test_what_is_slow_there() -> None:
     model = parse(text, {"w": floats(2048, 4)})
     node = node_of(model, "MatMul")
     assert off_accelerator(node) is None
-    assert {rule.id for rule, _ in costs_there(node)} == {"memory", "padding", "layout"}
-    assert costs_there(node_of(parse("g (float[1, 64] x) => (float[1, 64] y) { y = Relu(x) }"), "Relu")) == ()
+    assert {rule.id for rule, _ in slow_there(node)} == {"memory", "padding", "layout"}
+    said = verdict(node)
+    assert (said.supported, said.unit, said.confidence) == (True, "accelerator", "low")
+    assert "'x' is of 4.0 MB in fp16" in said.reason
+    assert "stored as 32" in said.reason
+    operand, result = 1024 * 2048 * 4, 1024 * 4 * 4
+    assert said.extra_bytes == {"x": operand + 2 * operand, "y": 1024 * 28 * 4 + 2 * result}
+    plain = node_of(parse("g (float[1, 64] x) => (float[1, 64] y) { y = Relu(x) }"), "Relu")
+    assert slow_there(plain) == ()
+    assert verdict(plain) == SupportVerdict(True)
+
+
+@pytest.mark.parametrize(("width", "stored"), [(1, 32), (31, 32), (33, 64), (112, 128)])
+def test_padding(width: int, stored: int) -> None:
+    """An array of NumPy of whole rows of 64 bytes tells how much is stored."""
+    node = node_of(parse(f"g (float[2, 3, {width}] x) => (float[2, 3, {width}] y) {{ y = Relu(x) }}"), "Relu")
+    rows = np.zeros((2, 3, -(-width * 2 // 64), 32), np.float16)
+    assert rows.shape[-2] * rows.shape[-1] == stored
+    moved = (rows.size - 2 * 3 * width) * 4
+    assert verdict(node).extra_bytes == {"x": moved, "y": moved}
 
 
 def test_the_table_of_the_documentation_is_this_one() -> None:
     text = (Path(__file__).parents[4] / "docs" / "coreml.md").read_text()
     rows = [line for line in text.split("## The Neural Engine")[1].splitlines() if line.startswith("| `")]
     assert rows == [
-        f"| `{rule.id}` | {rule.says} | {rule.effect} | {rule.source} | {rule.confidence} |" for rule in RULES
+        f"| `{rule.id}` | {rule.says} | {rule.effect} | {rule.price} | {rule.source} | {rule.confidence} |"
+        for rule in RULES
     ]

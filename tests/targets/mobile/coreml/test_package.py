@@ -55,6 +55,27 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert root["name"] == "model.mlmodel"
 
 
+@pytest.mark.parametrize("convolved", [False, True], ids=["alone", "after a convolution"])
+def test_scales_stay_what_they_are(tmp_path: Path, convolved: bool) -> None:
+    """Of each channel, scaled and shifted again and again: no pass may take an epsilon into the scale."""
+    scales, shifts = floats(8, 4, 1, 1, scale=0.2) + 1, floats(8, 4, 1, 1, seed=1)
+    kernel = np.eye(4, dtype=np.float32).reshape(4, 4, 1, 1)
+
+    def body(mb: Any, given: Any) -> Any:
+        y = mb.conv(x=given["x"], weight=kernel) if convolved else given["x"]
+        for at in range(8):
+            y = mb.add(x=mb.mul(x=y, y=scales[at]), y=shifts[at])
+        return mb.relu(x=y, name="y")
+
+    programs.write(tmp_path, {"a": programs.build({"x": (1, 4, 3, 3)}, body)})
+    x = floats(1, 4, 3, 3, seed=2)
+    wanted = x.astype(np.float64)
+    for at in range(8):
+        wanted = wanted * scales[at] + shifts[at]
+    (made,) = programs.load(tmp_path).function("a").run({"x": x}).values()
+    assert difference(made, np.maximum(wanted, 0)) <= 5e-7
+
+
 @pytest.mark.parametrize(
     ("how", "bytes_each", "worst"), [("full", 4.0, 1e-6), ("int8", 1.0, 0.01), ("int4", 0.5, 0.17), ("lut4", 0.5, 0.17)]
 )

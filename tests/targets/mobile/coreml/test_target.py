@@ -137,6 +137,35 @@ def test_fp16_gives_no_infinity_where_fp32_gives_none(tmp_path: Path, deep: floa
     assert (made["z"][~keep] == 0).all()
 
 
+_MOVED = """g (float[1, 12] x, float[4, 3] z) => (float[3, 1, 4] y, float[2, 4, 3] both, float[4, 3] c) {
+    a = Unsqueeze(x, one)
+    b = Reshape(a, sizes)
+    y = Transpose <perm = [2, 0, 1]> (b)
+    first = Unsqueeze(z, zero)
+    both = Concat <axis = 0> (first, b)
+    d = Squeeze(b, zero)
+    c = Add(d, z)
+}"""
+
+
+@pytest.mark.parametrize("precision", ["fp16", "mixed"])
+def test_what_is_only_moved_comes_back_bit_by_bit(tmp_path: Path, precision: str) -> None:
+    weights = {"one": np.array([1]), "zero": np.array([0]), "sizes": np.array([1, 4, 3])}
+    model = parse(_MOVED, weights)
+    given: dict[str, Array] = {"x": floats(1, 12), "z": floats(4, 3, seed=1)}
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    options = CompileOptions(samples=[given], choices={"precision": precision})
+    artifact = CoremlTarget().compile(model, [segment], options)
+    kept = json.loads(artifact.options["in_fp32"])[segment.id]
+    computed = [node.op_type for node in model.graph if node.name not in kept]
+    assert computed == ["Squeeze", "Add"]
+    made = CoremlTarget().load(_stored(artifact, tmp_path), segment.id, HOST).run(given)
+    (wanted,) = answers(model, [given])
+    np.testing.assert_array_equal(made["y"], wanted["y"])
+    np.testing.assert_array_equal(made["both"], wanted["both"])
+    assert 1e-5 < difference(made["c"], wanted["c"]) < 2e-3, "computed in fp16"
+
+
 def test_the_table_says_what_is_passed(tmp_path: Path) -> None:
     artifact, (segment,) = _compiled(_model(), {"io": "fp16"})
     _stored(artifact, tmp_path)
@@ -261,7 +290,9 @@ def test_verdicts() -> None:
     )
     target = CoremlTarget()
     product, look_up, whole = (target.supports(node_of(model, op)) for op in ("MatMul", "Gather", "Mul"))
-    assert (product.supported, product.unit, product.reason) == (True, "accelerator", "")
+    assert (product.supported, product.unit, product.confidence) == (True, "accelerator", "high")
+    assert "projections" in product.reason
+    assert product.extra_bytes == {"x": 64, "y": 64}, "8 floats each, turned there and back"
     assert (look_up.supported, look_up.unit, look_up.confidence) == (True, "cpu", "medium")
     assert "embedding tables" in look_up.reason
     assert (whole.supported, whole.unit) == (True, "cpu")

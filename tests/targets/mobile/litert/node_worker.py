@@ -1,13 +1,15 @@
 """Runs operator tests of the onnx package through the litert target, in a process of its own that may crash.
 
-Takes names on standard input and writes a line of JSON when a test starts and when it ends. Inputs that say sizes, axes
-and the like are bound as constants where the target refuses them as inputs: models have them so.
+Takes the share of the tests ("all" or "some") as its argument, names on standard input, and writes a line of JSON when
+a test starts and when it ends. Inputs that say sizes, axes and the like are bound as constants where the target refuses
+them as inputs: models have them so.
 """
 
 import json
 import sys
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +21,96 @@ from flagsplit import flagir
 from flagsplit.errors import ModelError
 from flagsplit.flagir.specialize import settle
 from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.chip_target import ChipArtifact
 from flagsplit.targets.interface import CompileOptions, LoadOptions
 from flagsplit.targets.mobile.litert.target import LitertTarget
 
 TYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 TYPES.add(onnx.TensorProto.BOOL)
 MOST_BOUND = 8
+MOST_OF_ONE = 5
 
 
-def cases() -> dict[str, Any]:
-    """The tests of tensors that the target takes, by name; of those written out as functions every eighth."""
+@dataclass(frozen=True)
+class Built:
+    """A test, compiled; what it is given and should answer."""
+
+    model: ir.Model
+    made: ChipArtifact
+    given: dict[str, Any]
+    wanted: list[Any]
+
+
+class InconsistentError(Exception):
+    """What the target said of nodes is not what it did."""
+
+
+def cases(share: str = "all") -> dict[str, Any]:
+    """The tests of tensors that the target takes, by name.
+
+    Args:
+        share: "all" leaves out only most of those that are written out as functions: every eighth is there. "some"
+            takes a few of each operator, from the first to the last of its tests.
+    """
     from onnx.backend.test.loader import load_model_tests
 
-    found = {}
+    found: dict[str, Any] = {}
     for case in load_model_tests(kind="node"):
         if case.model is not None and all(map(_taken, (*case.model.graph.input, *case.model.graph.output))):
             found[case.name] = case
     plain = [name for name in sorted(found) if "_expanded" not in name]
     written_out = [name for name in sorted(found) if "_expanded" in name]
-    return {name: found[name] for name in (*plain, *written_out[::8])}
+    if share == "all":
+        return {name: found[name] for name in (*plain, *written_out[::8])}
+    by_operator: dict[str, list[str]] = {}
+    for name in plain:
+        by_operator.setdefault(found[name].model.graph.node[-1].op_type, []).append(name)
+    few = [name for names in by_operator.values() for name in names[:: -(-len(names) // MOST_OF_ONE)]]
+    return {name: found[name] for name in (*few, *written_out[::32])}
 
 
 def _taken(value: onnx.ValueInfoProto) -> bool:
     return value.type.HasField("tensor_type") and value.type.tensor_type.elem_type in TYPES
 
 
-def run(case: Any) -> tuple[str, str]:
-    """ "passed", "wrong", "refused" or "inconsistent", and why."""
+def build(case: Any) -> Built:
+    """Compile a test.
+
+    Raises:
+        ModelError: it is refused.
+        InconsistentError: its nodes are said to be supported, and it is refused, or the other way round.
+    """
     names = [value.name for value in case.model.graph.input]
-    given, expected = ([_array(each) for each in arrays] for arrays in case.data_sets[0])
+    given, wanted = ([_array(each) for each in arrays] for arrays in case.data_sets[0])
     feeds = {name: array for name, array in zip(names, given, strict=False) if array is not None}
     bound = [name for name in names[1:] if name in feeds and feeds[name].ndim <= 1 and feeds[name].size <= MOST_BOUND]
     try:
-        return _compared(_model(case.model, feeds, []), feeds, expected)
-    except ModelError as refused:
+        model = _model(case.model, feeds, [])
+        return Built(model, _compiled(model), feeds, wanted)
+    except ModelError:
         if not bound:
-            return "refused", str(refused)
+            raise
+    model = _model(case.model, feeds, bound)
+    return Built(model, _compiled(model), feeds, wanted)
+
+
+def run(case: Any) -> tuple[str, str]:
+    """ "passed", "wrong", "refused" or "inconsistent", and why."""
     try:
-        return _compared(_model(case.model, feeds, bound), feeds, expected)
+        built = build(case)
     except ModelError as refused:
         return "refused", str(refused)
+    except InconsistentError as error:
+        return "inconsistent", str(error)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "segments.tflite"
+        file.write_bytes(built.made.files[file.name])  # type: ignore[arg-type]
+        loaded = LitertTarget().load_part(file, built.made.calls["case"], built.made.options, LoadOptions(threads=1))
+        came = loaded.run({spec.name: built.given[spec.name] for spec in loaded.inputs})
+    for value, wanted in zip(built.model.graph.outputs, built.wanted, strict=True):
+        if reason := difference(came[value.name or ""], np.asarray(wanted)):
+            return "wrong", reason
+    return "passed", ""
 
 
 def _array(given: Any) -> Any:
@@ -85,7 +137,7 @@ def _model(proto: onnx.ModelProto, feeds: dict[str, Any], bound: list[str]) -> i
     return model
 
 
-def _compared(model: ir.Model, feeds: dict[str, Any], expected: Any) -> tuple[str, str]:
+def _compiled(model: ir.Model) -> ChipArtifact:
     target = LitertTarget()
     verdicts = [target.supports(node) for node in model.graph]
     reasons = [verdict.reason for verdict in verdicts if not verdict.supported]
@@ -93,22 +145,15 @@ def _compared(model: ir.Model, feeds: dict[str, Any], expected: Any) -> tuple[st
         made = target.compile_parts([ChipPart("case", model)], CompileOptions())
     except ModelError as refused:
         if not reasons or reasons[0] not in str(refused):
-            return "inconsistent", f"{refused}, but asked node by node: {reasons}"
+            raise InconsistentError(f"{refused}, but asked node by node: {reasons}") from None
         raise
     if reasons:
-        return "inconsistent", f"compiled, but asked node by node: {reasons}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "segments.tflite"
-        file.write_bytes(made.files["segments.tflite"])  # type: ignore[arg-type]
-        loaded = target.load_part(file, made.calls["case"], made.options, LoadOptions(threads=1))
-        came = loaded.run({spec.name: feeds[spec.name] for spec in loaded.inputs})
-    for value, wanted in zip(model.graph.outputs, expected, strict=True):
-        if reason := _difference(came[value.name or ""], np.asarray(wanted)):
-            return "wrong", reason
-    return "passed", ""
+        raise InconsistentError(f"compiled, but asked node by node: {reasons}")
+    return made
 
 
-def _difference(came: Any, wanted: Any) -> str:
+def difference(came: Any, wanted: Any) -> str:
+    """How two arrays differ; "" if they do not."""
     if (came.dtype, came.shape) != (wanted.dtype, wanted.shape):
         return f"expected {wanted.dtype}{wanted.shape}, came {came.dtype}{came.shape}"
     if wanted.dtype.kind != "f":
@@ -120,7 +165,7 @@ def _difference(came: Any, wanted: Any) -> str:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    found = cases()
+    found = cases(sys.argv[1])
     print(json.dumps({"names": list(found)}), flush=True)
     for name in json.loads(sys.stdin.readline()) or list(found):
         print(json.dumps({"starts": name}), flush=True)

@@ -1,6 +1,5 @@
 """Chip parts of models and texts, compiled for LiteRT and run beside ONNX Runtime."""
 
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from flagsplit.flagir import Segment
 from flagsplit.flagir.segments import segment_of
 from flagsplit.flagir.specialize import settle
 from flagsplit.targets.chip_parts import ChipPart, fixed_sizes, split_segments
-from flagsplit.targets.cloud.ort import OrtTarget
+from flagsplit.targets.chip_target import ChipArtifact
 from flagsplit.targets.interface import Array, CompileOptions, LoadOptions
 from flagsplit.targets.mobile.litert.layout import settle_layouts
 from flagsplit.targets.mobile.litert.lower import lower_part
@@ -42,17 +41,51 @@ def codes(part: ChipPart) -> Counter[str]:
     return Counter(operator.code for operator in settle_layouts(lower_part(part)).operators)
 
 
-def ran(part: ChipPart, folder: Path, tensors: Mapping[str, Array], **choices: str) -> dict[str, Array]:
-    """What a compiled part answers."""
-    target = LitertTarget()
-    made = target.compile_parts([part], CompileOptions(choices=choices))
+def compiled(parts: Sequence[ChipPart], **choices: str) -> ChipArtifact:
+    """Parts in one file."""
+    return LitertTarget().compile_parts(parts, CompileOptions(choices=choices))
+
+
+def size_of(made: ChipArtifact) -> int:
+    """Bytes of the file."""
+    data = made.files["segments.tflite"]
+    assert isinstance(data, bytes)
+    return len(data)
+
+
+def answered(made: ChipArtifact, part: ChipPart, folder: Path, tensors: Mapping[str, Array]) -> dict[str, Array]:
+    """What a part of a compiled file answers."""
     call = made.calls[part.segment]
     file = folder / call.file
     data = made.files[call.file]
     assert isinstance(data, bytes)
     file.write_bytes(data)
-    loaded = target.load_part(file, call, made.options, HOST)
-    return loaded.run(tensors)
+    return LitertTarget().load_part(file, call, made.options, HOST).run(tensors)
+
+
+def ran(part: ChipPart, folder: Path, tensors: Mapping[str, Array], **choices: str) -> dict[str, Array]:
+    """What a part that is compiled alone answers."""
+    return answered(compiled([part], **choices), part, folder, tensors)
+
+
+def worst(made: ChipArtifact, part: ChipPart, folder: Path, tensors: Mapping[str, Array] | None = None) -> float:
+    """The largest norm-relative error of the outputs of a part, on seeded inputs if none are given."""
+    given = noise(part) if tensors is None else tensors
+    wanted, came = reference(part, given), answered(made, part, folder, given)
+    assert list(came) == list(wanted)
+    return max(norm_relative(came[each], array) for each, array in wanted.items())
+
+
+def noise(part: ChipPart) -> dict[str, Array]:
+    """Seeded inputs; zeros where integers are taken."""
+    given: dict[str, Array] = {}
+    for at, value in enumerate(part.model.graph.inputs):
+        assert value.shape is not None
+        assert value.dtype is not None
+        shape = [dim for dim in value.shape if isinstance(dim, int)]
+        floating = value.dtype == ir.DataType.FLOAT
+        given[value.name or ""] = seeded(shape, at) if floating else np.zeros(shape, value.dtype.numpy())
+    return given
 
 
 def reference(part: ChipPart, tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -74,37 +107,12 @@ def norm_relative(came: Array, wanted: Array) -> float:
     return float(difference / max(float(np.linalg.norm(wanted.astype(np.float64))), 1e-30))
 
 
-class Compiled:
-    """Segments of a model, compiled for LiteRT and for ONNX Runtime."""
-
-    def __init__(
-        self, model: ir.Model, segments: Mapping[str, Segment], dims: Mapping[str, int], folder: Path, **choices: str
-    ) -> None:
-        self.segments = dict(segments)
-        self.sizes = fixed_sizes(model, dims, list(segments.values()))
-        options = CompileOptions(dims=dims, choices=choices)
-        saved = Path(tempfile.mkdtemp(dir=folder))
-        flagir.save(model, saved)
-        weights = saved / flagir.WEIGHTS_NAME
-        self.artifact = LitertTarget().compile(model, list(segments.values()), options)
-        self._stored = self.artifact.store(folder / "litert", weights)
-        self._reference = OrtTarget().compile(model, list(segments.values()), options).store(folder / "ort", weights)
-
-    def worst(self, name: str, inputs: Mapping[str, Array] | None = None) -> float:
-        """The largest norm-relative error of the outputs of a segment, on seeded inputs if none are given."""
-        segment = self.segments[name]
-        given = dict(inputs or {})
-        for at, each in enumerate(segment.inputs):
-            kind = self.sizes.types[each]
-            if each not in given:
-                shape = [int(size) for size in kind.shape]
-                given[each] = (
-                    seeded(shape, at) if kind.dtype == ir.DataType.FLOAT else np.zeros(shape, kind.dtype.numpy())
-                )
-        wanted = OrtTarget().load(self._reference, segment.id, HOST).run(given)
-        came = LitertTarget().load(self._stored, segment.id, HOST).run(given)
-        assert list(came) == list(segment.outputs)
-        return max(norm_relative(came[each], array) for each, array in wanted.items())
+def parts_of(model: ir.Model, segments: Sequence[Segment], dims: Mapping[str, int]) -> list[ChipPart]:
+    """The chip parts of segments; each must have one."""
+    splits = list(split_segments(model, segments, fixed_sizes(model, dims, segments)))
+    parts = [each.chip for each in splits if each.chip is not None]
+    assert len(parts) == len(segments)
+    return parts
 
 
 def thirds(model: ir.Model, dims: Mapping[str, int]) -> dict[str, Segment]:
@@ -125,10 +133,8 @@ def seed_weights(model: ir.Model) -> None:
             value.const_value = ir.Tensor(drawn.astype(np.float32), name=value.name)
 
 
-def transposes(model: ir.Model, segment: Segment, dims: Mapping[str, int]) -> tuple[int, int]:
+def transposes(part: ChipPart) -> tuple[int, int]:
     """How many TRANSPOSE operators the lowerings write, and how many remain."""
-    (split,) = split_segments(model, [segment], fixed_sizes(model, dims, [segment]))
-    assert split.chip is not None
-    before, after = lower_part(split.chip), settle_layouts(lower_part(split.chip))
-    counts = [sum(each.code == "TRANSPOSE" for each in program.operators) for program in (before, after)]
-    return counts[0], counts[1]
+    before = lower_part(part)
+    written = sum(each.code == "TRANSPOSE" for each in before.operators)
+    return written, sum(each.code == "TRANSPOSE" for each in settle_layouts(before).operators)

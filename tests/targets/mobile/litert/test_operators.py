@@ -22,6 +22,73 @@ def ints(name: str, *numbers: int) -> str:
 
 
 CASES: dict[str, tuple[str, str, str, str]] = {
+    "pixels by places, linear, none outside": (
+        "y = GridSample <align_corners = 1> (x, g)",
+        "float[2,3,5,4] x, float[2,6,7,2] g",
+        "float[2,3,6,7] y",
+        "",
+    ),
+    "pixels by places, cubic, reflected": (
+        'y = GridSample <mode = "cubic", padding_mode = "reflection"> (x, g)',
+        "float[1,2,5,4] x, float[1,6,7,2] g",
+        "float[1,2,6,7] y",
+        "",
+    ),
+    "a picture turned and moved": (
+        "g = AffineGrid(t, s) y = GridSample(x, g)",
+        "float[2,3,5,4] x, float[2,2,3] t",
+        "float[2,3,6,7] y",
+        ints("s", 2, 3, 6, 7),
+    ),
+    "pixels of a volume by places, the nearest, from the border": (
+        'y = GridSample <mode = "nearest", padding_mode = "border"> (x, g)',
+        "float[2,2,3,5,4] x, float[2,2,3,4,3] g",
+        "float[2,2,2,3,4] y",
+        "",
+    ),
+    "a row replaced twice, where positions are computed": (
+        "p = ArgMax <axis = 1> (x) y = ScatterND(d, p, u)",
+        "float[9,4] x, float[5,3] d, float[9,3] u",
+        "float[5,3] y",
+        "",
+    ),
+    "a row replaced twice at constant positions, and all rows": (
+        "a = ScatterND(d, p, u) y = ScatterND(a, q, v)",
+        "float[3,4] d, float[3,4] u, float[4,4] v",
+        "float[3,4] y",
+        "int64[3,1] p = {2, 0, 2}, int64[4,1] q = {1, 2, 1, 0}",
+    ),
+    "elements replaced twice, where positions are computed": (
+        "p = ArgMax <axis = 2, keepdims = 0> (x) y = ScatterElements <axis = 1> (d, p, u)",
+        "float[3,6,4] x, float[3,5] d, float[3,6] u",
+        "float[3,5] y",
+        "",
+    ),
+    "heads turned by computed positions, in part": (
+        "p = ArgMax <axis = 2, keepdims = 0> (x) "
+        "y = RotaryEmbedding <num_heads = 2, rotary_embedding_dim = 4> (d, c, s, p)",
+        "float[2,3,7] x, float[2,3,12] d",
+        "float[2,3,12] y",
+        f"{weights('c', 7, 2)}, {weights('s', 7, 2)}",
+    ),
+    "a longer transform of complex numbers, and back from one side": (
+        "a = DFT(x, n, k) b = DFT <onesided = 1> (v, n, k) c = DFT <inverse = 1, onesided = 1> (b, n, k) y = Mul(a, c)",
+        "float[2,6,3,2] x, float[2,6,3,1] v",
+        "float[2,8,3,2] y",
+        "int64 n = {8}, int64 k = {1}",
+    ),
+    "what the standard defines by others, from a constant": (
+        "y = CenterCropPad <axes = [1, 2]> (x, s)",
+        "float[2,7,4] x",
+        "float[2,4,9] y",
+        ints("s", 4, 9),
+    ),
+    "blocks that overlap": (
+        "y = Col2Im <strides = [2, 1], pads = [1, 0, 0, 2], dilations = [1, 2]> (x, s, b)",
+        "float[2,12,18] x",
+        "float[2,3,5,6] y",
+        f"{ints('s', 5, 6)}, {ints('b', 2, 2)}",
+    ),
     "grouped convolution": (
         "y = Conv <group = 2, pads = [1, 1, 1, 1]> (x, w)",
         "float[2,4,7,6] x",
@@ -210,6 +277,21 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[1,2,20,30] y",
         f"float[4] s = {{1, 1, 1.5, 2}}, {ints('z', 1, 2, 20, 30)}",
     ),
+    "resized by scales with aligned corners": (
+        'a = Resize <mode = "linear", coordinate_transformation_mode = "align_corners"> (x, none, s) '
+        'b = Resize <mode = "nearest", coordinate_transformation_mode = "align_corners"> (x, none, t) '
+        'c = Resize <mode = "cubic", coordinate_transformation_mode = "align_corners"> (b, none, u) y = Neg(c)',
+        "float[1,2,5,6] x",
+        "float[1,2,6,3] a, float[1,2,6,10] b, float[1,2,1,11] y",
+        "float[4] s = {1, 1, 1.2, 0.5}, float[4] t = {1, 1, 1.25, 1.7}, float[4] u = {1, 1, 0.2, 1.1}",
+    ),
+    "a region cut out and resized": (
+        'y = Resize <mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize", axes = [3, 2], '
+        "extrapolation_value = 7.0> (x, r, none, z)",
+        "float[1,2,5,6] x",
+        "float[1,2,8,7] y",
+        f"float[4] r = {{0.1, -0.3, 1.2, 0.9}}, {ints('z', 7, 8)}",
+    ),
 }
 TRANSPOSES = {
     "softmax over channels between convolutions": 2,
@@ -241,6 +323,23 @@ def test_as_onnx_runtime(name: str, tmp_path: Path) -> None:
         assert norm_relative(came[each], array) < 2e-5, each
     if name in TRANSPOSES:
         assert codes(part)["TRANSPOSE"] <= TRANSPOSES[name]
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+def test_places_that_are_no_numbers_read_no_pixel_out_of_bounds(mode: str, padding: str, tmp_path: Path) -> None:
+    """The kernel would refuse to run, also for the places that are numbers."""
+    part = graph(
+        f'y = GridSample <mode = "{mode}", padding_mode = "{padding}"> (x, g)',
+        "float[1,2,5,4] x, float[1,2,3,2] g",
+        "float[1,2,2,3] y",
+    )
+    grid = seeded((1, 2, 3, 2))
+    given = {"x": seeded((1, 2, 5, 4), 1), "g": grid}
+    wanted = reference(part, given)["y"].astype(np.float32)
+    grid[0, 0] = np.array([[np.nan, 0], [0, np.inf], [-np.inf, 1e10]])
+    came = ran(part, tmp_path, given)["y"].astype(np.float32)
+    np.testing.assert_allclose(came[:, :, 1], wanted[:, :, 1], atol=1e-5)
 
 
 def test_layer_of_an_encoder(tmp_path: Path) -> None:

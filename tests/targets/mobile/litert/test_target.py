@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from tests.targets.mobile.litert.parts import HOST, graph, norm_relative, ran, r
 from flagsplit.errors import BundleError, ConfigError, InputError, ModelError
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import CompileOptions
+from flagsplit.targets.mobile.litert.delegates import DELEGATES, refusal_by
+from flagsplit.targets.mobile.litert.kernels import CODES
+from flagsplit.targets.mobile.litert.program import Operator, Tensor
 from flagsplit.targets.mobile.litert.registry import LOWERED
 from flagsplit.targets.mobile.litert.target import LitertTarget
 
@@ -154,6 +158,27 @@ def test_without_the_sdk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert target.describe().runs_here == "no"
 
 
+def test_an_interpreter_built_for_another_numpy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """tflite-runtime 2.14 can be imported beside NumPy 2, and fails so when it opens a file."""
+    part = graph("y = Relu(x)", "float[2,2] x", "float[2,2] y")
+    made = LitertTarget().compile_parts([part], CompileOptions())
+    data = made.files["segments.tflite"]
+    assert isinstance(data, bytes)
+    (tmp_path / "segments.tflite").write_bytes(data)
+
+    def interpreter(**_: object) -> None:
+        raise SystemError("CreateWrapperFromFile returned a result with an exception set")
+
+    interpreter.__module__ = "tflite_runtime.interpreter"
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
+    module = ModuleType("tflite_runtime.interpreter")
+    module.Interpreter = interpreter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tflite_runtime", ModuleType("tflite_runtime"))
+    monkeypatch.setitem(sys.modules, "tflite_runtime.interpreter", module)
+    with pytest.raises(ConfigError, match=r"tflite_runtime does not work with NumPy \d.*flagsplit\[litert\]"):
+        LitertTarget().load_part(tmp_path / "segments.tflite", made.calls["part"], made.options, HOST)
+
+
 def test_too_large_an_error_of_smaller_weights_ends_the_build() -> None:
     """Weights that int8 cannot tell apart: real samples end the build, made up ones only let it say so."""
     wide = ", ".join(["1000", *["0.01"] * 2047])
@@ -171,9 +196,9 @@ def test_too_large_an_error_of_smaller_weights_ends_the_build() -> None:
 
 def test_delegates_are_told_of() -> None:
     part = graph(
-        "c = Conv(x, w) r = Relu(c) y = CumSum(r, a)",
+        "c = Conv(x, w) r = Relu(c) y = CumSum(r, a) i = ArgMax <axis = 1> (y)",
         "float[1,3,9,8] x",
-        "float[1,8,7,6] y",
+        "float[1,8,7,6] y, int64[1,1,7,6] i",
         f"{_conv()}, int64 a = {{1}}",
     )
     files = LitertTarget().compile_parts([part], CompileOptions()).files
@@ -184,6 +209,32 @@ def test_delegates_are_told_of() -> None:
         assert each["basis"] == "modelled"
         assert each["source"]
         assert each["confidence"] in ("medium", "low")
-    found = told["gpu"]["segments"]["part"]
-    assert found["left"] == {"knows no CUMSUM": 1}
-    assert found["taken"] == found["operators"] - 1
+        found = each["segments"]["part"]
+        assert found["taken"] + sum(found["left"].values()) == found["operators"]
+    gpu, nnapi = (told[name]["segments"]["part"]["left"] for name in ("gpu", "nnapi"))
+    assert gpu == {"knows no ARG_MAX": 1, "takes no int32": 1, "takes no int64": 1}
+    assert nnapi == {"knows no CUMSUM": 1, "takes no int64": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "types", "why"),
+    [
+        ("ADD", ("float32", "float32", "float32"), ""),
+        ("ADD", ("int32", "int32", "int32"), "takes no int32"),
+        ("GREATER", ("float32", "float32", "bool"), ""),
+        ("GREATER", ("int32", "int32", "bool"), "takes no int32"),
+        ("GATHER", ("float32", "int32", "float32"), ""),
+        ("SELECT_V2", ("bool", "float32", "float32"), ""),
+        ("SQUEEZE", ("float32", "float32"), "knows no SQUEEZE"),
+    ],
+)
+def test_types_that_the_gpu_takes_with_some_operators(code: str, types: tuple[str, ...], why: str) -> None:
+    (gpu,) = [each for each in DELEGATES if each.name == "gpu"]
+    *inputs, output = (Tensor((2, 2), each) for each in types)
+    assert refusal_by(gpu, Operator(code, tuple(inputs), (output,))) == why
+
+
+def test_delegates_know_only_operators_that_there_are() -> None:
+    for each in DELEGATES:
+        assert each.takes <= CODES
+        assert set(each.also) <= each.takes

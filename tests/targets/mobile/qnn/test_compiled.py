@@ -35,13 +35,6 @@ PARTS = """g (float[2, 5, 8] x, int64[3] at) => (float[2, 3, 8] gelu, float[2, 3
 SCALARS = {
     name: np.array(value, np.float32) for name, value in (("root", 2**0.5), ("one", 1), ("half", 0.5), ("two", 2))
 }
-QUANTIZED = """g (float[4, 32] x) => (float[4, 16] y) {
-    q, scale, zero = DynamicQuantizeLinear(x)
-    total = MatMulInteger(q, w, zero, w_zero)
-    floats = Cast <to = 1> (total)
-    scales = Mul(scale, w_scale)
-    y = Mul(floats, scales)
-}"""
 LAYERS = """g (float[1, 4, 512] x) => (float[1, 4, 512] y) {
     a = MatMul(x, w0)
     b = Relu(a)
@@ -114,18 +107,6 @@ def test_erf_is_computed_by_what_the_compiler_takes(tmp_path: Path) -> None:
     run.close()
 
 
-def test_products_quantized_on_the_fly_become_floating(tmp_path: Path) -> None:
-    """The integers stand for these weights; the activations keep more than 8 bits."""
-    rng = np.random.default_rng(0)
-    w, scale, zero = rng.integers(0, 255, (32, 16)).astype(np.uint8), np.float32(0.02), np.uint8(120)
-    model = model_of(QUANTIZED, {"w": w, "w_scale": np.array(scale), "w_zero": np.array(zero)})
-    x = numbers(4, 32)
-    run = loaded(model, tmp_path)
-    exact = floats(x) @ ((w.astype(np.float32) - zero) * scale)
-    assert cosine(run.run({"x": x})["y"], exact) > 0.99999
-    run.close()
-
-
 def test_the_same_input_gives_the_same_bytes() -> None:
     model = model_of(CONV, {"w": numbers(8, 3, 3, 3)})
     first, second = (QnnTarget().compile(model, [whole(model)], CompileOptions()) for _ in range(2))
@@ -137,19 +118,30 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 
 
 def test_segments_share_weights(tmp_path: Path) -> None:
-    weights = {f"w{at}": numbers(512, 512, seed=at) for at in range(3)}
+    weights = {f"w{at}": (floats(numbers(512, 512, seed=at)) / 16).astype(np.float32) for at in range(3)}
     model = model_of(LAYERS, weights)
     nodes = [node.name or "" for node in model.graph]
     segments = [segment_of(model, nodes), segment_of(model, nodes[2:])]
-    sizes = {}
-    for kind in ("apart", "shared"):
-        artifact = QnnTarget().compile(model, segments, CompileOptions(choices={"weights": kind}))
-        sizes[kind] = {name: len(data) for name, data in artifact.files.items() if isinstance(data, bytes)}
+    sizes, artifacts = {}, {}
+    for kind in ("pieces", "apart", "shared"):
+        artifacts[kind] = QnnTarget().compile(model, segments, CompileOptions(choices={"weights": kind}))
+        sizes[kind] = {name: len(data) for name, data in artifacts[kind].files.items() if isinstance(data, bytes)}
     alone = max(sizes["apart"].values())
     assert sum(sizes["apart"].values()) > 1.6 * alone
     assert sum(sizes["shared"].values()) <= 1.1 * alone
-    with pytest.raises(ConfigError, match="weights=apart"):
-        QnnTarget().load(artifact.store(tmp_path, tmp_path / "weights.bin"), segments[0].id, HOST)
+    assert sum(sizes["pieces"].values()) <= 1.1 * alone
+    assert QnnTarget().compile(model, segments, CompileOptions()).files == artifacts["pieces"].files
+    values = {"x": numbers(1, 4, 512)}
+    values |= expected(model, tmp_path, values)
+    values[segments[1].inputs[0]] = np.maximum(floats(values["x"]) @ weights["w0"], 0).astype(np.float32)
+    stored = artifacts["pieces"].store(tmp_path / "pieces", tmp_path / "weights.bin")
+    for segment in segments:
+        run = QnnTarget().load(stored, segment.id, HOST)
+        assert cosine(run.run({name: values[name] for name in segment.inputs})["y"], values["y"]) > 0.99999
+        run.close()
+    shared = artifacts["shared"].store(tmp_path / "shared", tmp_path / "weights.bin")
+    with pytest.raises(ConfigError, match="weights=pieces"):
+        QnnTarget().load(shared, segments[0].id, HOST)
 
 
 def test_the_nodes_that_the_npu_does_not_take_are_named(tmp_path: Path) -> None:

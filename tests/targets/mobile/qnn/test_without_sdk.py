@@ -56,7 +56,7 @@ def test_every_no_has_its_reason() -> None:
             "with ceil_mode=1",
         ),
         (_node("Unheard", (2, 8)), "not among the operators that were probed"),
-        (_node("DynamicQuantizeLinear", (2, 8)), "only as part of a product"),
+        (_node("DynamicQuantizeLinear", (2, 8)), "build with --float-products"),
         (ir.node("Relu", [], domain="com.example"), "not an operator of the standard"),
     ):
         verdict = QnnTarget().supports(node)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class AxisResize:
@@ -28,6 +30,11 @@ class AxisResize:
     scale: float
     start: float = 0.0
     end: float = 1.0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the scale gives the output's size, but for what a float rounds off."""
+        return abs(self.scale * self.size - self.wanted) <= _ROUNDING * self.wanted
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,39 @@ def origin(axis: AxisResize, how: str, at: NDArray[np.float64]) -> NDArray[np.fl
     return (at + 0.5) / scale - 0.5
 
 
+def is_agreed(axis: AxisResize, how: Interpolation) -> bool:
+    """Whether ONNX and ONNX Runtime mean the same input by each output.
+
+    They differ where corners align and the scale gives no whole size: the last output is at the last input in ONNX
+    Runtime, and ONNX goes by the size that was not rounded down.
+    """
+    if how.coordinates != "align_corners" or axis.is_whole:
+        return True
+    at = np.arange(axis.wanted, dtype=np.float64)
+    by_scale = at * (axis.size - 1) / (axis.scale * axis.size - 1)
+    by_size = origin(axis, how.coordinates, at)
+    if how.mode == "nearest":
+        return bool((_rounded(by_scale, axis, how) == _rounded(by_size, axis, how)).all())
+    return bool(np.allclose(by_scale, by_size, rtol=0, atol=_ROUNDING))
+
+
 def nearest_of(axis: AxisResize, how: Interpolation) -> NDArray[np.int64]:
     """For each output the input that it is a copy of; -1 where the region of interest lies outside."""
     where = origin(axis, how.coordinates, np.arange(axis.wanted, dtype=np.float64))
+    found = _rounded(where, axis, how)
+    if how.coordinates == "tf_crop_and_resize":
+        found[(where < 0) | (where > axis.size - 1)] = -1
+    return found
+
+
+def _rounded(where: Matrix, axis: AxisResize, how: Interpolation) -> NDArray[np.int64]:
     rounding: dict[str, Callable[[Matrix], Matrix]] = {
         "round_prefer_floor": lambda x: np.ceil(x - 0.5),
         "round_prefer_ceil": lambda x: np.floor(x + 0.5),
         "floor": np.floor,
         "ceil": np.ceil,
     }
-    found = np.clip(rounding[how.nearest](where), 0, axis.size - 1).astype(np.int64)
-    if how.coordinates == "tf_crop_and_resize":
-        found[(where < 0) | (where > axis.size - 1)] = -1
-    return found
+    return np.clip(rounding[how.nearest](where), 0, axis.size - 1).astype(np.int64)
 
 
 def weights_of(axis: AxisResize, how: Interpolation) -> Matrix:

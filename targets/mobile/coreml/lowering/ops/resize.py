@@ -6,7 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.targets.mobile.coreml.lowering.facts import FLOATS, NUMBERS, NodeFacts
-from flagsplit.targets.mobile.coreml.lowering.ops.interpolation import AxisResize, Interpolation, nearest_of, weights_of
+from flagsplit.targets.mobile.coreml.lowering.ops.interpolation import (
+    AxisResize,
+    Interpolation,
+    is_agreed,
+    nearest_of,
+    weights_of,
+)
 from flagsplit.targets.mobile.coreml.lowering.registry import lowers
 from flagsplit.targets.mobile.coreml.lowering.site import Site, Var
 
@@ -53,9 +59,11 @@ def _kept_ratio(facts: NodeFacts, axes: list[int]) -> float:
 def _odd_mode(facts: NodeFacts) -> str:
     if not facts.rank():
         return "its operand is a scalar"
-    aligned = facts.text("coordinate_transformation_mode", "half_pixel") == "align_corners"
-    if aligned and any(axis.scale * axis.size != axis.wanted for axis in _axes(facts).values()):
-        return "its scales give no whole sizes: ONNX and ONNX Runtime disagree then on what aligned corners are"
+    if not all(is_agreed(axis, _how(facts)) for axis in _axes(facts).values()):
+        return (
+            "its scales give no whole sizes: ONNX and ONNX Runtime disagree then on what aligned corners are; "
+            "give it sizes in place of scales"
+        )
     whole = facts.dtype() not in FLOATS
     return "it is of integers" if whole and facts.text("mode", "nearest") != "nearest" else ""
 
@@ -75,7 +83,7 @@ def lower_resize(site: Site) -> Var:
 def _natively(site: Site, axes: Mapping[int, AxisResize], how: Interpolation) -> Var | None:
     """MIL's operators, where they mean the same; None where not."""
     mb, sizes = site.mb, site.out_shape()[2:]
-    exact = all(axis.scale * axis.size == axis.wanted for axis in axes.values())
+    exact = all(axis.is_whole for axis in axes.values())
     if how.mode == "nearest":
         times = [wanted // size for wanted, size in zip(sizes, site.shape()[2:], strict=True)]
         repeats = all(

@@ -235,6 +235,11 @@ def _resizes() -> list[NodeTest]:
                 name = f"resize_{mode}_{how}_{sizes[2]}"
                 keys: dict[str, Any] = {"mode": mode, "coordinate_transformation_mode": how}
                 found.append(_ask(name, "Resize", x, empty, empty, sizes, const=(1, 2, 3), **keys))
+    aligned: dict[str, Any] = {"coordinate_transformation_mode": "align_corners", "const": (1, 2)}
+    for mode, by in (("nearest", (1.25, 1.7)), ("linear", (1.2, 0.5)), ("cubic", (0.2, 1.5)), ("linear", (0.3, 1.5))):
+        # sizes that are whole but for rounding, or of which ONNX Runtime and the standard make the same
+        scales = np.array([1, 1, *by], np.float32)
+        found.append(_ask(f"resize_{mode}_scales_{by[0]}", "Resize", x, empty, scales, mode=mode, **aligned))
     return found
 
 
