@@ -10,7 +10,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "io": ("fp32", "fp16"),
     "engine": ("inductor", "ort"),
     "device": ("gpu", "cpu"),
-    "tune": ("fast", "most"),
+    "tune": ("fast", "some", "most"),
 }
 """What may be chosen, the default first.
 
@@ -18,7 +18,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 - io: what float tensors are passed as; "fp16" halves what is copied to the GPU and back.
 - engine: PyTorch's compiler with a CUDA graph, or ONNX Runtime's TensorRT and CUDA providers.
 - device: "cpu" runs the same program on the host's CPU, uncompiled: to test, and no measure of speed.
-- tune: how much is tried at the first load; "most" times several ways of compiling, which takes minutes.
+- tune: how much is tried at the first load: one way of compiling; several that are timed, which takes a minute; also
+  matrix products tried in many forms, which takes minutes.
 """
 
 

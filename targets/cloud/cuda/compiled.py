@@ -6,16 +6,21 @@ a copy of the inputs and one call. What is compiled is kept by artifact, PyTorch
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from flagsplit.targets.cloud.cuda.lowering.style import Style
-from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
+from flagsplit.targets.cloud.cuda.sdk import torch
 
 Run = Callable[..., Sequence[Any]]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,18 @@ class Way:
     """One way to compile.
 
     Attributes:
+        tune: the least choice of `tune` at which it is tried.
+        fits: the kinds of graphs that it is tried for; see `compiled`.
         style: how operators are written that have several forms.
         options: of the compiler; see torch._inductor.config.
-        fits: the kinds of graphs that it is tried for.
+        attention: the kernels that attention may use, by PyTorch's names; PyTorch's choice if there are none.
     """
 
+    tune: str
+    fits: frozenset[str]
     style: Style = field(default_factory=Style)
     options: Mapping[str, Any] = field(default_factory=dict)
-    fits: frozenset[str] = frozenset(("products", "images", "depthwise"))
+    attention: tuple[str, ...] = ()
 
 
 _TUNED = {
@@ -41,12 +50,16 @@ _TUNED = {
     "inductor_default_autotune_warmup": 5,
     "inductor_default_autotune_rep": 25,
 }
+_PRODUCTS, _IMAGES, _DEPTHWISE = (frozenset((name,)) for name in ("products", "images", "depthwise"))
+_LEVELS = ("fast", "some", "most")
 WAYS: Mapping[str, Way] = {
-    "plain": Way(),
-    "tuned": Way(options=_TUNED, fits=frozenset(("products",))),
-    "products": Way(Style(products=True), _TUNED, fits=frozenset(("images", "depthwise"))),
-    "shifts": Way(Style(shifts=True), fits=frozenset(("depthwise",))),
-    "products and shifts": Way(Style(products=True, shifts=True), _TUNED, fits=frozenset(("depthwise",))),
+    "plain": Way("fast", _PRODUCTS | _IMAGES | _DEPTHWISE),
+    "cudnn": Way("some", _IMAGES, Style(cudnn=True)),
+    "shifts": Way("some", _DEPTHWISE, Style(shifts=True)),
+    "cudnn_attention": Way("some", _PRODUCTS, attention=("CUDNN_ATTENTION",)),
+    "tuned": Way("most", _PRODUCTS, options=_TUNED),
+    "products": Way("most", _IMAGES | _DEPTHWISE, Style(products=True), _TUNED),
+    "products_and_shifts": Way("most", _DEPTHWISE, Style(products=True, shifts=True), _TUNED),
 }
 """What is tried, by name."""
 
@@ -99,23 +112,28 @@ def compiled(
     Args:
         module_of: gives the module in a style, on the GPU; it takes the examples.
         examples: tensors on the GPU.
-        folder: where what is compiled is kept; made if it is not there.
-        tune: "fast" compiles in one way; "most" tries all, unless the folder knows which is quickest.
+        folder: where it is kept which way was the quickest; made if it is not there.
+        tune: how much to try; where the folder knows which way is the quickest, that alone.
         kind: "depthwise" where pictures are convolved, some channel by channel; "images" where they are convolved
             otherwise; else "products".
 
     Returns:
         The program, and the milliseconds of a run by way, where several were timed.
     """
-    import_torch()
     folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "way.json"
-    names = [name for name, way in WAYS.items() if kind in way.fits] if tune == "most" else ["plain"]
+    known = folder / f"{tune}.json"
+    wanted = [name for name, way in WAYS.items() if kind in way.fits and _LEVELS.index(way.tune) <= _LEVELS.index(tune)]
     if known.is_file() and (name := json.loads(known.read_text()).get("way")) in WAYS:
-        names = [name]
+        wanted = [name]
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.parent / "inductor"))
-    with torch.no_grad():
-        found = {name: Replay(_in_one_way(module_of, examples, WAYS[name]), examples) for name in names}
+    found: dict[str, Replay] = {}
+    for name in wanted:
+        try:
+            found[name] = Replay(_in_one_way(module_of, examples, WAYS[name]), examples)
+        except Exception as error:
+            if name == wanted[0]:  # the first takes everything; another may not be for this GPU or these sizes
+                raise
+            _LOG.warning("%s is no way to compile this: %s", name, error)
     if len(found) == 1:
         return next(iter(found.values())), {}
     times = {name: _milliseconds(replay) for name, replay in found.items()}
@@ -125,9 +143,23 @@ def compiled(
 
 
 def _in_one_way(module_of: Callable[[Style], Any], examples: Sequence[Any], way: Way) -> Run:
-    exported = torch.export.export(module_of(way.style), tuple(examples), strict=False).module()
-    run: Run = torch.compile(exported, fullgraph=True, dynamic=False, options=dict(way.options))
+    with torch.no_grad():
+        exported = torch.export.export(module_of(way.style), tuple(examples), strict=False).module()
+        run: Run = torch.compile(exported, fullgraph=True, dynamic=False, options=dict(way.options))
+        with _attention(way.attention):
+            run(*examples)
     return run
+
+
+def _attention(names: Sequence[str]) -> AbstractContextManager[Any]:
+    """Have attention use these kernels while it is compiled."""
+    if not names:
+        return nullcontext()
+    attention = import_module("torch.nn.attention")
+    kernels: AbstractContextManager[Any] = attention.sdpa_kernel(
+        [getattr(attention.SDPBackend, name) for name in names]
+    )
+    return kernels
 
 
 def _milliseconds(replay: Replay) -> float:

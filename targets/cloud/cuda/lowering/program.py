@@ -83,7 +83,7 @@ def build_program(model: ir.Model, precision: str, style: Style = Style()) -> Pr
             raise ModelError(f"{node.name!r} ({node.op_type}) is not for the cuda target: {reason}") from None
         takes = ["" if value is None or at in site.read else value.name or "" for at, value in enumerate(node.inputs)]
         used.update({value.name or "": value for value in node.inputs if value is not None and value.name in takes})
-        if node.op_type == "Conv" and site.rank(0) == 4:
+        if node.op_type in ("Conv", "ConvRelu") and site.rank(0) == 4:
             images.add(takes[1])
         steps.append(Step(node.name or "", kernel, tuple(takes), made, ()))
     used.update({value.name or "": value for value in graph.outputs})

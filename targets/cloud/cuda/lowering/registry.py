@@ -49,6 +49,7 @@ _BY_FILE: dict[str, dict[str, str]] = {
     },
     "attention": {"Attention": "lower", f"{DOMAIN}.Attention": "lower_fused", "RotaryEmbedding": "lower_rotary"},
     "cast": {"Cast": "lower", "CastLike": "lower"},
+    "conv_relu": {f"{DOMAIN}.ConvRelu": "lower"},
     "conv": {"Conv": "lower", "ConvInteger": "lower_integer", "ConvTranspose": "lower_transpose"},
     "gathering": {
         "Gather": "lower_gather",

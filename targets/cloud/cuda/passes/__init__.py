@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from flagsplit.targets.cloud.cuda.passes.attention import fuse_attention
+from flagsplit.targets.cloud.cuda.passes.conv_activation import fuse_conv_activations
 from flagsplit.targets.cloud.cuda.passes.gates import fuse_gates
 from flagsplit.targets.cloud.cuda.passes.into_conv import fold_into_conv
 from flagsplit.targets.cloud.cuda.passes.layer_norm import fuse_norms
@@ -21,7 +22,15 @@ def optimize(model: ir.Model) -> None:
     Args:
         model: a canonical model of fixed shapes; its weights are read where they are folded.
     """
-    for rewrite in (drop_neutral, fuse_norms, fuse_gates, fold_into_conv, fuse_attention, fuse_linear):
+    for rewrite in (
+        drop_neutral,
+        fuse_norms,
+        fuse_gates,
+        fold_into_conv,
+        fuse_conv_activations,
+        fuse_attention,
+        fuse_linear,
+    ):
         rewrite(model.graph)
         common.RemoveUnusedNodesPass()(model)
     share_inputs(model.graph)
