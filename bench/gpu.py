@@ -14,6 +14,7 @@ counts, both rates measured in this run. `eaf_...` is effective AI FLOPs, the mo
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -115,15 +116,22 @@ def graph_of(name: str, module: Any, inputs: Sequence[Any], zoo: Path | None) ->
     return specialize(model, flagir.nominal_dims(skeleton, flagir.dims_of_shapes(skeleton, shapes)))
 
 
-def prepare(name: str, batch: int, limits: Ceilings, folder: Path, zoo: Path | None) -> Contest:
+def prepare(name: str, batch: int, limits: Ceilings, folder: Path, options: argparse.Namespace) -> Contest:
     """Compile everything."""
     module, inputs = module_of(name, batch)
-    model = graph_of(name, module, inputs, zoo)
+    kept = options.keep / f"{name}_b{batch}" if options.keep else None
+    if kept is not None and (kept / "done").exists():
+        model = flagir.load(kept)
+    else:
+        model = graph_of(name, module, inputs, options.ppocr_rec)
     bound_s, flops = roofline(model, limits)
     flagir.save(model, folder)
+    if kept is not None and not kept.exists():
+        shutil.copytree(folder, kept)
+        (kept / "done").touch()
     exact = to_module(build_program(model, ""), ["float32"], "cuda")
     given = [each.cuda() for each in inputs]
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = exact(*given)[0]
     del exact
     images = name in ("resnet50", "ppocr-rec")
@@ -133,7 +141,7 @@ def prepare(name: str, batch: int, limits: Ceilings, folder: Path, zoo: Path | N
     original = original.to(memory_format=torch.channels_last) if images and module is not None else original
     segment = segment_of(model, [node.name or "" for node in model.graph])
     weights = folder / flagir.WEIGHTS_NAME
-    choices = {"precision": "fp16", "io": "fp16", "tune": "some" if images else "most"}
+    choices = {"precision": "fp16", "io": "fp16", "tune": options.tune}
     artifact = CudaTarget().compile(model, [segment], CompileOptions(choices=choices, weights=weights))
     stored = artifact.store(folder / "artifact", weights)
     call = read_table(stored.inside(TABLE_NAME)).segments[segment.id].chip
@@ -237,7 +245,7 @@ def _host_ms(ours: TorchExecutable, arrays: Mapping[str, Any]) -> float:
 def one_case(name: str, batch: int, limits: Ceilings, options: argparse.Namespace) -> dict[str, float]:
     """Compile and time a model at one batch."""
     with tempfile.TemporaryDirectory() as folder:
-        contest = prepare(name, batch, limits, Path(folder), options.ppocr_rec)
+        contest = prepare(name, batch, limits, Path(folder), options)
         return measure(f"{name}_b{batch}", contest, limits, 15 if options.quick else 60)
 
 
@@ -248,6 +256,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--only", default="", help="MODEL:BATCH,... of " + ", ".join(CASES))
     parser.add_argument("--ppocr-rec", type=Path, help="its ONNX file; otherwise the zoo's")
+    parser.add_argument("--tune", default="some", help="the target's choice: fast, some or most")
+    parser.add_argument("--keep", type=Path, help="a folder to keep exported graphs in for the next run")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.backends.cudnn.benchmark = True
@@ -276,6 +286,7 @@ def main() -> None:
         "precision": "fp16",
         "rounds": 15 if options.quick else 60,
         "ppocr-rec": "PyTorch runs its ONNX graph operator by operator",
+        "tune": options.tune,
         "weights": "random, but those of ppocr-rec",
     }
     below = [name for name, value in figures.items() if name.startswith("vs_best_") and value < BAR]

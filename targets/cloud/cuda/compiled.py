@@ -84,12 +84,12 @@ class Replay:
         self._run = run  # the graph reads its weights where they lie: they have to stay there
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(stream), torch.backends.cudnn.flags(benchmark=True):
+        with torch.no_grad(), torch.cuda.stream(stream), _cudnn_tries():
             for _ in range(_WARM_UP_RUNS):
                 run(*self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.backends.cudnn.flags(benchmark=True), torch.cuda.graph(self._graph):
+        with torch.no_grad(), _cudnn_tries(), torch.cuda.graph(self._graph):
             self.outputs = list(run(*self.inputs))
 
     def __call__(self, *tensors: Any) -> list[Any]:
@@ -156,10 +156,16 @@ def _attention(names: Sequence[str]) -> AbstractContextManager[Any]:
     if not names:
         return nullcontext()
     attention = import_module("torch.nn.attention")
-    kernels: AbstractContextManager[Any] = attention.sdpa_kernel(
-        [getattr(attention.SDPBackend, name) for name in names]
-    )
+    backends = [getattr(attention.SDPBackend, name) for name in names]
+    kernels: AbstractContextManager[Any] = attention.sdpa_kernel(backends)
     return kernels
+
+
+def _cudnn_tries() -> AbstractContextManager[Any]:
+    """Have cuDNN time its kernels for each convolution, and take the quickest."""
+    cudnn = torch.backends.cudnn
+    flags: AbstractContextManager[Any] = cudnn.flags(enabled=True, benchmark=True, allow_tf32=cudnn.allow_tf32)
+    return flags
 
 
 def _milliseconds(replay: Replay) -> float:

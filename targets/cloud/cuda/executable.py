@@ -76,9 +76,8 @@ def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Ex
 
 def _kind_of(model: ir.Model) -> str:
     """What there is to try for a graph; see `compiled`."""
-    convs = [
-        node for node in model.graph if node.op_type in ("Conv", "ConvRelu") and len(node.outputs[0].shape or ()) == 4
-    ]
+    nodes = (node for node in model.graph if node.op_type in ("Conv", "ConvRelu"))
+    convs = [node for node in nodes if len(node.outputs[0].shape or ()) == 4]
     groups = {node.attributes.get_int("group", 1) for node in convs}
     return "depthwise" if groups - {1} else "images" if convs else "products"
 

@@ -15,6 +15,16 @@ from flagsplit.targets.cloud.cuda.passes.layer_norm import fuse_norms
 from flagsplit.targets.cloud.cuda.passes.linear import fuse_linear, share_inputs
 from flagsplit.targets.cloud.cuda.passes.neutral import drop_neutral
 
+_PASSES = (
+    drop_neutral,
+    fuse_norms,
+    fuse_gates,
+    fold_into_conv,
+    fuse_conv_activations,
+    fuse_attention,
+    fuse_linear,
+)
+
 
 def optimize(model: ir.Model) -> None:
     """Run all passes, in place.
@@ -22,15 +32,7 @@ def optimize(model: ir.Model) -> None:
     Args:
         model: a canonical model of fixed shapes; its weights are read where they are folded.
     """
-    for rewrite in (
-        drop_neutral,
-        fuse_norms,
-        fuse_gates,
-        fold_into_conv,
-        fuse_conv_activations,
-        fuse_attention,
-        fuse_linear,
-    ):
+    for rewrite in _PASSES:
         rewrite(model.graph)
         common.RemoveUnusedNodesPass()(model)
     share_inputs(model.graph)

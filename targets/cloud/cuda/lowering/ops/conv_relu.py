@@ -1,4 +1,4 @@
-"""relu(conv(x) + bias), also with a residual added before: as cuDNN's one kernel, or as parts that the compiler fuses."""
+"""relu(conv(x) + bias), also with a residual added: as cuDNN's one kernel, or as parts that the compiler fuses."""
 
 from functools import cache
 from typing import Any
