@@ -95,6 +95,11 @@ def _sizes(tensor: ChipTensor) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor.shape)
 
 
+def _array(each: ChipTensor, tensor: Any) -> Array:
+    """A new array of the graph's type; PyTorch converts half precision many times quicker than NumPy."""
+    return np.array(tensor.to(as_dtype(each.dtype)).numpy(), order="C").reshape(_sizes(each))
+
+
 def _passed(tensor: ChipTensor) -> str:
     return tensor.passed_as or tensor.dtype
 
@@ -105,10 +110,10 @@ class _Eager:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
+    def __call__(self, given: Sequence[Any], passed: Sequence[str]) -> Sequence[Any]:
         with torch.inference_mode():
-            made = self._module(*(torch.from_numpy(np.array(each, order="C")) for each in arrays))
-        return [np.array(each.numpy(), order="C") for each in made]
+            made: Sequence[Any] = self._module(*(x.to(as_dtype(dtype)) for x, dtype in zip(given, passed, strict=True)))
+        return made
 
 
 class _OnGpu:
@@ -116,18 +121,20 @@ class _OnGpu:
 
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
-        self._given = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.inputs]
-        self._made = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in replay.outputs]
+        self._given, self._made = (
+            [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in tensors]
+            for tensors in (replay.inputs, replay.outputs)
+        )
 
-    def __call__(self, arrays: Sequence[Array]) -> list[Array]:
-        for pinned, own, array in zip(self._given, self.replay.inputs, arrays, strict=True):
-            np.copyto(pinned.numpy(), array)
+    def __call__(self, given: Sequence[Any], _passed: Sequence[str]) -> Sequence[Any]:
+        for pinned, own, tensor in zip(self._given, self.replay.inputs, given, strict=True):
+            pinned.copy_(tensor)
             own.copy_(pinned, non_blocking=True)
         self.replay.replay()
         for pinned, made in zip(self._made, self.replay.outputs, strict=True):
             pinned.copy_(made, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        return [np.array(each.numpy()) for each in self._made]
+        return self._made
 
 
 class TorchExecutable:
@@ -160,11 +167,10 @@ class TorchExecutable:
             raise InputError("the segment was closed; load it again")
         given = [self._checked(each, tensors) for each in self._call.inputs]
         try:
-            made = self._run(given)
+            made = self._run(given, [_passed(each) for each in self._call.inputs])
         except RuntimeError as error:
             raise InputError(f"PyTorch could not run the segment: {' '.join(str(error).split())[:300]}") from error
-        pairs = zip(self._call.outputs, made, strict=True)
-        return {each.name: np.asarray(array, np.dtype(each.dtype)).reshape(_sizes(each)) for each, array in pairs}
+        return {each.name: _array(each, tensor) for each, tensor in zip(self._call.outputs, made, strict=True)}
 
     @property
     def on_gpu(self) -> Replay:
@@ -177,16 +183,15 @@ class TorchExecutable:
             raise InputError("the segment is not on a GPU: it was closed, or loaded for the CPU")
         return self._run.replay
 
-    def _checked(self, each: ChipTensor, tensors: Mapping[str, Array]) -> Array:
+    def _checked(self, each: ChipTensor, tensors: Mapping[str, Array]) -> Any:
         array = tensors.get(each.name)
         if array is None:
             raise InputError(f"expected an array for {each.name!r}, came none")
-        if array.dtype.name != each.dtype or list(array.shape) != list(each.shape):
+        if array.dtype.name != each.dtype or array.shape != _sizes(each):
             raise InputError(
                 f"expected {each.name!r} as {each.dtype}{list(each.shape)}, came {array.dtype}{list(array.shape)}"
             )
-        with np.errstate(over="ignore"):
-            return array.astype(np.dtype(_passed(each)), copy=False)
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
     def close(self) -> None:
         self._run = None
