@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from flagsplit.targets.cloud.cuda.sdk import torch
 Run = Callable[..., Sequence[Any]]
 
 _LOG = logging.getLogger(__name__)
+_ONE_AT_A_TIME = threading.Lock()
+"""PyTorch's compiler is the process's, and its settings are."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Replay:
                 run(*self.inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), _cudnn_tries(), torch.cuda.graph(self._graph):
+        # Other threads may run segments meanwhile, which "thread_local" does not hold against this one.
+        with torch.no_grad(), _cudnn_tries(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self.outputs = list(run(*self.inputs))
 
     def __call__(self, *tensors: Any) -> list[Any]:
@@ -129,11 +133,12 @@ def compiled(
     found: dict[str, Replay] = {}
     for name in wanted:
         try:
-            found[name] = Replay(_in_one_way(module_of, examples, WAYS[name]), examples)
+            with _ONE_AT_A_TIME:
+                found[name] = Replay(_in_one_way(module_of, examples, WAYS[name]), examples)
         except Exception as error:
             if name == wanted[0]:  # the first takes everything; another may not be for this GPU or these sizes
                 raise
-            _LOG.warning("%s is no way to compile this: %s", name, error)
+            _LOG.info("%s is no way to compile this: %s", name, error)
     if len(found) == 1:
         return next(iter(found.values())), {}
     times = {name: _milliseconds(replay) for name, replay in found.items()}

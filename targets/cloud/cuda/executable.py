@@ -52,7 +52,7 @@ def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Ex
     """Load a part.
 
     Raises:
-        BundleError: it is damaged.
+        BundleError: it is damaged, or cannot be compiled here.
         ConfigError: PyTorch is not installed; or there is no GPU, and the CPU was not chosen.
     """
     import_torch()
@@ -70,7 +70,11 @@ def load_part(file: Path, weights: Path, call: ChipCall, choices: Choices) -> Ex
     kind = _kind_of(model)
     examples = example_inputs(call, "cuda", images=kind != "products")
     folder = cache_folder(file, weights, [choices.precision, choices.io])
-    replay, times_ms = compiled(module_of, examples, folder, choices.tune, kind)
+    try:
+        replay, times_ms = compiled(module_of, examples, folder, choices.tune, kind)
+    except (RuntimeError, OSError) as error:
+        short = " ".join(str(error).split())[:300]
+        raise BundleError(f"PyTorch cannot compile {file.name} for this GPU: {short}") from error
     return TorchExecutable(call, _OnGpu(replay), times_ms)
 
 

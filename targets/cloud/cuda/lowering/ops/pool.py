@@ -115,7 +115,7 @@ def lower_average(site: Site) -> Kernel:
     def kernel(x: Any) -> Any:
         run = getattr(torch.nn.functional, f"avg_pool{rank}d")
         if plain or included:
-            return run(x, window.kernel, window.strides, window.low)
+            return run(widened(x) if rank == 3 else x, window.kernel, window.strides, window.low)
         wide = widened(x)
         total = _windows(torch.nn.functional.pad(wide, flat), window).sum(-1)
         ones = torch.ones((1, 1, *sizes), dtype=wide.dtype, device=x.device)
