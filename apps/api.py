@@ -48,6 +48,7 @@ def build(
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     ranges: Mapping[str, tuple[int, int]] | None = None,
+    listed: Mapping[str, Sequence[int]] | None = None,
     numerics: Numerics = "exact",
     residency: ResidencyChoice = "auto",
     catalogues: Sequence[AnyPath] = (),
@@ -55,6 +56,7 @@ def build(
     targets: Mapping[str, Sequence[str]] | None = None,
     choices: Mapping[str, Mapping[str, str]] | None = None,
     samples: Sequence[AnyPath] = (),
+    keep_samples: bool = False,
     float_products: bool = False,
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -76,6 +78,7 @@ def build(
         dims: nominal size of symbolic dimensions, elements.
         shapes: nominal shape of inputs, elements.
         ranges: smallest and largest size of symbolic dimensions, elements; requests outside are refused.
+        listed: the only sizes of symbolic dimensions, elements; requests of others are refused.
         numerics: "exact" or "fast"; see `flagsplit.targets.interface.Numerics`.
         residency: whether the bundle has atoms too, so that a tier can hold each weight once whatever plan it runs:
             "auto" where the whole segments of all plans are more than its memory, "segments" never, "atoms" wherever
@@ -86,6 +89,7 @@ def build(
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
         float_products: turn products that are quantized on the fly, which chips do not take, into floating-point ones.
         samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
+        keep_samples: put them into the bundle, for `update_sla` to calibrate with; whoever has the bundle has them.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
@@ -109,6 +113,7 @@ def build(
             dims=dims or {},
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
             ranges=ranges or {},
+            listed={name: tuple(sorted(set(sizes))) for name, sizes in (listed or {}).items()},
             numerics=numerics,
             residency=residency,
             catalogues=[Path(path) for path in catalogues],
@@ -116,6 +121,7 @@ def build(
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
             samples=[Path(path) for path in samples],
+            keep_samples=keep_samples,
             float_products=float_products,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
@@ -132,9 +138,12 @@ def plan(
     sla: SLA | Mapping[str, Any] | AnyPath | None = None,
     dims: Mapping[str, int] | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+    listed: Mapping[str, Sequence[int]] | None = None,
     catalogues: Sequence[AnyPath] = (),
     regions: Mapping[str, str] | None = None,
     targets: Mapping[str, Sequence[str]] | None = None,
+    choices: Mapping[str, Mapping[str, str]] | None = None,
     profiles: Mapping[str, AnyPath] | None = None,
     what_if: Mapping[str, str] | None = None,
     thresholds: bool = True,
@@ -148,7 +157,7 @@ def plan(
     Args:
         model: as for `build`; or the path of a bundle, whose tiers, devices, links and sizes count where none is given.
         tiers: names from the tier that asks to the farthest, or one string with commas.
-        devices, links, sla, dims, shapes, catalogues, regions, targets, profiles: as for `build`.
+        devices, links, sla, dims, shapes, ranges, listed, catalogues, regions, targets, choices, profiles: as `build`.
         what_if: another world, such as `{"cloud": "5mbit/80ms"}` or `{"edge": "slower:3"}`.
         thresholds: whether to find out where another plan becomes best.
         pareto: whether to find the plans that no other beats in latency, energy and price.
@@ -169,9 +178,12 @@ def plan(
         options=BuildOptions(
             dims=dims or {},
             shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
+            ranges=ranges or {},
+            listed={name: tuple(sorted(set(sizes))) for name, sizes in (listed or {}).items()},
             catalogues=[Path(path) for path in catalogues],
             regions=regions or {},
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
+            choices=choices or {},
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         what_ifs=list((what_if or {}).items()),

@@ -91,13 +91,15 @@ class Diagnosis:
     def _of_compiled(self, case: Departure) -> Fault:
         """Of parts that the target compiles anew."""
         tier = self._bundle.facts.tiers[case.tier]
-        weights = self._bundle.folder / WEIGHTS_MEMBER
+        weights, nominal = self._bundle.folder / WEIGHTS_MEMBER, self._bundle.facts.nominal_dims
         options = CompileOptions(
             numerics="fast" if case.made.options.get("numerics") == "fast" else "exact",
-            dims=self._bundle.facts.nominal_dims,
+            dims=nominal,
+            ranges=self._bundle.facts.dim_ranges,
+            listed={name: tuple(sizes) for name, sizes in self._bundle.facts.dim_sizes.items()},
             device=tier.device,
             choices=_chosen(case.made),
-            samples=[sample.tensors for sample in self._samples],
+            samples=[sample.tensors for sample in self._samples if _sizes_of(self._bundle, sample) == nominal],
             real_samples=not all(sample.made_up for sample in self._samples),
             weights=weights if weights.is_file() else None,
         )
@@ -145,13 +147,21 @@ class Diagnosis:
         return {node: block.name for block in graph.blocks for node in block.nodes}
 
 
-def _chosen(made: TierArtifact) -> dict[str, str]:
-    """What was chosen for a target, as its artifact records it."""
+def _sizes_of(bundle: Bundle, sample: Sample) -> dict[str, int]:
+    """The sizes that a request has, by symbol."""
     return {
-        name.removeprefix(CHOICE_PREFIX): value
-        for name, value in made.options.items()
-        if name.startswith(CHOICE_PREFIX)
+        dim: size
+        for tensor in bundle.inputs
+        for dim, size in zip(tensor.shape, sample.tensors[tensor.name].shape, strict=True)
+        if isinstance(dim, str)
     }
+
+
+def _chosen(made: TierArtifact) -> dict[str, str]:
+    """What was chosen for a target, as its artifact records it; what names values of the whole model is left out."""
+    free = get_target(made.target).describe().free_choices
+    chosen = {n.removeprefix(CHOICE_PREFIX): value for n, value in made.options.items() if n.startswith(CHOICE_PREFIX)}
+    return {name: value for name, value in chosen.items() if name not in free}
 
 
 def _parse(file: Path, weights: Path) -> ir.Model:

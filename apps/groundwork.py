@@ -13,6 +13,7 @@ from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.extra_plans import ExtraPlans
 from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
+from flagsplit.apps.open_shapes import check_shapes
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError
@@ -33,6 +34,7 @@ class BuildOptions:
         shapes: nominal shape of inputs, by input; another way to say the same.
         ranges: smallest and largest size of symbolic dimensions, by symbol. The graph is checked at both ends, and
             requests outside are refused. The nominal size is the largest unless `dims` says otherwise.
+        listed: the only sizes of symbolic dimensions, by symbol; otherwise as `ranges`.
         numerics: "exact" makes split runs equal the unsplit model bit for bit; "fast" lets engines round differently.
         catalogues: files with devices and links of the user's own.
         regions: where tiers draw their power, by tier; see `describe_deployment`.
@@ -45,6 +47,7 @@ class BuildOptions:
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
         samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
             Without any, seeded random ones are made up, which tell less.
+        keep_samples: whether the bundle has the samples too, so that it can be built again as well as it was.
         float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
             take; the result is the model that runs everywhere, and the reference.
     """
@@ -52,6 +55,7 @@ class BuildOptions:
     dims: Mapping[str, int] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     numerics: Numerics = "exact"
     catalogues: Sequence[Path] = ()
     regions: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +66,13 @@ class BuildOptions:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     samples: Sequence[Path] = ()
+    keep_samples: bool = False
     float_products: bool = False
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest size of all symbols that have a range or a list."""
+        return {name: (min(sizes), max(sizes)) for name, sizes in self.listed.items()} | dict(self.ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +105,18 @@ def prepare(
     """Read off a canonical model what planning needs; nothing is compiled or written."""
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
-    _check_ranges(skeleton, dims, options.ranges)
+    _check_sizes(skeleton, dims, options)
     graph = flagir.block_graph(model, dims, skeleton)
-    judge = Judge(model, dims, options.ranges)
+    for chosen in deployment.targets:
+        check_shapes(chosen.names, options, skeleton.symbols)
+    judge = Judge(model, dims, options.spans, options.choices)
     verdicts, supports, handicaps = {}, {}, {}
     for tier, chosen in zip(deployment.tiers, deployment.targets, strict=True):
         said = {name: judge.verdicts(name) for name in chosen.names}
         verdicts[tier.name] = said
         supports[tier.name] = [first_reason(block, [said[name] for name in chosen.required]) for block in graph.blocks]
         handicaps[tier.name] = said[chosen.names[0]].handicaps(graph)
-    ranges = dict(options.ranges)
+    ranges = options.spans
     if any(chosen.are_chips for chosen in deployment.targets):
         ranges = {name: (size, size) for name, size in dims.items()} | ranges
     profiled = profiled_costs(graph, deployment, profiles, handicaps)
@@ -123,16 +135,24 @@ def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOpt
 def _given_dims(skeleton: Skeleton, options: BuildOptions) -> dict[str, int]:
     """The sizes that the user named, one way or the other."""
     dims = flagir.dims_of_shapes(skeleton, options.shapes)
-    wanted = {name: high for name, (_, high) in options.ranges.items()} | dict(options.dims)
+    wanted = {name: high for name, (_, high) in options.spans.items()} | dict(options.dims)
     for name, size in wanted.items():
         if dims.setdefault(name, size) != size:
             raise ConfigError(f"dimension {name!r} is {size} by name and {dims[name]} by the shapes; give one of them")
     return dims
 
 
-def _check_ranges(skeleton: Skeleton, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
-    """The graph must make sense at both ends of each range, and the nominal size lie inside."""
-    for name, (low, high) in ranges.items():
+def _check_sizes(skeleton: Skeleton, dims: Mapping[str, int], options: BuildOptions) -> None:
+    """The graph must make sense at both ends of each range and at listed sizes, and the nominal size be among them."""
+    for name, sizes in options.listed.items():
+        if name in options.ranges:
+            raise ConfigError(f"dimension {name!r} has both a range and a list of sizes; give one of them")
+        if dims[name] not in sizes or min(sizes) < 1:
+            told = ", ".join(map(str, sizes))
+            raise ConfigError(f"dimension {name!r} is planned for {dims[name]}, which is none of its sizes {told}")
+        for size in sizes:
+            skeleton.types({**dims, name: size})
+    for name, (low, high) in options.ranges.items():
         if not 1 <= low <= dims[name] <= high:
             raise ConfigError(f"dimension {name!r} is planned for {dims[name]}, outside its range {low}..{high}")
         for end in (low, high):

@@ -20,15 +20,18 @@ def read_inputs(bundle: Bundle, file: Path) -> dict[str, Array]:
     Raises:
         InputError: the file is missing or no such file, or the arrays are not what the bundle takes.
     """
-    return read_arrays(bundle.inputs, bundle.facts.dim_ranges, file)
+    return read_arrays(bundle.inputs, *bundle.sizes, file)
 
 
-def read_arrays(declared: Sequence[Tensor], ranges: Mapping[str, tuple[int, int]], file: Path) -> dict[str, Array]:
+def read_arrays(
+    declared: Sequence[Tensor], ranges: Mapping[str, tuple[int, int]], listed: Mapping[str, Sequence[int]], file: Path
+) -> dict[str, Array]:
     """Arrays from an `.npz` file that are what a graph takes.
 
     Args:
         declared: the graph inputs.
         ranges: smallest and largest size of open dimensions.
+        listed: the only sizes of open dimensions.
         file: an array by name each.
 
     Raises:
@@ -41,7 +44,7 @@ def read_arrays(declared: Sequence[Tensor], ranges: Mapping[str, tuple[int, int]
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-            return check_inputs(declared, arrays, ranges)
+            return check_inputs(declared, arrays, ranges, listed)
     except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         text = " ".join(str(error).split())[:120]
         raise InputError(f"expected an .npz file of plain arrays, {file} is not one ({text})") from None

@@ -13,7 +13,7 @@ from flagsplit.flagir import Block, BlockGraph
 from flagsplit.flagir.specialize import specialize
 from flagsplit.splitter.costs import Handicaps
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import SupportVerdict, TargetDescription
+from flagsplit.targets.interface import SHAPES_CHOICE, SupportVerdict, TargetDescription
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,20 @@ class Judge:
         model: a canonical model.
         dims: nominal size of each of its symbols.
         ranges: sizes that requests may have, where the user named some.
+        choices: of the build, by target.
     """
 
-    def __init__(self, model: ir.Model, dims: Mapping[str, int], ranges: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        dims: Mapping[str, int],
+        ranges: Mapping[str, tuple[int, int]],
+        choices: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> None:
         self._model = model
         self._dims = dims
         self._open = [name for name, (low, high) in ranges.items() if low != high]
+        self._choices = choices or {}
         self._said: dict[str, NodeVerdicts] = {}
 
     def verdicts(self, name: str) -> NodeVerdicts:
@@ -96,9 +104,16 @@ class Judge:
         refused: dict[str, str] = {}
         on_cpu: dict[str, SupportVerdict] = {}
         slow: dict[str, SupportVerdict] = {}
-        for node in (self._fixed if description.static_shapes and not self._open else self._model).graph:
+        choices = self._choices.get(name, {})
+        shapes = description.shapes(choices)
+        off = description.off_accelerator(choices)
+        at_once = shapes == "any" or (shapes == "fixed" and self._open)
+        for node in (self._model if at_once else self._fixed).graph:
             verdict = target.supports(node)
-            why = verdict.reason if not verdict.supported else self._against(description, node)
+            if off is not None and verdict.supported and verdict.unit == "accelerator":
+                verdict = off
+            against = self._against(description, node)
+            why = verdict.reason if not verdict.supported and not (self._open and against) else against
             if why is not None:
                 refused[node.name or ""] = why
             elif verdict.unit == "cpu":
@@ -113,12 +128,19 @@ class Judge:
             dims = tuple(value.shape) if value is not None and value.shape is not None else ()
             opened = next((dim for dim in dims if not isinstance(dim, int)), None)
             if description.static_shapes and opened is not None and value is not None:
-                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open"
+                return f"{description.name} takes fixed shapes only, and {opened} of {value.name!r} is open" + (
+                    self._todo(description) if self._open else ""
+                )
             if len(dims) > description.max_rank and value is not None:
                 return (
                     f"{description.name} takes ranks up to {description.max_rank}, and {value.name!r} has {len(dims)}"
                 )
         return None
+
+    @staticmethod
+    def _todo(description: TargetDescription) -> str:
+        flexible = SHAPES_CHOICE in description.choices
+        return f"; choose {description.name}.{SHAPES_CHOICE}" if flexible else "; build it a bundle of one size"
 
 
 def first_reason(block: Block, verdicts: Sequence[NodeVerdicts]) -> str | None:

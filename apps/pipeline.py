@@ -21,11 +21,12 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.graph_tensors import tensor_of
-from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
+from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
-from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, recipe_of, sla_data
+from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_sample_names, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
 from flagsplit.errors import ConfigError, PolicyError
@@ -213,6 +214,7 @@ def assemble(
     }
     if options.costs is not None or ground.profiled.costs is not None:
         members[COSTS_NAME] = costs_to_json(problem.costs)
+    members |= _kept_samples(options)
     tiers = [
         ManifestTier(
             name=tier.name,
@@ -232,6 +234,7 @@ def assemble(
             outputs=[tensor_of(value) for value in model.graph.outputs],
             nominal_dims=ground.dims,
             dim_ranges=ground.ranges,
+            dim_sizes={name: list(sizes) for name, sizes in options.listed.items()},
             weights_bytes=weights,
             sizes=sizes,
             metadata=_metadata(model),
@@ -253,16 +256,8 @@ def assemble(
         clock.seconds,
         planning,
         ground.profiled.calibrations,
-        (*deployment.notes, *_pinned(ground, options)),
+        (*deployment.notes, *shape_notes(deployment, ground, options)),
     )
-
-
-def _pinned(ground: Groundwork, options: BuildOptions) -> Iterator[str]:
-    """What to know of sizes that are fixed because a target takes no others."""
-    pinned = {name: low for name, (low, _) in ground.ranges.items() if name not in options.ranges}
-    if pinned:
-        sizes = ", ".join(f"{name}={size}" for name, size in pinned.items())
-        yield f"requests are of one size, {sizes}: a target takes fixed shapes; docs/shapes.md tells of other sizes"
 
 
 class Clock:
@@ -320,6 +315,10 @@ def _without_endless_routes(planning: PlanningResult, graphs: PlanGraphs, model:
     kept = [index for index, plan in enumerate(pool.plans) if hops[plan.name] <= MAX_HOPS]
     plans, bias = tuple(pool.plans[index] for index in kept), tuple(pool.bias[index] for index in kept)
     return replace(planning, pool=replace(pool, plans=plans, bias=bias))
+
+
+def _kept_samples(options: BuildOptions) -> dict[str, Member]:
+    return dict(zip(kept_sample_names(options), options.samples, strict=True)) if options.keep_samples else {}
 
 
 def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:

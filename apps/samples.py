@@ -32,7 +32,7 @@ def given_sample(bundle: Bundle, given: Mapping[str, object] | Path, label: str 
     """
     if isinstance(given, Path):
         return Sample(str(given), read_inputs(bundle, given))
-    return Sample(label, check_inputs(bundle.inputs, given, bundle.facts.dim_ranges))
+    return Sample(label, check_inputs(bundle.inputs, given, *bundle.sizes))
 
 
 def random_samples(bundle: Bundle, count: int, seed: int, dims: Mapping[str, int]) -> list[Sample]:
@@ -42,8 +42,10 @@ def random_samples(bundle: Bundle, count: int, seed: int, dims: Mapping[str, int
         InputError: a size is out of range, or an input cannot be made up.
     """
     made = [(at, made_up_inputs(bundle, dims, at)) for at in range(seed, seed + count)]
-    ranges = bundle.facts.dim_ranges
-    return [Sample(f"random, seed {at}", check_inputs(bundle.inputs, each, ranges), made_up=True) for at, each in made]
+    return [
+        Sample(f"random, seed {at}", check_inputs(bundle.inputs, each, *bundle.sizes), made_up=True)
+        for at, each in made
+    ]
 
 
 def zoo_sample(bundle: Bundle, name: str) -> Sample:
@@ -71,7 +73,7 @@ def zoo_sample(bundle: Bundle, name: str) -> Sample:
     read = _picture if kinds[name] == "image" else _recording
     arrays: dict[str, object] = {each.name: np.ones(shapes[each.name], each.dtype) for each in others}
     arrays[floats[0].name] = read(zoo.pull(name), floats[0], shapes[floats[0].name])
-    return Sample(name, check_inputs(bundle.inputs, arrays, bundle.facts.dim_ranges))
+    return Sample(name, check_inputs(bundle.inputs, arrays, *bundle.sizes))
 
 
 def _picture(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:

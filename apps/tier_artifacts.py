@@ -24,7 +24,7 @@ from flagsplit.runtime.inputs import random_inputs
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.costs import Tier
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target
+from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target, TargetDescription
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,14 @@ def compile_options(
     samples: list[dict[str, Array]] = []
     if any(chosen.are_chips for chosen in deployment.targets):
         declared = [tensor_of(value) for value in model.graph.inputs]
-        samples = [read_arrays(declared, ground.ranges, file) for file in options.samples]
+        nominal = {name: (size, size) for name, size in ground.dims.items()}
+        samples = [read_arrays(declared, nominal, {}, file) for file in options.samples]
         samples = samples or [random_inputs(declared, ground.dims)]
     return CompileOptions(
         options.numerics,
         ground.dims,
+        options.ranges,
+        options.listed,
         samples=samples,
         real_samples=bool(options.samples),
         weights=weights if weights.is_file() else None,
@@ -127,7 +130,7 @@ def _compile(
 ) -> Compiled:
     target = get_target(name)
     choices = options.choices.get(name, {})
-    _check_choices(name, target.describe().choices, choices)
+    _check_choices(target.describe(), choices)
     wanted = replace(given, device=tier.device.name, choices=choices)
     try:
         return Compiled(target, target.compile(model, segments, wanted))
@@ -138,11 +141,14 @@ def _compile(
         ) from error
 
 
-def _check_choices(target: str, known: Mapping[str, Sequence[str]], given: Mapping[str, str]) -> None:
+def _check_choices(description: TargetDescription, given: Mapping[str, str]) -> None:
+    target, known, free = description.name, description.choices, description.free_choices
     for name, value in given.items():
-        if name not in known:
-            raise PolicyError(f"--choice {target}.{name}: {target} lets choose {', '.join(known) or 'nothing'}")
-        if value not in known[name]:
+        if name not in known and name not in free:
+            raise PolicyError(
+                f"--choice {target}.{name}: {target} lets choose {', '.join((*known, *free)) or 'nothing'}"
+            )
+        if name in known and value not in known[name]:
             raise PolicyError(f"--choice {target}.{name}: expected {', '.join(known[name])}, came {value!r}")
 
 

@@ -1,7 +1,7 @@
 """ONNX's shape inference, on a proto that holds no large weights, with what the library lacks or gets wrong made good.
 
-It has no rule for `GroupNormalization`, stumbles over a `MeanVarianceNormalization` without axes, and propagates the
-values of a constant `Range` however long it is.
+It has no rule for `GroupNormalization`, stumbles over a `MeanVarianceNormalization` without axes, takes an `STFT` that
+does not say so for two-sided, and propagates the values of a constant `Range` however long it is.
 """
 
 import itertools
@@ -69,6 +69,8 @@ def infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
             if node.op_type in _SAME_SHAPE and not node.domain:
                 node.op_type = _SAME_SHAPE[node.op_type]
                 del node.attribute[:]
+            elif node.op_type == "STFT" and not any(each.name == "onesided" for each in node.attribute):
+                node.attribute.append(onnx.helper.make_attribute("onesided", 1))
     return onnx.shape_inference.infer_shapes(
         proto, check_type=strict, strict_mode=strict, data_prop=not _has_long_range(proto.graph)
     )

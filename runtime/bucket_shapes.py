@@ -87,8 +87,9 @@ def _types(tensors: Sequence[Tensor]) -> list[str]:
     return [f"{tensor.name}: {tensor.dtype} of rank {len(tensor.shape)}" for tensor in tensors]
 
 
-def _ranges(facts: Facts) -> dict[str, tuple[int, int]]:
-    return {name: (low, high) for name, (low, high) in facts.dim_ranges.items() if low != high}
+def _ranges(facts: Facts) -> dict[str, tuple[int, ...]]:
+    ranges = {name: (low, high) for name, (low, high) in facts.dim_ranges.items() if low != high}
+    return {**ranges, **{name: tuple(sizes) for name, sizes in facts.dim_sizes.items()}}
 
 
 def _pinned(facts: Facts) -> dict[str, int]:

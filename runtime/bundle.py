@@ -181,6 +181,11 @@ class Bundle:
         """What a request gives."""
         return self.facts.outputs
 
+    @property
+    def sizes(self) -> tuple[Mapping[str, tuple[int, int]], Mapping[str, Sequence[int]]]:
+        """By symbol, the smallest and largest size of a request; and the only ones, where they are listed."""
+        return self.facts.dim_ranges, self.facts.dim_sizes
+
     def plan(self, name: str) -> Plan:
         """The plan of that name.
 
@@ -219,7 +224,8 @@ class Bundle:
         Raises:
             BundleError: the artifact is missing or cannot be loaded.
         """
-        return self._load(self.artifact_for(tier, segment, options.target), segment, options)
+        made = self.artifact_for(tier, segment, options.target)
+        return get_target(made.target).load(self.stored(made), segment, options)
 
     def artifact_for(self, tier: int, segment: str, target: str = "") -> TierArtifact:
         """The artifact that a segment is run from.
@@ -256,12 +262,16 @@ class Bundle:
             )
         return made[target or REFERENCE_TARGET]
 
-    def _load(self, made: TierArtifact, segment: str, options: LoadOptions) -> Executable:
+    def stored(self, made: TierArtifact) -> StoredArtifact:
+        """One of its artifacts, where it lies on this host.
+
+        Raises:
+            BundleError: its path leaves the bundle's folder.
+        """
         folder = (self.folder / made.folder).resolve()
         if not folder.is_relative_to(self.folder.resolve()):
             raise BundleError(f"an artifact lies at {made.folder!r}, outside the bundle; refused")
-        stored = StoredArtifact(folder, made.entries, made.options, self.folder / WEIGHTS_MEMBER)
-        return get_target(made.target).load(stored, segment, options)
+        return StoredArtifact(folder, made.entries, made.options, self.folder / WEIGHTS_MEMBER)
 
     def chains_of(self, tier: int) -> Mapping[str, tuple[str, ...]]:
         """For segments of a tier that can be run as atoms, the ids of these in the order in which they run.

@@ -11,7 +11,10 @@ from flagsplit.targets.interface import Array
 
 
 def check_inputs(
-    declared: Sequence[Tensor], given: Mapping[str, object], ranges: Mapping[str, tuple[int, int]] | None = None
+    declared: Sequence[Tensor],
+    given: Mapping[str, object],
+    ranges: Mapping[str, tuple[int, int]] | None = None,
+    listed: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Array]:
     """The inputs as contiguous arrays of their own, in the declared order.
 
@@ -19,6 +22,7 @@ def check_inputs(
         declared: the graph inputs.
         given: one array-like per input.
         ranges: smallest and largest size of symbols, where the build was told.
+        listed: the only sizes of symbols, where the build was told.
 
     Raises:
         InputError: a name is missing or unknown, or a dtype or shape differs; the message says which and what is
@@ -38,6 +42,11 @@ def check_inputs(
             raise InputError(
                 f"input {name!r}: expected {symbol} from {low} to {high}, came {size}; build for a wider range"
             )
+    for symbol, sizes in (listed or {}).items():
+        size, name = symbols.get(symbol, (sizes[0] if sizes else 0, ""))
+        if name and size not in sizes:
+            told = ", ".join(map(str, sizes))
+            raise InputError(f"input {name!r}: expected {symbol} of {told}, came {size}; list it when building")
     return arrays
 
 

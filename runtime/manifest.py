@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagsplit.errors import BundleError
 
-FORMAT = (1, 3)
+FORMAT = (1, 4)
 """Major and minor version of the bundle format."""
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -91,7 +91,8 @@ class Facts(_Frozen):
     """The predicate of the statement.
 
     `sla` and `recipe` are there since 1.2: the policy that it was built under, and what else a build needs, for
-    `flagsplit.apps.recipe` to read. They are plain data here, because a bundle runs without them.
+    `flagsplit.apps.recipe` to read. They are plain data here, because a bundle runs without them. Since 1.4 `dim_sizes`
+    lists the only sizes that symbols have, where the build was given lists.
     """
 
     format: tuple[int, int]
@@ -101,6 +102,7 @@ class Facts(_Frozen):
     outputs: list[Tensor]
     nominal_dims: dict[str, int]
     dim_ranges: dict[str, tuple[int, int]] = {}
+    dim_sizes: dict[str, Annotated[list[_Size], Field(max_length=1024)]] = {}
     weights_bytes: _Size
     sizes: dict[str, _Size]
     metadata: dict[str, str] = {}

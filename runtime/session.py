@@ -239,7 +239,7 @@ class Session:
             UnavailableError: there was no room within the deadline.
             PeerError: the session is closed.
         """
-        arrays = check_inputs(self.bundle.inputs, inputs, self.bundle.facts.dim_ranges)
+        arrays = check_inputs(self.bundle.inputs, inputs, *self.bundle.sizes)
         deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(deadline_s):
             raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")

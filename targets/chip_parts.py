@@ -8,7 +8,7 @@ chip part. Outputs that turn out to be constant, or an input as it came, are the
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -30,11 +30,19 @@ class ChipPart:
         model: a canonical model of fixed shapes and standard operators, without functions. Every output is made by a
             node from an input; no output is a constant or an input. Large weights are shared with the whole model.
         samples: values of its inputs, one mapping for each sample that the build has.
+        others: the same part at other sizes, for which its program has to hold too; empty where sizes are fixed.
+        telling: which of these, by position, show how the part depends on each symbol; those left out are in between.
+        open_shapes: shapes of inputs and outputs by name, a symbol where a size is open; empty where all are fixed.
+        all_shapes: by name, their shapes at all sizes that were asked for, or at the ends of their ranges.
     """
 
     segment: str
     model: ir.Model
     samples: Sequence[Mapping[str, Array]] = ()
+    others: Sequence[ir.Model] = ()
+    telling: Sequence[int] = ()
+    open_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
+    all_shapes: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +53,20 @@ class SplitSegment:
         segment: id of the segment.
         before: what the host runs first, on inputs of the segment.
         chip: what the chip runs, on inputs of the segment and outputs of `before`.
-        after: what the host runs last, one after another, on any of these.
+        direct: what makes outputs that are constants, or an input as it came.
+        late: what the host runs last, on any of these.
     """
 
     segment: str
     before: ir.Model | None
     chip: ChipPart | None
-    after: tuple[ir.Model, ...]
+    direct: tuple[ir.Model, ...]
+    late: ir.Model | None
+
+    @property
+    def after(self) -> tuple[ir.Model, ...]:
+        """What the host runs after the chip, one after another."""
+        return (*self.direct, *(() if self.late is None else (self.late,)))
 
 
 def split_segments(model: ir.Model, segments: Sequence[Segment], sizes: "FixedSizes") -> Iterator[SplitSegment]:
@@ -163,9 +178,9 @@ def _split(model: ir.Model, segment: Segment, sizes: FixedSizes) -> SplitSegment
     made = [value.name or "" for node in core for value in node.outputs if value.name in needed]
     whole = _part(model, core, made) if made else None
     chip, direct = _fixed(whole, segment.id, sizes) if whole is not None else (None, None)
-    after = (direct, _part(model, late, segment.outputs))
     before = _part(model, early, {name or "" for name in needed} | _read_by(core))
-    return SplitSegment(segment.id, before, chip, tuple(each for each in after if each is not None))
+    late_part = _part(model, late, segment.outputs)
+    return SplitSegment(segment.id, before, chip, () if direct is None else (direct,), late_part)
 
 
 def _host_first(nodes: Sequence[ir.Node], inputs: Collection[str]) -> list[ir.Node]:

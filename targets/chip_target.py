@@ -16,7 +16,8 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.flagir import Segment
 from flagsplit.flagir.atoms import Chains, atoms_of
-from flagsplit.targets.chip_parts import ChipPart, FixedSizes, SplitSegment, fixed_sizes, split_segments
+from flagsplit.targets.by_size import BySize
+from flagsplit.targets.chip_parts import ChipPart, SplitSegment
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
     Array,
@@ -30,8 +31,18 @@ from flagsplit.targets.interface import (
     TensorSpec,
 )
 from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.open_parts import split_open
+from flagsplit.targets.open_sizes import OpenSizes, sizes_to_build_for
 from flagsplit.targets.part_samples import with_samples
-from flagsplit.targets.segment_table import TABLE_NAME, ChipCall, SegmentCalls, SegmentTable, TableTensor, read_table
+from flagsplit.targets.segment_table import (
+    TABLE_NAME,
+    ChipCall,
+    SegmentCalls,
+    SegmentTable,
+    StatefulCall,
+    TableTensor,
+    read_table,
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +53,25 @@ class ChipArtifact:
         files: content by path, relative to the tier's folder of this target; or a file to copy it from.
         calls: for each segment, how its chip part is called.
         options: what `load_part` needs to know again.
+        sized: for segments that have a program for each size, how these are called; the nominal one is in `calls` too.
+        stateful: for segments that have one, how the twin of the chip part is called that holds states.
     """
 
     files: Mapping[str, bytes | Path]
     calls: Mapping[str, ChipCall]
     options: Mapping[str, str] = field(default_factory=dict)
+    sized: Mapping[str, Sequence[ChipCall]] = field(default_factory=dict)
+    stateful: Mapping[str, StatefulCall] = field(default_factory=dict)
 
 
 class ChipTarget(ABC):
-    """A target whose segments a chip runs, but for their ends. Its SDK is imported inside the methods that need it."""
+    """A target whose segments a chip runs, but for their ends. Its SDK is imported inside the methods that need it.
+
+    Attributes:
+        loads_all_sizes: whether the programs of all listed sizes are loaded with a segment, as where loading compiles.
+    """
+
+    loads_all_sizes: bool = False
 
     @abstractmethod
     def describe(self) -> TargetDescription:
@@ -96,8 +117,9 @@ class ChipTarget(ABC):
         divided = self.in_pieces(options) and len(segments) > 1
         chains = atoms_of(model, segments, {}) if divided else {each.id: (each,) for each in segments}
         pieces = list({piece.id: piece for chain in chains.values() for piece in chain}.values())
-        sizes = fixed_sizes(model, options.dims, [*segments, *pieces])
-        splits = list(split_segments(model, pieces, sizes))
+        shapes = self.describe().shapes(options.choices)
+        sizes = sizes_to_build_for(shapes, model, [*segments, *pieces], options)
+        splits = list(split_open(model, pieces, sizes))
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)
@@ -112,10 +134,12 @@ class ChipTarget(ABC):
                 before=list(before),
                 chip=made.calls.get(segment.id),
                 after=list(after),
+                sized=list(made.sized.get(segment.id, ())),
+                stateful=made.stateful.get(segment.id),
             )
         table |= _calls_in_turn(segments, chains, sizes)
         entries = {segment.id: table[chains[segment.id][0].id].files[0] for segment in segments}
-        files[TABLE_NAME] = SegmentTable(segments=table).to_json()
+        files[TABLE_NAME] = SegmentTable(segments=table, dims=sizes.table()).to_json()
         chosen = {f"{CHOICE_PREFIX}{name}": value for name, value in options.choices.items()}
         return Artifact(files, entries, {"numerics": options.numerics, **chosen, **made.options})
 
@@ -137,7 +161,12 @@ class ChipTarget(ABC):
         for name in calls.before:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
         if calls.chip is not None:
-            yield self.load_part(artifact.inside(calls.chip.file), calls.chip, artifact.options, host)
+
+            def load(call: ChipCall) -> Executable:
+                return self.load_part(artifact.inside(call.file), call, artifact.options, host)
+
+            at_once = self.loads_all_sizes
+            yield BySize(calls.sized, load, all_at_once=at_once) if calls.sized else load(calls.chip)
         for name in calls.after:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
 
@@ -176,7 +205,7 @@ class PartsInTurn:
             part.close()
 
 
-def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: FixedSizes) -> dict[str, SegmentCalls]:
+def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: OpenSizes) -> dict[str, SegmentCalls]:
     """The calls of the segments that are several pieces."""
     return {
         segment.id: SegmentCalls(
@@ -189,10 +218,9 @@ def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: FixedSize
     }
 
 
-def _table_tensor(name: str, sizes: FixedSizes) -> TableTensor:
-    kind = sizes.types[name]
-    shape = [f"d{at}" for at in range(len(kind.shape))] if name in sizes.opened else kind.shape
-    return TableTensor(name=name, dtype=kind.dtype.numpy().name, shape=list(shape))
+def _table_tensor(name: str, sizes: OpenSizes) -> TableTensor:
+    dtype = sizes.types[0].types[name].dtype
+    return TableTensor(name=name, dtype=dtype.numpy().name, shape=sizes.shape_of(name))
 
 
 def _host_files(split: SplitSegment) -> tuple[dict[str, bytes], dict[str, bytes]]:

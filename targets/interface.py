@@ -25,6 +25,12 @@ CHOICE_PREFIX = "choice."
 Numerics = Literal["exact", "fast"]
 """Whether a split run must equal the unsplit model bit for bit, or may differ in rounding to be faster."""
 
+SHAPES_CHOICE = "shapes"
+"""The choice by which a target of fixed shapes takes several sizes; its values are of `Shapes`, "fixed" first."""
+
+Shapes = Literal["fixed", "enumerated", "ranged", "any"]
+"""Which sizes a target takes of an open dimension: one, those of a list, those of a range, or whatever comes."""
+
 
 @dataclass(frozen=True)
 class TargetDescription:
@@ -42,6 +48,8 @@ class TargetDescription:
         extra: the extra of flagsplit that installs its SDK; "" if the base install has all.
         choices: by name of each choice of a build (`CompileOptions.choices`), what it may be, the default first.
         carries_nan: whether what goes in as NaN, or becomes NaN inside, comes out as NaN.
+        free_choices: by name of each choice whose value the build makes up, the form of that.
+        beside: by name and value of a choice, what becomes of nodes that would run on the accelerator without it.
     """
 
     name: str
@@ -55,6 +63,19 @@ class TargetDescription:
     extra: str = ""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     carries_nan: bool = True
+    free_choices: Mapping[str, str] = field(default_factory=dict)
+    beside: Mapping[tuple[str, str], "SupportVerdict"] = field(default_factory=dict)
+
+    def shapes(self, choices: Mapping[str, str]) -> Shapes:
+        """Which sizes of an open dimension it takes under some choices."""
+        if not self.static_shapes:
+            return "any"
+        chosen = choices.get(SHAPES_CHOICE, "fixed") if SHAPES_CHOICE in self.choices else "fixed"
+        return "ranged" if chosen == "ranged" else "enumerated" if chosen == "enumerated" else "fixed"
+
+    def off_accelerator(self, choices: Mapping[str, str]) -> "SupportVerdict | None":
+        """What choices make of nodes that would run on the accelerator, if they make anything of them."""
+        return next((self.beside[each] for each in choices.items() if each in self.beside), None)
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,8 @@ class CompileOptions:
     Attributes:
         numerics: see `Numerics`.
         dims: size of each symbol of the model's inputs, for targets that take fixed shapes.
+        ranges: smallest and largest size of symbols, where requests of other sizes come.
+        listed: the sizes of symbols, where requests of these alone come; the symbol is in `ranges` too.
         device: catalogue name of the device of the tier, "" if none is known.
         choices: the target's own, such as `{"precision": "fp16"}`; what may be chosen is in `TargetDescription`.
         samples: inputs of the model, to calibrate and to check ranges with.
@@ -95,6 +118,8 @@ class CompileOptions:
 
     numerics: Numerics = "exact"
     dims: Mapping[str, int] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     device: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Array]] = ()

@@ -23,7 +23,7 @@ class _Frozen(BaseModel):
 
 
 class TableTensor(_Frozen):
-    """A tensor: the value's name in the graph, NumPy element type, sizes; a symbol where one depends on data."""
+    """A tensor: the value's name in the graph, NumPy element type, sizes; a symbol where one is open."""
 
     name: _Name
     dtype: Annotated[str, Field(max_length=64)]
@@ -32,6 +32,21 @@ class TableTensor(_Frozen):
     def to_spec(self) -> TensorSpec:
         """The same, in the words of the target interface."""
         return TensorSpec(self.name, self.dtype, tuple(self.shape))
+
+
+class OpenDim(_Frozen):
+    """The sizes that a symbol may have.
+
+    Attributes:
+        nominal: what plans were made for, and a program is called with by default.
+        low, high: the least and the greatest.
+        sizes: the only ones, where not all between them are.
+    """
+
+    nominal: _Size
+    low: _Size
+    high: _Size
+    sizes: Annotated[list[_Size], Field(max_length=1024)] | None = None
 
 
 class ChipTensor(TableTensor):
@@ -63,6 +78,34 @@ class ChipCall(_Frozen):
     outputs: Annotated[list[ChipTensor], Field(max_length=100_000)]
 
 
+class StateTensor(_Frozen):
+    """A tensor that a program holds from run to run, zeros at first.
+
+    Attributes:
+        name: of the value of the graph that the program reads there.
+        becomes: of the value that it leaves there.
+        called: its name in the program.
+        dtype: NumPy element type that it is held in.
+        shape: its sizes.
+    """
+
+    name: _Name
+    becomes: _Name
+    called: _Name
+    dtype: Annotated[str, Field(max_length=64)]
+    shape: Annotated[list[_Size], Field(max_length=64)]
+
+
+class StatefulCall(ChipCall):
+    """A twin of a chip's program that holds some of its inputs as states: an app may run it, flagsplit's runtime never.
+
+    Attributes:
+        states: what it holds; they are neither inputs nor outputs.
+    """
+
+    states: Annotated[list[StateTensor], Field(max_length=100_000)]
+
+
 class SegmentCalls(_Frozen):
     """What runs a segment: `before`, `chip`, `after`, each on inputs of the segment and what was made before.
 
@@ -71,6 +114,9 @@ class SegmentCalls(_Frozen):
         before, after: ONNX files that the host runs.
         chip: what the chip runs; missing if the host does all.
         pieces: in place of these three, the ids of the entries that are run in turn for it.
+        sized: where each size has a program of its own, all of them, `chip` among them: a request's is the one whose
+            inputs are of its shapes.
+        stateful: the same with states, for an app that runs all of the loop in which they change by itself.
     """
 
     inputs: Annotated[list[TableTensor], Field(max_length=100_000)]
@@ -79,6 +125,8 @@ class SegmentCalls(_Frozen):
     chip: ChipCall | None = None
     after: Annotated[list[_Name], Field(max_length=16)] = []
     pieces: Annotated[list[_Name], Field(max_length=1024)] = []
+    sized: Annotated[list[ChipCall], Field(max_length=1024)] = []
+    stateful: StatefulCall | None = None
 
     @property
     def files(self) -> list[str]:
@@ -87,9 +135,15 @@ class SegmentCalls(_Frozen):
 
 
 class SegmentTable(_Frozen):
-    """All segments of an artifact, by id, and the pieces that some of them are run as."""
+    """All segments of an artifact.
+
+    Attributes:
+        segments: by id; the pieces that some of them are run as are among them.
+        dims: the symbols in their shapes that requests may choose the size of; other symbols follow from these.
+    """
 
     segments: dict[str, SegmentCalls]
+    dims: dict[_Name, OpenDim] = {}
 
     def calls_of(self, segment: str) -> SegmentCalls:
         """What runs a segment or a piece.

@@ -7,14 +7,15 @@ import typer
 
 from flagsplit.apps.cli.options import (
     CHOICE_HELP,
+    DIM_HELP,
     LINK_HELP,
     REGION_HELP,
     TARGET_HELP,
     choices,
     names,
+    open_dims,
     pairs,
     shapes,
-    sizes_and_ranges,
     sla_file,
     targets,
 )
@@ -46,7 +47,7 @@ def command(
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
     dim: Annotated[
         list[str] | None,
-        typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of an open dimension, or its range: 1..64."),
+        typer.Option(metavar="SYMBOL=SIZE", help=DIM_HELP),
     ] = None,
     shape: Annotated[
         list[str] | None,
@@ -61,6 +62,9 @@ def command(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Inputs by name, .npz, to calibrate chips and check their ranges with."),
     ] = None,
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Put the samples into the bundle, for when it is built again.")
+    ] = False,
     numerics: Annotated[
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
@@ -78,10 +82,11 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a bundle: plans for every state of the network, and what each tier needs to run them."""
-    dims, ranges = sizes_and_ranges("--dim", dim)
+    dims = open_dims("--dim", dim)
     options = BuildOptions(
-        dims=dims,
-        ranges=ranges,
+        dims=dims.nominal,
+        ranges=dims.ranges,
+        listed=dims.listed,
         shapes=shapes("--shape", shape),
         numerics=numerics,
         catalogues=catalogue or [],
@@ -89,6 +94,7 @@ def command(
         targets=targets(target),
         choices=choices(choice),
         samples=samples or (),
+        keep_samples=keep_samples,
         float_products=float_products,
         residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},

@@ -1,6 +1,7 @@
 """Reading `NAME=VALUE` options: devices, links, addresses, sizes and shapes."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from flagsplit.errors import ConfigError
@@ -9,6 +10,7 @@ from flagsplit.splitter.sla import SLA, parse_sla
 LINK_HELP = "The link to the tier before, such as edge=100mbit/5ms; or a by-pass: phone-cloud=20mbit/40ms."
 TARGET_HELP = "Compiler back ends of a tier, such as phone=coreml,litert; those of its device by default."
 CHOICE_HELP = "What a target lets choose, such as coreml.precision=fp32."
+DIM_HELP = "Nominal size of an open dimension; its range, 1..64; or its sizes, 1,8,64. 1..64@16 is planned for 16."
 REGION_HELP = "Where a tier draws its power, such as cloud=DEU or cloud=DEU@14; docs/devices.md."
 
 
@@ -77,18 +79,45 @@ def factors(option: str, given: Iterable[str] | None) -> dict[str, float]:
         raise ConfigError(f"{option} expects NAME=NUMBER, came {', '.join(given or ())}") from None
 
 
-def sizes_and_ranges(option: str, given: Iterable[str] | None) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
-    """`NAME=SIZE` and `NAME=LOW..HIGH` texts: sizes, a range counting by its upper end, and the ranges themselves."""
-    found: dict[str, int] = {}
-    ranges: dict[str, tuple[int, int]] = {}
+@dataclass(frozen=True)
+class OpenDims:
+    """What was said of open dimensions, by symbol.
+
+    Attributes:
+        nominal: sizes to plan for; of a range or a list the greatest unless another was named.
+        ranges: least and greatest size.
+        listed: the only sizes.
+    """
+
+    nominal: dict[str, int]
+    ranges: dict[str, tuple[int, int]]
+    listed: dict[str, tuple[int, ...]]
+
+
+def open_dims(option: str, given: Iterable[str] | None) -> OpenDims:
+    """`NAME=SIZE`, `NAME=LOW..HIGH` and `NAME=SIZE,SIZE` texts; `@SIZE` after the latter two is the nominal size.
+
+    Raises:
+        ConfigError: a text is none of these.
+    """
+    found = OpenDims({}, {}, {})
     for name, text in pairs(option, given).items():
-        low, dots, high = text.partition("..")
-        found[name] = _size(option, name, high if dots else text)
+        several, at, nominal = text.partition("@")
+        low, dots, high = several.partition("..")
         if dots:
-            ranges[name] = (_size(option, name, low), found[name])
-            if ranges[name][0] > found[name]:
+            ends = _size(option, name, low), _size(option, name, high)
+            if ends[0] > ends[1]:
                 raise ConfigError(f"{option} {name} expects LOW..HIGH, came {text!r}; turn them round")
-    return found, ranges
+            found.ranges[name] = ends
+            sizes: tuple[int, ...] = ends
+        else:
+            sizes = tuple(sorted({_size(option, name, part) for part in several.split(",")}))
+            if "," in several:
+                found.listed[name] = sizes
+            elif at:
+                raise ConfigError(f"{option} {name} expects a range or a list before @, came {text!r}")
+        found.nominal[name] = _size(option, name, nominal) if at else sizes[-1]
+    return found
 
 
 def shapes(option: str, given: Iterable[str] | None) -> dict[str, tuple[int, ...]]:

@@ -9,14 +9,17 @@ from rich.console import Console
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.options import (
+    CHOICE_HELP,
+    DIM_HELP,
     LINK_HELP,
     REGION_HELP,
     TARGET_HELP,
     changes,
+    choices,
     names,
+    open_dims,
     pairs,
     shapes,
-    sizes_and_ranges,
     sla_file,
     targets,
 )
@@ -50,7 +53,7 @@ def command(
     region: Annotated[list[str] | None, typer.Option(metavar="TIER=REGION[@HOUR]", help=REGION_HELP)] = None,
     target: Annotated[list[str] | None, typer.Option(metavar="TIER=NAME,...", help=TARGET_HELP)] = None,
     sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
-    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
+    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help=DIM_HELP)] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
     catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
     what_if: Annotated[list[str] | None, typer.Option(metavar="WHAT=CHANGE", help=_WHAT_IF)] = None,
@@ -58,6 +61,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
     ] = None,
+    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Also list the plans that none beats in latency, energy and price.")
     ] = False,
@@ -72,7 +76,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Plan a model or a bundle: the best plan, its figures, the baselines beside it, and the reasons."""
-    dims, ranges = sizes_and_ranges("--dim", dim)
+    dims = open_dims("--dim", dim)
     if svg is not None:
         check_output(svg)
     report = plan(
@@ -82,12 +86,14 @@ def command(
         links=pairs("--link", link),
         sla=sla_file(sla),
         options=BuildOptions(
-            dims=dims,
-            ranges=ranges,
+            dims=dims.nominal,
+            ranges=dims.ranges,
+            listed=dims.listed,
             shapes=shapes("--shape", shape),
             catalogues=catalogue or [],
             regions=pairs("--region", region, commas=True),
             targets=targets(target),
+            choices=choices(choice),
             float_products=float_products,
             profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
         ),

@@ -25,7 +25,12 @@ def command(
             each["runs_here"],
             "fixed" if each["static_shapes"] else "any",
             each["max_rank"],
-            "; ".join(f"{name}: {', '.join(values)}" for name, values in each["choices"].items()),
+            "; ".join(
+                [
+                    *(f"{name}: {', '.join(values)}" for name, values in each["choices"].items()),
+                    *(f"{name}: {form}" for name, form in each["free_choices"].items()),
+                ]
+            ),
         )
         for each in described
     ]
@@ -47,6 +52,7 @@ def _data(name: str) -> dict[str, Any]:
         "max_rank": description.max_rank,
         "static_shapes": description.static_shapes,
         "choices": {choice: list(values) for choice, values in description.choices.items()},
+        "free_choices": dict(description.free_choices),
         "source": description.source,
         "confidence": description.confidence,
     }

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import onnx_ir as ir
 import typer
 
-from flagsplit.apps.cli.options import shapes, sizes
+from flagsplit.apps.cli.options import CHOICE_HELP, choices, shapes, sizes
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
 from flagsplit.apps.models import canonical_graph
 from flagsplit.apps.node_verdicts import Judge
@@ -25,6 +25,7 @@ def command(
     ] = "",
     target: Annotated[str, typer.Option(help="Targets, with commas between; all by default.")] = "",
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -32,7 +33,7 @@ def command(
     graph, nominal = canonical_graph(model)
     skeleton = Skeleton(graph)
     given = {**nominal, **dims_of_shapes(skeleton, shapes("--shape", shape)), **sizes("--dim", dim)}
-    judge = Judge(graph, nominal_dims(skeleton, given), {})
+    judge = Judge(graph, nominal_dims(skeleton, given), {}, choices(choice))
     names = _targets(target)
     nodes = _nodes(graph, node)
     rows = [row for row in _rows(judge, nodes, names) if node or row["runs"] != "accelerator"]

@@ -11,7 +11,7 @@ from tests.apps import models
 from tests.apps.conftest import Serve
 
 import flagsplit
-from flagsplit.apps.cli.options import sizes_and_ranges
+from flagsplit.apps.cli.options import OpenDims, open_dims
 from flagsplit.apps.compare import compare
 from flagsplit.errors import ConfigError, InputError, ModelError, PolicyError
 from flagsplit.runtime.session import Session
@@ -172,7 +172,11 @@ def test_a_range_is_checked_at_the_build_and_at_each_request(tmp_path: Path) -> 
 
 
 def test_a_range_in_words() -> None:
-    assert sizes_and_ranges("--dim", ["N=1..8", "W=3"]) == ({"N": 8, "W": 3}, {"N": (1, 8)})
-    for words in ("N=8..1", "N=..8", "N=0..8", "N=1...8"):
+    assert open_dims("--dim", ["N=1..8", "W=3"]) == OpenDims({"N": 8, "W": 3}, {"N": (1, 8)}, {})
+    given = ["N=1..8@2", "W=32,8,16", "H=8,16@8"]
+    assert open_dims("--dim", given) == OpenDims(
+        {"N": 2, "W": 32, "H": 8}, {"N": (1, 8)}, {"W": (8, 16, 32), "H": (8, 16)}
+    )
+    for words in ("N=8..1", "N=..8", "N=0..8", "N=1...8", "N=3@3", "N=1..8@", "N=1,,2", "N=1,2@x"):
         with pytest.raises(ConfigError, match="--dim"):
-            sizes_and_ranges("--dim", [words])
+            open_dims("--dim", [words])

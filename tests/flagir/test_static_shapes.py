@@ -128,6 +128,13 @@ def test_a_normalization_without_axes() -> None:
     assert Skeleton(model).types({"N": 2})["y"].shape == (2, 3, 4, 4)
 
 
+def test_a_transform_of_short_times_is_one_sided() -> None:
+    """Inference of the library takes it for two-sided where it does not say."""
+    body = """g (float[N, 128, 1] x) => (float[N, frames, bins, 2] y) <int64 s = {8}, int64 l = {16}> {
+        y = STFT(x, s, "", l) }"""
+    assert Skeleton(canonical(parse(body))).types({"N": 2})["y"].shape == (2, 15, 9, 2)
+
+
 def test_inference_with_placement_and_sequences() -> None:
     body = "g (float[N, 2] x) => (seq(float[N, 2]) s, float[N, 2] a) { a = Neg(x) s = SequenceConstruct(x, a) }"
     types = Skeleton(canonical(parse(body))).types({"N": 3})

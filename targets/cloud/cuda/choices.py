@@ -11,6 +11,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("inductor", "ort"),
     "device": ("gpu", "cpu"),
     "tune": ("fast", "some", "most"),
+    "shapes": ("fixed", "enumerated"),
 }
 """What may be chosen, the default first.
 
@@ -20,6 +21,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 - device: "cpu" runs the same program on the host's CPU, uncompiled: to test, and no measure of speed.
 - tune: how much is tried at the first load: one way of compiling; several that are timed, which takes a minute; also
   matrix products tried in many forms, which takes minutes.
+- shapes: one size of each open dimension, or those that the build lists, each compiled by itself.
 """
 
 
@@ -32,6 +34,7 @@ class Choices:
     engine: str = "inductor"
     device: str = "gpu"
     tune: str = "fast"
+    shapes: str = "fixed"
 
 
 def read_choices(chosen: Mapping[str, str]) -> Choices:

@@ -36,6 +36,8 @@ _WEIGHTS = "weights file"
 class CudaTarget(ChipTarget):
     """NVIDIA GPUs. Compiling needs nothing but the base install, loading needs PyTorch."""
 
+    loads_all_sizes = True
+
     def describe(self) -> TargetDescription:
         """Its capabilities; whether it runs here is what PyTorch says of the GPU when a segment is loaded."""
         try:
@@ -64,16 +66,17 @@ class CudaTarget(ChipTarget):
         """One ONNX file for each part; it is compiled on the device that loads it."""
         choices = read_choices(options.choices)
         files: dict[str, bytes | Path] = {}
-        calls: dict[str, ChipCall] = {}
+        sized: dict[str, list[ChipCall]] = {}
         for part in parts:
-            for node in part.model.graph:
-                reason = refusal(node)
-                if reason:
-                    raise ModelError(f"{node.name!r} ({node.op_type}) is not for the cuda target: {reason}")
-            name = f"{part.segment}.onnx"
-            files[name] = flagir.to_bytes(part.model)
-            calls[part.segment] = _call(name, part.model, choices)
-        return ChipArtifact(files, calls, {**vars(choices), "compiled": "on the device that loads it"})
+            sized[part.segment] = []
+            for at, model in enumerate((part.model, *part.others)):
+                _refuse_unsupported(model)
+                name = f"{part.segment}.{at}.onnx" if at else f"{part.segment}.onnx"
+                files[name] = flagir.to_bytes(model)
+                sized[part.segment].append(_call(name, model, choices))
+        calls = {segment: each[0] for segment, each in sized.items()}
+        several = {segment: each for segment, each in sized.items() if len(each) > 1}
+        return ChipArtifact(files, calls, {**vars(choices), "compiled": "on the device that loads it"}, several)
 
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
         """Load one segment; parts need to know where the shared weights are."""
@@ -97,6 +100,13 @@ class CudaTarget(ChipTarget):
 
 def _has_driver() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+
+
+def _refuse_unsupported(model: ir.Model) -> None:
+    for node in model.graph:
+        reason = refusal(node)
+        if reason:
+            raise ModelError(f"{node.name!r} ({node.op_type}) is not for the cuda target: {reason}")
 
 
 def _call(file: str, model: ir.Model, choices: Choices) -> ChipCall:

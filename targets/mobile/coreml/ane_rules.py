@@ -65,6 +65,14 @@ class AneRule:
         """What plans count for it, in words."""
         return self.priced or {"cpu": "the CPU's rate, two hand-overs", "package": "nothing", "slower": ""}[self.effect]
 
+    def on_cpu(self, why: str) -> SupportVerdict:
+        """The verdict on a node that runs on the CPU by this rule.
+
+        Args:
+            why: it falls under the rule.
+        """
+        return SupportVerdict(True, f"{why}: {self.says}", "cpu", self.source, self.confidence)
+
 
 def _activations(node: ir.Node) -> Iterator[tuple[str, tuple[int, ...], ir.DataType]]:
     """Name, sizes and element type of what a node reads and gives, constants left out."""
@@ -192,6 +200,7 @@ RULES: tuple[AneRule, ...] = (
         "coremltools issue 1764",
         "medium",
         "package",
+        priced="every node on the CPU under `coreml.shapes=ranged`",
     ),
     AneRule("look-up", "Look-ups in embedding tables run on the CPU.", _APPLE, "medium", "cpu", _look_up),
     AneRule("fp16", "It computes in fp16; integers and booleans go elsewhere.", _REVERSE, "medium", "cpu", _not_float),
@@ -250,6 +259,11 @@ RULES: tuple[AneRule, ...] = (
 """All that is known, the surest of its kind first."""
 
 
+def rule_of(name: str) -> AneRule:
+    """The rule of that id."""
+    return next(rule for rule in RULES if rule.id == name)
+
+
 def off_accelerator(node: ir.Node) -> tuple[AneRule, str] | None:
     """The first rule by which a node runs on the CPU, and why it does; None if the accelerator takes it.
 
@@ -273,7 +287,7 @@ def verdict(node: ir.Node) -> SupportVerdict:
     off = off_accelerator(node)
     if off is not None:
         rule, why = off
-        return SupportVerdict(True, f"{why}: {rule.says}", "cpu", rule.source, rule.confidence)
+        return rule.on_cpu(why)
     slow = slow_there(node)
     if not slow:
         return SupportVerdict(True)

@@ -1,12 +1,12 @@
 """The border of a Core ML function: names that it allows, and the element types that it takes and gives."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit.errors import InputError
+from flagsplit.errors import BundleError, InputError
 from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.targets.segment_table import ChipTensor
 
@@ -47,7 +47,10 @@ def function_name(segment: str) -> str:
 
 
 def chip_tensors(
-    values: Iterable[ir.Value], names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
+    values: Iterable[ir.Value],
+    names: Mapping[str, str],
+    passed: Mapping[str, tuple[str, tuple[int, ...]]],
+    open_shapes: Mapping[str, Sequence[int | str]],
 ) -> list[ChipTensor]:
     """What an app passes for values of a chip part.
 
@@ -55,6 +58,7 @@ def chip_tensors(
         values: inputs or outputs.
         names: of the values in the program.
         passed: element type and shape that the program declares, by name in the program.
+        open_shapes: by name of the value, its shape with symbols, where sizes are open.
     """
     found = []
     for value in values:
@@ -64,14 +68,15 @@ def chip_tensors(
         called = names[value.name]
         dtype, shape = value.dtype.numpy().name, [int(dim) for dim in value.shape.numpy()]
         passed_as, passed_shape = passed[called]
+        is_open = any(isinstance(dim, str) for dim in open_shapes.get(value.name, ()))
         found.append(
             ChipTensor(
                 name=value.name,
                 dtype=dtype,
-                shape=list(shape),
+                shape=list(open_shapes.get(value.name, shape)),
                 called=called,
                 passed_as="" if passed_as == dtype else passed_as,
-                passed_shape=None if list(passed_shape) == shape else list(passed_shape),
+                passed_shape=None if is_open or list(passed_shape) == shape else list(passed_shape),
             )
         )
     return found
@@ -83,7 +88,7 @@ def to_program(tensor: ChipTensor, given: Array) -> Array:
     Raises:
         InputError: it is of another type or shape, or holds a number that the program's type cannot.
     """
-    if given.dtype.name != tensor.dtype or list(given.shape) != list(tensor.shape):
+    if given.dtype.name != tensor.dtype or not _fits(given.shape, tensor.shape):
         raise InputError(
             f"expected {tensor.name!r} as {tensor.dtype}{list(tensor.shape)}, came {given.dtype}{list(given.shape)}"
         )
@@ -108,14 +113,31 @@ def to_program(tensor: ChipTensor, given: Array) -> Array:
     return passed if tensor.passed_shape is None else passed.reshape(tensor.passed_shape)
 
 
+def _fits(shape: Sequence[int], declared: Sequence[int | str]) -> bool:
+    """Whether an array is of a shape; a symbol stands for any size."""
+    return len(shape) == len(declared) and all(
+        isinstance(want, str) or size == want for size, want in zip(shape, declared, strict=True)
+    )
+
+
 def _largest(array: Array) -> float:
     return float(np.abs(array).max())
 
 
 def from_program(tensor: ChipTensor, made: Array) -> Array:
-    """An array as the graph has it."""
-    shape = [int(size) for size in tensor.shape]
-    return np.asarray(made.reshape(shape), np.dtype(tensor.dtype), order="C")
+    """An array as the graph has it.
+
+    Raises:
+        BundleError: it is of another shape.
+    """
+    if tensor.passed_shape is not None:
+        made = made.reshape([int(size) for size in tensor.shape])
+    if not _fits(made.shape, tensor.shape):
+        raise BundleError(
+            f"the program gave {tensor.name!r} as {list(made.shape)}, segments.json says {list(tensor.shape)}; "
+            "build the bundle again"
+        )
+    return np.asarray(made, np.dtype(tensor.dtype), order="C")
 
 
 def spec_of(tensor: ChipTensor) -> TensorSpec:

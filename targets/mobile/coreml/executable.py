@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,13 +32,23 @@ def load_function(package: Path, call: ChipCall) -> Executable:
     return FunctionExecutable(call, _with_core_ml(package, call) if HAS_CORE_ML else _emulated(package, call))
 
 
-def _with_core_ml(package: Path, call: ChipCall) -> _Run:
+def open_core_ml(package: Path, call: ChipCall) -> Any:
+    """The `MLModel` of a function, on macOS.
+
+    Raises:
+        BundleError: Core ML cannot load it.
+        ConfigError: coremltools is not installed.
+    """
     ct = import_sdk()
     try:
         with quiet():
-            model = ct.models.MLModel(str(package), function_name=call.function)
+            return ct.models.MLModel(str(package), function_name=call.function)
     except Exception as error:
         raise BundleError(f"Core ML cannot load {call.function!r} of {package.name}: {_short(error)}") from error
+
+
+def _with_core_ml(package: Path, call: ChipCall) -> _Run:
+    model = open_core_ml(package, call)
 
     def run(tensors: dict[str, Array]) -> Mapping[str, Array]:
         try:

@@ -6,7 +6,7 @@ softmaxes become `DEEPEST`, and the model is run on samples before and after; if
 what computes with them stays in fp32. A row that is covered as a whole is the case in which an answer may change.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -44,16 +44,22 @@ def soften_masks(model: ir.Model, samples: Sequence[Mapping[str, Array]]) -> tup
         return ()
     before = answers(model, samples)
     kept = {value: value.const_value for value in masks}
-    for value, tensor in kept.items():
-        assert tensor is not None
-        array = np.clip(tensor.numpy(), DEEPEST, -DEEPEST).astype(tensor.numpy().dtype)
-        value.const_value = ir.Tensor(array, name=value.name)
+    soften(model, [value.name or "" for value in masks])
     after = answers(model, samples)
     if all(_alike(one[name], other[name]) for one, other in zip(before, after, strict=True) for name in one):
         return tuple(value.name or "" for value in masks)
     for value, tensor in kept.items():
         value.const_value = tensor
     return ()
+
+
+def soften(model: ir.Model, names: Collection[str]) -> None:
+    """Replace those constants of these names that the model has, in place."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if value.name in names and tensor is not None:
+            array = np.clip(tensor.numpy(), DEEPEST, -DEEPEST).astype(tensor.numpy().dtype)
+            value.const_value = ir.Tensor(array, name=value.name)
 
 
 def _is_deep(value: ir.Value) -> bool:

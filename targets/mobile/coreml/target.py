@@ -1,7 +1,8 @@
 """The target: chip parts become functions of one package, and are loaded by Core ML or emulated.
 
-What a node becomes is in `lowering`, the precision in `precision`, how the package is written in `package`. The
-package is `segments.mlpackage`; which function is which segment, and what it takes, is in `segments.json`.
+What a node becomes is in `lowering`, the precision in `precision`, which functions a segment has in `functions`, how
+the package is written in `package`. It is `segments.mlpackage`; which function is which segment, and what it takes, is
+in `segments.json`.
 """
 
 import json
@@ -15,20 +16,21 @@ import onnx_ir as ir
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import (
+    SHAPES_CHOICE,
     CompileOptions,
     Executable,
     LoadOptions,
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.mobile.coreml.ane_rules import verdict
-from flagsplit.targets.mobile.coreml.border import chip_tensors, function_name
-from flagsplit.targets.mobile.coreml.choices import CHOICES, read_choices
+from flagsplit.targets.mobile.coreml.ane_rules import rule_of, verdict
+from flagsplit.targets.mobile.coreml.choices import CHOICES, FREE_CHOICES, read_choices
 from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, load_function
-from flagsplit.targets.mobile.coreml.lower_part import lower_part
+from flagsplit.targets.mobile.coreml.functions import Functions
 from flagsplit.targets.mobile.coreml.lowering.registry import refusal
-from flagsplit.targets.mobile.coreml.package import PACKAGE, PackageWriter
+from flagsplit.targets.mobile.coreml.package import PackageWriter
 from flagsplit.targets.mobile.coreml.sdk import EXTRA, import_sdk
+from flagsplit.targets.mobile.coreml.states import states_of
 from flagsplit.targets.segment_table import ChipCall
 
 
@@ -52,6 +54,8 @@ class CoremlTarget(ChipTarget):
             confidence="medium",
             extra=EXTRA,
             choices=CHOICES,
+            free_choices=FREE_CHOICES,
+            beside={(SHAPES_CHOICE, "ranged"): rule_of("flexible").on_cpu("its shapes are ranged")},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -65,33 +69,17 @@ class CoremlTarget(ChipTarget):
         """One package with a function for each part."""
         choices = read_choices(options.choices)
         ct = import_sdk()
-        calls: dict[str, ChipCall] = {}
-        in_fp32: dict[str, Mapping[str, str]] = {}
+        states = states_of(parts, choices.states)
         with tempfile.TemporaryDirectory(prefix="flagsplit-") as folder:
-            writer = PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment)))
-            for part in parts:
-                lowered = lower_part(part, choices)
-                name = function_name(part.segment)
-                calls[part.segment] = _call(name, part.model, lowered.names, writer.add(name, lowered.program))
-                if lowered.in_fp32:
-                    in_fp32[part.segment] = lowered.in_fp32
-            files = writer.files() if parts else {}
-        said = {"in_fp32": json.dumps(in_fp32, sort_keys=True)} if in_fp32 else {}
-        return ChipArtifact(files, calls, {**vars(choices), **said})
+            made = Functions(PackageWriter(Path(folder), int(getattr(ct.target, choices.deployment))), choices)
+            for part, held in zip(parts, states, strict=True):
+                made.add(part, held)
+            files = made.writer.files() if parts else {}
+        said = {"in_fp32": made.in_fp32, "by_size": made.by_size}
+        told = {name: json.dumps(reasons, sort_keys=True) for name, reasons in said.items() if reasons}
+        return ChipArtifact(files, made.calls, {**vars(choices), **told}, made.sized, made.stateful)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:
         """Load one function; neither engine takes a number of threads, and the options say nothing that it needs."""
         del options, host
         return load_function(file, call)
-
-
-def _call(
-    name: str, model: ir.Model, names: Mapping[str, str], passed: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> ChipCall:
-    graph = model.graph
-    return ChipCall(
-        file=PACKAGE,
-        function=name,
-        inputs=chip_tensors(graph.inputs, names, passed),
-        outputs=chip_tensors(graph.outputs, names, passed),
-    )

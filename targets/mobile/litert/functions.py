@@ -44,9 +44,8 @@ def _alone(node: ir.Node) -> ir.Model:
     inputs, constants, known = [], [], []
     for value in dict.fromkeys(each for each in node.inputs if each is not None):
         if value.const_value is not None and not value.is_graph_input():
-            tensor = ir.serde.serialize_tensor(value.const_value)
-            tensor.name = value.name or ""
-            constants.append(tensor)
+            tensor = ir.Tensor(value.const_value.numpy(), value.const_value.dtype, name=value.name)
+            constants.append(ir.serde.serialize_tensor(tensor))
             known.append(_info(value))
         else:
             inputs.append(_info(value))

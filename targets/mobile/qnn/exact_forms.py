@@ -2,6 +2,7 @@
 
 - A product of x and its HardSigmoid is fused by the compiler whatever beta is left out: it becomes HardSwish here.
 - Softplus is off by 0.01 near zero: it becomes `max(x, 0) + log(1 + exp(-|x|))`.
+- Exp beyond 88 on either side gives 0, or minus infinity: it is given no more than fp16 can hold the answer of.
 - Sigmoid comes in steps of 1/4096: 2.5 per cent of a probability of 0.003, and 0 after some convolutions. Where it is
   what a segment gives it becomes `1 / (1 + exp(-x))`; inside of a network it stays the one operation that it is.
 - No comparison with an infinity is true: it is brought down to the largest of fp16 first, and compared with that.
@@ -22,6 +23,12 @@ _LARGEST, _LARGE = 65504.0, 65000.0
 """The largest number of fp16, and one below it by more than a rounding."""
 
 _MOVERS = ("Concat", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+LEAST_EXPONENT, _MOST_EXPONENT = -20.0, 12.0
+"""Whose exponentials fp16 holds as zero and as infinity."""
+
+_LEAST_LOGIT = -11.0
+"""Whose Sigmoid fp16 still tells from zero."""
+
 _SIXTH, _NEAR = 1 / 6, 1e-4
 
 
@@ -46,9 +53,24 @@ def softplus(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     build = _Builder(graph, node, x)
     kind = (x.dtype or ir.DataType.FLOAT).numpy()
-    small = build.op("Exp", build.op("Neg", build.op("Abs", x)))
+    most = build.number("most", np.array(-LEAST_EXPONENT, kind))
+    small = build.op("Exp", build.op("Neg", build.op("Min", build.op("Abs", x), most)))
     log = build.op("Log", build.op("Add", small, build.number("one", np.ones((), kind))))
     build.op("Add", build.op("Relu", x), log)
+    build.replace()
+    return True
+
+
+def held_exp(graph: ir.Graph, node: ir.Node) -> bool:
+    """Any Exp."""
+    x = node.inputs[0] if is_op(node, "Exp") else None
+    if x is None:
+        return False
+    build = _Builder(graph, node, x)
+    kind = (x.dtype or ir.DataType.FLOAT).numpy()
+    most, least = (np.array(each, kind) for each in (_MOST_EXPONENT, LEAST_EXPONENT))
+    below = build.op("Min", x, build.number("most", most))
+    build.op("Exp", build.op("Max", below, build.number("least", least)))
     build.replace()
     return True
 
@@ -59,8 +81,11 @@ def given_sigmoid(graph: ir.Graph, node: ir.Node) -> bool:
     if x is None or not _is_given(node.outputs[0]):
         return False
     build = _Builder(graph, node, x)
-    one = build.number("one", np.ones((), (x.dtype or ir.DataType.FLOAT).numpy()))
-    build.op("Reciprocal", build.op("Add", build.op("Exp", build.op("Neg", x)), one))
+    kind = (x.dtype or ir.DataType.FLOAT).numpy()
+    one, least = build.number("one", np.ones((), kind)), build.number("least", np.array(_LEAST_LOGIT, kind))
+    most = build.number("most", np.array(-LEAST_EXPONENT, kind))
+    held = build.op("Min", build.op("Max", x, least), most)
+    build.op("Reciprocal", build.op("Add", build.op("Exp", build.op("Neg", held)), one))
     build.replace()
     return True
 
@@ -166,6 +191,7 @@ class _Builder:
 EXACT_FORMS: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (
     hard_swish,
     softplus,
+    held_exp,
     given_sigmoid,
     equal_infinity,
     from_the_start,

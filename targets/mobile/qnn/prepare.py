@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_op
 from flagsplit.flagir.passes.float_products import replace_node
-from flagsplit.targets.mobile.qnn.exact_forms import EXACT_FORMS
+from flagsplit.targets.mobile.qnn.exact_forms import EXACT_FORMS, LEAST_EXPONENT
 from flagsplit.targets.mobile.qnn.fold_scales import fold_scales
 
 INPUTS_PASSED_AS = {"int32": "int64"}
@@ -117,7 +117,7 @@ def _make_rational(graph: ir.Graph, node: ir.Node) -> bool:
     series = number(1.061405429)
     for each in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         series = op("Add", op("Mul", series, t), number(each))
-    tail = op("Mul", op("Mul", series, t), op("Exp", op("Neg", op("Mul", x, x))))
+    tail = op("Mul", op("Mul", series, t), op("Exp", op("Neg", op("Min", op("Mul", x, x), number(-LEAST_EXPONENT)))))
     op("Mul", op("Sign", x), op("Sub", one, tail))
     replace_node(graph, node, made)
     return True

@@ -4,9 +4,12 @@ import re
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from tests.targets.mobile.litert.parts import codes, graph, norm_relative, ran, reference, seeded
 
+from flagsplit import flagir
+from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.litert.target import LitertTarget
 
@@ -82,6 +85,12 @@ CASES: dict[str, tuple[str, str, str, str]] = {
         "float[2,7,4] x",
         "float[2,4,9] y",
         ints("s", 4, 9),
+    ),
+    "times and frequencies, under a window": (
+        "y = STFT(x, s, w)",
+        "float[2,40,1] x",
+        "float[2,5,5,2] y",
+        f"int64 s = {{8}}, {weights('w', 8)}",
     ),
     "blocks that overlap": (
         "y = Col2Im <strides = [2, 1], pads = [1, 0, 0, 2], dilations = [1, 2]> (x, s, b)",
@@ -323,6 +332,22 @@ def test_as_onnx_runtime(name: str, tmp_path: Path) -> None:
         assert norm_relative(came[each], array) < 2e-5, each
     if name in TRANSPOSES:
         assert codes(part)["TRANSPOSE"] <= TRANSPOSES[name]
+
+
+def test_what_the_standard_defines_by_others_with_a_constant_in_a_file(tmp_path: Path) -> None:
+    labels = ", ".join(str(at % 5) for at in range(48))
+    part = graph(
+        'y = NegativeLogLikelihoodLoss <reduction = "none"> (x, t)',
+        "float[2,5,4,6] x",
+        "float[2,4,6] y",
+        f"int64[2,4,6] t = {{{labels}}}",
+    )
+    given = {"x": seeded((2, 5, 4, 6))}
+    wanted = reference(part, given)["y"]
+    flagir.save(part.model, tmp_path)
+    loaded = ChipPart("part", flagir.load(tmp_path))
+    assert isinstance(loaded.model.graph.initializers["t"].const_value, ir.ExternalTensor)
+    assert norm_relative(ran(loaded, tmp_path, given)["y"], wanted) < 2e-5
 
 
 @pytest.mark.parametrize("mode", ["linear", "nearest", "cubic"])
