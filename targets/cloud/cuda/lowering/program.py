@@ -1,5 +1,7 @@
 """A graph as steps, and the steps as a module of PyTorch."""
 
+import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,11 @@ from flagsplit.targets.interface import Array
 _LARGEST_FLOAT16 = 65504.0
 _MASK_FLOAT16 = 3e4
 """Stands in half precision for what it cannot hold, such as the -1e9 of masks: two of them still add up to a number."""
+
+
+_WORTH_SHARING_BYTES = 4096
+_SHARED: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+"""Constants that programs of this process hold, by content and type: segments and sizes share most of theirs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +131,18 @@ def to_module(program: Program, passed: Sequence[str], device: str) -> Any:
 
 
 def _constant(array: Array, dtype: str, device: str, *, image: bool) -> Any:
+    """A tensor of a constant: the same one for equal ones, as long as a program that reads it is there."""
+    if array.nbytes < _WORTH_SHARING_BYTES:
+        return _tensor(array, dtype, device, image=image)
+    digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8), digest_size=16).digest()
+    key = (digest, array.dtype.str, array.shape, dtype, device, image)
+    found = _SHARED.get(key)
+    if found is None:
+        found = _SHARED[key] = _tensor(array, dtype, device, image=image)
+    return found
+
+
+def _tensor(array: Array, dtype: str, device: str, *, image: bool) -> Any:
     if dtype == "float16" and array.dtype != np.float16:
         large = np.isfinite(array) & (np.abs(array) > _LARGEST_FLOAT16)
         array = np.where(large, np.copysign(_MASK_FLOAT16, array), array)

@@ -16,6 +16,7 @@ from flagsplit.flagir.segments import segment_of
 from flagsplit.flagir.specialize import specialize
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.cloud.cuda.lowering.program import build_program, to_module
 from flagsplit.targets.cloud.cuda.lowering.registry import LOWERINGS
 from flagsplit.targets.cloud.cuda.target import CudaTarget
 from flagsplit.targets.cloud.cuda.with_ort import check_providers
@@ -161,6 +162,45 @@ def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
     needs_torch()
     with pytest.raises(InputError, match=r"expected 'x' as float32\[1, 3, 8, 8\], came float64\[1\]"):
         ran(CONV.clone(), tmp_path, {"x": np.zeros(1)})
+
+
+def listed(folder: Path) -> tuple[StoredArtifact, str]:
+    """The artifact of a convolution for batches of 1, 2 and 5."""
+    model = graph("y = Conv (x, w)", "float[n,3,8,8] x", "float[n,40,6,6] y", {"w": drawn(40, 3, 3, 3)})
+    flagir.save(model, folder)
+    segment = segment_of(model, [node.name or "" for node in model.graph])
+    choices = {"shapes": "enumerated", "device": "cpu", "precision": "fp32"}
+    weights = folder / flagir.WEIGHTS_NAME
+    options = CompileOptions(
+        dims={"n": 2}, ranges={"n": (1, 5)}, listed={"n": (1, 2, 5)}, choices=choices, weights=weights
+    )
+    return CudaTarget().compile(model, [segment], options).store(folder / "artifact", weights), segment.id
+
+
+def test_each_listed_size_has_a_program(tmp_path: Path) -> None:
+    artifact, segment = listed(tmp_path)
+    assert len(list(artifact.folder.glob(f"{segment}*.onnx"))) == 3
+
+
+def test_listed_sizes_run_and_others_are_refused(tmp_path: Path) -> None:
+    needs_torch()
+    artifact, segment = listed(tmp_path)
+    loaded = CudaTarget().load(artifact, segment, LoadOptions())
+    for size in (5, 1, 2):
+        tensors = {"x": drawn(size, 3, 8, 8)}
+        np.testing.assert_allclose(loaded.run(tensors)["y"], expected(tmp_path, tensors)["y"], atol=1e-5)
+    with pytest.raises(InputError, match=r"came \[\[3, 3, 8, 8\]\]"):
+        loaded.run({"x": drawn(3, 3, 8, 8)})
+    loaded.close()
+
+
+def test_programs_share_equal_constants() -> None:
+    needs_torch()
+    modules = [
+        to_module(build_program(CONV.clone(), precision), ["float32"], "cpu") for precision in ("", "", "float16")
+    ]
+    first, second, half = (next(module.buffers()) for module in modules)
+    assert first.data_ptr() == second.data_ptr() != half.data_ptr()
 
 
 @pytest.mark.slow
