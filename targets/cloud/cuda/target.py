@@ -39,7 +39,7 @@ class CudaTarget(ChipTarget):
     loads_all_sizes = True
 
     def describe(self) -> TargetDescription:
-        """Its capabilities; whether it runs here is what PyTorch says of the GPU when a segment is loaded."""
+        """Its capabilities; without a GPU it is emulated, by what was built with the choice of the CPU."""
         try:
             release = version("torch")
         except PackageNotFoundError:
@@ -50,7 +50,7 @@ class CudaTarget(ChipTarget):
             dtypes=("bool", "float16", "float32", "float64", "int16", "int32", "int64", "int8", "uint8"),
             max_rank=8,
             static_shapes=True,
-            runs_here="yes" if _has_driver() else "no",
+            runs_here="no" if release == "not installed" else "yes" if _has_driver() else "emulated",
             source="flagsplit's lowering to PyTorch",
             confidence="high",
             extra=EXTRA,

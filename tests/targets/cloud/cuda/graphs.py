@@ -8,7 +8,7 @@ from tests.targets.cloud.cuda.parts import drawn
 
 from flagsplit.targets.interface import Array
 
-LINEAR, ATTENTION = "flagsplit.cuda.Linear", "flagsplit.cuda.Attention"
+LINEAR, ATTENTION, CONV_RELU = (f"flagsplit.cuda.{name}" for name in ("Linear", "Attention", "ConvRelu"))
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,24 @@ PATTERNS = [
         {"w": drawn(4, 3, 3, 3), **{name: np.concatenate([each, each[:1]]) for name, each in _BATCH.items()}},
     ),
     Pattern(
+        "a convolution and its Relu",
+        "a = Conv (x, w, b) y = Relu (a)",
+        "float[2,3,6,6] x",
+        "float[2,5,4,4] y",
+        (CONV_RELU,),
+        {"x": drawn(2, 3, 6, 6)},
+        {"w": drawn(5, 3, 3, 3), "b": drawn(5)},
+    ),
+    Pattern(
+        "a convolution, a residual sum and their Relu",
+        "a = Conv <pads = [1, 1, 1, 1]> (x, w, b) s = Add (x, a) y = Relu (s)",
+        "float[2,5,6,6] x",
+        "float[2,5,6,6] y",
+        (CONV_RELU,),
+        {"x": drawn(2, 5, 6, 6)},
+        {"w": drawn(5, 5, 3, 3), "b": drawn(5)},
+    ),
+    Pattern(
         "a product and its bias",
         "a = MatMul (x, w) y = Add (a, b)",
         "float[2,3,8] x",
@@ -218,6 +236,15 @@ OTHERS = [
         ("Add", "BatchNormalization", "Conv"),
         {"x": drawn(1, 3, 4, 4)},
         {"w": drawn(5, 3, 1, 1), **_BATCH},
+    ),
+    Pattern(
+        "a convolution whose result is returned as well as its Relu",
+        "a = Conv (x, w, b) y = Relu (a)",
+        "float[1,3,4,4] x",
+        "float[1,5,4,4] y, float[1,5,4,4] a",
+        ("Conv", "Relu"),
+        {"x": drawn(1, 3, 4, 4)},
+        {"w": drawn(5, 3, 1, 1), "b": drawn(5)},
     ),
     Pattern(
         "scores that are returned as well",
