@@ -134,7 +134,7 @@ def _constant(array: Array, dtype: str, device: str, *, image: bool) -> Any:
     """A tensor of a constant: the same one for equal ones, as long as a program that reads it is there."""
     if array.nbytes < _WORTH_SHARING_BYTES:
         return _tensor(array, dtype, device, image=image)
-    digest = hashlib.blake2b(memoryview(np.ascontiguousarray(array).view(np.uint8)), digest_size=16).digest()
+    digest = hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=16).digest()
     key = (digest, array.dtype.str, array.shape, dtype, device, image)
     found = _SHARED.get(key)
     if found is None:

@@ -40,6 +40,7 @@ Floats = NDArray[np.float32]
 
 def ran(model: ir.Model, folder: Path, tensors: Mapping[str, Array], **choices: str) -> dict[str, Floats]:
     """What the target answers on the CPU."""
+    folder.mkdir(exist_ok=True)
     flagir.save(model, folder)
     weights = folder / flagir.WEIGHTS_NAME
     options = CompileOptions(choices={"device": "cpu", "precision": "fp32", **choices}, weights=weights)
