@@ -1,7 +1,8 @@
 """A module compiled for the GPU of this host, and replayed as one CUDA graph.
 
 PyTorch exports the module, its compiler makes kernels of it, and all launches of a run are recorded once: a run is then
-a copy of the inputs and one call. What is compiled is kept by artifact, PyTorch's version, architecture and choices.
+a copy of the inputs and one call. PyTorch keeps what it compiled by content, version and architecture, in a folder of
+ours; beside it stands which way of compiling was the quickest for a part on a GPU.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The cuda target on a GPU, where there is one: compiled, recorded, run from host memory, and found again when loaded."""
+"""The cuda target on a GPU, where there is one: compiled, recorded, run from host memory, found again."""
 
 import threading
 from pathlib import Path
