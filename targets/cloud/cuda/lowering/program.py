@@ -13,6 +13,7 @@ from flagsplit.errors import ModelError
 from flagsplit.targets.cloud.cuda.lowering.registry import lower_node
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, as_dtype, dtype_of
 from flagsplit.targets.cloud.cuda.lowering.style import Style
+from flagsplit.targets.cloud.cuda.lowering.wide import wide_values
 from flagsplit.targets.cloud.cuda.sdk import import_torch, torch
 from flagsplit.targets.interface import Array
 
@@ -79,8 +80,9 @@ def build_program(model: ir.Model, precision: str, style: Style = Style()) -> Pr
     steps: list[Step] = []
     used: dict[str, ir.Value] = {}
     images: set[str] = set()
+    wide = wide_values(graph) if precision else frozenset[str]()
     for node in graph:
-        site = Site(node, precision, style)
+        site = Site(node, precision, style, wide)
         try:
             kernel = lower_node(site)
             made = tuple(
@@ -95,7 +97,7 @@ def build_program(model: ir.Model, precision: str, style: Style = Style()) -> Pr
         steps.append(Step(node.name or "", kernel, tuple(takes), made, ()))
     used.update({value.name or "": value for value in graph.outputs})
     constants = {
-        name: (np.asarray(value.const_value.numpy()), dtype_of(value, precision))
+        name: (np.asarray(value.const_value.numpy()), dtype_of(value, "" if name in wide else precision))
         for name, value in used.items()
         if value.const_value is not None and value.producer() is None
     }

@@ -93,7 +93,6 @@ _BY_FILE: dict[str, dict[str, str]] = {
     },
     "quantization": {
         "DequantizeLinear": "lower_dequantize",
-        "DynamicQuantizeLinear": "lower_dynamic",
         "QuantizeLinear": "lower_quantize",
     },
     "recurrent": dict.fromkeys("GRU LSTM RNN".split(), "lower"),
@@ -139,6 +138,12 @@ _BY_FILE: dict[str, dict[str, str]] = {
 LOWERINGS = {name: (file, function) for file, names in _BY_FILE.items() for name, function in names.items()}
 """By operator: the file under `ops/` and the function in it."""
 
+_NEVER = {
+    "DynamicQuantizeLinear": "its range is taken from activations, where one rounding that falls the other way moves "
+    "all that follows; build with --float-products",
+}
+"""Operators that could be written out by their definition, and why they are not."""
+
 
 @cache
 def _module(file: str) -> object:
@@ -173,6 +178,8 @@ def is_taken(node: ir.Node) -> bool:
 
 def refusal(node: ir.Node) -> str:
     """Why a node of fixed shapes is not taken, nor what the standard defines it by; "" if it is. Needs no PyTorch."""
+    if not node.domain and node.op_type in _NEVER:
+        return _NEVER[node.op_type]
     reason = _refusal(node)
     body = expanded(node, is_taken) if reason and not node.domain else None
     if body is None:

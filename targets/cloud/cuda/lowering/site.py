@@ -1,6 +1,6 @@
 """What a lowering knows of its node: attributes, constants, element types and shapes, all before PyTorch is there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,14 +41,22 @@ class Site:
         node: of a canonical graph of fixed shapes.
         precision: PyTorch's name of the type that float32 and narrower values are computed in; "" leaves them alone.
         style: how operators are written that have several forms.
+        wide: names of values that stay as they are all the same.
     """
 
-    def __init__(self, node: ir.Node, precision: str = "", style: Style = Style()) -> None:  # noqa: B008 it is frozen
+    def __init__(
+        self,
+        node: ir.Node,
+        precision: str = "",
+        style: Style = Style(),  # noqa: B008 it is frozen
+        wide: Collection[str] = (),
+    ) -> None:
         self.node = node
         self.attributes = node.attributes
         self.read: set[int] = set()
         self.style = style
         self._precision = precision
+        self._wide = wide
 
     def given(self, index: int) -> bool:
         """Whether there is such an input."""
@@ -94,11 +102,15 @@ class Site:
 
     def dtype(self, index: int) -> str:
         """PyTorch's name of the type that an input is computed in."""
-        return dtype_of(self.value(index), self._precision)
+        return self.dtype_of(self.value(index))
 
     def out_dtype(self, index: int = 0) -> str:
         """PyTorch's name of the type that an output is computed in."""
-        return dtype_of(self.node.outputs[index], self._precision)
+        return self.dtype_of(self.node.outputs[index])
+
+    def dtype_of(self, value: ir.Value) -> str:
+        """PyTorch's name of the type that a value is computed in."""
+        return dtype_of(value, "" if value.name in self._wide else self._precision)
 
     def is_float(self, index: int) -> bool:
         """Whether an input is of floating-point numbers."""

@@ -158,6 +158,34 @@ def test_large_masks_stay_finite_in_half_precision(tmp_path: Path) -> None:
     assert not made[:, 2:].any()
 
 
+def test_sums_of_products_of_integers_stay_in_float32(tmp_path: Path) -> None:
+    """They exceed what half precision holds, and their scales are below what it has digits for."""
+    needs_torch()
+    numbers = np.random.default_rng(0).integers(100, 127, (400, 8), dtype=np.int8)
+    model = graph(
+        "q = QuantizeLinear (x, small, zero) a = MatMulInteger (q, w) b = Cast <to = 1> (a) c = Mul (b, scale) "
+        "y = Add (c, c)",
+        "float[2,400] x",
+        "float[2,8] y",
+        {
+            "w": numbers,
+            "small": np.array(1e-2, np.float32),
+            "zero": np.array(0, np.int8),
+            "scale": np.array(3e-7, np.float32),
+        },
+    )
+    tensors = {"x": drawn(2, 400) + 1}
+    (made,) = ran(model, tmp_path, tensors, precision="fp16").values()
+    (wanted,) = expected(tmp_path, tensors).values()
+    np.testing.assert_allclose(made, wanted, rtol=2e-3)
+
+
+def test_quantization_on_the_fly_is_refused() -> None:
+    model = graph("y, s, z = DynamicQuantizeLinear (x)", "float[2,9] x", "uint8[2,9] y, float s, uint8 z")
+    (node,) = model.graph
+    assert "--float-products" in CudaTarget().supports(node).reason
+
+
 def test_wrong_tensors_are_refused(tmp_path: Path) -> None:
     needs_torch()
     with pytest.raises(InputError, match=r"expected 'x' as float32\[1, 3, 8, 8\], came float64\[1\]"):

@@ -49,18 +49,3 @@ def lower_dequantize(site: Site) -> Kernel:
         return wide * _spread(scale.float(), axis, rank)
 
     return kernel
-
-
-def lower_dynamic(_site: Site) -> Kernel:
-    """To 8 bits by the tensor's own range, with its scale and zero point."""
-
-    def kernel(x: Any) -> Any:
-        x = x.float()
-        low, high = torch.clamp(x.amin(), max=0.0), torch.clamp(x.amax(), min=0.0)
-        scale = (high - low) / 255.0
-        divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-        zero = torch.clamp(torch.round(-low / divisor), 0, 255)
-        made = torch.clamp(torch.round(x / divisor) + zero, 0, 255)
-        return made.to(torch.uint8), scale, zero.to(torch.uint8)
-
-    return kernel
