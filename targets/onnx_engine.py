@@ -45,6 +45,18 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
     """
     import onnxruntime as ort
 
+    settings = session_settings(weights, numerics, threads)
+    try:
+        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
+    return OrtExecutable(session)
+
+
+def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> Any:
+    """The options of a session; see `open_onnx`."""
+    import onnxruntime as ort
+
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
@@ -54,14 +66,10 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
     settings.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-    try:
-        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
-    return _OrtExecutable(session)
+    return settings
 
 
-class _OrtExecutable:
+class OrtExecutable:
     """An open ONNX Runtime session."""
 
     def __init__(self, session: Any) -> None:
