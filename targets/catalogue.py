@@ -25,17 +25,30 @@ def _litert() -> Target:
     return LitertTarget()
 
 
+def _cuda() -> Target:
+    from flagsplit.targets.cloud.cuda.target import CudaTarget
+
+    return CudaTarget()
+
+
 def _qnn() -> Target:
     from flagsplit.targets.mobile.qnn.target import QnnTarget
 
     return QnnTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "litert": _litert, "qnn": _qnn}
+TARGETS: dict[str, Callable[[], Target]] = {
+    "ort": _ort,
+    "coreml": _coreml,
+    "cuda": _cuda,
+    "litert": _litert,
+    "qnn": _qnn,
+}
 """Lazy factories; a name that is not here is not a target."""
 
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
+    "cuda": ("cuda", ("torch",)),
     "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }
