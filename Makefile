@@ -21,7 +21,7 @@ PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt phone_build
+	pipeline failover swap transport adapt phone_build int8
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1

@@ -28,10 +28,15 @@ DTYPES = {
 }
 """NumPy names of the element types, by ONNX Runtime's."""
 
+PAIRS_AS_THEY_ARE = {"session.disable_quant_qdq": "1"}
+"""A setting: QuantizeLinear and DequantizeLinear are computed one by one, not fused with what lies between them."""
+
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 
 
-def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int) -> Executable:
+def open_onnx(
+    file: Path, weights: Path | None, numerics: Numerics, threads: int, settings: Mapping[str, str] | None = None
+) -> Executable:
     """Open a model; its weights are mapped, not copied, until the engine packs them.
 
     Args:
@@ -39,15 +44,18 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
         weights: the file of its large weights, if there are any.
         numerics: see `Numerics`.
         threads: how many threads one run may use; 0 lets the engine choose.
+        settings: more of the engine's session configuration, such as `PAIRS_AS_THEY_ARE`.
 
     Raises:
         BundleError: the engine cannot load it.
     """
     import onnxruntime as ort
 
-    settings = session_settings(weights, numerics, threads)
+    options = session_settings(weights, numerics, threads)
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
     return OrtExecutable(session)
@@ -57,16 +65,16 @@ def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> 
     """The options of a session; see `open_onnx`."""
     import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
-        settings.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
+        options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
-    settings.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-    return settings
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
+    return options
 
 
 class OrtExecutable:
