@@ -4,10 +4,8 @@ Half of the samples give the ranges, the other half are what the outcome is comp
 and, if the user says what the outputs are for, by how often that comes out the same.
 """
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,9 +14,8 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, Sample, quantize
-from flagsplit.flagir.reference import DATA_SUFFIX, write_reference
 from flagsplit.targets.interface import Array
-from flagsplit.targets.onnx_engine import PAIRS_AS_THEY_ARE, open_onnx
+from flagsplit.targets.model_runner import run_model
 
 Task = Literal["", "argmax", "mask"]
 TASKS: tuple[Task, ...] = ("", "argmax", "mask")
@@ -77,23 +74,6 @@ def quantize_model(
             f"wanted; raise --min-cosine, so that more nodes stay in floating point, or give more samples"
         )
     return Outcome(made, agreed, _share_of_macs(model, made, dims))
-
-
-def run_model(model: ir.Model, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    """Run a model on samples, on ONNX Runtime, each node as the standard says.
-
-    Raises:
-        InputError: a sample does not fit.
-    """
-    with tempfile.TemporaryDirectory(prefix="flagsplit-quantize-") as folder:
-        file = write_reference(model, Path(folder) / "model.onnx")[0]
-        data = file.with_name(file.name + DATA_SUFFIX)
-        engine = open_onnx(file, data if data.is_file() else None, "fast", 0, PAIRS_AS_THEY_ARE)
-        try:
-            for sample in samples:
-                yield engine.run({spec.name: sample[spec.name] for spec in engine.inputs})
-        finally:
-            engine.close()
 
 
 def _agreement(model: ir.Model, made: ir.Model, samples: Sequence[Sample], task: Task) -> float:

@@ -23,11 +23,12 @@ from flagsplit import flagir
 from flagsplit.apps.ocr import cut_line, find_lines, first_page, prepare, second_page
 from flagsplit.apps.ocr.page import load_gray
 from flagsplit.apps.ocr.recogniser import characters_of, decode, resample
-from flagsplit.apps.quantizing import MASK_OVER, quantize_model, run_model
+from flagsplit.apps.quantizing import MASK_OVER, quantize_model
 from flagsplit.apps.zoo import pull
 from flagsplit.errors import ModelError
 from flagsplit.flagir.quantization import OBSERVERS, ObserverName, QuantizeOptions
 from flagsplit.targets.interface import Array
+from flagsplit.targets.model_runner import run_model
 
 QUICK = ("ppocr-cls",)
 MODELS = ("ppocr-rec", "ppocr-det", "ppocr-cls")
