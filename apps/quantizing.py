@@ -4,14 +4,13 @@ Half of the samples give the ranges, the other half are what the outcome is comp
 and, if the user says what the outputs are for, by how often that comes out the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, Sample, quantize
 from flagsplit.targets.interface import Array
@@ -34,18 +33,15 @@ class Outcome:
     Attributes:
         quantized: the model, and the report by node.
         task: what agreed in the task, from 0 to 1; None if none was said.
-        macs_int8: multiply-accumulates in int8, as a share of all.
     """
 
     quantized: Quantized
     task: float | None
-    macs_int8: float
 
 
 def quantize_model(
     model: ir.Model,
     samples: Sequence[Sample],
-    dims: Mapping[str, int],
     options: QuantizeOptions,
     task: Task = "",
     min_task: float = MIN_TASK,
@@ -55,7 +51,6 @@ def quantize_model(
     Args:
         model: stays as it is.
         samples: of its inputs.
-        dims: nominal sizes, by which work is counted.
         options: of the quantization.
         task: what the outputs are for.
         min_task: what has to agree in the task, from 0 to 1.
@@ -73,7 +68,7 @@ def quantize_model(
             f"in int8 {agreed:.2%} of the task ({task}) comes out as in floating point, at least {min_task:.2%} is "
             f"wanted; raise --min-cosine, so that more nodes stay in floating point, or give more samples"
         )
-    return Outcome(made, agreed, _share_of_macs(model, made, dims))
+    return Outcome(made, agreed)
 
 
 def _agreement(model: ir.Model, made: ir.Model, samples: Sequence[Sample], task: Task) -> float:
@@ -94,16 +89,3 @@ def _same(wanted: Array, came: Array, task: Task) -> float:
     a, b = (array.astype(np.float32) > MASK_OVER for array in (wanted, came))
     either = int((a | b).sum())
     return float((a & b).sum()) / either if either else 1.0
-
-
-def _share_of_macs(model: ir.Model, made: Quantized, dims: Mapping[str, int]) -> float:
-    """Of each block, the share of its nodes that are int8; those that were folded into others do not count."""
-    int8 = {each.node: each.int8 for each in made.nodes}
-    graph = flagir.block_graph(model, flagir.nominal_dims(flagir.Skeleton(model), dims))
-    total, share = 0.0, 0.0
-    for block in graph.blocks:
-        work = sum(block.flops.values())
-        known = [int8[name] for name in block.nodes if name in int8]
-        total += work
-        share += work * sum(known) / max(len(known), 1)
-    return share / total if total else 0.0

@@ -20,7 +20,7 @@ class Int8Parts:
 
     Attributes:
         parts: with the same segments, inputs and outputs as they had.
-        told: for an artifact's options: the least mean cosine of an output, and the nodes in floating point with the
+        told: for an artifact's options: the least cosine of an output, and the nodes in floating point with the
             reason, as JSON.
     """
 
@@ -54,7 +54,7 @@ def int8_parts(parts: Sequence[ChipPart], *, real_samples: bool, min_cosine: flo
                 f"give some with --samples, or quantize the model first with flagsplit quantize"
             )
         found = _quantized(part, min_cosine)
-        cosines.append(found.mean)
+        cosines.append(found.cosine)
         floating.update({each.node: each.reason for each in found.nodes if not each.int8})
         made.append(replace(part, model=found.model))
     told = {"int8_cosine": f"{min(cosines):.6f}", "in_float": json.dumps(floating, sort_keys=True)} if cosines else {}
