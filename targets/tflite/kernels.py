@@ -31,6 +31,8 @@ _TAKEN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys("LOGICAL_AND LOGICAL_NOT LOGICAL_OR REDUCE_ALL REDUCE_ANY".split(), ("bool",)),
     "BITWISE_XOR": ("int32",),
     "DEQUANTIZE": ("int8",),
+    "PRELU": _FLOAT,
+    "QUANTIZE": _FLOAT,
     "SCATTER_ND": ("int32",),
     "TRANSPOSE_CONV": ("int32",),
 }

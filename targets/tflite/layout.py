@@ -140,7 +140,7 @@ class _Rewriter:
         return self._forms[key]
 
     def _move(self, x: Tensor, perm: tuple[int, ...]) -> Tensor:
-        made = Tensor(tuple(x.shape[each] for each in perm), x.dtype)
+        made = x.shaped([x.shape[each] for each in perm])
         if trivial(x.shape, perm):
             wanted = numbers(made.shape)
             self._operators.append(Operator("RESHAPE", (x, wanted), (made,), {"newShape": list(made.shape)}))

@@ -15,9 +15,8 @@ from flagsplit.targets.mobile.litert.delegates import DELEGATES_NAME, to_json
 from flagsplit.targets.mobile.litert.error_gate import check_error, largest_error
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 from flagsplit.targets.tflite import engine, flatfile
-from flagsplit.targets.tflite.fuse import fuse
-from flagsplit.targets.tflite.layout import settle_layouts
-from flagsplit.targets.tflite.lower import lower_part, refusal
+from flagsplit.targets.tflite.lower import refusal
+from flagsplit.targets.tflite.passes import program_of
 from flagsplit.targets.tflite.program import Program, Tensor
 from flagsplit.targets.tflite.weights import with_weights
 
@@ -53,7 +52,7 @@ class LitertTarget(ChipTarget):
         """One file, equal weights in it once; `weights_error` of the options is what smaller ones cost."""
         flatfile.schema()
         kind = _weights(options)
-        plain = {part.segment: fuse(settle_layouts(lower_part(part))) for part in parts}
+        plain = {part.segment: program_of(part) for part in parts}
         if not plain:
             return ChipArtifact({}, {}, {"weights": kind})
         calls = {part.segment: _call(part, plain[part.segment]) for part in parts}
