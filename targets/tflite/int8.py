@@ -93,6 +93,7 @@ class _Rewriter:
         """By tensor of float32, the int8 that stands for it."""
         self._now: dict[Tensor, Tensor] = {}
         """What became of tensors of int8 that were there before."""
+        self._averages: set[Tensor] = set()
         self._made: dict[tuple[Tensor, Params | None], Tensor] = {}
 
     def program(self) -> Program:
@@ -211,7 +212,7 @@ class _Rewriter:
     def _computed(self, operator: Operator) -> bool:
         """Write an operator that computes, if it has a form of int8."""
         output = operator.outputs[0]
-        params = self._wanted[output] or self._scaled_alike(operator)
+        params = self._wanted[output] or self._scaled_alike(operator) or self._averaged(operator)
         if params is None:
             return False
         inputs = self._weighted(operator) if operator.code in WEIGHTED else self._operands(operator)
@@ -225,6 +226,8 @@ class _Rewriter:
             made = params_of(inputs[0])
             if made.scale > params.scale * _NO_FINER:
                 return False
+        if operator.code == "AVERAGE_POOL_2D":
+            self._averages.add(output)
         self._real[output] = made.tensor(output.shape)
         self._operators.append(Operator(operator.code, tuple(inputs), (self._real[output],), operator.options))
         return True
@@ -247,7 +250,8 @@ class _Rewriter:
         inputs = list(operator.inputs)
         for at in OPERANDS.get(operator.code, ()):
             x = _input(operator, at)
-            inputs[at] = constant_operand(x) if x.data is not None else self._real.get(x)
+            corrects = operator.code == "MUL" and any(each in self._averages for each in operator.inputs)
+            inputs[at] = constant_operand(x, corrects) if x.data is not None else self._real.get(x)
             if inputs[at] is None:
                 return None
         return inputs if operator.code in OPERANDS else None
@@ -267,6 +271,16 @@ class _Rewriter:
                 number, params = _number(factor), params_of(self._real[x])
                 return Params(float(np.float32(params.scale * number)), params.zero) if number > 0 else None
         return None
+
+
+    def _averaged(self, operator: Operator) -> Params | None:
+        """What an average over a window with pads has, before it is corrected in int8 for what it counts."""
+        source = self._real.get(_input(operator, 0))
+        if operator.code != "AVERAGE_POOL_2D" or source is None:
+            return None
+        readers = self._readers[operator.outputs[0]]
+        corrected = all(each is not None and each.code == "MUL" and self._wanted[each.outputs[0]] for each in readers)
+        return params_of(source) if corrected else None
 
 
 def _input(operator: Operator, at: int) -> Tensor:

@@ -102,13 +102,13 @@ def data_inputs(operator: Operator) -> tuple[int, ...]:
     return MOVERS[operator.code] or tuple(range(len(operator.inputs)))
 
 
-def constant_operand(x: Tensor) -> Tensor | None:
-    """A constant as int8: as it was quantized, or a lone number exactly; None if it is neither."""
+def constant_operand(x: Tensor, rounded: bool = False) -> Tensor | None:
+    """A constant as int8: as it was quantized, or a lone number exactly, or rounded; None if it is neither."""
     assert x.data is not None
     if x.steps is not None and x.steps.size and x.steps.min() == x.steps.max():
         params = Params(float(x.steps.reshape(-1)[0]), x.zero)
-    elif x.size == 1 and x.dtype == "float32" and np.isfinite(x.data).all():
-        most = abs(float(x.data.reshape(())))
+    elif (x.size == 1 or rounded) and x.dtype == "float32" and np.isfinite(x.data).all():
+        most = float(np.abs(np.asarray(x.data, np.float32)).max())
         params = Params(float(np.float32(most / HIGHEST)) if most > np.finfo(np.float32).tiny * HIGHEST else 1.0, 0)
     else:
         return None

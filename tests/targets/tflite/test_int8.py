@@ -100,6 +100,13 @@ CASES: dict[str, tuple[str, str, str, str, str]] = {
         "",
         "AVERAGE_POOL_2D",
     ),
+    "average of what is there": (
+        "r = Relu(x) y = AveragePool<kernel_shape=[3,3],strides=[2,2],pads=[1,1,0,0]>(r)",
+        FOUR,
+        "float[1,4,3,3] y",
+        "",
+        "AVERAGE_POOL_2D MUL",
+    ),
     "mean": ("y = GlobalAveragePool(x)", FOUR, "float[1,4,1,1] y", "", "MEAN"),
     "total": (
         "y = ReduceSum<keepdims=0>(x, a)",
