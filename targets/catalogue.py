@@ -31,11 +31,24 @@ def _qnn() -> Target:
     return QnnTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "litert": _litert, "qnn": _qnn}
+def _edgetpu() -> Target:
+    from flagsplit.targets.edge.edgetpu.target import EdgetpuTarget
+
+    return EdgetpuTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "ort": _ort,
+    "coreml": _coreml,
+    "edgetpu": _edgetpu,
+    "litert": _litert,
+    "qnn": _qnn,
+}
 """Lazy factories; a name that is not here is not a target."""
 
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
+    "edgetpu": ("edgetpu", ("ai_edge_litert",)),
     "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }

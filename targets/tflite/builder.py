@@ -124,6 +124,9 @@ class Builder:
         for tensor in (*made, *(each for each in inputs if each is not None)):
             if tensor.size == 0 and tensor.rank:
                 raise Refused("TFLite has no empty tensors")
+        first = inputs[0]
+        if first is not None and first.dtype == "int8":
+            made = [first.shaped(each.shape) if each.dtype == "int8" else each for each in made]
         operator = Operator(code, tuple(inputs), tuple(made), options)
         if reason := refusal_of(operator):
             raise Refused(reason)

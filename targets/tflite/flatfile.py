@@ -52,11 +52,12 @@ _VERSIONS = {"BROADCAST_TO": 2}
 _INT8_VERSIONS = {
     **dict.fromkeys(
         "ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE DEQUANTIZE GATHER LEAKY_RELU LOGISTIC "
-        "MAX_POOL_2D MAXIMUM MEAN MINIMUM MUL PAD PADV2 QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6 SLICE SOFTMAX "
-        "SPACE_TO_DEPTH STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE TRANSPOSE_CONV".split(),
+        "MAX_POOL_2D MAXIMUM MEAN MINIMUM MUL PAD PADV2 QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6 RESIZE_BILINEAR "
+        "RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPACE_TO_DEPTH STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE "
+        "TRANSPOSE_CONV".split(),
         2,
     ),
-    **dict.fromkeys("BROADCAST_TO CONV_2D DEPTHWISE_CONV_2D RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR".split(), 3),
+    **dict.fromkeys("BROADCAST_TO CONV_2D DEPTHWISE_CONV_2D".split(), 3),
     "FULLY_CONNECTED": 4,
 }
 """The first version of an operator that takes int8, by TensorFlow's op_version.cc, where it is not 1."""
@@ -212,6 +213,8 @@ class _Writer:
 
 def _version(operator: Operator) -> int:
     small = any(each is not None and each.dtype == "int8" for each in operator.inputs)
+    if operator.options.get("halfPixelCenters"):
+        return 3
     versions = _INT8_VERSIONS if small else _VERSIONS
     return versions.get(operator.code, 1)
 

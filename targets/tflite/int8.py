@@ -272,7 +272,6 @@ class _Rewriter:
                 return Params(float(np.float32(params.scale * number)), params.zero) if number > 0 else None
         return None
 
-
     def _averaged(self, operator: Operator) -> Params | None:
         """What an average over a window with pads has, before it is corrected in int8 for what it counts."""
         source = self._real.get(_input(operator, 0))

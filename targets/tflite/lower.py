@@ -6,7 +6,7 @@ import onnx_ir as ir
 from flagsplit.errors import ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.tflite.builder import SMALL, Builder, carried_in
-from flagsplit.targets.tflite.pairs import params_of, read_as_int8
+from flagsplit.targets.tflite.pairs import read_as_int8, reader_params
 from flagsplit.targets.tflite.program import Program, Refused, Tensor
 from flagsplit.targets.tflite.registry import TAKES_SMALL, lowering_of
 
@@ -72,9 +72,8 @@ def _typed(value: ir.Value) -> Tensor:
     assert value.shape is not None
     shape = tuple(dim for dim in value.shape if isinstance(dim, int))
     if value.dtype == ir.DataType.INT8 and read_as_int8(value):
-        params = params_of(value.consumers()[0])
-        assert params is not None
-        return Tensor(shape, "int8", scales=np.array(params[:1], np.float32), zero=params[1])
+        scale, zero = reader_params(value)
+        return Tensor(shape, "int8", scales=np.array([scale], np.float32), zero=zero)
     return Tensor(shape, carried_in(value.dtype))
 
 

@@ -8,6 +8,9 @@ import onnx_ir as ir
 
 _INT8_OF_UINT8 = 128
 
+MOVES = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
+"""Operators that may move integers about between the two."""
+
 
 def params_of(node: ir.Node) -> tuple[float, int] | None:
     """Scale and zero point of a QuantizeLinear or DequantizeLinear as int8 has them; None if they are none of TFLite's.
@@ -32,17 +35,34 @@ def offset_of(dtype: ir.DataType) -> int:
 
 
 def read_as_int8(value: ir.Value) -> bool:
-    """Whether int8 can stand for a value of 8 bits: all of its readers want the same real numbers of it."""
-    readers = [use.node for use in value.uses()]
-    if value.is_graph_output() and value.dtype != ir.DataType.INT8:
-        return False
-    if not readers and (value.producer() is None or _first_of_all(value)):
-        return False
-    found = {params_of(node) if node.op_type == "DequantizeLinear" and not node.domain else None for node in readers}
+    """Whether int8 can stand for a value of 8 bits: all that read it in the end want the same real numbers of it."""
     maker = value.producer()
+    if not value.uses() and (maker is None or _first_of_all(value)):
+        return False
+    found = _wishes(value)
     if maker is not None:
         found.add(params_of(maker) if maker.op_type == "QuantizeLinear" and not maker.domain else None)
     return len(found) == 1 and None not in found
+
+
+def _wishes(value: ir.Value) -> set[tuple[float, int] | None]:
+    """Scale and zero point as all readers have them, those behind what moves integers about too; None is any other."""
+    found: set[tuple[float, int] | None] = set()
+    if value.is_graph_output() and value.dtype != ir.DataType.INT8:
+        found.add(None)
+    for node in (use.node for use in value.uses()):
+        if node.op_type in MOVES and not node.domain:
+            found |= _wishes(node.outputs[0])
+        else:
+            found.add(params_of(node) if node.op_type == "DequantizeLinear" and not node.domain else None)
+    return found
+
+
+def reader_params(value: ir.Value) -> tuple[float, int]:
+    """What the readers of a value that is `read_as_int8` have."""
+    (found,) = _wishes(value)
+    assert found is not None
+    return found
 
 
 def _first_of_all(value: ir.Value) -> bool:

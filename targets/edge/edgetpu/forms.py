@@ -1,0 +1,89 @@
+"""Operators of int8 that the Edge TPU lacks, written in those that it has.
+
+Hard-swish is x * (relu6(x + 3) / 6), a leaky relu the larger of x and its share, and a dense layer a convolution of one
+pixel: that takes rows as pixels, and a scale for each output channel, which FULLY_CONNECTED got after Coral's compiler.
+"""
+
+import numpy as np
+
+from flagsplit.targets.tflite.int8_rules import HIGHEST, LOWEST, Params, params_of
+from flagsplit.targets.tflite.layout import numbers
+from flagsplit.targets.tflite.program import Operator, Program, Tensor
+
+_RELU6 = 3
+_VALID = 1
+_CLIPPED = Params(float(np.float32(6 / (HIGHEST - LOWEST))), LOWEST)
+_GATE = Params(float(np.float32(1 / (HIGHEST - LOWEST))), LOWEST)
+
+
+def with_forms(program: Program) -> Program:
+    """The same program in operators that the Edge TPU has, where there is such a form."""
+    operators = [made for each in program.operators for made in _form(each)]
+    return Program(program.inputs, program.outputs, operators)
+
+
+def _form(operator: Operator) -> list[Operator]:
+    first, output = operator.inputs[0], operator.outputs[0]
+    if first is None or first.dtype != "int8" or output.dtype != "int8":
+        return [operator]
+    if operator.code == "HARD_SWISH":
+        return _hard_swish(first, output)
+    if operator.code == "LEAKY_RELU" and 0 <= operator.options["alpha"] <= 1:
+        return _leaky(first, output, operator.options["alpha"])
+    weights = operator.inputs[1] if operator.code == "FULLY_CONNECTED" else None
+    if weights is not None and weights.data is not None and first.data is None:
+        return _pixels(operator, first, weights)
+    return [operator]
+
+
+def _hard_swish(x: Tensor, y: Tensor) -> list[Operator]:
+    clipped, gate = _CLIPPED.tensor(x.shape), _GATE.tensor(x.shape)
+    return [
+        Operator("ADD", (x, _number(3.0)), (clipped,), {"fusedActivationFunction": _RELU6}),
+        Operator("MUL", (clipped, _number(1 / 6)), (gate,)),
+        Operator("MUL", (x, gate), (y,)),
+    ]
+
+
+def _leaky(x: Tensor, y: Tensor, share: float) -> list[Operator]:
+    same, below = y.shaped(y.shape), y.shaped(y.shape)
+    again = [] if params_of(x) == params_of(y) else [Operator("QUANTIZE", (x,), (same,))]
+    return [
+        *again,
+        Operator("MUL", (x, _number(share)), (below,)),
+        Operator("MAXIMUM", (same if again else x, below), (y,)),
+    ]
+
+
+def _pixels(operator: Operator, x: Tensor, weights: Tensor) -> list[Operator]:
+    channels, out = weights.shape[1], weights.shape[0]
+    rows = x.size // channels
+    assert weights.data is not None
+    kernel = Tensor((out, 1, 1, channels), "int8", weights.data.reshape(out, 1, 1, channels), weights.scales, 0)
+    picture, made = x.shaped((1, 1, rows, channels)), operator.outputs[0].shaped((1, 1, rows, out))
+    options = {
+        "padding": _VALID,
+        "strideH": 1,
+        "strideW": 1,
+        "dilationHFactor": 1,
+        "dilationWFactor": 1,
+        "fusedActivationFunction": operator.options.get("fusedActivationFunction", 0),
+    }
+    bias = operator.inputs[2] if len(operator.inputs) > 2 else None
+    if bias is None:
+        scales = np.asarray(weights.scales, np.float32) * np.float32(params_of(x).scale)
+        bias = Tensor((out,), "int32", np.zeros(out, np.int32), scales, 0)
+    return [
+        _reshaped(x, picture),
+        Operator("CONV_2D", (picture, kernel, bias), (made,), options),
+        _reshaped(made, operator.outputs[0]),
+    ]
+
+
+def _reshaped(x: Tensor, y: Tensor) -> Operator:
+    return Operator("RESHAPE", (x, numbers(y.shape)), (y,), {"newShape": list(y.shape)})
+
+
+def _number(value: float) -> Tensor:
+    params = Params(float(np.float32(abs(value) / HIGHEST)) if value else 1.0, 0)
+    return params.tensor((), params.quantized(np.array(value)))

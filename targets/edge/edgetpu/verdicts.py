@@ -1,0 +1,137 @@
+"""Whether the Edge TPU takes a node: what stands between DequantizeLinear and QuantizeLinear is lowered and checked.
+
+A node is judged with those that compute on with it in one go, such as a convolution with its activation: the region
+of floating-point values around it, whose ends are int8. A region with other ends is not quantized, and refused.
+"""
+
+import onnx_ir as ir
+
+from flagsplit.errors import ModelError
+from flagsplit.flagir.reads import weights_read
+from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.edge.edgetpu.facts import Refusal, refusal_of
+from flagsplit.targets.edge.edgetpu.forms import with_forms
+from flagsplit.targets.interface import SupportVerdict
+from flagsplit.targets.tflite.layout import permutation_of
+from flagsplit.targets.tflite.pairs import params_of
+from flagsplit.targets.tflite.passes import program_of
+from flagsplit.targets.tflite.program import Operator, Program, nchw, nhwc
+
+TO, BACK = "QuantizeLinear", "DequantizeLinear"
+QUANTIZE_FIRST = (
+    "it computes in floating point, the Edge TPU in int8; make an int8 model with `flagsplit quantize` first"
+)
+_MOST_NODES = 64
+
+
+def verdict_of(node: ir.Node) -> SupportVerdict:
+    """Whether the Edge TPU takes a node of fixed shapes, judged where it stands in its graph."""
+    if node.domain:
+        return SupportVerdict(False, f"takes operators of the ONNX standard, came {node.domain}.{node.op_type}")
+    if node.op_type in (TO, BACK):
+        return _of_pair(node)
+    region = _region(node)
+    if region is None:
+        quantized = node.graph is not None and any(each.op_type == TO for each in node.graph)
+        reason = "its values stand in floating point, the Edge TPU computes in int8" if quantized else QUANTIZE_FIRST
+        return SupportVerdict(False, reason)
+    try:
+        program = with_forms(program_of(ChipPart("region", _model(node, region))))
+    except ModelError as error:
+        return SupportVerdict(False, str(error))
+    for operator in inside(program):
+        refusal = refusal_of(operator)
+        if refusal is not None:
+            return _refused(refusal)
+    return SupportVerdict(True)
+
+
+def inside(program: Program) -> list[Operator]:
+    """The operators without those at the ends that the host runs: pairs, and transposes to channels last and back."""
+    made = {output: operator for operator in program.operators for output in operator.outputs}
+    read = {each for operator in program.operators for each in operator.inputs if each is not None}
+    left = list(program.operators)
+
+    def from_outside(operator: Operator) -> bool:
+        first = operator.inputs[0]
+        return first not in made or made[first] not in left
+
+    def to_outside(operator: Operator) -> bool:
+        readers = [each for each in left if operator.outputs[0] in each.inputs]
+        return not readers and (operator.outputs[0] in program.outputs or operator.outputs[0] in read)
+
+    for operator in list(left):
+        rank = operator.outputs[0].rank
+        at_start = operator.code == "QUANTIZE" and operator.inputs[0] in program.inputs
+        if at_start or (permutation_of(operator) == nhwc(rank) and from_outside(operator)):
+            left.remove(operator)
+    for operator in reversed(list(left)):
+        at_end = operator.code == "DEQUANTIZE" and operator.outputs[0] in program.outputs
+        if at_end or (permutation_of(operator) == nchw(operator.outputs[0].rank) and to_outside(operator)):
+            left.remove(operator)
+    return left
+
+
+def _of_pair(node: ir.Node) -> SupportVerdict:
+    source = node.inputs[0]
+    constant = source is not None and source.const_value is not None and not source.is_graph_input()
+    if constant or params_of(node) is not None:
+        return SupportVerdict(True)
+    return SupportVerdict(False, "quantizes with one constant scale for a tensor, came another, or none of 8 bits")
+
+
+def _refused(refusal: Refusal) -> SupportVerdict:
+    return SupportVerdict(False, refusal.reason, source=refusal.source, confidence=refusal.confidence)
+
+
+def _region(node: ir.Node) -> set[ir.Node] | None:
+    """The nodes that compute on with a node before anything stands as int8; None if some end is not int8."""
+    found, todo = {node}, [node]
+    while todo:
+        each = todo.pop()
+        near: list[ir.Node] = []
+        for value in each.inputs:
+            if value is None or (value.const_value is not None and not value.is_graph_input()):
+                continue
+            maker = value.producer()
+            if maker is None:
+                return None
+            near.append(maker)
+        for value in each.outputs:
+            if value.is_graph_output():
+                return None
+            near.extend(use.node for use in value.uses())
+        new = [other for other in near if other.op_type not in (TO, BACK) and other not in found]
+        found.update(new)
+        todo.extend(new)
+        if len(found) > _MOST_NODES:
+            return None
+    return found
+
+
+def _model(node: ir.Node, region: set[ir.Node]) -> ir.Model:
+    """A region with the pairs at its ends, from floating point to floating point where that is near."""
+    wanted = set(region)
+    for each in region:
+        for value in each.inputs:
+            maker = value.producer() if value is not None else None
+            if maker is not None and maker not in region:
+                wanted.add(maker)
+                source = maker.inputs[0]
+                before = source.producer() if source is not None else None
+                if before is not None and before.op_type == TO:
+                    wanted.add(before)
+        for use in (use for value in each.outputs for use in value.uses() if use.node not in region):
+            wanted.add(use.node)
+            wanted.update(after.node for after in use.node.outputs[0].uses() if after.node.op_type == BACK)
+    assert node.graph is not None
+    nodes = [each for each in node.graph if each in wanted]
+    made = {value for each in nodes for value in each.outputs}
+    weights = dict.fromkeys(weight for each in nodes for weight in weights_read(each))
+    read = dict.fromkeys(value for each in nodes for value in each.inputs if value is not None)
+    inputs = [value for value in read if value not in made and value not in weights]
+    outputs = [value for value in made if value.name and not any(use.node in wanted for use in value.uses())]
+    view = ir.GraphView(
+        inputs, outputs, nodes=nodes, initializers=tuple(weights), opset_imports=node.graph.opset_imports, name="region"
+    )
+    return ir.Model(view.clone(), ir_version=10)
