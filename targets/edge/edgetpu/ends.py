@@ -3,13 +3,14 @@
 A TRANSPOSE at the start that the compiler does not map would leave all that follows to the CPU.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import onnx_ir as ir
 
 from flagsplit.targets.chip_parts import ChipPart, SplitSegment
+from flagsplit.targets.edge.edgetpu.forms import lowered
 from flagsplit.targets.tflite.layout import permutation_of
-from flagsplit.targets.tflite.passes import program_of
 from flagsplit.targets.tflite.program import Program, Tensor, nchw, nhwc
 
 SUFFIX = ".channels_last"
@@ -19,7 +20,7 @@ def channels_last_at_ends(split: SplitSegment) -> SplitSegment:
     """A segment whose host part permutes what its program would transpose first or last."""
     if split.chip is None:
         return split
-    program = program_of(split.chip)
+    program = lowered(split.chip)
     graph = split.chip.model.graph
     first = [
         value for value, tensor in zip(graph.inputs, program.inputs, strict=True) if _turned_first(program, tensor)
@@ -31,7 +32,7 @@ def channels_last_at_ends(split: SplitSegment) -> SplitSegment:
         return split
     names_in, names_out = [value.name or "" for value in first], [value.name or "" for value in last]
     before, after = _permuting(first, back=False), _permuting(last, back=True)
-    chip = _with_ends(split.chip, names_in, names_out)
+    chip = with_channels_last(split.chip, names_in, names_out)
     return replace(
         split,
         before=_joined(split.before, before),
@@ -90,7 +91,7 @@ def _joined(first: ir.Model | None, then: ir.Model | None) -> ir.Model | None:
     return made
 
 
-def _with_ends(part: ChipPart, inputs: list[str], outputs: list[str]) -> ChipPart:
+def with_channels_last(part: ChipPart, inputs: Collection[str], outputs: Collection[str]) -> ChipPart:
     """A part that takes and gives some of its values with channels last."""
     model = part.model.clone()
     graph = model.graph

@@ -276,9 +276,8 @@ CAUTIONS: dict[str, str] = {
 
 def refusal_of(operator: Operator) -> Refusal | None:
     """Why an operator is not mapped to the Edge TPU, or None."""
-    for rule in RULES[:1]:
-        if rule.broken(operator):
-            return Refusal(f"{operator.code} computes in floating point, the Edge TPU in 8 bits", rule.source, "high")
+    if _not_int8(operator):
+        return Refusal(f"{operator.code} computes in floating point, the Edge TPU in 8 bits", CORAL, "high")
     if operator.code not in MAPPED:
         source = REPORTED.get(operator.code)
         if source is not None:

@@ -2,13 +2,19 @@
 
 Hard-swish is x * (relu6(x + 3) / 6), a leaky relu the larger of x and its share, and a dense layer a convolution of one
 pixel: that takes rows as pixels, and a scale for each output channel, which FULLY_CONNECTED got after Coral's compiler.
+A picture that is flattened in ONNX's order before a dense layer is flattened as it lies, its weights in that order.
 """
 
 import numpy as np
 
+from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.tflite.int8_rules import HIGHEST, LOWEST, Params, params_of
-from flagsplit.targets.tflite.layout import numbers
-from flagsplit.targets.tflite.program import Operator, Program, Tensor
+from flagsplit.targets.tflite.layout import numbers, permutation_of, used_operators
+from flagsplit.targets.tflite.passes import program_of
+from flagsplit.targets.tflite.program import Operator, Program, Tensor, nchw
+
+_TRANSPOSE = 1 << 22
+"""What a transpose costs beside its elements: as much as can be, since few are mapped."""
 
 _RELU6 = 3
 _VALID = 1
@@ -16,10 +22,43 @@ _CLIPPED = Params(float(np.float32(6 / (HIGHEST - LOWEST))), LOWEST)
 _GATE = Params(float(np.float32(1 / (HIGHEST - LOWEST))), LOWEST)
 
 
+def lowered(part: ChipPart) -> Program:
+    """The program of a chip part in operators that the Edge TPU has, as far as there are such forms.
+
+    Raises:
+        ModelError: a node cannot be lowered; the message names it and says why.
+    """
+    return with_forms(program_of(part, _TRANSPOSE))
+
+
 def with_forms(program: Program) -> Program:
     """The same program in operators that the Edge TPU has, where there is such a form."""
-    operators = [made for each in program.operators for made in _form(each)]
-    return Program(program.inputs, program.outputs, operators)
+    operators = [made for each in _flattened(program) for made in _form(each)]
+    return Program(program.inputs, program.outputs, used_operators(operators, program.outputs))
+
+
+def _flattened(program: Program) -> list[Operator]:
+    makers = {output: operator for operator in program.operators for output in operator.outputs}
+    return [made for each in program.operators for made in _as_it_lies(each, makers)]
+
+
+def _as_it_lies(dense: Operator, makers: dict[Tensor, Operator]) -> list[Operator]:
+    """A dense layer of a picture with channels last, for one that was transposed and flattened."""
+    if dense.code != "FULLY_CONNECTED":
+        return [dense]
+    row, weights = dense.inputs[:2]
+    flat = makers.get(row) if row is not None else None
+    turned = makers.get(flat.inputs[0]) if flat is not None and flat.code == "RESHAPE" and flat.inputs[0] else None
+    if row is None or weights is None or weights.data is None or turned is None or turned.inputs[0] is None:
+        return [dense]
+    picture = turned.outputs[0].shape
+    if permutation_of(turned) != nchw(4) or row.shape != (1, row.size) or picture[0] != 1:
+        return [dense]
+    data = weights.data.reshape(-1, *picture[1:]).transpose(0, 2, 3, 1).reshape(weights.shape)
+    kernel = Tensor(weights.shape, weights.dtype, data, weights.scales, weights.axis, weights.zero)
+    last = turned.inputs[0].shaped(row.shape)
+    made = Operator(dense.code, (last, kernel, *dense.inputs[2:]), dense.outputs, dense.options)
+    return [_reshaped(turned.inputs[0], last), made]
 
 
 def _form(operator: Operator) -> list[Operator]:

@@ -60,9 +60,9 @@ def balanced(costs: Sequence[Sequence[float]], parts: int) -> list[int]:
     """
     count = len(costs)
     best = [float("inf")] * count + [0.0]
-    cuts: list[list[int]] = [[] for _ in range(count)] + [[]]
+    cuts: list[list[int]] = [[] for _ in range(count + 1)]
     for _ in range(parts):
-        new, ends = list(best), list(cuts)
+        new, ends = list(best), [list(each) for each in cuts]
         for first in range(count):
             for at, cost in enumerate(costs[first]):
                 end = first + at + 1

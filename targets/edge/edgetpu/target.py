@@ -16,14 +16,13 @@ from flagsplit.targets.chip_parts import ChipPart, SplitSegment
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget, PartsInTurn
 from flagsplit.targets.edge.edgetpu import compiler, report
 from flagsplit.targets.edge.edgetpu.ends import channels_last_at_ends
-from flagsplit.targets.edge.edgetpu.forms import with_forms
+from flagsplit.targets.edge.edgetpu.forms import lowered
 from flagsplit.targets.edge.edgetpu.mapping import mapping_of
 from flagsplit.targets.edge.edgetpu.pipeline import divided
 from flagsplit.targets.edge.edgetpu.verdicts import verdict_of
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 from flagsplit.targets.tflite import engine, flatfile
-from flagsplit.targets.tflite.passes import program_of
 from flagsplit.targets.tflite.program import Program, Tensor
 
 DELEGATE = "libedgetpu.so.1"
@@ -73,7 +72,7 @@ class EdgetpuTarget(ChipTarget):
         told: dict[str, str] = {"devices": str(devices)}
         calls, mappings, logs = {}, {}, {}
         for part in parts:
-            whole = with_forms(program_of(part))
+            whole = lowered(part)
             programs = divided(whole, devices) if devices > 1 else [whole]
             mappings[part.segment] = [mapping_of(each) for each in programs]
             _refuse_unmapped(part, whole)
@@ -124,7 +123,7 @@ def _refuse_unmapped(part: ChipPart, program: Program) -> None:
     refusal = stopped.refusal
     raise ModelError(
         f"segment {part.segment}: {refusal.reason} ({refusal.source}), operator {stopped.at + 1} of "
-        f"{len(program.operators)}; all after it would run on the CPU. `flagsplit why` tells which node to keep elsewhere"
+        f"{len(program.operators)}; all after it would run on the CPU. `flagsplit why` tells of each node"
     )
 
 

@@ -9,12 +9,12 @@ import onnx_ir as ir
 from flagsplit.errors import ModelError
 from flagsplit.flagir.reads import weights_read
 from flagsplit.targets.chip_parts import ChipPart
-from flagsplit.targets.edge.edgetpu.facts import Refusal, refusal_of
-from flagsplit.targets.edge.edgetpu.forms import with_forms
+from flagsplit.targets.edge.edgetpu.ends import with_channels_last
+from flagsplit.targets.edge.edgetpu.facts import refusal_of
+from flagsplit.targets.edge.edgetpu.forms import lowered
 from flagsplit.targets.interface import SupportVerdict
 from flagsplit.targets.tflite.layout import permutation_of
 from flagsplit.targets.tflite.pairs import params_of
-from flagsplit.targets.tflite.passes import program_of
 from flagsplit.targets.tflite.program import Operator, Program, nchw, nhwc
 
 TO, BACK = "QuantizeLinear", "DequantizeLinear"
@@ -22,6 +22,7 @@ QUANTIZE_FIRST = (
     "it computes in floating point, the Edge TPU in int8; make an int8 model with `flagsplit quantize` first"
 )
 _MOST_NODES = 64
+_LEAST_RANK = 3
 
 
 def verdict_of(node: ir.Node) -> SupportVerdict:
@@ -35,15 +36,30 @@ def verdict_of(node: ir.Node) -> SupportVerdict:
         quantized = node.graph is not None and any(each.op_type == TO for each in node.graph)
         reason = "its values stand in floating point, the Edge TPU computes in int8" if quantized else QUANTIZE_FIRST
         return SupportVerdict(False, reason)
+    part = ChipPart("region", _model(node, region))
+    verdict = _of_part(part)
+    graph = part.model.graph
+    turned = [[value.name or "" for value in ends if _has_channels(value)] for ends in (graph.inputs, graph.outputs)]
+    if verdict.supported or not any(turned):
+        return verdict
+    last = _of_part(with_channels_last(part, *turned))
+    return last if last.supported else verdict
+
+
+def _of_part(part: ChipPart) -> SupportVerdict:
     try:
-        program = with_forms(program_of(ChipPart("region", _model(node, region))))
+        program = lowered(part)
     except ModelError as error:
         return SupportVerdict(False, str(error))
-    for operator in inside(program):
-        refusal = refusal_of(operator)
-        if refusal is not None:
-            return _refused(refusal)
-    return SupportVerdict(True)
+    refused = [(each.code, refusal) for each in inside(program) if (refusal := refusal_of(each)) is not None]
+    if not refused:
+        return SupportVerdict(True)
+    _, first = next((each for each in refused if each[0] not in ("QUANTIZE", "DEQUANTIZE")), refused[0])
+    return SupportVerdict(False, first.reason, source=first.source, confidence=first.confidence)
+
+
+def _has_channels(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) >= _LEAST_RANK
 
 
 def inside(program: Program) -> list[Operator]:
@@ -78,10 +94,6 @@ def _of_pair(node: ir.Node) -> SupportVerdict:
     if constant or params_of(node) is not None:
         return SupportVerdict(True)
     return SupportVerdict(False, "quantizes with one constant scale for a tensor, came another, or none of 8 bits")
-
-
-def _refused(refusal: Refusal) -> SupportVerdict:
-    return SupportVerdict(False, refusal.reason, source=refusal.source, confidence=refusal.confidence)
 
 
 def _region(node: ir.Node) -> set[ir.Node] | None:

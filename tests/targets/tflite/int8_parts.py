@@ -96,3 +96,12 @@ def _steps(output: ir.Value, came: Array, wanted: Array) -> float:
     assert scale is not None
     assert scale.const_value is not None
     return off / float(scale.const_value.numpy().reshape(-1)[0])
+
+
+def off_by_one_step(
+    model: ir.Model, came: Mapping[str, Array], wanted: Mapping[str, Array], most: float = 1.01
+) -> bool:
+    """Whether answers differ by no more than one step of each output's scale."""
+    assert list(came) == list(wanted)
+    outputs = model.graph.outputs
+    return all(_steps(each, came[each.name or ""], wanted[each.name or ""]) <= most for each in outputs)
