@@ -77,6 +77,14 @@ def to_int8(program: Program) -> Program:
     return _Rewriter(program).program()
 
 
+def computes_in_int8(program: Program) -> bool:
+    """Whether some operator works on activations of int8."""
+    return any(
+        operator.code not in ("QUANTIZE", "DEQUANTIZE") and any(each.dtype == "int8" for each in operator.outputs)
+        for operator in program.operators
+    )
+
+
 class _Rewriter:
     def __init__(self, program: Program) -> None:
         self._old = program

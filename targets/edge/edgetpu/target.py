@@ -27,6 +27,7 @@ from flagsplit.targets.tflite.program import Program, Tensor
 
 DELEGATE = "libedgetpu.so.1"
 DEVICES = tuple(str(count) for count in range(1, 9))
+_PRECISIONS = ("int8",)
 _PIPELINE = "pipeline."
 _CALLS: TypeAdapter[list[ChipCall]] = TypeAdapter(list[ChipCall])
 
@@ -48,7 +49,7 @@ class EdgetpuTarget(ChipTarget):
             source="published operator lists and logs of Coral's compiler, each rule with its own; run on no Edge TPU",
             confidence="medium",
             extra="edgetpu",
-            choices={"devices": DEVICES},
+            choices={"devices": DEVICES, "precision": _PRECISIONS},
             carries_nan=False,
         )
 
@@ -69,7 +70,7 @@ class EdgetpuTarget(ChipTarget):
         flatfile.schema()
         devices = int(_devices(options))
         files: dict[str, bytes | Path] = {}
-        told: dict[str, str] = {"devices": str(devices)}
+        told: dict[str, str] = {"devices": str(devices), "precision": _PRECISIONS[0]}
         calls, mappings, logs = {}, {}, {}
         for part in parts:
             whole = lowered(part)
@@ -171,8 +172,10 @@ def _read_calls(text: str) -> list[ChipCall]:
 
 
 def _devices(options: CompileOptions) -> str:
-    if unknown := sorted(set(options.choices) - {"devices"}):
-        raise ConfigError(f"the edgetpu target has the choice devices, came {unknown[0]!r}")
+    if unknown := sorted(set(options.choices) - {"devices", "precision"}):
+        raise ConfigError(f"the edgetpu target has the choices devices and precision, came {unknown[0]!r}")
+    if (precision := options.choices.get("precision", _PRECISIONS[0])) not in _PRECISIONS:
+        raise ConfigError(f"the edgetpu target computes in int8, came a precision of {precision!r}")
     chosen = options.choices.get("devices", DEVICES[0])
     if chosen not in DEVICES:
         raise ConfigError(f"expected devices from 1 to {len(DEVICES)} for the edgetpu target, came {chosen!r}")

@@ -1,7 +1,8 @@
 """Whether the Edge TPU takes a node: what stands between DequantizeLinear and QuantizeLinear is lowered and checked.
 
 A node is judged with those that compute on with it in one go, such as a convolution with its activation: the region
-of floating-point values around it, whose ends are int8. A region with other ends is not quantized, and refused.
+of floating-point values around it, whose ends are int8. A region with other ends is not quantized, and refused. Moves
+side by side are judged as one, since they become one, such as the three that shuffle channels.
 """
 
 import onnx_ir as ir
@@ -22,6 +23,7 @@ QUANTIZE_FIRST = (
     "it computes in floating point, the Edge TPU in int8; make an int8 model with `flagsplit quantize` first"
 )
 _MOST_NODES = 64
+_MOVES = frozenset(("Reshape", "Transpose"))
 _LEAST_RANK = 3
 
 
@@ -112,13 +114,32 @@ def _region(node: ir.Node) -> set[ir.Node] | None:
         for value in each.outputs:
             if value.is_graph_output():
                 return None
-            near.extend(use.node for use in value.uses())
+            near.extend(_readers(value))
+        near.extend(_moves_beside(each))
         new = [other for other in near if other.op_type not in (TO, BACK) and other not in found]
         found.update(new)
         todo.extend(new)
         if len(found) > _MOST_NODES:
             return None
     return found
+
+
+def _readers(value: ir.Value) -> list[ir.Node]:
+    return [use.node for use in value.uses()]
+
+
+def _moves_beside(node: ir.Node) -> list[ir.Node]:
+    """The moves before and after a move, each behind a pair."""
+    if node.op_type not in _MOVES:
+        return []
+    source = node.inputs[0]
+    for kind in (BACK, TO):
+        maker = source.producer() if source is not None else None
+        source = maker.inputs[0] if maker is not None and maker.op_type == kind else None
+    before = [source.producer()] if source is not None else []
+    pairs = [pair for to in _readers(node.outputs[0]) if to.op_type == TO for pair in _readers(to.outputs[0])]
+    after = [each for pair in pairs if pair.op_type == BACK for each in _readers(pair.outputs[0])]
+    return [each for each in (*before, *after) if each is not None and each.op_type in _MOVES]
 
 
 def _model(node: ir.Node, region: set[ir.Node]) -> ir.Model:

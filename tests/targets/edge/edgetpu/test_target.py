@@ -237,5 +237,7 @@ def test_choices_that_there_are_not() -> None:
     model = int8_model("y = Tanh(x)", "float[1,5] x", "float[1,5] y")
     with pytest.raises(ConfigError, match="devices from 1 to 8"):
         compiled(model, devices="9")
-    with pytest.raises(ConfigError, match="the choice devices"):
+    with pytest.raises(ConfigError, match="the choices devices"):
         compiled(model, chips="2")
+    with pytest.raises(ConfigError, match="computes in int8"):
+        compiled(model, precision="fp16")
