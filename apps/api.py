@@ -56,6 +56,7 @@ def build(
     targets: Mapping[str, Sequence[str]] | None = None,
     choices: Mapping[str, Mapping[str, str]] | None = None,
     samples: Sequence[AnyPath] = (),
+    keep_samples: bool = False,
     float_products: bool = False,
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
@@ -88,6 +89,7 @@ def build(
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
         float_products: turn products that are quantized on the fly, which chips do not take, into floating-point ones.
         samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
+        keep_samples: put them into the bundle, for `update_sla` to calibrate with; whoever has the bundle has them.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
         dynamic_shapes: of a module, as for `torch.export.export`.
@@ -119,6 +121,7 @@ def build(
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
             samples=[Path(path) for path in samples],
+            keep_samples=keep_samples,
             float_products=float_products,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),

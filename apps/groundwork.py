@@ -47,6 +47,7 @@ class BuildOptions:
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
         samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
             Without any, seeded random ones are made up, which tell less.
+        keep_samples: whether the bundle has the samples too, so that it can be built again as well as it was.
         float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
             take; the result is the model that runs everywhere, and the reference.
     """
@@ -65,6 +66,7 @@ class BuildOptions:
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     samples: Sequence[Path] = ()
+    keep_samples: bool = False
     float_products: bool = False
 
     @property

@@ -117,8 +117,13 @@ def _same(wanted: Array, came: Array, task: Task) -> float:
 
 
 def _share_of_macs(model: ir.Model, made: Quantized, dims: Mapping[str, int]) -> float:
-    int8 = {each.node for each in made.nodes if each.int8}
+    """Of each block, the share of its nodes that are int8; those that were folded into others do not count."""
+    int8 = {each.node: each.int8 for each in made.nodes}
     graph = flagir.block_graph(model, flagir.nominal_dims(flagir.Skeleton(model), dims))
-    total = sum(sum(block.flops.values()) for block in graph.blocks)
-    share = sum(sum(block.flops.values()) * np.mean([name in int8 for name in block.nodes]) for block in graph.blocks)
-    return float(share / total) if total else 0.0
+    total, share = 0.0, 0.0
+    for block in graph.blocks:
+        work = sum(block.flops.values())
+        known = [int8[name] for name in block.nodes if name in int8]
+        total += work
+        share += work * sum(known) / max(len(known), 1)
+    return share / total if total else 0.0

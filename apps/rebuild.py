@@ -22,7 +22,7 @@ from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.pipeline import TRACE_NAME, BuildResult, Canonical, Clock, Progress, assemble
 from flagsplit.apps.planning import subject_of_bundle
-from flagsplit.apps.recipe import deployment_of, read_recipe, recorded_costs, sla_data
+from flagsplit.apps.recipe import Recipe, deployment_of, read_recipe, recorded_costs, sla_data
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.placement import clear_placements
 from flagsplit.runtime.bundle import GRAPH_NAME, WEIGHTS_MEMBER, Bundle, open_bundle
@@ -135,9 +135,20 @@ def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...]
         subject = subject_of_bundle(bundle, None, {}, {}, options)
         return subject.deployment, options, (_OLD, _OLD_TOO, *subject.notes), _nodes_read(bundle)
     options = replace(options, numerics=recipe.numerics, residency=recipe.residency, choices=recipe.choices)
-    extra = ", ".join(recipe.extra_plans)
-    notes = (f"plans that were added at the build are not in the new one: {extra}",) if extra else ()
-    return deployment_of(bundle, recipe), options, notes, recipe.nodes_read
+    samples = [bundle.folder / name for name in recipe.kept_samples]
+    options = replace(options, samples=samples, keep_samples=bool(samples))
+    return deployment_of(bundle, recipe), options, tuple(_left_out(recipe)), recipe.nodes_read
+
+
+def _left_out(recipe: Recipe) -> Iterator[str]:
+    """What the build had and the bundle has not."""
+    if recipe.extra_plans:
+        yield f"plans that were added at the build are not in the new one: {', '.join(recipe.extra_plans)}"
+    if recipe.samples > len(recipe.kept_samples):
+        yield (
+            f"the build calibrated chips on {recipe.samples} samples that the bundle does not have; made-up inputs "
+            f"stand in for them; build with --keep-samples to have them in it"
+        )
 
 
 def _nodes_read(bundle: Bundle) -> int:

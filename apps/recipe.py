@@ -29,6 +29,9 @@ from flagsplit.targets.catalogue import TARGETS
 COSTS_NAME = "costs.json"
 """The member with the costs that were planned with, where they are not what the devices' figures say."""
 
+SAMPLES_FOLDER = "samples"
+"""Where a bundle has the samples that it was built with, if it has them."""
+
 _MAX_COSTS_BYTES = 256 << 20
 
 
@@ -75,6 +78,8 @@ class Recipe(_Frozen):
         nodes_read: of the model as it was given.
         choices: since 1.3, what targets let a build choose, by target.
         extra_plans: names of plans that were asked for beside the pool; only who asked can make them.
+        samples: since 1.4, how many samples the chips were calibrated with, made-up ones not counted.
+        kept_samples: since 1.4, the members that have them, if the bundle does.
     """
 
     tiers: tuple[_Tier, ...]
@@ -85,6 +90,13 @@ class Recipe(_Frozen):
     nodes_read: int
     choices: dict[str, dict[str, str]] = {}
     extra_plans: tuple[str, ...] = ()
+    samples: int = 0
+    kept_samples: tuple[str, ...] = ()
+
+
+def kept_sample_names(options: BuildOptions) -> tuple[str, ...]:
+    """The members that have the samples of a build."""
+    return tuple(f"{SAMPLES_FOLDER}/{at:04}.npz" for at in range(len(options.samples))) if options.keep_samples else ()
 
 
 def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, extra: tuple[str, ...]) -> dict[str, Any]:
@@ -119,6 +131,8 @@ def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, ex
         nodes_read=nodes_read,
         choices={target: dict(given) for target, given in options.choices.items()},
         extra_plans=extra,
+        samples=len(options.samples),
+        kept_samples=kept_sample_names(options),
     )
     return recipe.model_dump(mode="json")
 
@@ -140,6 +154,9 @@ def read_recipe(bundle: Bundle) -> Recipe | None:
         raise _unusable(bundle, f"it has {len(recipe.tiers)} tiers and {len(recipe.links)} links")
     if any(not 0 <= each.near < each.far - 1 < last for each in recipe.bypasses):
         raise _unusable(bundle, "a by-pass joins tiers that it cannot")
+    lost = [name for name in recipe.kept_samples if name not in bundle.facts.sizes]
+    if lost:
+        raise _unusable(bundle, f"it has no {lost[0]}")
     unknown = [name for tier in recipe.tiers for name in (tier.target, *tier.targets) if name not in TARGETS]
     if unknown:
         raise _unusable(bundle, f"this flagsplit has no target {unknown[0]!r}")

@@ -51,25 +51,33 @@ def open_onnx(
     """
     import onnxruntime as ort
 
+    options = session_settings(weights, numerics, threads)
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
+    try:
+        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
+    return OrtExecutable(session)
+
+
+def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> Any:
+    """The options of a session; see `open_onnx`."""
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
         options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
-    for key, value in (settings or {}).items():
-        options.add_session_config_entry(key, value)
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-    try:
-        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
-    return _OrtExecutable(session)
+    return options
 
 
-class _OrtExecutable:
+class OrtExecutable:
     """An open ONNX Runtime session."""
 
     def __init__(self, session: Any) -> None:

@@ -62,6 +62,9 @@ def command(
         list[Path] | None,
         typer.Option(metavar="FILE", help="Inputs by name, .npz, to calibrate chips and check their ranges with."),
     ] = None,
+    keep_samples: Annotated[
+        bool, typer.Option("--keep-samples", help="Put the samples into the bundle, for when it is built again.")
+    ] = False,
     numerics: Annotated[
         Literal["exact", "fast"],
         typer.Option(help="exact: split equals unsplit bit for bit; fast: rounding may differ."),
@@ -91,6 +94,7 @@ def command(
         targets=targets(target),
         choices=choices(choice),
         samples=samples or (),
+        keep_samples=keep_samples,
         float_products=float_products,
         residency=residency,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},

@@ -29,7 +29,7 @@ def command(
         typer.Option(metavar="DIR|FILE|zoo:NAME", help="Samples: .npz files, pictures or recordings; may be repeated."),
     ],
     observer: Annotated[
-        Literal["minmax", "percentile", "entropy"], typer.Option(help="Which range of an activation int8 holds.")
+        Literal["minmax", "percentile", "entropy", "mse"], typer.Option(help="Which range of an activation int8 holds.")
     ] = "minmax",
     min_cosine: Annotated[
         float, typer.Option(help="Least cosine of an output to the floating-point one.")

@@ -95,7 +95,8 @@ def _put_in_place(graph: ir.Graph, conv: ir.Node, node: ir.Node, bias: _Doubles)
 
 def _is_settled_norm(node: ir.Node) -> bool:
     """Whether a node is a batch normalization of constant numbers."""
-    if not is_op(node, "BatchNormalization") or node.attributes.get_int("training_mode", 0):
+    training = node.attributes.get_int("training_mode", 0)
+    if not is_op(node, "BatchNormalization") or training:
         return False
     return all(value is None or value.const_value is not None for value in node.inputs[1:5])
 

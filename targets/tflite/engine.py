@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from flagsplit.errors import BundleError, ConfigError, InputError
-from flagsplit.targets.interface import Array, Executable, TensorSpec
-from flagsplit.targets.segment_table import ChipCall, ChipTensor
+from flagsplit.targets.chip_call import CallExecutable
+from flagsplit.targets.interface import Array, Executable
+from flagsplit.targets.segment_table import ChipCall
 
 _INTERPRETERS = ("ai_edge_litert", "tflite_runtime")
 _IDENTIFIER = slice(4, 8)
@@ -41,7 +42,16 @@ def open_signature(file: Path, call: ChipCall, threads: int, delegate: str = "")
         runner = shared.interpreter.get_signature_runner(call.function)
     except (ValueError, RuntimeError) as error:
         raise _unusable(file, error) from error
-    return _Signature(shared, runner, call)
+
+    def run(tensors: dict[str, Array]) -> Mapping[str, Array]:
+        try:
+            with shared.lock:
+                made = runner(**tensors)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"LiteRT could not run the segment on these inputs: {_short(error)}") from error
+        return {each.called: made[each.called].reshape(each.shape) for each in call.outputs}
+
+    return CallExecutable(call, run, "LiteRT")
 
 
 class _Shared:
@@ -81,61 +91,6 @@ class _Shared:
             if found is None:
                 found = cls._open[key] = cls(file, threads, delegate)
             return found
-
-
-class _Signature:
-    """One signature, under the names of the graph's values."""
-
-    def __init__(self, shared: _Shared, runner: Any, call: ChipCall) -> None:
-        self._shared: _Shared | None = shared
-        self._runner = runner
-        self._call = call
-        self._inputs = tuple(each.to_spec() for each in call.inputs)
-        self._outputs = tuple(each.to_spec() for each in call.outputs)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        if self._shared is None:
-            raise InputError("the segment is closed; load it again")
-        given = {each.called: _passed(tensors, each) for each in self._call.inputs}
-        try:
-            with self._shared.lock:
-                made = self._runner(**given)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"LiteRT could not run the segment on these inputs: {_short(error)}") from error
-        return {
-            each.name: np.asarray(made[each.called])
-            .reshape([int(size) for size in each.shape])
-            .astype(each.dtype, copy=False)
-            for each in self._call.outputs
-        }
-
-    def close(self) -> None:
-        self._shared = self._runner = None
-
-
-def _passed(tensors: Mapping[str, Array], spec: ChipTensor) -> Array:
-    """A tensor as the program takes it.
-
-    Raises:
-        InputError: it is missing, or of another type or shape than said.
-    """
-    if spec.name not in tensors:
-        raise InputError(f"expected an input {spec.name!r}, came {', '.join(sorted(tensors)) or 'none'}")
-    array = np.asarray(tensors[spec.name])
-    if array.dtype.name != spec.dtype or list(array.shape) != list(spec.shape):
-        raise InputError(
-            f"expected {spec.name!r} as {spec.dtype} of shape {spec.shape}, "
-            f"came {array.dtype.name} of shape {list(array.shape)}"
-        )
-    return array.astype(spec.passed_as or spec.dtype, copy=False)
 
 
 def _interpreter_class() -> Any:

@@ -190,6 +190,25 @@ def test_a_rebuilt_bundle_has_the_same_targets(chips: dict[str, OnnxChip], model
     assert made is not None
 
 
+def test_a_rebuilt_bundle_is_calibrated_as_it_was(chips: dict[str, OnnxChip], model: Path, tmp_path: Path) -> None:
+    """On the same samples if the bundle has them; else on made-up ones, which is said."""
+    for seed in (7, 8):
+        np.savez(tmp_path / f"{seed}.npz", image=image(seed)["image"])
+    files = [tmp_path / "7.npz", tmp_path / "8.npz"]
+    sla = parse_sla({"use_tiers": ["phone"], "keep_on": {"inputs": "phone"}})
+    for keep in (True, False):
+        bundle = build(model, ["all"], SPLIT, samples=files, keep_samples=keep)
+        made = rebuild(bundle, sla, tmp_path / "again.flagsplit")
+        (part, *_) = chips["all"].parts
+        same = [
+            np.array_equal(sample["image"], image(seed)["image"])
+            for sample, seed in zip(part.samples, (7, 8), strict=False)
+        ]
+        assert same == ([True, True] if keep else [False])
+        assert any("2 samples that the bundle does not have" in note for note in made.notes) is not keep
+    assert any((bundle.folder / "samples").glob("*")) is False
+
+
 @pytest.mark.slow
 def test_samples_reach_the_inputs_of_parts(chips: dict[str, OnnxChip], model: Path, tmp_path: Path) -> None:
     """Made up, or the user's: what a part is given is what the model makes of them."""

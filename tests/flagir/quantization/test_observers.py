@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from flagsplit.flagir.quantization.observers import PERCENTILE, ObserverName, new_observer
+from flagsplit.flagir.quantization.params import params_of_range
 
 
 def _range(name: ObserverName, arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> tuple[float, float]:
@@ -46,7 +47,23 @@ def test_entropy_cuts_off_a_lone_outlier_and_keeps_what_is_spread_evenly() -> No
     assert high > 0.9
 
 
-@pytest.mark.parametrize("name", ["minmax", "percentile", "entropy"])
+def test_least_error_is_that_of_trying_all() -> None:
+    """Against quantizing the numbers themselves with every pair of ends."""
+    array = np.concatenate([np.random.default_rng(2).standard_normal(5000), [40.0, -9.0]]).astype(np.float32)
+
+    def error(low: float, high: float) -> float:
+        params = params_of_range(low, high)
+        real = (params.quantized(array).astype(np.float64) - params.zero_point) * params.scale
+        return float(((real - array) ** 2).mean())
+
+    found = error(*_range("mse", [array]))
+    ends = np.linspace(0.5, 40, 40)
+    best = min(error(-low, high) for low in ends[:10] for high in ends)
+    assert found <= 1.15 * best
+    assert found <= error(-9, 40)
+
+
+@pytest.mark.parametrize("name", ["minmax", "percentile", "entropy", "mse"])
 def test_what_is_no_number_is_left_out(name: ObserverName) -> None:
     array = np.array([np.nan, np.inf, -np.inf, -2.0, 3.0], np.float32)
     low, high = _range(name, [array, array])

@@ -53,10 +53,10 @@ def test_what_is_folded_gives_the_same(tmp_path: Path, body: str, operators: lis
 
 
 def test_what_fp16_could_not_hold_stays_apart() -> None:
-    body = "c = Conv <pads = [1, 1, 1, 1]> (x, w)\n y = Mul(c, large)"
-    weights = {"w": PARTS["w"], "large": np.full(CHANNEL, 1e5, np.float32)}
+    body = "c = Conv <pads = [1, 1, 1, 1]> (x, w)\n m = Mul(c, large)\n a = Add(m, d)\n y = Add(a, k)"
+    weights = {"w": PARTS["w"], "d": PARTS["d"], "k": PARTS["k"], "large": np.full(CHANNEL, 1e5, np.float32)}
     model = model_of(f"g (float[1, 3, 6, 6] x) => (float[1, 4, 6, 6] y) {{\n {body} }}", weights)
-    assert [node.op_type for node in prepare(model).graph] == ["Conv", "Mul"]
+    assert [node.op_type for node in prepare(model).graph] == ["Conv", "Mul", "Add", "Add"]
 
 
 def _used(body: str) -> dict[str, Array]:
