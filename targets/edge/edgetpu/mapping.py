@@ -26,13 +26,16 @@ _CPU_OPS_PER_S = 4e9
 """Of what is not mapped, on the board's four Cortex-A53; an estimate."""
 
 
+_PAIR = ("QUANTIZE", "DEQUANTIZE")
+
+
 @dataclass(frozen=True)
 class Stopped:
-    """The first operator that is not mapped.
+    """What ends the mapped operators.
 
     Attributes:
-        at: its position.
-        code: which.
+        at: the position of the first that is not mapped.
+        code: which that is, or what computes behind it where it only takes integers back.
         refusal: why.
     """
 
@@ -79,9 +82,9 @@ def mapping_of(program: Program) -> Mapping:
     mapped = next((at for at, each in enumerate(refusals) if each is not None), len(operators))
     stopped = None
     if mapped < len(operators):
-        found = refusals[mapped]
-        assert found is not None
-        stopped = Stopped(mapped, operators[mapped].code, found)
+        said = [(at, each) for at, each in enumerate(refusals) if each is not None]
+        at, found = next((pair for pair in said if operators[pair[0]].code not in _PAIR), said[0])
+        stopped = Stopped(mapped, operators[at].code, found)
     first, rest = operators[:mapped], operators[mapped:]
     parameters = parameter_bytes(first)
     streamed = max(parameters - SRAM_BYTES, 0)
