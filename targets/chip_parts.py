@@ -19,6 +19,7 @@ from flagsplit.flagir.codecs.functions import DOMAIN
 from flagsplit.flagir.reads import activations_read
 from flagsplit.flagir.specialize import open_values, settle, specialize
 from flagsplit.targets.interface import Array
+from flagsplit.targets.quantized_ends import joined, requantized_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +188,9 @@ def _split(model: ir.Model, segment: Segment, sizes: FixedSizes, quantized_ends:
         value.name or "" for node in core for value in node.outputs if value.name in needed and value.name not in given
     ]
     whole = _part(model, core, made) if made else None
+    again = requantized_inputs(whole, model, sizes.types) if quantized_ends and whole is not None else None
     chip, direct = _fixed(whole, segment.id, sizes) if whole is not None else (None, None)
-    before = _part(model, early, {name or "" for name in needed} | _read_by(core))
+    before = joined(_part(model, early, {name or "" for name in needed} | _read_by(core)), again)
     late_part = _part(model, late, segment.outputs)
     return SplitSegment(segment.id, before, chip, () if direct is None else (direct,), late_part)
 

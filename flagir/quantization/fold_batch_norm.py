@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_op
-from flagsplit.flagir.passes.float_products import drop_unused
+from flagsplit.flagir.passes.float_products import drop_unused, replace_node
 from flagsplit.flagir.quantization.params import Array
 
 _Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -40,6 +40,33 @@ def fold_batch_norms(model: ir.Model) -> int:
     if folded:
         drop_unused(graph)
     return folded
+
+
+def spread_batch_norms(model: ir.Model) -> int:
+    """Make a product and a sum of each batch normalization that is left, in place: engines have these in int8.
+
+    Returns:
+        How many there were.
+    """
+    graph, spread = model.graph, 0
+    for node in list(graph):
+        source = node.inputs[0] if _is_settled_norm(node) else None
+        if source is None or source.shape is None or source.dtype != ir.DataType.FLOAT:
+            continue
+        gamma, beta, mean, variance = (_numbers(value) for value in node.inputs[1:5])
+        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        along = (-1, *([1] * (len(source.shape) - 2)))
+        name = node.outputs[0].name
+        by = _initializer(graph, f"{name}.factor", factor.reshape(along))
+        plus = _initializer(graph, f"{name}.summand", (beta - mean * factor).reshape(along))
+        product = ir.node("Mul", [source, by], name=f"{node.name}.product")
+        made = product.outputs[0]
+        made.name, made.type, made.shape = f"{name}.product", source.type, source.shape
+        replace_node(graph, node, [product, ir.node("Add", [made, plus], name=node.name)])
+        spread += 1
+    if spread:
+        drop_unused(graph)
+    return spread
 
 
 def fold_channel_sums(model: ir.Model) -> int:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from flagsplit.targets.chip_parts import ChipPart, SplitSegment
 from flagsplit.targets.edge.edgetpu.forms import lowered
+from flagsplit.targets.quantized_ends import joined
 from flagsplit.targets.tflite.layout import permutation_of
 from flagsplit.targets.tflite.program import Program, Tensor, nchw, nhwc
 
@@ -35,7 +36,7 @@ def channels_last_at_ends(split: SplitSegment) -> SplitSegment:
     chip = with_channels_last(split.chip, names_in, names_out)
     return replace(
         split,
-        before=_joined(split.before, before),
+        before=joined(split.before, before),
         chip=chip,
         direct=(*([after] if after is not None else []), *split.direct),
     )
@@ -67,28 +68,6 @@ def _permuting(values: list[ir.Value], back: bool) -> ir.Model | None:
         outputs.append(made)
     graph = ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 23}, name="permuted")
     return ir.Model(graph, ir_version=10)
-
-
-def _joined(first: ir.Model | None, then: ir.Model | None) -> ir.Model | None:
-    """Two models as one: the second reads outputs of the first, or further inputs."""
-    if first is None or then is None:
-        return then if first is None else first
-    made = first.clone()
-    graph, known = made.graph, {value.name: value for value in made.graph.outputs}
-    then.graph.inputs.clear()
-    then.graph.outputs.clear()
-    for node in list(then.graph):
-        source = node.inputs[0]
-        assert source is not None
-        then.graph.remove(node)
-        if source.name in known:
-            node.replace_input_with(0, known[source.name])
-            graph.outputs.remove(known[source.name])
-        else:
-            graph.inputs.append(source)
-        graph.append(node)
-        graph.outputs.append(node.outputs[0])
-    return made
 
 
 def with_channels_last(part: ChipPart, inputs: Collection[str], outputs: Collection[str]) -> ChipPart:

@@ -142,6 +142,13 @@ def _moves_beside(node: ir.Node) -> list[ir.Node]:
     return [each for each in (*before, *after) if each is not None and each.op_type in _MOVES]
 
 
+def _saturated(pair: ir.Node) -> list[ir.Node]:
+    """The activation before a quantization: after it nothing is negative, which a pad may need to know."""
+    source = pair.inputs[0]
+    maker = source.producer() if source is not None else None
+    return [maker] if maker is not None and maker.op_type == "Relu" else []
+
+
 def _model(node: ir.Node, region: set[ir.Node]) -> ir.Model:
     """A region with the pairs at its ends, from floating point to floating point where that is near."""
     wanted = set(region)
@@ -154,6 +161,7 @@ def _model(node: ir.Node, region: set[ir.Node]) -> ir.Model:
                 before = source.producer() if source is not None else None
                 if before is not None and before.op_type == TO:
                     wanted.add(before)
+                    wanted.update(_saturated(before))
         for use in (use for value in each.outputs for use in value.uses() if use.node not in region):
             wanted.add(use.node)
             wanted.update(after.node for after in use.node.outputs[0].uses() if after.node.op_type == BACK)

@@ -164,6 +164,18 @@ def test_what_is_linear_in_a_channel_goes_into_the_weights(after: str, left: lis
         np.testing.assert_allclose(a["y"], b["y"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_batch_norm_before_anything_is_quantized_as_a_product_and_a_sum() -> None:
+    rng = np.random.default_rng(2)
+    numbers = {"g": rng.uniform(0.5, 2, 4), "b": rng.standard_normal(4), "m": rng.standard_normal(4)}
+    text = "g (float[1, 4, 5, 5] x) => (float[1, 4, 5, 5] y) { n = BatchNormalization (x, g, b, m, g) y = Relu (n) }"
+    model = _with(text, numbers)
+    samples = [{"x": rng.standard_normal((1, 4, 5, 5)).astype(np.float32)} for _ in range(4)]
+    made = quantize(model, samples, run)
+    assert [each.op_type for each in made.nodes] == ["Mul", "Add", "Relu"]
+    assert all(each.int8 for each in made.nodes)
+    assert made.mean > 0.999
+
+
 def test_a_sum_of_two_is_quantized_as_an_addition() -> None:
     model = _with("g (float[1, 4] x) => (float[1, 4] y) { s = Tanh (x) y = Sum (s, x) }", {})
     samples = [{"x": np.linspace(-1, 1, 4, dtype=np.float32).reshape(1, 4)}]

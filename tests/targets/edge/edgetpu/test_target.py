@@ -122,6 +122,35 @@ def test_a_segment_may_begin_and_end_at_int8(network: ir.Model, tmp_path: Path) 
         assert np.abs(came[name].astype(np.float64) - array).max() <= 1
 
 
+def test_what_crosses_as_floating_point_is_the_same_integers_again(tmp_path: Path) -> None:
+    """The value before a shortcut is read on both sides of the cut, so that its integers were taken back already."""
+    model = int8_model(
+        "a = Relu(x) c = Conv<pads=[1,1,1,1]>(a, w) y = Add(c, a)",
+        "float[1,2,6,6] x",
+        "float[1,2,6,6] y",
+        f"float[2,2,3,3] w = {{{', '.join(str(0.1 * at - 1.5) for at in range(36))}}}",
+    )
+    names = [node.name or "" for node in model.graph]
+    kinds = [node.op_type for node in model.graph]
+    at = kinds.index("Conv") + 2  # with the QuantizeLinear behind it
+    first, second = segment_of(model, names[:at]), segment_of(model, names[at:])
+    assert "a" in second.inputs
+    artifact = TARGET.compile(model, [first, second], CompileOptions())
+    stored = artifact.store(tmp_path, tmp_path / "none")
+    values = samples_of(model, 1, 7)[0]
+    for segment in (first, second):
+        loaded = TARGET.load(stored, segment.id, LoadOptions(threads=1))
+        values |= loaded.run({spec.name: values[spec.name] for spec in loaded.inputs})
+        loaded.close()
+    wanted = next(iter(run(model, samples_of(model, 1, 7))))
+    assert off_by_one_step(model, {"y": values["y"]}, wanted)
+    data = artifact.files["segments.json"]
+    assert isinstance(data, bytes)
+    chip = SegmentTable.model_validate_json(data).segments[second.id].chip
+    assert chip is not None
+    assert {each.dtype for each in (*chip.inputs, *chip.outputs)} == {"int8"}
+
+
 def _noise(spec: TensorSpec) -> Array:
     shape = [int(size) for size in spec.shape]
     return np.random.default_rng(3).integers(-128, 128, shape).astype(np.int8)
