@@ -19,6 +19,9 @@ SRAM_BYTES = int(7.6 * (1 << 20))
 LINK_BYTES_PER_S = 300e6
 """Over USB 3 or PCIe x1, effective: what streams, comes in or goes out."""
 
+ON_CHIP_BYTES_PER_S = 30.72e9
+"""Of the SRAM, as the device catalogue has it: 64 bytes a cycle at 480 MHz."""
+
 INVOCATION_S = 0.28e-3
 """A dense layer whose parameters are cached, over USB."""
 

@@ -11,8 +11,9 @@ from flagsplit.errors import ModelError
 from flagsplit.flagir.reads import weights_read
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.edge.edgetpu.ends import with_channels_last
-from flagsplit.targets.edge.edgetpu.facts import refusal_of
+from flagsplit.targets.edge.edgetpu.facts import LOGS, refusal_of
 from flagsplit.targets.edge.edgetpu.forms import lowered
+from flagsplit.targets.edge.edgetpu.streaming import as_moved_on_chip, reason_of, streamed_bytes
 from flagsplit.targets.interface import SupportVerdict
 from flagsplit.targets.tflite.layout import permutation_of
 from flagsplit.targets.tflite.pairs import params_of
@@ -38,7 +39,15 @@ def verdict_of(node: ir.Node) -> SupportVerdict:
         quantized = node.graph is not None and any(each.op_type == TO for each in node.graph)
         reason = "its values stand in floating point, the Edge TPU computes in int8" if quantized else QUANTIZE_FIRST
         return SupportVerdict(False, reason)
-    part = ChipPart("region", _model(node, region))
+    verdict = _of_region(ChipPart("region", _model(node, region)))
+    streamed = streamed_bytes(node) if verdict.supported else 0.0
+    if not streamed:
+        return verdict
+    moved = as_moved_on_chip(node, streamed)
+    return SupportVerdict(True, reason_of(streamed), source=LOGS, confidence="low", extra_bytes=moved)
+
+
+def _of_region(part: ChipPart) -> SupportVerdict:
     verdict = _of_part(part)
     graph = part.model.graph
     turned = [[value.name or "" for value in ends if _has_channels(value)] for ends in (graph.inputs, graph.outputs)]
