@@ -65,8 +65,18 @@ def _of_part(part: ChipPart) -> SupportVerdict:
     refused = [(each.code, refusal) for each in inside(program) if (refusal := refusal_of(each)) is not None]
     if not refused:
         return SupportVerdict(True)
-    _, first = next((each for each in refused if each[0] not in ("QUANTIZE", "DEQUANTIZE")), refused[0])
+    code, first = next((each for each in refused if each[0] not in ("QUANTIZE", "DEQUANTIZE")), refused[0])
+    if _computes_in_floating_point(program):
+        reason = (
+            f"it has no form in int8, the Edge TPU computes in nothing else; LiteRT has it in floating point ({code})"
+        )
+        return SupportVerdict(False, reason, source=first.source, confidence=first.confidence)
     return SupportVerdict(False, first.reason, source=first.source, confidence=first.confidence)
+
+
+def _computes_in_floating_point(program: Program) -> bool:
+    """Whether an operator inside works on floating point."""
+    return any(each.dtype == "float32" for operator in inside(program) for each in operator.outputs)
 
 
 def _has_channels(value: ir.Value) -> bool:
