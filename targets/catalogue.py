@@ -37,10 +37,17 @@ def _qnn() -> Target:
     return QnnTarget()
 
 
+def _edgetpu() -> Target:
+    from flagsplit.targets.edge.edgetpu.target import EdgetpuTarget
+
+    return EdgetpuTarget()
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
     "ort": _ort,
     "coreml": _coreml,
     "cuda": _cuda,
+    "edgetpu": _edgetpu,
     "litert": _litert,
     "qnn": _qnn,
 }
@@ -49,6 +56,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
     "cuda": ("cuda", ("torch",)),
+    "edgetpu": ("edgetpu", ("ai_edge_litert",)),
     "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }

@@ -50,6 +50,7 @@ def _certify(name: str) -> bool:
         [[]]
         if not choices.get("precision")
         else [["--choice", f"precision={value}"] for value in _VARIANTS["precision"] if value in choices["precision"]]
+        or [[]]
     )
     ok = True
     for variant in variants:

@@ -15,9 +15,9 @@ from flagsplit.targets.mobile.litert.delegates import DELEGATES_NAME, to_json
 from flagsplit.targets.mobile.litert.error_gate import check_error, largest_error
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 from flagsplit.targets.tflite import engine, flatfile
-from flagsplit.targets.tflite.fuse import fuse
-from flagsplit.targets.tflite.layout import settle_layouts
-from flagsplit.targets.tflite.lower import lower_part, refusal
+from flagsplit.targets.tflite.int8 import computes_in_int8
+from flagsplit.targets.tflite.lower import refusal
+from flagsplit.targets.tflite.passes import program_of
 from flagsplit.targets.tflite.program import Program, Tensor
 from flagsplit.targets.tflite.weights import with_weights
 
@@ -50,15 +50,20 @@ class LitertTarget(ChipTarget):
         return SupportVerdict(not reason, reason)
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
-        """One file, equal weights in it once; `weights_error` of the options is what smaller ones cost."""
+        """One file, equal weights in it once.
+
+        Of the options, `weights_error` is what smaller weights cost, and `precision` says int8 where the model does.
+        """
         flatfile.schema()
         kind = _weights(options)
-        plain = {part.segment: fuse(settle_layouts(lower_part(part))) for part in parts}
+        plain = {part.segment: program_of(part) for part in parts}
         if not plain:
             return ChipArtifact({}, {}, {"weights": kind})
         calls = {part.segment: _call(part, plain[part.segment]) for part in parts}
         programs = {name: with_weights(program, kind) for name, program in plain.items()}
         data, said = flatfile.to_bytes(programs), {"weights": kind}
+        if any(computes_in_int8(program) for program in plain.values()):
+            said["precision"] = "int8"
         if kind != WEIGHTS[0]:
             error = largest_error(flatfile.to_bytes(plain), data, parts, calls)
             if error is not None:

@@ -12,7 +12,7 @@ from tests.flagir.quantization.engine import Array, run
 from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, cosine, quantize
-from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms
+from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms, fold_channel_sums
 from flagsplit.flagir.quantization.rules import SAME
 
 _SMALL = """g (float[1, 3, 12, 12] x) => (float[1, 5] y) {
@@ -129,6 +129,60 @@ def test_batch_norms_are_folded_in_float64() -> None:
     for a, b in zip(run(model, _pictures(3)), run(folded, _pictures(3)), strict=True):
         np.testing.assert_allclose(a["y"], b["y"], rtol=1e-4, atol=1e-5)
     assert fold_batch_norms(folded) == 0
+
+
+def _up(after: str) -> ir.Model:
+    rng = np.random.default_rng(5)
+    body = f"t = ConvTranspose <strides = [2, 2]> (x, w, b) {after}"
+    text = f"g (float[1, 4, 5, 5] x) => (float[1, 6, 10, 10] y) {{ {body} }}"
+    weights: dict[str, Array] = {"w": rng.standard_normal((4, 6, 2, 2)), "b": rng.standard_normal(6)}
+    weights |= {
+        "s": rng.standard_normal((6, 1, 1)),
+        "wide": rng.standard_normal((6, 10, 1)),
+        "v": rng.uniform(0.5, 2, 6),
+    }
+    return _with(text, {name: array for name, array in weights.items() if name in text})
+
+
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [
+        ("y = Add (t, s)", ["ConvTranspose"]),
+        ("y = BatchNormalization (t, v, b, b, v)", ["ConvTranspose"]),
+        ("a = Add (s, t) y = BatchNormalization (a, v, b, b, v)", ["ConvTranspose"]),
+        ("y = Add (t, wide)", ["ConvTranspose", "Add"]),
+        ("a = Add (t, s) y = Add (a, t)", ["ConvTranspose", "Add", "Add"]),
+    ],
+)
+def test_what_is_linear_in_a_channel_goes_into_the_weights(after: str, left: list[str]) -> None:
+    model = _up(after)
+    folded = model.clone()
+    fold_channel_sums(folded)
+    fold_batch_norms(folded)
+    assert [node.op_type for node in folded.graph] == left
+    given = [{"x": np.random.default_rng(1).standard_normal((1, 4, 5, 5)).astype(np.float32)}]
+    for a, b in zip(run(model, given), run(folded, given), strict=True):
+        np.testing.assert_allclose(a["y"], b["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_before_anything_is_quantized_as_a_product_and_a_sum() -> None:
+    rng = np.random.default_rng(2)
+    numbers = {"g": rng.uniform(0.5, 2, 4), "b": rng.standard_normal(4), "m": rng.standard_normal(4)}
+    text = "g (float[1, 4, 5, 5] x) => (float[1, 4, 5, 5] y) { n = BatchNormalization (x, g, b, m, g) y = Relu (n) }"
+    model = _with(text, numbers)
+    samples = [{"x": rng.standard_normal((1, 4, 5, 5)).astype(np.float32)} for _ in range(4)]
+    made = quantize(model, samples, run)
+    assert [each.op_type for each in made.nodes] == ["Mul", "Add", "Relu"]
+    assert all(each.int8 for each in made.nodes)
+    assert made.mean > 0.999
+
+
+def test_a_sum_of_two_is_quantized_as_an_addition() -> None:
+    model = _with("g (float[1, 4] x) => (float[1, 4] y) { s = Tanh (x) y = Sum (s, x) }", {})
+    samples = [{"x": np.linspace(-1, 1, 4, dtype=np.float32).reshape(1, 4)}]
+    made = quantize(model, samples, run)
+    assert [each.int8 for each in made.nodes] == [True, True]
+    assert "Add" in {node.op_type for node in made.model.graph}
 
 
 def test_a_corrected_bias_takes_away_the_shift_of_rounded_weights() -> None:
