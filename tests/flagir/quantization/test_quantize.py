@@ -1,6 +1,6 @@
 """Quantized models: what their graphs look like, what they answer, what the gate lets through."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -239,6 +239,22 @@ def test_only_what_int8_ruins_goes_back_to_floating_point() -> None:
     assert names["big"] in floating
     assert "off a cosine" in floating[names["big"] or ""].reason
     assert {names["a"], names["r"]}.isdisjoint(floating)
+
+
+def test_the_task_decides_too() -> None:
+    """Cosines may be anything here; the largest of the outputs has to be the same one."""
+    model, samples = _sensitive()
+
+    def same_largest(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
+        return float(np.mean([wanted["y"].argmax() == came["y"].argmax() for wanted, came in pairs]))
+
+    free = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=0.0))
+    assert free.task is not None
+    assert free.task < 1
+    made = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=1.0))
+    assert made.task == 1
+    assert 0 < made.flops_int8 <= 1
+    assert sum(each.int8 for each in made.nodes) < sum(each.int8 for each in free.nodes)
 
 
 def test_nodes_that_are_to_stay_do() -> None:
