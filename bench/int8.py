@@ -2,9 +2,9 @@
 
 Samples are real: lines and words of two scanned pages, and windows of them. Every second one calibrates, the others
 are compared. `MODEL_task` is what the model is for, the same in int8 as in floating point, in points of 100 (the gate
-is at 99): ppocr-rec: characters read alike (Levenshtein); ppocr-cls: lines found upright or upside down as they are, less what
-floating point finds; ppocr-det: overlap of what is taken for text. `_cosine` is that of all samples at the gate,
-`_flops_int8` the share of operations in int8, `_all_task` and `_all_cosine` those of a model that is int8
+is at 99): ppocr-rec: characters read alike (Levenshtein); ppocr-cls: lines found upright or upside down as they are,
+less what floating point finds; ppocr-det: overlap of what is taken for text. `_cosine` is that of all samples at the
+gate, `_flops_int8` the share of operations in int8, `_all_task` and `_all_cosine` those of a model that is int8
 throughout, without the gate. A model that int8 ruins at every node has `_refused` 1 and no other figures.
 """
 
