@@ -1,15 +1,19 @@
-"""ONNX Runtime on this host's CPU: how a model is opened and run, for every target that has it do a part.
+"""ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
-With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut.
+With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut. Other
+providers than the CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to the
+CPU without an error, when a session is made and again at each run. What counts is what a session says that it got.
 """
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flagsplit.errors import BundleError, InputError
+from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, Numerics, TensorSpec
 
 DTYPES = {
@@ -29,6 +33,9 @@ DTYPES = {
 """NumPy names of the element types, by ONNX Runtime's."""
 
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
+_CPU = "CPUExecutionProvider"
+_log = logging.getLogger(__name__)
 
 
 def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int) -> Executable:
@@ -45,6 +52,100 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
     """
     import onnxruntime as ort
 
+    settings = session_settings(weights, numerics, threads)
+    try:
+        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
+    return OrtExecutable(session)
+
+
+def open_on_provider(
+    file: Path,
+    weights: Path | None,
+    threads: int,
+    providers: Mapping[str, Mapping[str, str]],
+    advice: str,
+) -> Executable:
+    """Open a model on another provider than the CPU's, with numerics "fast".
+
+    Single nodes that none of them takes run on the CPU, and a warning of the log says how many; a session that the
+    first of them has no part in is refused.
+
+    Args:
+        file: an ONNX file.
+        weights: the file of its large weights, if there are any.
+        threads: how many threads one run may use on the CPU; 0 lets the engine choose.
+        providers: their options by name, the preferred first.
+        advice: what to install or do where they are missing.
+
+    Raises:
+        BundleError: the engine cannot load it.
+        ConfigError: the engine lacks the first provider, or fell back to another.
+    """
+    import onnxruntime as ort
+
+    there, (first, *_) = ort.get_available_providers(), providers
+    if first not in there:
+        raise ConfigError(f"ONNX Runtime {ort.__version__} has no {first}, but {', '.join(there)}; {advice}")
+    settings = session_settings(weights, "fast", threads)
+    settings.add_session_config_entry(_ASSIGNMENT_KEY, "1")
+    asked: list[Any] = [(name, dict(given)) for name, given in providers.items() if name in there] + [_CPU]
+    try:
+        session = ort.InferenceSession(file.read_bytes(), settings, providers=asked, enable_fallback=0)
+    except Exception as error:
+        raise BundleError(f"ONNX Runtime cannot load {file.name} with {first}: {_short(error)}; {advice}") from error
+    refuse_fallback(session.get_providers(), [first], advice)
+    opened = OrtExecutable(session)
+    _check_assignment(file.name, first, nodes_by_provider(session), advice)
+    return opened
+
+
+def refuse_fallback(got: Sequence[str], wanted: Sequence[str], advice: str) -> None:
+    """Refuse a session that fell back, as to the CPU.
+
+    Args:
+        got: what `session.get_providers()` says.
+        wanted: the providers of which the first that it got must be one.
+        advice: what to do then.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if not got or got[0] not in wanted:
+        raise ConfigError(
+            f"ONNX Runtime lists {' or '.join(wanted)}, but its session got {', '.join(got) or 'none'} and would run "
+            f"elsewhere without a word; a library that the provider needs is missing or of another version; {advice}"
+        )
+
+
+def nodes_by_provider(session: Any) -> dict[str, int]:
+    """How many nodes of the optimized graph each provider runs; empty where the engine does not tell.
+
+    A provider that compiles a subgraph to one node counts with the nodes that it took.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    found: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        found[part.ep_name] += len(part.get_nodes())
+    return dict(found)
+
+
+def _check_assignment(file: str, first: str, counts: Mapping[str, int], advice: str) -> None:
+    """Refuse a graph of which the provider runs nothing; warn of nodes that the CPU runs beside it."""
+    on_cpu, all_nodes = counts.get(_CPU, 0), sum(counts.values())
+    if not on_cpu:
+        return
+    if on_cpu == all_nodes:
+        raise ConfigError(f"{first} takes none of the {all_nodes} nodes of {file}: all would run on the CPU; {advice}")
+    _log.warning("%d of %d nodes of %s run on the CPU beside %s", on_cpu, all_nodes, file, first)
+
+
+def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> Any:
+    """The options of a session; see `open_onnx`."""
+    import onnxruntime as ort
+
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     settings.intra_op_num_threads = threads
@@ -54,14 +155,10 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
     settings.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-    try:
-        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
-    return _OrtExecutable(session)
+    return settings
 
 
-class _OrtExecutable:
+class OrtExecutable:
     """An open ONNX Runtime session."""
 
     def __init__(self, session: Any) -> None:
