@@ -12,9 +12,8 @@ from flagsplit.targets.interface import Array
 from flagsplit.targets.mobile.coreml.border import program_names
 from flagsplit.targets.mobile.coreml.choices import Choices
 from flagsplit.targets.mobile.coreml.compression import compress
-from flagsplit.targets.mobile.coreml.lowering.functions import write_out
 from flagsplit.targets.mobile.coreml.lowering.program import build_program
-from flagsplit.targets.mobile.coreml.lowering.registry import rules
+from flagsplit.targets.mobile.coreml.lowering.registry import has_rule
 from flagsplit.targets.mobile.coreml.masks import soften, soften_masks
 from flagsplit.targets.mobile.coreml.moved import only_moved
 from flagsplit.targets.mobile.coreml.passes import forget_names, run_passes
@@ -22,6 +21,7 @@ from flagsplit.targets.mobile.coreml.precision import fp16_selector, nodes_in_fp
 from flagsplit.targets.mobile.coreml.ranges import measure, random_inputs
 from flagsplit.targets.mobile.coreml.sdk import import_sdk
 from flagsplit.targets.mobile.coreml.states import hold_states
+from flagsplit.targets.written_out import write_out
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def lower_part(
     """
     ct = import_sdk()
     model = part.model.clone()
-    write_out(model, rules())
+    write_out(model, has_rule)
     if decided is None:
         decided = _decide(model, choices, part.samples)
     else:

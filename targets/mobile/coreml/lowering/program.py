@@ -14,9 +14,9 @@ import onnx_ir as ir
 from flagsplit.errors import ConfigError, InternalError, ModelError
 from flagsplit.targets.mobile.coreml.lowering.chains import chain_of, lower_chain
 from flagsplit.targets.mobile.coreml.lowering.facts import sizes_of, unfit_value
-from flagsplit.targets.mobile.coreml.lowering.functions import write_out
-from flagsplit.targets.mobile.coreml.lowering.registry import refusal, rules
+from flagsplit.targets.mobile.coreml.lowering.registry import has_rule, refusal, rules
 from flagsplit.targets.mobile.coreml.lowering.site import MIL_NAMES, Site, Var, mil_name
+from flagsplit.targets.written_out import write_out
 
 _IO_TYPES = {
     "float32": "float32",
@@ -70,7 +70,7 @@ def build_program(model: ir.Model, names: Mapping[str, str], *, function: str = 
             "the coreml target needs coremltools, which is not installed; pip install 'flagsplit[coreml]'"
         ) from error
     written = model.clone()
-    write_out(written, rules())
+    write_out(written, has_rule)
     _check(written)
     Builder.name_count.clear()  # so that the same model gives the same names
     program = Program()

@@ -15,8 +15,8 @@ import onnx_ir as ir
 from flagsplit.errors import InternalError
 from flagsplit.targets.mobile.coreml.lowering.chains import chain_of
 from flagsplit.targets.mobile.coreml.lowering.facts import ALL, BYTES, NodeFacts, unfit_constant, unfit_value
-from flagsplit.targets.mobile.coreml.lowering.functions import expanded
 from flagsplit.targets.mobile.coreml.lowering.ops import MODULES
+from flagsplit.targets.written_out import expanded
 
 Lower = Callable[[Any], Any]
 """From a `Site` to the MIL variable of the node's output, or a tuple of them, None for outputs that nobody reads."""
@@ -79,6 +79,11 @@ def rules() -> dict[str, Rule]:
     return found
 
 
+def has_rule(node: ir.Node) -> bool:
+    """Whether there is a lowering of the operator."""
+    return node.op_type in rules()
+
+
 _REFUSED = {
     "DynamicQuantizeLinear": "its range is taken from activations, where one rounding that falls the other way moves "
     "all that follows; build with --float-products",
@@ -101,7 +106,7 @@ def refusal(node: ir.Node) -> str | None:
     rule = rules().get(node.op_type)
     if rule is not None:
         return _broken_rule(NodeFacts(node), rule) or None
-    body = expanded(node, rules())
+    body = expanded(node, has_rule)
     if body is None:
         return f"there is no lowering of {node.op_type}"
     for inner in body.graph:

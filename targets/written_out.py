@@ -1,6 +1,6 @@
-"""Operators that the ONNX standard defines by others: written out where there is no lowering of their own."""
+"""Operators that the ONNX standard defines by others: written out where a target has no lowering of their own."""
 
-from collections.abc import Container
+from collections.abc import Callable
 
 import onnx
 import onnx_ir as ir
@@ -11,23 +11,26 @@ from flagsplit.flagir.passes.inline_functions import InlineFunctions
 from flagsplit.flagir.passes.lower_newer import make_omitted, set_defaults
 from flagsplit.flagir.specialize import settle
 
-_DOMAIN = "coreml.function"
+_DOMAIN = "flagsplit.function"
 _MAX_DEPTH = 8
 
+Taken = Callable[[ir.Node], bool]
+"""Whether a target lowers a node as it is."""
 
-def write_out(model: ir.Model, direct: Container[str]) -> bool:
+
+def write_out(model: ir.Model, taken: Taken) -> bool:
     """Replace operators that have no lowering of their own by the function that ONNX gives for them, in place.
 
     Args:
         model: a canonical model of fixed shapes; what becomes constant by it is folded.
-        direct: the operators that have a lowering.
+        taken: tells which nodes stay as they are.
 
     Returns:
         Whether there were any.
     """
     found = False
     for _ in range(_MAX_DEPTH):
-        if not _call_functions(model, direct):
+        if not _call_functions(model, taken):
             break
         InlineFunctions()(model)
         model.functions.clear()
@@ -37,19 +40,19 @@ def write_out(model: ir.Model, direct: Container[str]) -> bool:
     return found
 
 
-def expanded(node: ir.Node, direct: Container[str]) -> ir.Model | None:
+def expanded(node: ir.Node, taken: Taken) -> ir.Model | None:
     """A node written out, as a model of its own; None if ONNX has no function for it."""
     ends = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
     if any(value.type is None or value.shape is None for value in ends):
         return None
     model = _model_of(node)
-    return model if write_out(model, direct) else None
+    return model if write_out(model, taken) else None
 
 
-def _call_functions(model: ir.Model, direct: Container[str]) -> bool:
+def _call_functions(model: ir.Model, taken: Taken) -> bool:
     found = False
     for count, node in enumerate(list(model.graph)):
-        if node.domain or node.op_type in direct or (proto := function_of(node, OPSET)) is None:
+        if node.domain or taken(node) or (proto := function_of(node, OPSET)) is None:
             continue
         set_defaults(node, proto, OPSET)
         make_omitted(proto)
