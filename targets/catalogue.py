@@ -31,7 +31,19 @@ def _qnn() -> Target:
     return QnnTarget()
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"ort": _ort, "coreml": _coreml, "litert": _litert, "qnn": _qnn}
+def _ascend() -> Target:
+    from flagsplit.targets.cloud.ascend.target import AscendTarget
+
+    return AscendTarget()
+
+
+TARGETS: dict[str, Callable[[], Target]] = {
+    "ort": _ort,
+    "ascend": _ascend,
+    "coreml": _coreml,
+    "litert": _litert,
+    "qnn": _qnn,
+}
 """Lazy factories; a name that is not here is not a target."""
 
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -34,6 +34,7 @@ DTYPES = {
 
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
+_NO_CPU_KEY = "session.disable_cpu_ep_fallback"
 _CPU = "CPUExecutionProvider"
 _log = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ def open_on_provider(
     threads: int,
     providers: Mapping[str, Mapping[str, str]],
     advice: str,
+    *,
+    beside_cpu: bool = True,
 ) -> Executable:
     """Open a model on another provider than the CPU's, with numerics "fast".
 
@@ -78,6 +81,7 @@ def open_on_provider(
         threads: how many threads one run may use on the CPU; 0 lets the engine choose.
         providers: their options by name, the preferred first.
         advice: what to install or do where they are missing.
+        beside_cpu: whether single nodes may run on the CPU; else a model that leaves one there cannot be loaded.
 
     Raises:
         BundleError: the engine cannot load it.
@@ -90,7 +94,11 @@ def open_on_provider(
         raise ConfigError(f"ONNX Runtime {ort.__version__} has no {first}, but {', '.join(there)}; {advice}")
     settings = session_settings(weights, "fast", threads)
     settings.add_session_config_entry(_ASSIGNMENT_KEY, "1")
-    asked: list[Any] = [(name, dict(given)) for name, given in providers.items() if name in there] + [_CPU]
+    asked: list[Any] = [(name, dict(given)) for name, given in providers.items() if name in there]
+    if beside_cpu:
+        asked.append(_CPU)
+    else:
+        settings.add_session_config_entry(_NO_CPU_KEY, "1")
     try:
         session = ort.InferenceSession(file.read_bytes(), settings, providers=asked, enable_fallback=0)
     except Exception as error:

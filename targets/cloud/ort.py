@@ -93,7 +93,7 @@ class OrtTarget:
         """
         chosen = options.choices.get("provider", CPU)
         name = provider_for(chosen, options.device)
-        told = {"numerics": options.numerics}
+        told: dict[str, str] = {"numerics": options.numerics}
         provider = named_provider(name)
         if provider is not None:
             if options.numerics == "exact":
