@@ -69,7 +69,7 @@ def constant(node: ir.Node, name: str, array: Array) -> ir.Value:
     """A new constant beside a node."""
     assert node.graph is not None
     full = f"{node.name}.{name}"
-    value = ir.val(full, const_value=ir.Tensor(np.ascontiguousarray(array), name=full))
+    value = ir.val(full, const_value=ir.Tensor(np.asarray(array, order="C"), name=full))
     value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
     node.graph.initializers[full] = value
     return value

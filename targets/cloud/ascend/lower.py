@@ -5,6 +5,7 @@ import onnx_ir as ir
 from flagsplit.flagir.specialize import open_values
 from flagsplit.targets.cloud.ascend.facts import NotTakenError, has_graph
 from flagsplit.targets.cloud.ascend.forms import into_forms
+from flagsplit.targets.cloud.ascend.no_elements import leave_out_empty
 from flagsplit.targets.cloud.ascend.older_opset import into_opset
 from flagsplit.targets.cloud.ascend.releases import Release
 from flagsplit.targets.cloud.ascend.rules import broken_rule
@@ -26,6 +27,7 @@ def lower(model: ir.Model, release: Release) -> ir.Model:
             raise NotTakenError(node, "a graph within a node is not written in the older opset")
     copy = model.clone()
     write_out(copy, release.has)
+    leave_out_empty(copy.graph)
     undecided = set(open_values(copy))
     for node in copy.graph:
         if not release.has(node):
