@@ -109,7 +109,7 @@ def _with_one(shape: list[int]) -> list[int]:
 
 
 def _typed(value: ir.Value, dtype: ir.DataType | None, shape: list[int]) -> None:
-    value.dtype, value.shape = dtype, ir.Shape(shape)
+    value.type, value.shape = None if dtype is None else ir.TensorType(dtype), ir.Shape(shape)
 
 
 def _average(node: ir.Node) -> None:

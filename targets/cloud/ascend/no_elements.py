@@ -37,7 +37,7 @@ def _cut(graph: ir.Graph, node: ir.Node) -> None:
         made = ir.node("Split", [node.inputs[0]], {"axis": axis}, num_outputs=len(full), name=node.name)
     graph.insert_before(node, made)
     for old, new in zip(full, made.outputs, strict=True):
-        name, new.dtype, new.shape = old.name, old.dtype, old.shape
+        name, new.type, new.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         old.name = f"{name}.before"
         new.name = name

@@ -23,7 +23,7 @@ class AscendOnCpu(AscendTarget):
         """As the target's, but that it runs, in the graph's own precision."""
         real = super().describe()
         left = {name: values for name, values in real.choices.items() if name != "precision"}
-        return replace(real, runs_here="emulated", choices=left)
+        return replace(real, name="ascend-on-cpu", runs_here="emulated", choices=left)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:  # noqa: ARG002
         """Open one part on the CPU."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from flagsplit import flagir
 from flagsplit.flagir import Segment
@@ -16,6 +17,7 @@ from flagsplit.targets.cloud.ascend.on_cpu import AscendOnCpu
 from flagsplit.targets.interface import Array, CompileOptions, LoadOptions
 from flagsplit.targets.onnx_engine import open_onnx
 
+Floats = NDArray[np.float32]
 HOST = LoadOptions(threads=1)
 
 
@@ -40,7 +42,7 @@ def numbers(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def ran(model: ir.Model, inputs: Mapping[str, Array], folder: Path, cann: str = "8.0") -> dict[str, Array]:
+def ran(model: ir.Model, inputs: Mapping[str, Array], folder: Path, cann: str = "8.0") -> dict[str, Floats]:
     """What ONNX Runtime makes on the CPU of the files for Ascend."""
     target = AscendOnCpu()
     made = target.compile_parts([ChipPart("part", model)], CompileOptions(choices={"cann": cann}))
@@ -52,19 +54,23 @@ def ran(model: ir.Model, inputs: Mapping[str, Array], folder: Path, cann: str = 
     onnx.checker.check_model(str(folder / call.file), full_check=True)
     loaded = target.load_part(folder / call.file, call, made.options, HOST)
     try:
-        return loaded.run(inputs)
+        return _floats(loaded.run(inputs))
     finally:
         loaded.close()
 
 
-def expected(model: ir.Model, inputs: Mapping[str, Array], folder: Path) -> dict[str, Array]:
+def expected(model: ir.Model, inputs: Mapping[str, Array], folder: Path) -> dict[str, Floats]:
     """What it makes of the model itself."""
     flagir.save(model, folder)
     engine = open_onnx(folder / flagir.MODEL_NAME, folder / flagir.WEIGHTS_NAME, "exact", 1)
     try:
-        return engine.run(inputs)
+        return _floats(engine.run(inputs))
     finally:
         engine.close()
+
+
+def _floats(made: Mapping[str, Array]) -> dict[str, Floats]:
+    return {name: np.asarray(array, np.float32) for name, array in made.items()}
 
 
 def only_node(model: ir.Model) -> ir.Node:
