@@ -2,6 +2,7 @@
 # make test    linting, types, import layers and all tests
 # make lint    the first three of those
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
+# make bench-gpu   the cuda target against PyTorch, with PyTorch and a GPU
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
 # make test-qnn   models of the zoo on the emulator of the Snapdragon's NPU
 # make test-onnx2coreml   packages of another converter in the interpreter of Core ML packages
@@ -20,12 +21,12 @@ PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt phone_build
+	pipeline failover swap transport adapt phone_build int8
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-large lint bench soak scorecards lock clean
+.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-large lint bench bench-gpu soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -49,7 +50,8 @@ test: lint
 
 test-torch: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
-	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py
+	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py \
+		tests/targets/cloud/cuda
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn
@@ -77,6 +79,9 @@ test-large: $(READY)
 bench: $(READY)
 	for program in $(BENCHES); do $(BIN)/python bench/$$program.py --json || exit 1; done
 	test -z "$(SCISSION)" || $(BIN)/python bench/scission.py "$(SCISSION)" --json
+
+bench-gpu: $(READY)
+	$(BIN)/python bench/gpu.py --json
 
 soak: $(READY)
 	$(BIN)/python bench/soak.py --json

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flagsplit.apps import zoo
 from flagsplit.apps.input_files import made_up_inputs, read_inputs
@@ -87,6 +88,15 @@ def _recording(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:
     """The beginning, in -1..1, over again if it is too short; each row of a batch goes on where the one before ends."""
     if not shape or len(shape) > 3:
         raise InputError(f"input {tensor.name!r} of shape {list(shape)} is no recording; use --input")
+    return np.resize(read_recording(path), shape)
+
+
+def read_recording(path: Path) -> NDArray[np.float32]:
+    """The first channel of a recording, in -1..1 at its own rate.
+
+    Raises:
+        ConfigError: it is no recording of 16 bits.
+    """
     try:
         with wave.open(str(path)) as file:
             width, channels = file.getsampwidth(), file.getnchannels()
@@ -95,5 +105,7 @@ def _recording(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:
         raise ConfigError(f"expected a recording in {path}; it cannot be read: {error}") from None
     if width != 2:
         raise ConfigError(f"expected a recording of 16 bits in {path}, came {8 * width}")
-    sound = np.frombuffer(data, "<i2")[::channels].astype(np.float32) / 32768
-    return np.resize(sound, shape)
+    sound = np.asarray(np.frombuffer(data, "<i2")[::channels] / 32768, np.float32)
+    if not sound.size:
+        raise ConfigError(f"expected a recording in {path}, it is empty")
+    return sound

@@ -10,22 +10,27 @@ Shapes = tuple[tuple[int | str, ...], ...]
 
 
 class BySize:
-    """Programs of one part, loaded when they are first asked for; the first of them at once.
+    """Programs of one part, loaded when they are first asked for; the first of them, or all, at once.
 
     Args:
         calls: of the programs, which take and give the same tensors at other sizes.
         load: loads one.
+        all_at_once: whether no request is to wait for one that is loaded for it.
 
     Raises:
-        BundleError: the first cannot be loaded.
+        BundleError: the first cannot be loaded, or another that is loaded at once.
     """
 
-    def __init__(self, calls: Sequence[ChipCall], load: Callable[[ChipCall], Executable]) -> None:
+    def __init__(
+        self, calls: Sequence[ChipCall], load: Callable[[ChipCall], Executable], *, all_at_once: bool = False
+    ) -> None:
         self._load = load
         self._names = [tensor.name for tensor in calls[0].inputs]
         self._calls = {tuple(tuple(tensor.shape) for tensor in call.inputs): call for call in calls}
         first = next(iter(self._calls))
-        self._loaded: dict[Shapes, Executable] = {first: load(self._calls[first])}
+        self._loaded: dict[Shapes, Executable] = {}
+        for shapes in self._calls if all_at_once else (first,):
+            self._loaded[shapes] = load(self._calls[shapes])
         self._inputs, self._outputs = self._loaded[first].inputs, self._loaded[first].outputs
 
     @property

@@ -25,6 +25,12 @@ def _litert() -> Target:
     return LitertTarget()
 
 
+def _cuda() -> Target:
+    from flagsplit.targets.cloud.cuda.target import CudaTarget
+
+    return CudaTarget()
+
+
 def _qnn() -> Target:
     from flagsplit.targets.mobile.qnn.target import QnnTarget
 
@@ -41,6 +47,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "ort": _ort,
     "ascend": _ascend,
     "coreml": _coreml,
+    "cuda": _cuda,
     "litert": _litert,
     "qnn": _qnn,
 }
@@ -48,6 +55,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
 
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
+    "cuda": ("cuda", ("torch",)),
     "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }

@@ -65,7 +65,13 @@ class ChipArtifact:
 
 
 class ChipTarget(ABC):
-    """A target whose segments a chip runs, but for their ends. Its SDK is imported inside the methods that need it."""
+    """A target whose segments a chip runs, but for their ends. Its SDK is imported inside the methods that need it.
+
+    Attributes:
+        loads_all_sizes: whether the programs of all listed sizes are loaded with a segment, as where loading compiles.
+    """
+
+    loads_all_sizes: bool = False
 
     @abstractmethod
     def describe(self) -> TargetDescription:
@@ -159,7 +165,8 @@ class ChipTarget(ABC):
             def load(call: ChipCall) -> Executable:
                 return self.load_part(artifact.inside(call.file), call, artifact.options, host)
 
-            yield BySize(calls.sized, load) if calls.sized else load(calls.chip)
+            at_once = self.loads_all_sizes
+            yield BySize(calls.sized, load, all_at_once=at_once) if calls.sized else load(calls.chip)
         for name in calls.after:
             yield open_onnx(artifact.inside(name), artifact.weights, "exact", host.threads)
 

@@ -32,6 +32,9 @@ DTYPES = {
 }
 """NumPy names of the element types, by ONNX Runtime's."""
 
+PAIRS_AS_THEY_ARE = {"session.disable_quant_qdq": "1"}
+"""A setting: QuantizeLinear and DequantizeLinear are computed one by one, not fused with what lies between them."""
+
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
 _NO_CPU_KEY = "session.disable_cpu_ep_fallback"
@@ -39,7 +42,9 @@ _CPU = "CPUExecutionProvider"
 _log = logging.getLogger(__name__)
 
 
-def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int) -> Executable:
+def open_onnx(
+    file: Path, weights: Path | None, numerics: Numerics, threads: int, settings: Mapping[str, str] | None = None
+) -> Executable:
     """Open a model; its weights are mapped, not copied, until the engine packs them.
 
     Args:
@@ -47,15 +52,18 @@ def open_onnx(file: Path, weights: Path | None, numerics: Numerics, threads: int
         weights: the file of its large weights, if there are any.
         numerics: see `Numerics`.
         threads: how many threads one run may use; 0 lets the engine choose.
+        settings: more of the engine's session configuration, such as `PAIRS_AS_THEY_ARE`.
 
     Raises:
         BundleError: the engine cannot load it.
     """
     import onnxruntime as ort
 
-    settings = session_settings(weights, numerics, threads)
+    options = session_settings(weights, numerics, threads)
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(file.read_bytes(), settings, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
     return OrtExecutable(session)
@@ -120,11 +128,13 @@ def refuse_fallback(got: Sequence[str], wanted: Sequence[str], advice: str) -> N
     Raises:
         ConfigError: it is none of them.
     """
-    if not got or got[0] not in wanted:
-        raise ConfigError(
-            f"ONNX Runtime lists {' or '.join(wanted)}, but its session got {', '.join(got) or 'none'} and would run "
-            f"elsewhere without a word; a library that the provider needs is missing or of another version; {advice}"
-        )
+    if got and got[0] in wanted:
+        return
+    where = "the CPU" if not got or got[0] == _CPU else got[0]
+    raise ConfigError(
+        f"ONNX Runtime lists {' or '.join(wanted)}, but its session got {', '.join(got) or 'none'} and would run on "
+        f"{where} without a word; a library that the provider needs is missing or of another version; {advice}"
+    )
 
 
 def nodes_by_provider(session: Any) -> dict[str, int]:
@@ -154,16 +164,16 @@ def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> 
     """The options of a session; see `open_onnx`."""
     import onnxruntime as ort
 
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if weights is not None:
-        settings.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
+        options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
-    settings.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
-    return settings
+    options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
+    return options
 
 
 class OrtExecutable:

@@ -28,8 +28,10 @@ _MOST_NAMES = 3
 _COLUMNS = ("passed", "failed", "crashed", "refused", "skipped")
 _VARIANTS: Mapping[str, Sequence[str]] = {"precision": ("fp16", "fp32")}
 """The choices that have a card of their own where a target offers them."""
-_STANDS_IN: Mapping[str, str] = {"ascend": "flagsplit.targets.cloud.ascend.on_cpu:AscendOnCpu"}
+STANDS_IN: Mapping[str, str] = {"ascend": "flagsplit.targets.cloud.ascend.on_cpu:AscendOnCpu"}
 """What is certified in the place of a target that hosts cannot run: its files, by another engine."""
+_ALWAYS: Mapping[str, Sequence[str]] = {"cuda": ("--choice", "device=cpu")}
+"""What a target is always certified with: its program can be run on any host."""
 
 
 def main() -> int:
@@ -46,7 +48,7 @@ def main() -> int:
 
 def _certify(name: str) -> bool:
     """Write the cards of a target; whether there is one for each of its variants."""
-    asked = _STANDS_IN.get(name, name)
+    asked = STANDS_IN.get(name, name)
     choices = target_named(asked).describe().choices
     variants = (
         [[]]
@@ -59,7 +61,7 @@ def _certify(name: str) -> bool:
         file = CARDS / f"{name}{suffix}.json"
         KEPT.mkdir(parents=True, exist_ok=True)
         kept = KEPT / f"{name}{suffix}.jsonl"
-        command = [sys.executable, "-m", "flagsplit.apps.cli", "certify", asked, *variant]
+        command = [sys.executable, "-m", "flagsplit.apps.cli", "certify", asked, *variant, *_ALWAYS.get(name, ())]
         code = subprocess.run([*command, "--resume", str(kept), "-o", str(file)], check=False).returncode  # noqa: S603 - our own program
         ok = ok and code in (0, 1)  # 1: it failed some cases, which is what a card is for
         if code in (0, 1):

@@ -35,6 +35,7 @@ _COMMANDS = {
     "devices": "command",
     "targets": "command",
     "why": "command",
+    "quantize": "command",
     "reference": "command",
     "certify": "command",
     "verify": "command",

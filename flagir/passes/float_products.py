@@ -87,7 +87,7 @@ def float_products(model: ir.Model) -> int:
         replace_node(graph, found.end, [ir.node("MatMul", [found.source, real], name=found.end.name)])
         made += 1
     if made:
-        _drop_unused(graph)
+        drop_unused(graph)
     return made
 
 
@@ -102,7 +102,8 @@ def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> Non
     new.name = name
 
 
-def _drop_unused(graph: ir.Graph) -> None:
+def drop_unused(graph: ir.Graph) -> None:
+    """Take out nodes and constants that nothing reads."""
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)

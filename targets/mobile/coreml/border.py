@@ -3,11 +3,8 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import onnx_ir as ir
 
-from flagsplit.errors import BundleError, InputError
-from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.targets.segment_table import ChipTensor
 
 _NOT_IN_NAMES = re.compile(r"[^0-9A-Za-z_]")
@@ -80,66 +77,3 @@ def chip_tensors(
             )
         )
     return found
-
-
-def to_program(tensor: ChipTensor, given: Array) -> Array:
-    """An array as the program takes it.
-
-    Raises:
-        InputError: it is of another type or shape, or holds a number that the program's type cannot.
-    """
-    if given.dtype.name != tensor.dtype or not _fits(given.shape, tensor.shape):
-        raise InputError(
-            f"expected {tensor.name!r} as {tensor.dtype}{list(tensor.shape)}, came {given.dtype}{list(given.shape)}"
-        )
-    kind = np.dtype(tensor.passed_as or tensor.dtype)
-    if kind.kind in "iu" and given.dtype.kind in "iu" and given.size:
-        limits = np.iinfo(kind)
-        low, high = int(given.min()), int(given.max())
-        if low < limits.min or high > limits.max:
-            wrong = low if low < limits.min else high
-            raise InputError(f"{tensor.name!r} is passed to Core ML as {kind.name}, which cannot hold {wrong}")
-    with np.errstate(over="ignore"):
-        passed = given.astype(kind, copy=False)
-    if (
-        kind.kind == "f"
-        and kind.itemsize < given.dtype.itemsize
-        and np.isinf(passed).any()
-        and np.isfinite(given).all()
-    ):
-        raise InputError(
-            f"{tensor.name!r} is passed to Core ML as {kind.name}, which cannot hold {_largest(given):.5g}"
-        )
-    return passed if tensor.passed_shape is None else passed.reshape(tensor.passed_shape)
-
-
-def _fits(shape: Sequence[int], declared: Sequence[int | str]) -> bool:
-    """Whether an array is of a shape; a symbol stands for any size."""
-    return len(shape) == len(declared) and all(
-        isinstance(want, str) or size == want for size, want in zip(shape, declared, strict=True)
-    )
-
-
-def _largest(array: Array) -> float:
-    return float(np.abs(array).max())
-
-
-def from_program(tensor: ChipTensor, made: Array) -> Array:
-    """An array as the graph has it.
-
-    Raises:
-        BundleError: it is of another shape.
-    """
-    if tensor.passed_shape is not None:
-        made = made.reshape([int(size) for size in tensor.shape])
-    if not _fits(made.shape, tensor.shape):
-        raise BundleError(
-            f"the program gave {tensor.name!r} as {list(made.shape)}, segments.json says {list(tensor.shape)}; "
-            "build the bundle again"
-        )
-    return np.asarray(made, np.dtype(tensor.dtype), order="C")
-
-
-def spec_of(tensor: ChipTensor) -> TensorSpec:
-    """What an executable says of a tensor."""
-    return TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape))

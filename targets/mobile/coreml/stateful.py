@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from flagsplit.errors import BundleError
+from flagsplit.targets.chip_call import CallExecutable
 from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact
-from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, FunctionExecutable, open_core_ml
+from flagsplit.targets.mobile.coreml.executable import HAS_CORE_ML, open_core_ml
 from flagsplit.targets.onnx_engine import open_onnx
 from flagsplit.targets.segment_table import TABLE_NAME, StatefulCall, read_table
 
@@ -45,7 +46,7 @@ class StatefulSegment:
 
     def reset(self) -> None:
         """Begin anew: all states are zeros."""
-        self._chip = FunctionExecutable(self._call, self._start())
+        self._chip = CallExecutable(self._call, self._start(), "Core ML")
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Run once, and leave the states changed.

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from flagsplit.targets.mobile.litert.kernels import CODES
-from flagsplit.targets.mobile.litert.program import Operator, Program
+from flagsplit.targets.tflite.kernels import CODES
+from flagsplit.targets.tflite.program import Operator, Program
 
 DELEGATES_NAME = "delegates.json"
 

@@ -12,8 +12,8 @@ import numpy as np
 from flagsplit.errors import InternalError, ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import Array
-from flagsplit.targets.mobile.litert.engine import open_signature
 from flagsplit.targets.segment_table import ChipCall
+from flagsplit.targets.tflite.engine import open_signature
 
 MOST_ERROR = {"fp16": 0.02, "int8": 0.15}
 """Largest norm-relative error of an output on real samples, by the kind of weights."""

@@ -11,15 +11,15 @@ from flagsplit.errors import ConfigError, InternalError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
-from flagsplit.targets.mobile.litert import engine, flatfile
 from flagsplit.targets.mobile.litert.delegates import DELEGATES_NAME, to_json
 from flagsplit.targets.mobile.litert.error_gate import check_error, largest_error
-from flagsplit.targets.mobile.litert.fuse import fuse
-from flagsplit.targets.mobile.litert.layout import settle_layouts
-from flagsplit.targets.mobile.litert.lower import lower_part, refusal
-from flagsplit.targets.mobile.litert.program import Program, Tensor
-from flagsplit.targets.mobile.litert.weights import with_weights
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
+from flagsplit.targets.tflite import engine, flatfile
+from flagsplit.targets.tflite.fuse import fuse
+from flagsplit.targets.tflite.layout import settle_layouts
+from flagsplit.targets.tflite.lower import lower_part, refusal
+from flagsplit.targets.tflite.program import Program, Tensor
+from flagsplit.targets.tflite.weights import with_weights
 
 FILE = "segments.tflite"
 WEIGHTS = ("fp32", "fp16", "int8")

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from flagsplit.errors import BundleError, InputError
-from flagsplit.targets.interface import Array, Executable, TensorSpec
+from flagsplit.targets.chip_call import CallExecutable
+from flagsplit.targets.interface import Array, Executable
 from flagsplit.targets.mobile.qnn.compiler import where
 from flagsplit.targets.mobile.qnn.process import SdkDiedError, SdkProcess, SdkRefusedError
 from flagsplit.targets.mobile.qnn.socs import Soc
@@ -38,54 +39,24 @@ def open_compiled(file: Path, call: ChipCall, soc: Soc) -> Executable:
     except BundleError:
         sdk.close()
         raise
-    return _InSdk(sdk, call)
 
-
-class _InSdk:
-    """A model that is open in the process with the SDK."""
-
-    def __init__(self, sdk: SdkProcess, call: ChipCall) -> None:
-        self._sdk: SdkProcess | None = sdk
-        self._call = call
-        self._inputs = tuple(spec.to_spec() for spec in call.inputs)
-        self._outputs = tuple(spec.to_spec() for spec in call.outputs)
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._outputs
-
-    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        if self._sdk is None:
-            raise InputError("this segment was closed; load it again")
-        given = {spec.called: _checked(tensors.get(spec.name), spec) for spec in self._call.inputs}
+    def run(tensors: dict[str, Array]) -> Mapping[str, Array]:
+        for spec in call.inputs:
+            _check_integers(spec.name, tensors[spec.called])
         try:
-            _, made = self._sdk.ask({"do": "run"}, given)
+            return sdk.ask({"do": "run"}, tensors)[1]
         except (SdkDiedError, SdkRefusedError) as error:
             raise InputError(f"the NPU could not run the model on these inputs: {_short(error)}") from None
-        return {spec.name: made[spec.called].astype(spec.dtype, copy=False) for spec in self._call.outputs}
 
-    def close(self) -> None:
-        if self._sdk is not None:
-            self._sdk.close()
-            self._sdk = None
-
-
-def _checked(array: Array | None, spec: ChipTensor) -> Array:
-    if array is None:
-        raise InputError(f"expected an input {spec.name!r}, came none")
-    if array.dtype.name != spec.dtype or list(array.shape) != spec.shape:
-        came = f"{array.dtype.name} {list(array.shape)}"
-        raise InputError(f"expected {spec.name!r} as {spec.dtype} {spec.shape}, came {came}")
-    if array.dtype == np.int64 and array.size and max(-int(array.min()), int(array.max())) > _MOST_INT:
-        raise InputError(f"{spec.name!r} has integers of over 32 bits, which the NPU does not have")
-    return array.astype(spec.passed_as or spec.dtype, copy=False)
+    return CallExecutable(call, run, "the NPU", sdk.close)
 
 
 _MOST_INT = (1 << 31) - 1
+
+
+def _check_integers(name: str, array: Array) -> None:
+    if array.dtype == np.int64 and array.size and max(-int(array.min()), int(array.max())) > _MOST_INT:
+        raise InputError(f"{name!r} has integers of over 32 bits, which the NPU does not have")
 
 
 def _check_same(file: Path, found: Any, expected: Sequence[ChipTensor]) -> None:

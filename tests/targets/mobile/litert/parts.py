@@ -15,9 +15,9 @@ from flagsplit.flagir.specialize import settle
 from flagsplit.targets.chip_parts import ChipPart, fixed_sizes, split_segments
 from flagsplit.targets.chip_target import ChipArtifact
 from flagsplit.targets.interface import Array, CompileOptions, LoadOptions
-from flagsplit.targets.mobile.litert.layout import settle_layouts
-from flagsplit.targets.mobile.litert.lower import lower_part
 from flagsplit.targets.mobile.litert.target import LitertTarget
+from flagsplit.targets.tflite.layout import settle_layouts
+from flagsplit.targets.tflite.lower import lower_part
 
 HOST = LoadOptions(threads=1)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from flagsplit.errors import FlagsplitError
-from flagsplit.targets.mobile.litert import engine
 from flagsplit.targets.segment_table import ChipCall
+from flagsplit.targets.tflite import engine
 
 
 def run(folder: Path) -> None:

@@ -14,10 +14,10 @@ from flagsplit.errors import BundleError, ConfigError, InputError, ModelError
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import CompileOptions
 from flagsplit.targets.mobile.litert.delegates import DELEGATES, refusal_by
-from flagsplit.targets.mobile.litert.kernels import CODES
-from flagsplit.targets.mobile.litert.program import Operator, Tensor
-from flagsplit.targets.mobile.litert.registry import LOWERED
 from flagsplit.targets.mobile.litert.target import LitertTarget
+from flagsplit.targets.tflite.kernels import CODES
+from flagsplit.targets.tflite.program import Operator, Tensor
+from flagsplit.targets.tflite.registry import LOWERED
 
 
 def _conv() -> str:

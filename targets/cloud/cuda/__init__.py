@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: FlagIR through PyTorch's compiler and a CUDA graph, or ONNX Runtime's CUDA providers."""

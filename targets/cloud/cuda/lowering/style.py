@@ -1,0 +1,18 @@
+"""Ways to write the same computation in PyTorch, of which now one is quicker, now another."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Style:
+    """How operators are written that have several forms.
+
+    Attributes:
+        cudnn: convolutions and the Relu after them are one kernel of cuDNN's.
+        products: convolutions of one pixel are matrix products, into which the compiler draws what follows.
+        shifts: convolutions of single channels are sums of shifted pictures, which fuse with what is around them.
+    """
+
+    cudnn: bool = False
+    products: bool = False
+    shifts: bool = False
