@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, Numerics, TensorSpec
@@ -92,8 +93,8 @@ def open_on_provider(
         beside_cpu: whether single nodes may run on the CPU; else a model that leaves one there cannot be loaded.
 
     Raises:
-        BundleError: the engine cannot load it.
-        ConfigError: the engine lacks the first provider, or fell back to another.
+        BundleError: the provider is there, and cannot load it.
+        ConfigError: the engine lacks the first provider, cannot make it, or fell back to another.
     """
     import onnxruntime as ort
 
@@ -110,11 +111,33 @@ def open_on_provider(
     try:
         session = ort.InferenceSession(file.read_bytes(), settings, providers=asked, enable_fallback=0)
     except Exception as error:
+        if not _can_be_made(asked[0]):
+            raise ConfigError(f"ONNX Runtime lists {first}, but cannot make it: {_short(error)}; {advice}") from error
         raise BundleError(f"ONNX Runtime cannot load {file.name} with {first}: {_short(error)}; {advice}") from error
     refuse_fallback(session.get_providers(), [first], advice)
     opened = OrtExecutable(session)
     _check_assignment(file.name, first, nodes_by_provider(session), advice)
     return opened
+
+
+def _can_be_made(asked: Any) -> bool:
+    """Whether a provider, with its options, opens a model of one addition."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        ort.InferenceSession(_addition(), settings, providers=[asked, _CPU], enable_fallback=0)
+    except Exception:  # noqa: BLE001 - whatever it is, it is not for the model's sake
+        return False
+    return True
+
+
+def _addition() -> bytes:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
 def refuse_fallback(got: Sequence[str], wanted: Sequence[str], advice: str) -> None:

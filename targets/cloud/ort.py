@@ -120,7 +120,7 @@ class OrtTarget:
         provider = named_provider(artifact.options.get("provider", CPU))
         if provider is not None:
             file = artifact.entry(segment)
-            return open_on_provider(file, artifact.weights, host.threads, provider.sessions, provider.advice)
+            return open_on_provider(file, artifact.weights, host.threads, provider.asked(host.threads), provider.advice)
         numerics: Numerics = "fast" if artifact.options.get("numerics") == "fast" else "exact"
         return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
 

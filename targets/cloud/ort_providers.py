@@ -18,11 +18,18 @@ class Provider:
         sessions: options by ONNX Runtime's name of the provider, the preferred first; the rest take what it leaves.
         precision: what it computes in, by the names of an artifact's precision.
         advice: what it needs on the host.
+        threads: its option for how many threads of the CPU it may use; "" if it uses none.
     """
 
     sessions: Mapping[str, Mapping[str, str]]
     precision: str
     advice: str
+    threads: str = ""
+
+    def asked(self, threads: int) -> dict[str, dict[str, str]]:
+        """Options by provider for a host that grants so many threads; 0 lets the engine choose."""
+        limit = {self.threads: str(threads)} if self.threads and threads else {}
+        return {name: {**given, **limit} for name, given in self.sessions.items()}
 
 
 _CUDA = {"CUDAExecutionProvider": {"use_tf32": "0"}}
@@ -38,6 +45,7 @@ PROVIDERS: Mapping[str, Provider] = {
         {"OpenVINOExecutionProvider": {"precision": "FP32"}},
         "fp32",
         f"install onnxruntime-openvino in an environment without onnxruntime, {_ELSE}",
+        "num_of_threads",
     ),
 }
 """By the name that is chosen; "cpu" needs nothing."""

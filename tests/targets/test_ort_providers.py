@@ -194,7 +194,16 @@ def test_a_provider_that_cannot_be_made(model: ir.Model, tmp_path: Path, monkeyp
     stored = built(model, tmp_path, "cuda")
     claiming(monkeypatch, [], {})
     monkeypatch.setattr(onnxruntime, "InferenceSession", fails)
-    with pytest.raises(BundleError, match=r"with CUDAExecutionProvider: libcudnn.so.9.*onnxruntime-gpu"):
+    with pytest.raises(ConfigError, match=r"lists CUDAEx.*, but cannot make it: libcudnn\.so\.9.*onnxruntime-gpu"):
+        load(stored)
+
+
+def test_a_file_that_the_provider_cannot_load(model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The provider is there then: it opens something else."""
+    stored = built(model, tmp_path, "cuda")
+    stored.entry(next(iter(stored.entries))).write_bytes(b"no model")
+    claiming(monkeypatch, [CUDA, CPU], {CUDA: 1})
+    with pytest.raises(BundleError, match=r"cannot load .*\.onnx with CUDAExecutionProvider"):
         load(stored)
 
 
