@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import Segment, extract, to_bytes
+from flagsplit.targets.cloud.ort_kernels import Kernel, cpu_kernels
 from flagsplit.targets.cloud.ort_providers import CPU, FORM, named_provider, provider_for
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
@@ -57,6 +58,8 @@ class OrtTarget:
         if gap:
             return SupportVerdict(supported=False, reason=gap)
         version = node.version or (node.graph.opset_imports.get(node.domain, 1) if node.graph is not None else 1)
+        if self._kernels is None:
+            return SupportVerdict(True, source="this onnxruntime does not tell its kernels", confidence="low")
         kernels = self._kernels.get((node.domain, node.op_type), ())
         given: dict[str, str] = {}
         since = version
@@ -75,15 +78,8 @@ class OrtTarget:
         return SupportVerdict(supported=False, reason=f"ONNX Runtime has no CPU kernel for {text}")
 
     @cached_property
-    def _kernels(self) -> dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]]:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-        found: dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]] = {}
-        for kernel in state.get_all_opkernel_def():
-            if kernel.provider == "CPUExecutionProvider":
-                low, high = kernel.version_range
-                found.setdefault((kernel.domain, kernel.op_name), []).append((low, high, dict(kernel.type_constraints)))
-        return found
+    def _kernels(self) -> Mapping[tuple[str, str], Sequence[Kernel]] | None:
+        return cpu_kernels()
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """One `.onnx` file per segment; large weights stay in the shared file.

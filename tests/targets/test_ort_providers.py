@@ -1,6 +1,7 @@
 """ONNX Runtime with other providers than the CPU's: what is refused on a host without them, and what a session says."""
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from flagsplit.apps.tolerances import tolerance_of
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.segments import segment_of
 from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.cloud import ort_kernels
 from flagsplit.targets.interface import CompileOptions, LoadOptions, StoredArtifact
 from flagsplit.targets.onnx_engine import nodes_by_provider, refuse_fallback
 
@@ -212,6 +214,24 @@ def test_refuse_fallback(got: list[str]) -> None:
     refuse_fallback([CUDA, CPU], ["TensorrtExecutionProvider", CUDA], "install it")
     with pytest.raises(ConfigError, match="install it"):
         refuse_fallback(got, [CUDA], "install it")
+
+
+def test_kernels_are_asked_apart_where_other_providers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ort_kernels.cpu_kernels()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    apart = ort_kernels.cpu_kernels()
+    assert here is not None
+    assert apart is not None
+    assert len(apart) == len(here) > 100
+    assert [tuple(each) for each in apart["", "Relu"]] == here["", "Relu"]
+
+
+def test_a_package_that_does_not_tell_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process ends when it is asked."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    verdict = get_target("ort").supports(ir.node("Relu", [ir.Value(name="x")]))
+    assert (verdict.supported, verdict.confidence) == (True, "low")
 
 
 def test_nodes_are_counted_where_the_engine_tells(model: ir.Model, tmp_path: Path) -> None:

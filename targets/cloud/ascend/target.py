@@ -25,8 +25,8 @@ from flagsplit.targets.segment_table import ChipCall
 from flagsplit.targets.written_out import model_of
 
 _ADVICE = (
-    "segments for ascend run where an Ascend, its CANN toolkit and onnxruntime-cann (with numpy below 2, in an "
-    "environment without onnxruntime) are; they never fall back to the CPU: without these, run the target ort"
+    "segments for ascend run where an Ascend, its CANN toolkit and onnxruntime-cann (with numpy below 2, in the place of "
+    "onnxruntime; docs/ascend.md) are; they never fall back to the CPU: without these, run the target ort"
 )
 
 
