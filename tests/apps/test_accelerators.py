@@ -8,7 +8,7 @@ import pytest
 from tests.apps import models
 
 import flagsplit
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, PeerError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import LoadOptions
@@ -74,3 +74,19 @@ def test_a_tier_with_an_ascend(tmp_path: Path) -> None:
     assert "nothing on this host runs artifacts of ascend" in found["cloud"].reason
     with pytest.raises(ConfigError, match="never fall back to the CPU"):
         bundle.load(1, next(iter(cloud["ascend"].entries)), LoadOptions(target="ascend"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("device", "target", "more", "said"),
+    [
+        ("ascend910b", "ascend", {}, "onnxruntime-cann"),
+        ("h100", "ort", {"numerics": "fast", "choices": {"ort": {"provider": "h100:cuda"}}}, "install onnxruntime-gpu"),
+    ],
+)
+def test_a_worker_without_it_ends(tmp_path: Path, device: str, target: str, more: dict[str, Any], said: str) -> None:
+    """It does not wait for a session to find out, which would go on with another tier."""
+    bundle = build(tmp_path, device, **more)
+    told = pytest.raises(PeerError, match=f"worker for tier cloud did not start: .*{said}")
+    with told, flagsplit.connect(bundle, run_targets={"cloud": target}):
+        pass

@@ -25,7 +25,7 @@ from flagsplit.targets.segment_table import ChipCall
 from flagsplit.targets.written_out import model_of
 
 _ADVICE = (
-    "segments for ascend run where an Ascend, its CANN toolkit and onnxruntime-cann (with numpy below 2, in the place of "
+    "segments for ascend run where an Ascend, its CANN toolkit and onnxruntime-cann (with numpy below 2, in place of "
     "onnxruntime; docs/ascend.md) are; they never fall back to the CPU: without these, run the target ort"
 )
 
