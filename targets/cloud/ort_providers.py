@@ -74,6 +74,11 @@ def provider_for(chosen: str, device: str) -> str:
     return found
 
 
+def devices_named(chosen: str) -> set[str]:
+    """The devices that a choice says a provider for."""
+    return {each.strip().rpartition(":")[0] for each in chosen.split(",")} - {""}
+
+
 def named_provider(name: str) -> Provider | None:
     """What an artifact says; None for the CPU.
 

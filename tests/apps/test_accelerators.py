@@ -8,7 +8,7 @@ import pytest
 from tests.apps import models
 
 import flagsplit
-from flagsplit.errors import ConfigError, PeerError
+from flagsplit.errors import ConfigError, PeerError, PolicyError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import LoadOptions
@@ -50,6 +50,11 @@ def test_a_provider_of_one_tier_leaves_the_others_alone(tmp_path: Path) -> None:
     assert found["cloud"].verdict == "not checked"
     assert "has no CUDAExecutionProvider" in found["cloud"].reason
     assert answer(bundle).size
+
+
+def test_a_device_of_no_tier(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"expected devices of the tiers \(.*, h100\), came 'h1oo'"):
+        build(tmp_path, "h100", numerics="fast", choices={"ort": {"provider": "h1oo:cuda"}})
 
 
 def test_the_reference_is_the_cpu_s(tmp_path: Path) -> None:
