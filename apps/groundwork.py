@@ -47,8 +47,8 @@ class BuildOptions:
             "auto": where the whole segments of all pooled plans are more than the tier's memory.
         targets: compiler back ends by tier, where they are not the device's own; see `flagsplit.apps.target_choice`.
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
-        samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
-            Without any, seeded random ones are made up, which tell less.
+        samples: inputs of the nominal sizes, to calibrate chips with and to check their ranges, as `.npz` files or what
+            else `flagsplit.apps.calibration` reads. Without any, seeded random ones are made up, which tell less.
         keep_samples: whether the bundle has the samples too, so that it can be built again as well as it was.
         float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
             take; the result is the model that runs everywhere, and the reference.
@@ -67,7 +67,7 @@ class BuildOptions:
     residency: ResidencyChoice = "auto"
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    samples: Sequence[Path] = ()
+    samples: Sequence[str] = ()
     keep_samples: bool = False
     float_products: bool = False
 

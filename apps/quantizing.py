@@ -4,21 +4,17 @@ Half of the samples give the ranges, the other half are what the outcome is comp
 and, if the user says what the outputs are for, by how often that comes out the same.
 """
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, Sample, quantize
-from flagsplit.flagir.reference import DATA_SUFFIX, write_reference
 from flagsplit.targets.interface import Array
-from flagsplit.targets.onnx_engine import PAIRS_AS_THEY_ARE, open_onnx
+from flagsplit.targets.model_runner import run_model
 
 Task = Literal["", "argmax", "mask"]
 TASKS: tuple[Task, ...] = ("", "argmax", "mask")
@@ -37,18 +33,15 @@ class Outcome:
     Attributes:
         quantized: the model, and the report by node.
         task: what agreed in the task, from 0 to 1; None if none was said.
-        macs_int8: multiply-accumulates in int8, as a share of all.
     """
 
     quantized: Quantized
     task: float | None
-    macs_int8: float
 
 
 def quantize_model(
     model: ir.Model,
     samples: Sequence[Sample],
-    dims: Mapping[str, int],
     options: QuantizeOptions,
     task: Task = "",
     min_task: float = MIN_TASK,
@@ -58,7 +51,6 @@ def quantize_model(
     Args:
         model: stays as it is.
         samples: of its inputs.
-        dims: nominal sizes, by which work is counted.
         options: of the quantization.
         task: what the outputs are for.
         min_task: what has to agree in the task, from 0 to 1.
@@ -76,24 +68,7 @@ def quantize_model(
             f"in int8 {agreed:.2%} of the task ({task}) comes out as in floating point, at least {min_task:.2%} is "
             f"wanted; raise --min-cosine, so that more nodes stay in floating point, or give more samples"
         )
-    return Outcome(made, agreed, _share_of_macs(model, made, dims))
-
-
-def run_model(model: ir.Model, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    """Run a model on samples, on ONNX Runtime, each node as the standard says.
-
-    Raises:
-        InputError: a sample does not fit.
-    """
-    with tempfile.TemporaryDirectory(prefix="flagsplit-quantize-") as folder:
-        file = write_reference(model, Path(folder) / "model.onnx")[0]
-        data = file.with_name(file.name + DATA_SUFFIX)
-        engine = open_onnx(file, data if data.is_file() else None, "fast", 0, PAIRS_AS_THEY_ARE)
-        try:
-            for sample in samples:
-                yield engine.run({spec.name: sample[spec.name] for spec in engine.inputs})
-        finally:
-            engine.close()
+    return Outcome(made, agreed)
 
 
 def _agreement(model: ir.Model, made: ir.Model, samples: Sequence[Sample], task: Task) -> float:
@@ -114,16 +89,3 @@ def _same(wanted: Array, came: Array, task: Task) -> float:
     a, b = (array.astype(np.float32) > MASK_OVER for array in (wanted, came))
     either = int((a | b).sum())
     return float((a & b).sum()) / either if either else 1.0
-
-
-def _share_of_macs(model: ir.Model, made: Quantized, dims: Mapping[str, int]) -> float:
-    """Of each block, the share of its nodes that are int8; those that were folded into others do not count."""
-    int8 = {each.node: each.int8 for each in made.nodes}
-    graph = flagir.block_graph(model, flagir.nominal_dims(flagir.Skeleton(model), dims))
-    total, share = 0.0, 0.0
-    for block in graph.blocks:
-        work = sum(block.flops.values())
-        known = [int8[name] for name in block.nodes if name in int8]
-        total += work
-        share += work * sum(known) / max(len(known), 1)
-    return share / total if total else 0.0

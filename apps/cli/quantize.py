@@ -63,7 +63,7 @@ def command(
     options = QuantizeOptions(observer, correct_bias, min_cosine, kept)
     with progress_bar(quiet=as_json) as progress:
         progress("quantize", 0.0)
-        outcome = quantize_model(graph, samples, dims, options, "" if task == "none" else task, min_task)
+        outcome = quantize_model(graph, samples, options, "" if task == "none" else task, min_task)
         progress("quantize", 1.0)
     files = write_reference(outcome.quantized.model, output)
     data = _data(outcome, files)
@@ -88,7 +88,7 @@ def _data(outcome: Outcome, files: tuple[Path, ...]) -> dict[str, Any]:
         "files": [str(file) for file in files],
         "size_bytes": sum(file.stat().st_size for file in files),
         "nodes_int8": sum(each.int8 for each in made.nodes),
-        "macs_int8": outcome.macs_int8,
+        "flops_int8": made.flops_int8,
         "cosines": dict(made.cosines),
         "worst_cosine": made.worst,
         "task": outcome.task,
@@ -105,10 +105,10 @@ def _show(outcome: Outcome, files: tuple[Path, ...]) -> None:
     sizes_told = ", ".join(f"{file} ({size_text(file.stat().st_size)})" for file in files)
     say(
         out,
-        f"{len(made.nodes) - len(floating)} of {len(made.nodes)} nodes are int8, {outcome.macs_int8:.0%} of the work",
+        f"{len(made.nodes) - len(floating)} of {len(made.nodes)} nodes are int8, {made.flops_int8:.0%} of the work",
     )
     for name, near in made.cosines.items():
-        say(out, f"{name}: cosine {near:.5f} to floating point, mean over {made.checked} samples")
+        say(out, f"{name}: cosine {near:.5f} to floating point, over {made.checked} samples")
     say(out, f"least cosine on a sample: {made.worst:.5f}")
     if outcome.task is not None:
         say(out, f"task: {outcome.task:.2%} comes out the same")
