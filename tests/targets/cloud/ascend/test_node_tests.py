@@ -11,13 +11,13 @@ from flagsplit.targets.cloud.ascend.on_cpu import AscendOnCpu
 from flagsplit.targets.conformance import node_cases, run_case
 
 OPERATORS = {
-    "8.0": "AveragePool ConvTranspose Gelu GroupNormalization MaxPool Pad ReduceL2 Resize RMSNormalization Split Swish",
-    "5.0": "BatchNormalization HardSwish ReduceMean RoiAlign ScatterND Split Trilu",
+    "8.0": "AveragePool ConvTranspose GroupNormalization Pad ReduceL2 Resize",
+    "5.0": "BatchNormalization HardSwish ReduceProd RoiAlign ScatterND",
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cann", "least"), [("8.0", 80), ("5.0", 20)])
+@pytest.mark.parametrize(("cann", "least"), [("8.0", 40), ("5.0", 8)])
 def test_operator_tests_of_onnx(cann: str, least: int) -> None:
     cases = [case for case in node_cases(OPERATORS[cann].split()) if not case.skip]
     found = [run_case(AscendOnCpu(), case, {"cann": cann}) for case in cases]

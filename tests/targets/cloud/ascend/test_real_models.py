@@ -19,8 +19,9 @@ HOST = LoadOptions(threads=1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cann", ["8.0", "5.0"])
-@pytest.mark.parametrize("name", ["ppocr-cls", "ppocr-det", "ppocr-rec", "light-shufflenet"])
+@pytest.mark.parametrize(
+    ("name", "cann"), [("ppocr-cls", "5.0"), ("ppocr-det", "8.0"), ("ppocr-rec", "5.0"), ("light-shufflenet", "8.0")]
+)
 def test_the_same_answers(tmp_path: Path, name: str, cann: str) -> None:
     try:
         model = flagir.read_model(pull(name))
