@@ -77,20 +77,24 @@ NAMES = tuple(_MODELS)
 """The zoo's names of the models."""
 
 
-def zoo_models(names: Iterable[str] = NAMES, progress: Callable[[str], None] = lambda _: None) -> list[CorpusModel]:
+def zoo_models(
+    names: Iterable[str] = NAMES, progress: Callable[[str], None] = lambda _: None, *, quantize: bool = False
+) -> list[CorpusModel]:
     """Models of the zoo with inputs; one that cannot be fetched says why instead.
 
     Args:
         names: some of `NAMES`.
         progress: told which model is looked for.
+        quantize: whether as int8 models.
     """
-    return [_model(name, progress) for name in names]
+    return [_model(name, progress, quantize) for name in names]
 
 
-def _model(name: str, progress: Callable[[str], None]) -> CorpusModel:
+def _model(name: str, progress: Callable[[str], None], quantize: bool) -> CorpusModel:
     progress(name)
     try:
         path = zoo.pull(name)
     except FlagsplitError as error:
         return CorpusModel(name, None, missing=str(error))
-    return CorpusModel(name, path, _MODELS[name].inputs(), seed_weights=_MODELS[name].seed_weights)
+    asked = _MODELS[name]
+    return CorpusModel(name, path, asked.inputs(), seed_weights=asked.seed_weights, quantize=quantize)

@@ -16,12 +16,14 @@ from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
 from flagsplit.apps.open_shapes import check_shapes
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
 from flagsplit.apps.tier_parts import ResidencyChoice
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Skeleton
+from flagsplit.runtime.bundle import REFERENCE_TARGET
 from flagsplit.splitter.costs import CostModel, Handicaps, model_costs
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
+from flagsplit.targets.cloud.ort_providers import devices_named
 from flagsplit.targets.interface import Numerics
 
 
@@ -103,6 +105,7 @@ def prepare(
     model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
 ) -> Groundwork:
     """Read off a canonical model what planning needs; nothing is compiled or written."""
+    _check_providers(deployment, options)
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
     _check_sizes(skeleton, dims, options)
@@ -121,6 +124,17 @@ def prepare(
         ranges = {name: (size, size) for name, size in dims.items()} | ranges
     profiled = profiled_costs(graph, deployment, profiles, handicaps)
     return Groundwork(dims, graph, verdicts, supports, handicaps, ranges, profiled)
+
+
+def _check_providers(deployment: Deployment, options: BuildOptions) -> None:
+    """A misspelled device would leave its tier to the CPU without a word."""
+    named = devices_named(options.choices.get(REFERENCE_TARGET, {}).get("provider", ""))
+    there = {tier.device.name for tier in deployment.tiers}
+    if named - there:
+        raise PolicyError(
+            f"--choice ort.provider: expected devices of the tiers ({', '.join(sorted(there))}), "
+            f"came {sorted(named - there)[0]!r}"
+        )
 
 
 def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:

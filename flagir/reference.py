@@ -21,6 +21,9 @@ DATA_SUFFIX = ".data"
 _MOST_INLINE_BYTES = 1 << 30
 """A protobuf ends at 2 GiB, and few tools like one half that size."""
 
+_SMALL_BYTES = 256
+"""Up to here constants stay in the model: engines infer shapes from them before they read the second file."""
+
 
 def reference(model: ir.Model, plan: str, cuts: Iterable[BoundaryCut] = ()) -> ir.Model:
     """The model under one of its plans, with the codecs of that plan.
@@ -67,7 +70,7 @@ def write_reference(model: ir.Model, path: Path, *, most_inline_bytes: int = _MO
         with tempfile.TemporaryDirectory(prefix=".flagsplit-reference-", dir=path.parent) as scratch:
             made = Path(scratch) / path.name
             if outside:
-                ir.external_data.unload_from_model(written, scratch, data.name)
+                ir.external_data.unload_from_model(written, scratch, data.name, size_threshold_bytes=_SMALL_BYTES)
             else:
                 ir.external_data.load_to_model(written)
             made.write_bytes(to_bytes(written))

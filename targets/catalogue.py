@@ -37,10 +37,24 @@ def _qnn() -> Target:
     return QnnTarget()
 
 
+def _edgetpu() -> Target:
+    from flagsplit.targets.edge.edgetpu.target import EdgetpuTarget
+
+    return EdgetpuTarget()
+
+
+def _ascend() -> Target:
+    from flagsplit.targets.cloud.ascend.target import AscendTarget
+
+    return AscendTarget()
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
     "ort": _ort,
+    "ascend": _ascend,
     "coreml": _coreml,
     "cuda": _cuda,
+    "edgetpu": _edgetpu,
     "litert": _litert,
     "qnn": _qnn,
 }
@@ -49,6 +63,7 @@ TARGETS: dict[str, Callable[[], Target]] = {
 SDKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "coreml": ("coreml", ("coremltools",)),
     "cuda": ("cuda", ("torch",)),
+    "edgetpu": ("edgetpu", ("ai_edge_litert",)),
     "litert": ("litert", ("ai_edge_litert",)),
     "qnn": ("qnn", ("onnxruntime_qnn",)),
 }

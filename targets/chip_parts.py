@@ -19,6 +19,7 @@ from flagsplit.flagir.codecs.functions import DOMAIN
 from flagsplit.flagir.reads import activations_read
 from flagsplit.flagir.specialize import open_values, settle, specialize
 from flagsplit.targets.interface import Array
+from flagsplit.targets.quantized_ends import joined, requantized_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,19 +70,23 @@ class SplitSegment:
         return (*self.direct, *(() if self.late is None else (self.late,)))
 
 
-def split_segments(model: ir.Model, segments: Sequence[Segment], sizes: "FixedSizes") -> Iterator[SplitSegment]:
+def split_segments(
+    model: ir.Model, segments: Sequence[Segment], sizes: "FixedSizes", quantized_ends: bool = False
+) -> Iterator[SplitSegment]:
     """Split segments into what a chip runs and what the host runs beside it.
 
     Args:
         model: the canonical model that the segments were cut from; it stays as it is.
         segments: from `flagir.cut_into_steps` of the same model.
         sizes: of the same model.
+        quantized_ends: whether the host quantizes what comes in and takes back what goes out, so that the chip has
+            integers at its ends.
 
     Raises:
         ModelError: a shape inside a segment depends on data.
     """
     for segment in segments:
-        yield _split(model, segment, sizes)
+        yield _split(model, segment, sizes, quantized_ends)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,27 +173,54 @@ def _leave_out_losses(model: ir.Model) -> dict[str, str]:
     return found
 
 
-def _split(model: ir.Model, segment: Segment, sizes: FixedSizes) -> SplitSegment:
+def _split(model: ir.Model, segment: Segment, sizes: FixedSizes, quantized_ends: bool) -> SplitSegment:
     wanted = set(segment.nodes)
     nodes = [node for node in model.graph if node.name in wanted]
-    early = _host_first(nodes, segment.inputs)
+    early = _host_first(nodes, segment.inputs, quantized_ends)
     late = [node for node in nodes if node.domain == DOMAIN and node not in early]
     core = [node for node in nodes if node not in early and node not in late]
     needed = {value.name for node in late for value in activations_read(node)} | set(segment.outputs)
-    made = [value.name or "" for node in core for value in node.outputs if value.name in needed]
+    if quantized_ends:
+        core, late = _host_last(core, late, needed)
+        needed |= {value.name for node in late for value in activations_read(node)}
+    given = {value.name for node in late for value in node.outputs}
+    made = [
+        value.name or "" for node in core for value in node.outputs if value.name in needed and value.name not in given
+    ]
     whole = _part(model, core, made) if made else None
+    again = requantized_inputs(whole, model, sizes.types) if quantized_ends and whole is not None else None
     chip, direct = _fixed(whole, segment.id, sizes) if whole is not None else (None, None)
-    before = _part(model, early, {name or "" for name in needed} | _read_by(core))
+    before = joined(_part(model, early, {name or "" for name in needed} | _read_by(core)), again)
     late_part = _part(model, late, segment.outputs)
     return SplitSegment(segment.id, before, chip, () if direct is None else (direct,), late_part)
 
 
-def _host_first(nodes: Sequence[ir.Node], inputs: Collection[str]) -> list[ir.Node]:
-    """The codec nodes that need nothing but inputs of the segment."""
+def _host_last(
+    core: list[ir.Node], late: list[ir.Node], needed: Collection[str | None]
+) -> tuple[list[ir.Node], list[ir.Node]]:
+    """Let the host take back what leaves the chip; what the chip reads too is taken back there as well."""
+    read = _read_by(core)
+    made = {value.name for node in core for value in node.outputs}
+    taken = []
+    for node in core:
+        source, output = node.inputs[0] if node.inputs else None, node.outputs[0].name or ""
+        leaves = _is(node, "DequantizeLinear") and output in needed and source is not None and source.name in made
+        if leaves and output:
+            taken.append(node)
+    return [node for node in core if node not in taken or (node.outputs[0].name or "") in read], [*taken, *late]
+
+
+def _is(node: ir.Node, op_type: str) -> bool:
+    return node.op_type == op_type and not node.domain
+
+
+def _host_first(nodes: Sequence[ir.Node], inputs: Collection[str], quantized_ends: bool) -> list[ir.Node]:
+    """The codec nodes that need nothing but inputs of the segment, and what quantizes these."""
     known, found = set(inputs), list[ir.Node]()
     for node in nodes:
         reads = {value.name or "" for value in activations_read(node)}
-        if node.domain == DOMAIN and node.op_type.startswith("Decode") and reads <= known:
+        decodes = node.domain == DOMAIN and node.op_type.startswith("Decode")
+        if (decodes or (quantized_ends and _is(node, "QuantizeLinear"))) and reads <= known:
             known.update(value.name or "" for value in node.outputs)
             found.append(node)
     return found

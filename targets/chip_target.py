@@ -112,6 +112,13 @@ class ChipTarget(ABC):
         """
         return False
 
+    quantized_ends = False
+    """Whether the host quantizes what comes in and takes back what goes out."""
+
+    def at_ends(self, split: SplitSegment) -> SplitSegment:
+        """A segment as the host and the chip share it; for a chip that leaves more to the host than codecs."""
+        return split
+
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
         """Compile all segments of one tier; see `Target.compile`."""
         divided = self.in_pieces(options) and len(segments) > 1
@@ -119,7 +126,7 @@ class ChipTarget(ABC):
         pieces = list({piece.id: piece for chain in chains.values() for piece in chain}.values())
         shapes = self.describe().shapes(options.choices)
         sizes = sizes_to_build_for(shapes, model, [*segments, *pieces], options)
-        splits = list(split_open(model, pieces, sizes))
+        splits = [self.at_ends(split) for split in split_open(model, pieces, sizes, self.quantized_ends)]
         parts = [split.chip for split in splits if split.chip is not None]
         made = self.compile_parts(with_samples(model, parts, options), options)
         files = dict(made.files)

@@ -15,19 +15,22 @@ from flagsplit.targets.open_sizes import OpenSizes, variations
 _TELLS_SIZES = frozenset(("Shape", "Size"))
 
 
-def split_open(model: ir.Model, segments: Sequence[Segment], sizes: OpenSizes) -> Iterator[SplitSegment]:
+def split_open(
+    model: ir.Model, segments: Sequence[Segment], sizes: OpenSizes, quantized_ends: bool = False
+) -> Iterator[SplitSegment]:
     """Split segments as `flagsplit.targets.chip_parts.split_segments` does, for all sizes at once.
 
     Args:
         model: the canonical model that the segments were cut from; it stays as it is.
         segments: of that model.
         sizes: of that model; where there is only one, parts are of fixed shapes.
+        quantized_ends: see there.
 
     Raises:
         ModelError: a shape depends on data, or a segment is made up of other parts at another size.
     """
     at = range(len(sizes.dims)) if sizes.shapes == "enumerated" else [0, *variations(sizes.dims)]
-    splits = [split_segments(model, segments, sizes.types[each]) for each in at]
+    splits = [split_segments(model, segments, sizes.types[each], quantized_ends) for each in at]
     for segment, *found in zip(segments, *splits, strict=True):
         yield found[0] if len(found) == 1 else _joined(model, segment, found, sizes)
 

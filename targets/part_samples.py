@@ -20,13 +20,16 @@ def with_samples(model: ir.Model, parts: Sequence[ChipPart], options: CompileOpt
     Args:
         model: the canonical model that they were cut from.
         parts: whose inputs are values of it.
-        options: with the samples of the build; without any, parts get none.
+        options: with the samples of the build; without any, parts get none. Nor do those that take values in another
+            form than the model has them in.
 
     Raises:
         InputError: the model cannot be run on a sample.
     """
     inputs = [value.name or "" for value in model.graph.inputs]
-    wanted = dict.fromkeys(value.name or "" for part in parts for value in part.model.graph.inputs)
+    known = {*inputs, *(value.name for node in model.graph for value in node.outputs)}
+    asked = [part for part in parts if all(value.name in known for value in part.model.graph.inputs)]
+    wanted = dict.fromkeys(value.name or "" for part in asked for value in part.model.graph.inputs)
     made = tuple(name for name in wanted if name not in inputs)
     if not options.samples or not wanted:
         return list(parts)
@@ -41,7 +44,8 @@ def with_samples(model: ir.Model, parts: Sequence[ChipPart], options: CompileOpt
             for sample in every:
                 sample.update(engine.run({name: sample[name] for name in inputs}))
             engine.close()
-    return [replace(part, samples=tuple(_at_inputs(part, sample) for sample in every)) for part in parts]
+    told = {id(part): replace(part, samples=tuple(_at_inputs(part, sample) for sample in every)) for part in asked}
+    return [told.get(id(part), part) for part in parts]
 
 
 def _at_inputs(part: ChipPart, sample: Mapping[str, Array]) -> dict[str, Array]:

@@ -18,6 +18,9 @@ from flagsplit.targets.conformance import Case, Counts, ScoreCard, certify, corp
 from flagsplit.targets.conformance.naming import target_named
 
 _MOST_REASONS = 12
+_INT8_ALONE = ("int8",)
+"""What a target can choose to compute in that gets int8 models of the corpus."""
+
 _JOBS = min(4, os.cpu_count() or 1)
 
 
@@ -51,7 +54,8 @@ def command(
     _check_choices(target, choices)
     with tempfile.TemporaryDirectory(prefix="flagsplit-corpus-") as scratch, progress_bar(quiet=as_json) as bar:
         bar("cases", 0.0)
-        cases = _cases(operator or (), case or (), Path(scratch), corpus=corpus)
+        int8 = target_named(target).describe().choices.get("precision", ()) == _INT8_ALONE
+        cases = _cases(operator or (), case or (), Path(scratch), corpus=corpus, int8=int8)
         card = certify(
             target, cases, choices=choices, jobs=jobs, keep=resume, progress=lambda _, share: bar("cases", share)
         )
@@ -73,7 +77,7 @@ def _check_choices(target: str, choices: dict[str, str]) -> None:
             raise ConfigError(f"--choice expects one of target {target} ({have}), came {name}={value}")
 
 
-def _cases(operators: Sequence[str], names: Sequence[str], folder: Path, *, corpus: bool) -> list[Case]:
+def _cases(operators: Sequence[str], names: Sequence[str], folder: Path, *, corpus: bool, int8: bool) -> list[Case]:
     from flagsplit.apps.conformance_models import NAMES, zoo_models
 
     found: list[Case] = []
@@ -81,7 +85,7 @@ def _cases(operators: Sequence[str], names: Sequence[str], folder: Path, *, corp
         found = node_cases(operators, names)
     wanted = {name.partition("/")[0] for name in names if "/" in name} if names else set(NAMES)
     if corpus and not operators and wanted:
-        models = zoo_models(name for name in NAMES if name in wanted)
+        models = zoo_models((name for name in NAMES if name in wanted), quantize=int8)
         found += [each for each in corpus_cases(models, folder) if not names or each.name in names]
     missing = [name for name in names if name not in {each.name for each in found}]
     if missing or not found:

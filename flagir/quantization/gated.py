@@ -5,7 +5,7 @@ departs too far, nodes go back to floating point, those first that cost most for
 each node what became of it and why.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,10 @@ from flagsplit.flagir.static_shapes import Skeleton, dims_of_shapes, nominal_dim
 from flagsplit.flagir.work import work_of
 
 MIN_COSINE = 0.999
+MIN_TASK = 0.99
+
+Task = Callable[[Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]], float]
+
 _MOST_PROBED = 4
 _MOVES_PER_WORK = 1e4
 
@@ -38,12 +42,17 @@ class QuantizeOptions:
         min_cosine: of every output to that of the floating-point model, all samples taken as one vector, so that one on
             which the output is next to nothing counts for as little.
         kept: nodes that are to stay in floating point whatever they cost, with the reason.
+        task: how much of what the model is for comes out as in floating point, from 0 to 1, given pairs of its answers
+            and those of int8.
+        min_task: what has to.
     """
 
     observer: ObserverName = "minmax"
     correct_bias: bool = True
     min_cosine: float = MIN_COSINE
     kept: Mapping[str, str] = field(default_factory=dict)
+    task: Task | None = None
+    min_task: float = MIN_TASK
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,7 @@ class Quantized:
         nodes: a report of each node of the model, once it was brought into the forms that int8 engines have.
         cosines: of each floating-point output, all samples taken as one vector.
         worst: least cosine of any output on any sample.
+        task: what comes out as in floating point, from 0 to 1; None if there is no task.
         samples, checked: how many gave the ranges, and how many were compared.
     """
 
@@ -82,6 +92,7 @@ class Quantized:
     nodes: tuple[NodeReport, ...]
     cosines: Mapping[str, float]
     worst: float
+    task: float | None
     samples: int
     checked: int
 
@@ -149,7 +160,7 @@ class _Search:
 
     def best(self) -> Quantized:
         every = self._attempt(0)
-        if every.cosine >= self._options.min_cosine:
+        if self._passes(every):
             return every
         self._probed = self._spread(every)
         names = [node.node for node in every.nodes if node.int8]
@@ -162,17 +173,23 @@ class _Search:
                 break
             kept = min(failed + step, len(names) - 1)
             tried = self._attempt(kept)
-            if tried.cosine >= self._options.min_cosine:
+            if self._passes(tried):
                 found = (kept, tried)
             else:
                 failed = kept
         if found is None or not any(each.int8 for each in found[1].nodes):
+            agreed = "" if every.task is None else f", and {every.task:.2%} of the task comes out the same"
+            least = "" if every.task is None else f" and {self._options.min_task:.2%}"
             raise ModelError(
-                f"in int8 an output has cosine {every.cosine:.4f} to the floating-point model, at least "
-                f"{self._options.min_cosine} is wanted, and no node can be int8 within that; leave it in "
+                f"in int8 an output has cosine {every.cosine:.4f} to the floating-point model{agreed}; at least "
+                f"{self._options.min_cosine}{least} is wanted, and no node can be int8 within that; leave it in "
                 f"floating point, or give samples that are like what it will see"
             )
         return found[1]
+
+    def _passes(self, made: Quantized) -> bool:
+        enough = made.task is None or made.task >= self._options.min_task
+        return enough and made.cosine >= self._options.min_cosine
 
     def _worth(self, name: str) -> float:
         """What a node is worth in int8: its work, and a little for being no change of type."""
@@ -211,7 +228,8 @@ class _Search:
         rewrite(made, scheme, corrections)
         pairs = list(zip(self._expected, self._run(made, self._checks), strict=True))
         worst = min((near for pair in pairs for near in _cosines([pair]).values()), default=1.0)
-        return Quantized(made, nodes, _cosines(pairs), worst, len(self._samples), len(self._checks))
+        task = self._options.task(pairs) if self._options.task is not None else None
+        return Quantized(made, nodes, _cosines(pairs), worst, task, len(self._samples), len(self._checks))
 
     def _report(self, node: ir.Node, scheme: Scheme) -> NodeReport:
         name = node.name or ""

@@ -1,7 +1,8 @@
 """Forms that int8 engines have, in place of equal ones that they have not, before anything is quantized.
 
-Batch normalizations go into convolutions, hard-swish in parts becomes the operator, and a division by a constant the
-product with its reciprocal. Each may move a result by a rounding of float32.
+Batch normalizations and summands of a channel go into convolutions, or become products and sums, hard-swish in parts
+becomes the operator, a sum of two an addition, and a division by a constant the product with its reciprocal. Each may
+move a result by a rounding of float32.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,22 @@ import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_constant, is_op
 from flagsplit.flagir.passes.float_products import drop_unused, replace_node
-from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms
+from flagsplit.flagir.quantization.fold_batch_norm import (
+    fold_batch_norms,
+    fold_channel_sums,
+    spread_batch_norms,
+)
 
 
 def prepare(model: ir.Model) -> None:
     """Rewrite a canonical model in place."""
+    fold_channel_sums(model)
     fold_batch_norms(model)
+    spread_batch_norms(model)
     graph = model.graph
+    for node in list(graph):
+        if is_op(node, "Sum") and len(node.inputs) == 2:
+            replace_node(graph, node, [ir.node("Add", node.inputs, name=node.name)])
     for node in list(graph):
         source = _hard_swish_of(node)
         if source is not None:

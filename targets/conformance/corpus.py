@@ -3,7 +3,8 @@
 Where the models come from is the caller's: the target layer knows files only.
 """
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.errors import FlagsplitError
 from flagsplit.flagir import Segment
+from flagsplit.flagir.quantization import QuantizeOptions, quantize
 from flagsplit.flagir.segments import segment_of
 from flagsplit.targets.conformance.cases import DTYPES, Case
 from flagsplit.targets.conformance.seeded_weights import draw_weights
 from flagsplit.targets.interface import Array
-from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.targets.onnx_engine import PAIRS_AS_THEY_ARE, open_onnx
 
 _LIMIT_S = 600.0
 _SEED = 20
@@ -33,6 +35,8 @@ class CorpusModel:
         inputs: arrays by name.
         seed_weights: whether to draw its weights by a seed: some files have the shape of a network, and weights that
             are all alike.
+        quantize: whether to make an int8 model of it, with ranges from its inputs: for targets that compute in nothing
+            else.
         missing: why there is no file.
     """
 
@@ -40,6 +44,7 @@ class CorpusModel:
     path: Path | None
     inputs: Mapping[str, Array] = field(default_factory=dict)
     seed_weights: bool = False
+    quantize: bool = False
     missing: str = ""
 
 
@@ -70,6 +75,8 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
     if model.seed_weights:
         draw_weights(graph, model.inputs, np.random.default_rng(_SEED))
     folder.mkdir(parents=True)
+    if model.quantize:
+        graph = _quantized(graph, model.inputs, folder)
     flagir.save(graph, folder)
     names = [node.name or "" for node in graph.graph]
     third = len(names) // 3
@@ -93,6 +100,23 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
     ]
 
 
+def _quantized(graph: ir.Model, inputs: Mapping[str, Array], folder: Path) -> ir.Model:
+    """An int8 model, however good: what it answers is what counts."""
+
+    def run(model: ir.Model, samples: Iterable[Mapping[str, Array]]) -> Iterator[dict[str, Array]]:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            flagir.save(model.clone(), Path(scratch))
+            file, weights = Path(scratch) / flagir.MODEL_NAME, Path(scratch) / flagir.WEIGHTS_NAME
+            engine = open_onnx(file, weights if weights.is_file() else None, "fast", 0, PAIRS_AS_THEY_ARE)
+            try:
+                for sample in samples:
+                    yield engine.run({name: sample[name] for name in inputs})
+            finally:
+                engine.close()
+
+    return quantize(graph, [inputs], run, QuantizeOptions(min_cosine=-1.0)).model
+
+
 def _edge(part: Segment) -> tuple[str, ...]:
     return (*part.inputs, *part.outputs)
 
@@ -108,7 +132,7 @@ def _reference(graph: ir.Model, folder: Path, inputs: Mapping[str, Array], wante
     made = tuple(sorted(wanted - set(whole.inputs)))
     traced = flagir.extract(graph, Segment(whole.id, whole.nodes, whole.inputs, made))
     (folder / "reference.onnx").write_bytes(flagir.to_bytes(traced))
-    engine = open_onnx(folder / "reference.onnx", folder / flagir.WEIGHTS_NAME, "exact", 0)
+    engine = open_onnx(folder / "reference.onnx", folder / flagir.WEIGHTS_NAME, "exact", 0, PAIRS_AS_THEY_ARE)
     try:
         return {**inputs, **engine.run({name: inputs[name] for name in whole.inputs})}
     finally:

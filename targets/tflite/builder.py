@@ -124,6 +124,9 @@ class Builder:
         for tensor in (*made, *(each for each in inputs if each is not None)):
             if tensor.size == 0 and tensor.rank:
                 raise Refused("TFLite has no empty tensors")
+        first = inputs[0]
+        if first is not None and first.dtype == "int8":
+            made = [first.shaped(each.shape) if each.dtype == "int8" else each for each in made]
         operator = Operator(code, tuple(inputs), tuple(made), options)
         if reason := refusal_of(operator):
             raise Refused(reason)
@@ -202,7 +205,7 @@ class Builder:
         if math.prod(wanted) != x.size:
             raise Refused(f"shape {x.shape} cannot become {wanted}")
         if x.data is not None:
-            return self.const(x.data.reshape(wanted))
+            return x.rearranged(lambda data: data.reshape(wanted))
         if not wanted:
             return self.op("SQUEEZE", [x], wanted, squeezeDims=list(range(x.rank)))
         return self.op("RESHAPE", [x, self.ints(wanted)], wanted, newShape=list(wanted))
@@ -213,7 +216,7 @@ class Builder:
         if order == tuple(range(x.rank)):
             return x
         if x.data is not None:
-            return self.const(x.data.transpose(order))
+            return x.rearranged(lambda data: data.transpose(order))
         key = (x, order)
         if key not in self._permuted:
             shape = [x.shape[each] for each in order]
@@ -236,7 +239,7 @@ class Builder:
         if x.shape == wanted:
             return x
         if x.data is not None:
-            return self.const(np.broadcast_to(x.data, wanted))
+            return x.rearranged(lambda data: np.broadcast_to(data, wanted))
         if len(wanted) > _MOST_RANK:
             merged, shapes = _merged([x.shape], wanted)
             return self.reshape(self.expand(self.reshape(x, shapes[0]), merged), wanted)
@@ -255,7 +258,8 @@ class Builder:
         if tuple(size) == x.shape:
             return x
         if x.data is not None:
-            return self.const(x.data[tuple(slice(at, at + n) for at, n in zip(begin, size, strict=True))])
+            box = tuple(slice(at, at + n) for at, n in zip(begin, size, strict=True))
+            return x.rearranged(lambda data: data[box])
         return self.op("SLICE", [x, self.ints(begin), self.ints(size)], size)
 
     def cut(self, x: Tensor, axis: int, begin: int, size: int) -> Tensor:
@@ -278,6 +282,12 @@ class Builder:
         if value == 0:
             return self.op("PAD", [x, widths], shape)
         return self.op("PADV2", [x, widths, self.like(value, x)], shape)
+
+    def quantize(self, x: Tensor, scale: float, zero: int) -> Tensor:
+        """As int8."""
+        made = self.op("QUANTIZE", [x], x.shape, "int8")
+        made.scales, made.zero = np.array([scale], np.float32), zero
+        return made
 
     def reduce(self, code: str, x: Tensor, axes: Sequence[int], keep: bool = True) -> Tensor:
         """Over axes that are not negative."""

@@ -24,19 +24,20 @@ def installed() -> bool:
     return any(find_spec(name) is not None for name in _INTERPRETERS)
 
 
-def open_signature(file: Path, call: ChipCall, threads: int) -> Executable:
+def open_signature(file: Path, call: ChipCall, threads: int, delegate: str = "") -> Executable:
     """Open one signature of a .tflite file.
 
     Args:
         file: the file.
         call: names the signature and its tensors.
         threads: how many threads one run may use; 0 lets the interpreter choose.
+        delegate: library of a delegate that runs what it knows; "" for none.
 
     Raises:
         BundleError: it cannot be loaded.
         ConfigError: no interpreter is installed, or it does not work with this NumPy.
     """
-    shared = _Shared.of(file, threads)
+    shared = _Shared.of(file, threads, delegate)
     try:
         runner = shared.interpreter.get_signature_runner(call.function)
     except (ValueError, RuntimeError) as error:
@@ -62,12 +63,13 @@ class _Shared:
     _open: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], "_Shared"]] = weakref.WeakValueDictionary()
     _opening = threading.Lock()
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, delegate: str) -> None:
         self.lock = threading.Lock()
         _check(file)
         made = _interpreter_class()
         try:
-            self.interpreter = made(model_path=str(file), num_threads=threads or None)
+            delegates = [import_module(made.__module__).load_delegate(delegate)] if delegate else None
+            self.interpreter = made(model_path=str(file), num_threads=threads or None, experimental_delegates=delegates)
         except (SystemError, ImportError) as error:  # it looks for NumPy only now
             raise ConfigError(
                 f"{made.__module__.partition('.')[0]} does not work with NumPy {np.__version__}; "
@@ -77,17 +79,17 @@ class _Shared:
             raise _unusable(file, error) from error
 
     @classmethod
-    def of(cls, file: Path, threads: int) -> "_Shared":
+    def of(cls, file: Path, threads: int, delegate: str) -> "_Shared":
         """The interpreter of a file, opened if it is not."""
         try:
             seen = file.stat()
         except OSError as error:
             raise BundleError(f"{file.name} cannot be read: {error.strerror}; get the bundle again") from None
-        key = (str(file), seen.st_ino, seen.st_size, seen.st_mtime_ns, threads)
+        key = (str(file), seen.st_ino, seen.st_size, seen.st_mtime_ns, threads, delegate)
         with cls._opening:
             found = cls._open.get(key)
             if found is None:
-                found = cls._open[key] = cls(file, threads)
+                found = cls._open[key] = cls(file, threads, delegate)
             return found
 
 

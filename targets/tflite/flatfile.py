@@ -49,6 +49,19 @@ _TYPED = ("inDataType", "outDataType", "outputType")
 _VERSIONS = {"BROADCAST_TO": 2}
 """Operators of which the first version has no kernel."""
 
+_INT8_VERSIONS = {
+    **dict.fromkeys(
+        "ADD AVERAGE_POOL_2D BATCH_MATMUL CONCATENATION DEPTH_TO_SPACE DEQUANTIZE GATHER LEAKY_RELU LOGISTIC "
+        "MAX_POOL_2D MAXIMUM MEAN MINIMUM MUL PAD PADV2 QUANTIZE REDUCE_MAX REDUCE_MIN RELU RELU6 RESIZE_BILINEAR "
+        "RESIZE_NEAREST_NEIGHBOR SLICE SOFTMAX SPACE_TO_DEPTH STRIDED_SLICE SUB SUM TANH TILE TRANSPOSE "
+        "TRANSPOSE_CONV".split(),
+        2,
+    ),
+    **dict.fromkeys("BROADCAST_TO CONV_2D DEPTHWISE_CONV_2D".split(), 3),
+    "FULLY_CONNECTED": 4,
+}
+"""The first version of an operator that takes int8, by TensorFlow's op_version.cc, where it is not 1."""
+
 
 def schema() -> Any:
     """The schema's generated classes.
@@ -92,7 +105,7 @@ class _Writer:
     def __init__(self, found: Any) -> None:
         self._schema = found
         self._buffers: list[Any] = [found.BufferT()]
-        self._codes: dict[str, int] = {}
+        self._codes: dict[tuple[str, int], int] = {}
         self._stored: dict[bytes, int] = {}
         self.stored_bytes = 0
 
@@ -107,14 +120,14 @@ class _Writer:
             made.subgraphs.append(graph)
             made.signatureDefs.append(self._signature(name, at, program, places))
         made.buffers = self._buffers
-        made.operatorCodes = [self._operator_code(code) for code in self._codes]
+        made.operatorCodes = [self._operator_code(*each) for each in self._codes]
         return made
 
-    def _operator_code(self, code: str) -> Any:
+    def _operator_code(self, code: str, version: int) -> Any:
         made = self._schema.OperatorCodeT()
         number = getattr(self._schema.BuiltinOperator, code)
         made.builtinCode, made.deprecatedBuiltinCode = number, min(number, _LAST_OLD_CODE)
-        made.version = _VERSIONS.get(code, 1)
+        made.version = version
         return made
 
     def _signature(self, name: str, at: int, program: Program, places: Mapping[Tensor, int]) -> Any:
@@ -140,7 +153,7 @@ class _Writer:
                 return -1
             if tensor not in places:
                 table = self._tensor(tensor)
-                key = (table.buffer, table.type, tensor.shape, tensor.axis) if tensor.data is not None else None
+                key = _identity(tensor, table.buffer)
                 if key is not None and key in constants:
                     places[tensor] = constants[key]
                     return places[tensor]
@@ -165,7 +178,7 @@ class _Writer:
         if tensor.scales is not None:
             made.quantization = self._schema.QuantizationParametersT()
             made.quantization.scale = tensor.scales.astype(np.float32)
-            made.quantization.zeroPoint = np.zeros(tensor.scales.size, np.int64)
+            made.quantization.zeroPoint = np.full(tensor.scales.size, tensor.zero, np.int64)
             made.quantization.quantizedDimension = tensor.axis
         return made
 
@@ -184,7 +197,7 @@ class _Writer:
 
     def _operator(self, operator: Operator, place: Any) -> Any:
         made = self._schema.OperatorT()
-        made.opcodeIndex = self._codes.setdefault(operator.code, len(self._codes))
+        made.opcodeIndex = self._codes.setdefault((operator.code, _version(operator)), len(self._codes))
         made.inputs = np.array([place(each) for each in operator.inputs], np.int32)
         made.outputs = np.array([place(each) for each in operator.outputs], np.int32)
         name = _OPTIONS.get(operator.code, "".join(part.capitalize() for part in operator.code.split("_")) + "Options")
@@ -196,6 +209,22 @@ class _Writer:
             setattr(options, key, self._type(value) if key in _TYPED else value)
         made.builtinOptions, made.builtinOptionsType = options, getattr(self._schema.BuiltinOptions, name)
         return made
+
+
+def _version(operator: Operator) -> int:
+    small = any(each is not None and each.dtype == "int8" for each in operator.inputs)
+    if operator.options.get("halfPixelCenters"):
+        return 3
+    versions = _INT8_VERSIONS if small else _VERSIONS
+    return versions.get(operator.code, 1)
+
+
+def _identity(tensor: Tensor, buffer: int) -> tuple[Any, ...] | None:
+    """What equal constants have in common."""
+    if tensor.data is None:
+        return None
+    scales = b"" if tensor.scales is None else tensor.scales.astype(np.float32).tobytes()
+    return (buffer, tensor.dtype, tensor.shape, tensor.axis, tensor.zero, scales)
 
 
 def _aligned_buffer(found: Any, data: Any) -> Any:

@@ -139,6 +139,11 @@ def _folded(before: Operator, operator: Operator, row: NDArray[np.float64]) -> O
     shape = [1] * weights.rank
     shape[_CHANNEL_AXIS[before.code]] = row.size
     scaled = _float32(np.asarray(weights.data) * row.reshape(shape))
+    if weights.steps is not None and np.all(row > 0):
+        scaled.steps, scaled.zero = (
+            np.asarray(weights.steps, np.float32) * row.reshape(shape).astype(np.float32),
+            weights.zero,
+        )
     return Operator(before.code, (x, scaled, _float32(old * row)), operator.outputs, before.options)
 
 

@@ -31,10 +31,15 @@ _TAKEN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys("LOGICAL_AND LOGICAL_NOT LOGICAL_OR REDUCE_ALL REDUCE_ANY".split(), ("bool",)),
     "BITWISE_XOR": ("int32",),
     "DEQUANTIZE": ("int8",),
+    "PRELU": _FLOAT,
+    "QUANTIZE": _FLOAT,
     "SCATTER_ND": ("int32",),
     "TRANSPOSE_CONV": ("int32",),
 }
 """`SCATTER_ND` and `TRANSPOSE_CONV` take positions and sizes first."""
+
+_MOVES = frozenset(("RESHAPE", "SQUEEZE", "TRANSPOSE"))
+"""Operators that lowerings write of int8 too; all others of int8 are made by `int8`."""
 
 CODES = frozenset(_TAKEN)
 """All operators that programs are made of."""
@@ -57,7 +62,8 @@ def refusal_of(operator: Operator) -> str:
     first = operator.inputs[0]
     if taken is None or first is None:
         return f"TFLite's {operator.code} was not tried"
-    if first.dtype not in taken:
+    moved = first.dtype == "int8" and operator.code in _MOVES
+    if first.dtype not in taken and not moved:
         return f"TFLite has no {operator.code} of {first.dtype}"
     most = _RANKS.get(operator.code, _MOST_RANK)
     rank = max(each.rank for each in (first, *operator.outputs))

@@ -15,16 +15,21 @@ from flagsplit.targets.tflite.program import Operator, Program, Tensor, nchw, nh
 from flagsplit.targets.tflite.shuffles import gather_shuffles
 
 _SECOND, _LAST = False, True
-_STEP = 64
+STEP = 64
 """What a transpose costs beside its elements."""
 
 
-def settle_layouts(program: Program) -> Program:
-    """The same program with as few transposes as it needs; `program` is used up."""
+def settle_layouts(program: Program, step: int = STEP) -> Program:
+    """The same program with as few transposes as it needs; `program` is used up.
+
+    Args:
+        program: as it was lowered.
+        step: what a transpose costs beside its elements.
+    """
     program = gather_shuffles(program)
     program.operators = used_operators(program.operators, program.outputs)
     flexible = [each for each in program.operators if may_move(each)]
-    chosen = _choose(program, flexible)
+    chosen = _choose(program, flexible, step)
     return _Rewriter(program, chosen).program()
 
 
@@ -41,7 +46,7 @@ def trivial(shape: Sequence[int], perm: Sequence[int]) -> bool:
     return kept == sorted(kept)
 
 
-def _choose(program: Program, flexible: Sequence[Operator]) -> dict[Operator, bool]:
+def _choose(program: Program, flexible: Sequence[Operator], step: int) -> dict[Operator, bool]:
     """For each operator that has the choice, whether it works with channels last."""
     if not flexible:
         return {}
@@ -52,7 +57,7 @@ def _choose(program: Program, flexible: Sequence[Operator]) -> dict[Operator, bo
     free = iter(range(len(flexible) + 2, 1 << 30))
     many = 1 << 50
     for value, (maker, readers) in _wishes(program, number).items():
-        price = 0 if trivial(value.shape, nhwc(value.rank)) else value.size + _STEP
+        price = 0 if trivial(value.shape, nhwc(value.rank)) else value.size + step
         price += 1
         others = {reader for reader in readers if reader != maker}
         if not others:
@@ -140,7 +145,7 @@ class _Rewriter:
         return self._forms[key]
 
     def _move(self, x: Tensor, perm: tuple[int, ...]) -> Tensor:
-        made = Tensor(tuple(x.shape[each] for each in perm), x.dtype)
+        made = x.shaped([x.shape[each] for each in perm])
         if trivial(x.shape, perm):
             wanted = numbers(made.shape)
             self._operators.append(Operator("RESHAPE", (x, wanted), (made,), {"newShape": list(made.shape)}))

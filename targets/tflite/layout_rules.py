@@ -11,9 +11,9 @@ import numpy as np
 from flagsplit.targets.tflite.program import Operator, Tensor, nhwc
 
 _ELEMENTWISE = frozenset(
-    "ABS ADD ATAN2 CAST CEIL COS DIV ELU EQUAL EXP FLOOR FLOOR_MOD GELU GREATER GREATER_EQUAL HARD_SWISH LEAKY_RELU "
-    "LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM MINIMUM MUL NEG NOT_EQUAL POW RELU RELU6 "
-    "ROUND RSQRT SELECT_V2 SIGN SIN SQRT SQUARE SUB TANH".split()
+    "ABS ADD ATAN2 CAST CEIL COS DEQUANTIZE DIV ELU EQUAL EXP FLOOR FLOOR_MOD GELU GREATER GREATER_EQUAL HARD_SWISH "
+    "LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM MINIMUM MUL NEG NOT_EQUAL POW "
+    "PRELU QUANTIZE RELU RELU6 ROUND RSQRT SELECT_V2 SIGN SIN SQRT SQUARE SUB TANH".split()
 )
 _REDUCTIONS = frozenset("MEAN SUM REDUCE_MAX REDUCE_MIN REDUCE_PROD REDUCE_ANY REDUCE_ALL".split())
 _BY_ROWS = frozenset("PAD PADV2".split())
@@ -55,7 +55,7 @@ def moved(operator: Operator, inputs: Sequence[Tensor | None]) -> Operator:
     """
     rank = operator.outputs[0].rank
     perm = nhwc(rank)
-    outputs = tuple(Tensor(tuple(each.shape[at] for at in nhwc(each.rank)), each.dtype) for each in operator.outputs)
+    outputs = tuple(each.shaped([each.shape[at] for at in nhwc(each.rank)]) for each in operator.outputs)
     options = dict(operator.options)
     code = operator.code
     if code in _ELEMENTWISE or code == "CONCATENATION":
@@ -82,7 +82,7 @@ def moved(operator: Operator, inputs: Sequence[Tensor | None]) -> Operator:
 def _constant(x: Tensor | None, perm: Sequence[int]) -> Tensor | None:
     if x is None or x.data is None or x.rank == 0:
         return x
-    return Tensor(tuple(x.shape[at] for at in perm), x.dtype, x.data.transpose(perm))
+    return x.rearranged(lambda data: data.transpose(perm))
 
 
 def _rows(x: Tensor | None, perm: Sequence[int]) -> Tensor:

@@ -1,10 +1,12 @@
 """From a chip part to a program: each node by its lowering, or by the nodes that the standard defines it with."""
 
+import numpy as np
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.tflite.builder import SMALL, Builder, carried_in
+from flagsplit.targets.tflite.pairs import read_as_int8, reader_params
 from flagsplit.targets.tflite.program import Program, Refused, Tensor
 from flagsplit.targets.tflite.registry import TAKES_SMALL, lowering_of
 
@@ -68,7 +70,11 @@ def lower_node(builder: Builder, node: ir.Node) -> None:
 def _typed(value: ir.Value) -> Tensor:
     _check(value)
     assert value.shape is not None
-    return Tensor(tuple(dim for dim in value.shape if isinstance(dim, int)), carried_in(value.dtype))
+    shape = tuple(dim for dim in value.shape if isinstance(dim, int))
+    if value.dtype == ir.DataType.INT8 and read_as_int8(value):
+        scale, zero = reader_params(value)
+        return Tensor(shape, "int8", scales=np.array([scale], np.float32), zero=zero)
+    return Tensor(shape, carried_in(value.dtype))
 
 
 def _check(value: ir.Value) -> None:

@@ -3,7 +3,7 @@
 `flatfile` writes programs. Nothing here or in the lowerings needs LiteRT's package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,10 @@ class Tensor:
         shape: sizes.
         dtype: NumPy name of the element type.
         data: the content of a constant.
-        scales: of a constant of int8: what an element is worth, one number for each slice along `axis`.
+        scales: of int8, and of an int32 bias: what a step is worth, one number for all or for each slice along `axis`.
+        zero: the integer that stands for 0, where there are scales.
         axis: see `scales`.
+        steps: of a constant of float32 that was quantized: what a step is worth, for each element; `zero` goes with it.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +33,8 @@ class Tensor:
     data: Array | None = None
     scales: Array | None = None
     axis: int = 0
+    zero: int = 0
+    steps: Array | None = None
 
     @property
     def rank(self) -> int:
@@ -43,6 +47,17 @@ class Tensor:
         for each in self.shape:
             count *= each
         return count
+
+    def shaped(self, shape: Sequence[int]) -> "Tensor":
+        """A computed tensor of another shape, of the same type and scale."""
+        return Tensor(tuple(shape), self.dtype, None, self.scales, self.axis, self.zero)
+
+    def rearranged(self, move: Callable[[Array], Array]) -> "Tensor":
+        """A constant whose elements are moved about."""
+        assert self.data is not None
+        data = move(self.data)
+        steps = None if self.steps is None else move(self.steps)
+        return Tensor(data.shape, self.dtype, data, zero=self.zero, steps=steps)
 
 
 @dataclass(eq=False)

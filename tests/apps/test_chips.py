@@ -267,10 +267,11 @@ def test_misuse(chips: dict[str, OnnxChip], model: Path) -> None:
         ("iphone15pro", ("coreml",), ("coreml",)),
         ("pixel8", ("litert",), ("litert",)),
         ("galaxy-s24", ("qnn", "litert"), ("litert",)),
+        ("coral-edgetpu", ("edgetpu",), ("edgetpu",)),
         ("generic-phone-cpu", ("ort",), ("ort",)),
     ],
 )
-def test_what_a_phone_is_built_for(
+def test_what_a_device_is_built_for(
     device: str, targets: tuple[str, ...], required: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flagsplit.apps.target_choice.missing_sdk", lambda _: "")

@@ -1,8 +1,8 @@
 """What each of LiteRT's delegates would take of a program: a table, since none of them runs here.
 
 A delegate takes what it knows of a program, and the CPU runs the rest; each change between the two costs time. Which
-operators a delegate knows depends on its version and on the phone: the tables hold what is stated of float32 models,
-with source and confidence. An app asks the phone itself before it relies on one.
+operators a delegate knows depends on its version and on the phone: the tables hold what is stated of float32 models
+and of int8, with source and confidence. An app asks the phone itself before it relies on one.
 """
 
 import json
@@ -63,9 +63,12 @@ DELEGATES = (
     Delegate(
         name="gpu",
         title="LiteRT GPU delegate (OpenCL, OpenGL)",
-        takes=_COMMON | _COMPARING | _MORE | frozenset("CUMSUM FLOOR_MOD GELU REDUCE_PROD SELECT_V2 SIGN".split()),
+        takes=_COMMON
+        | _COMPARING
+        | _MORE
+        | frozenset("CUMSUM FLOOR_MOD GELU PRELU QUANTIZE REDUCE_PROD SELECT_V2 SIGN".split()),
         most_rank=4,
-        dtypes=("float32",),
+        dtypes=("float32", "int8"),
         also={
             **dict.fromkeys(_COMPARING, ("bool",)),
             "CAST": ("int32", "bool"),
@@ -83,9 +86,12 @@ DELEGATES = (
         takes=_COMMON
         | _COMPARING
         | _MORE
-        | frozenset("ARG_MAX ARG_MIN LOGICAL_NOT LOGICAL_OR REDUCE_ANY REDUCE_PROD REVERSE_V2 SQUEEZE TOPK_V2".split()),
+        | frozenset(
+            "ARG_MAX ARG_MIN LOGICAL_NOT LOGICAL_OR PRELU QUANTIZE REDUCE_ANY REDUCE_PROD REVERSE_V2 SQUEEZE "
+            "TOPK_V2".split()
+        ),
         most_rank=4,
-        dtypes=("float32", "int32", "bool"),
+        dtypes=("float32", "int8", "int32", "bool"),
         legacy="deprecated since Android 15; its successor is LiteRT with the vendors' NPUs",
         source=f"{_SOURCE}, tflite/delegates/nnapi/nnapi_delegate.cc; a driver may take less",
         confidence="medium",
@@ -95,7 +101,7 @@ DELEGATES = (
         title="LiteRT NPU, Qualcomm AI Engine Direct",
         takes=CODES - frozenset("ATAN2 BITWISE_XOR REDUCE_PROD REVERSE_SEQUENCE SQUEEZE".split()),
         most_rank=5,
-        dtypes=("float32", "int32", "bool"),
+        dtypes=("float32", "int8", "int32", "bool"),
         legacy="",
         source=f"{_SOURCE}, litert/vendors/qualcomm/compiler/qnn_compose_graph.cc; its compiler may refuse some of "
         "these, and runs float models in fp16",
@@ -104,9 +110,9 @@ DELEGATES = (
     Delegate(
         name="mediatek",
         title="LiteRT NPU, MediaTek NeuroPilot",
-        takes=_COMMON | frozenset({"GELU"}),
+        takes=_COMMON | frozenset(("GELU", "QUANTIZE")),
         most_rank=4,
-        dtypes=("float32", "int32", "bool"),
+        dtypes=("float32", "int8", "int32", "bool"),
         legacy="",
         source=f"{_SOURCE}, litert/vendors/mediatek/compiler/compiler_plugin.cc; its compiler may refuse some of these",
         confidence="medium",
@@ -116,7 +122,7 @@ DELEGATES = (
         title="LiteRT NPU, Google Tensor",
         takes=CODES - frozenset({"REDUCE_PROD", "REVERSE_SEQUENCE"}),
         most_rank=4,
-        dtypes=("float32", "int32", "bool"),
+        dtypes=("float32", "int8", "int32", "bool"),
         legacy="",
         source=f"{_SOURCE}, litert/vendors/google_tensor/compiler/compiler_plugin.cc, which names what it does not "
         "take; its compiler is not public and may refuse more",

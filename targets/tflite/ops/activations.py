@@ -36,6 +36,9 @@ def lower_leaky_relu(builder: Builder, node: ir.Node) -> None:
 def lower_prelu(builder: Builder, node: ir.Node) -> None:
     """max(x, 0) + slope min(x, 0): the slope may have any shape that broadcasts."""
     x, slope = builder.take(node, 0), builder.take(node, 1)
+    if slope.data is not None and slope.rank <= x.rank <= 4 and x.dtype == "float32":
+        builder.give(node, builder.op("PRELU", [x, builder.raised(slope, x.rank)], x.shape))
+        return
     below = builder.mul(builder.minimum(x, 0.0), slope)
     builder.give(node, builder.add(builder.maximum(x, 0.0), below))
 

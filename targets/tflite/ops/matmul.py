@@ -16,7 +16,7 @@ def product(builder: Builder, x: Tensor, y: Tensor) -> Tensor:
     if x.dtype != "float32":
         raise Refused(f"TFLite multiplies matrices of float32, came {x.dtype}")
     if y.rank == 2 and y.data is not None:
-        return fully_connected(builder, x, builder.const(y.data.T), None)
+        return fully_connected(builder, x, builder.transpose(y, (1, 0)), None)
     left = builder.reshape(x, (1, *x.shape)) if x.rank == 1 else x
     right = builder.reshape(y, (*y.shape, 1)) if y.rank == 1 else y
     batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
@@ -59,12 +59,13 @@ def lower_gemm(builder: Builder, node: ir.Node) -> None:
         x = builder.transpose(x, (1, 0))
     turned = bool(node.attributes.get_int("transB", 0))
     if y.data is not None:
-        weights = np.asarray(y.data if turned else y.data.T, np.float32)
-        weights = weights if alpha == 1 else weights * np.float32(alpha)
+        weights = y if turned else builder.transpose(y, (1, 0))
+        if alpha != 1:
+            weights = builder.const(np.asarray(weights.data, np.float32) * np.float32(alpha))
         row = None if bias is None or bias.data is None else np.asarray(bias.data, np.float32).reshape(-1)
         fits = row is not None and bias is not None and bias.shape[-1:] == row.shape == weights.shape[:1]
         added = builder.const(row * np.float32(beta)) if fits and row is not None else None
-        made = fully_connected(builder, x, builder.const(weights), added)
+        made = fully_connected(builder, x, weights, added)
         bias = None if fits else bias
     else:
         made = builder.matmul(x, builder.transpose(y, (1, 0)) if turned else y)

@@ -1,7 +1,9 @@
 """Integers of 8 bits between float32: quantized, multiplied as matrices, and back.
 
-Within a program they are whole numbers in int32, with a float32 twin that the next reader takes. A product of two of
-8 bits is exact in float32 up to sums of 2^24, beyond which it is rounded as any float32. Weights stay int8 in the file.
+What one constant scale stands for is int8 in the program too, by QUANTIZE and DEQUANTIZE, and a constant remembers
+what its steps are worth: `int8` makes operators of these. Other integers are whole numbers in int32, with a float32
+twin that the next reader takes. A product of two of 8 bits is exact in float32 up to sums of 2^24, beyond which it is
+rounded as any float32. Weights stay int8 in the file.
 """
 
 import numpy as np
@@ -11,6 +13,7 @@ from flagsplit.targets.interface import Array
 from flagsplit.targets.tflite.attributes import axis_of
 from flagsplit.targets.tflite.builder import Builder, float_copy
 from flagsplit.targets.tflite.ops.matmul import fully_connected, product
+from flagsplit.targets.tflite.pairs import offset_of, params_of, read_as_int8
 from flagsplit.targets.tflite.program import Refused, Tensor
 
 _RANGES = {"UINT8": (0, 255), "INT8": (-128, 127)}
@@ -22,6 +25,10 @@ def lower_quantize(builder: Builder, node: ir.Node) -> None:
     if dtype is None or dtype.name not in _RANGES or blocks:
         raise Refused("quantizes to int8 and uint8, by tensor or by axis")
     x = builder.take(node, 0)
+    params = params_of(node) if read_as_int8(node.outputs[0]) and x.data is None and x.dtype == "float32" else None
+    if params is not None:
+        builder.give(node, builder.quantize(x, *params))
+        return
     scale, zero = _by_axis(builder, node, x)
     whole = builder.unary("ROUND", builder.div(x, scale))
     whole = whole if zero is None else builder.add(whole, zero)
@@ -32,9 +39,28 @@ def lower_dequantize(builder: Builder, node: ir.Node) -> None:
     if node.attributes.get_int("block_size", 0):
         raise Refused("dequantizes by tensor or by axis, not by block")
     x = builder.take(node, 0)
+    if x.dtype == "int8":
+        builder.give(node, builder.op("DEQUANTIZE", [x], x.shape, "float32"))
+        return
     scale, zero = _by_axis(builder, node, x)
+    if x.data is not None and scale.data is not None and (zero is None or zero.data is not None):
+        builder.give(node, _constant(node, x.data, scale.data, None if zero is None else zero.data))
+        return
     whole = float_copy(builder, x)
     builder.give(node, builder.mul(whole if zero is None else builder.sub(whole, zero), scale))
+
+
+def _constant(node: ir.Node, numbers: Array, scale: Array, zero: Array | None) -> Tensor:
+    """What a constant stands for, and of 8 bits what its steps are worth, if it is as int8 stands for it."""
+    less = numbers.astype(np.float32) - (0 if zero is None else zero.astype(np.float32))
+    data = np.asarray(less * np.asarray(scale, np.float32), np.float32)
+    made = Tensor(data.shape, "float32", data)
+    value = node.inputs[0]
+    offsets = np.unique(0 if zero is None else zero)
+    if value is not None and value.dtype is not None and value.dtype.name in _RANGES and offsets.size == 1:
+        made.zero = int(offsets[0]) - offset_of(value.dtype)
+        made.steps = np.broadcast_to(np.asarray(scale, np.float32), data.shape)
+    return made
 
 
 def lower_matmul(builder: Builder, node: ir.Node) -> None:

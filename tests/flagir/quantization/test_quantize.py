@@ -1,6 +1,6 @@
 """Quantized models: what their graphs look like, what they answer, what the gate lets through."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ from tests.flagir.quantization.engine import Array, run
 from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, cosine, quantize
-from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms
+from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms, fold_channel_sums
 from flagsplit.flagir.quantization.rules import SAME
 
 _SMALL = """g (float[1, 3, 12, 12] x) => (float[1, 5] y) {
@@ -131,6 +131,60 @@ def test_batch_norms_are_folded_in_float64() -> None:
     assert fold_batch_norms(folded) == 0
 
 
+def _up(after: str) -> ir.Model:
+    rng = np.random.default_rng(5)
+    body = f"t = ConvTranspose <strides = [2, 2]> (x, w, b) {after}"
+    text = f"g (float[1, 4, 5, 5] x) => (float[1, 6, 10, 10] y) {{ {body} }}"
+    weights: dict[str, Array] = {"w": rng.standard_normal((4, 6, 2, 2)), "b": rng.standard_normal(6)}
+    weights |= {
+        "s": rng.standard_normal((6, 1, 1)),
+        "wide": rng.standard_normal((6, 10, 1)),
+        "v": rng.uniform(0.5, 2, 6),
+    }
+    return _with(text, {name: array for name, array in weights.items() if name in text})
+
+
+@pytest.mark.parametrize(
+    ("after", "left"),
+    [
+        ("y = Add (t, s)", ["ConvTranspose"]),
+        ("y = BatchNormalization (t, v, b, b, v)", ["ConvTranspose"]),
+        ("a = Add (s, t) y = BatchNormalization (a, v, b, b, v)", ["ConvTranspose"]),
+        ("y = Add (t, wide)", ["ConvTranspose", "Add"]),
+        ("a = Add (t, s) y = Add (a, t)", ["ConvTranspose", "Add", "Add"]),
+    ],
+)
+def test_what_is_linear_in_a_channel_goes_into_the_weights(after: str, left: list[str]) -> None:
+    model = _up(after)
+    folded = model.clone()
+    fold_channel_sums(folded)
+    fold_batch_norms(folded)
+    assert [node.op_type for node in folded.graph] == left
+    given = [{"x": np.random.default_rng(1).standard_normal((1, 4, 5, 5)).astype(np.float32)}]
+    for a, b in zip(run(model, given), run(folded, given), strict=True):
+        np.testing.assert_allclose(a["y"], b["y"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_before_anything_is_quantized_as_a_product_and_a_sum() -> None:
+    rng = np.random.default_rng(2)
+    numbers = {"g": rng.uniform(0.5, 2, 4), "b": rng.standard_normal(4), "m": rng.standard_normal(4)}
+    text = "g (float[1, 4, 5, 5] x) => (float[1, 4, 5, 5] y) { n = BatchNormalization (x, g, b, m, g) y = Relu (n) }"
+    model = _with(text, numbers)
+    samples = [{"x": rng.standard_normal((1, 4, 5, 5)).astype(np.float32)} for _ in range(4)]
+    made = quantize(model, samples, run)
+    assert [each.op_type for each in made.nodes] == ["Mul", "Add", "Relu"]
+    assert all(each.int8 for each in made.nodes)
+    assert made.cosine > 0.999
+
+
+def test_a_sum_of_two_is_quantized_as_an_addition() -> None:
+    model = _with("g (float[1, 4] x) => (float[1, 4] y) { s = Tanh (x) y = Sum (s, x) }", {})
+    samples = [{"x": np.linspace(-1, 1, 4, dtype=np.float32).reshape(1, 4)}]
+    made = quantize(model, samples, run)
+    assert [each.int8 for each in made.nodes] == [True, True]
+    assert "Add" in {node.op_type for node in made.model.graph}
+
+
 def test_a_corrected_bias_takes_away_the_shift_of_rounded_weights() -> None:
     """Inputs of a mean far from 0 turn the weights' rounding errors into a shift of each channel."""
     rng = np.random.default_rng(3)
@@ -185,6 +239,22 @@ def test_only_what_int8_ruins_goes_back_to_floating_point() -> None:
     assert names["big"] in floating
     assert "off a cosine" in floating[names["big"] or ""].reason
     assert {names["a"], names["r"]}.isdisjoint(floating)
+
+
+def test_the_task_decides_too() -> None:
+    """Cosines may be anything here; the largest of the outputs has to be the same one."""
+    model, samples = _sensitive()
+
+    def same_largest(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
+        return float(np.mean([wanted["y"].argmax() == came["y"].argmax() for wanted, came in pairs]))
+
+    free = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=0.0))
+    assert free.task is not None
+    assert free.task < 1
+    made = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=1.0))
+    assert made.task == 1
+    assert 0 < made.flops_int8 <= 1
+    assert sum(each.int8 for each in made.nodes) < sum(each.int8 for each in free.nodes)
 
 
 def test_nodes_that_are_to_stay_do() -> None:

@@ -1,0 +1,53 @@
+"""Int8 models in bundles: parts of a phone and of Coral agree with the reference, and what Coral lacks moves."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+from tests.flagir.quantization.engine import run
+from tests.flagir.quantization.test_quantize import _pictures, _small
+from tests.targets.tflite.int8_parts import canonical, samples_of
+
+import flagsplit
+from flagsplit import flagir
+from flagsplit.errors import PolicyError
+from flagsplit.flagir.quantization import QuantizeOptions, quantize
+from flagsplit.splitter.sla import parse_sla
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+
+def _stored(model: ir.Model, folder: Path) -> Path:
+    file = folder / "int8.onnx"
+    file.write_bytes(flagir.to_bytes(model))
+    return file
+
+
+def _built(model: Path, **wanted: object) -> Path:
+    output = model.with_suffix(".flagsplit")
+    devices = {"phone": "pixel8", "edge": "coral-edgetpu"}
+    flagsplit.build(model, "phone,edge", output, devices=devices, sla=parse_sla(dict(wanted)))
+    return output
+
+
+@pytest.mark.slow
+def test_both_parts_of_a_split_network_compute_in_int8(tmp_path: Path) -> None:
+    model = _stored(quantize(_small(), _pictures(8), run).model, tmp_path)
+    bundle = _built(model, pins={"node_3": "phone", "node_10": "edge"})
+    found = flagsplit.verify(bundle, bisect=False)
+    assert not found.departs
+    assert {check.target for check in found.segments} == {"ort", "litert", "edgetpu"}
+
+
+@pytest.mark.slow
+def test_what_coral_lacks_runs_on_the_phone(tmp_path: Path) -> None:
+    model = canonical(
+        "a = Add(x, x) b = Tanh(a) e = Erf(b) c = Add(e, e) y = Mul(c, c)", "float[1,8] x", "float[1,8] y"
+    )
+    int8 = quantize(model, samples_of(model, 6), run, QuantizeOptions(min_cosine=-1.0)).model
+    (erf,) = (node.name for node in int8.graph if node.op_type == "Erf")
+    stored = _stored(int8, tmp_path)
+    found = flagsplit.verify(_built(stored), bisect=False)
+    assert not found.departs
+    with pytest.raises(PolicyError, match="has no form in int8"):
+        _built(stored, pins={erf or "": "edge"})
