@@ -8,6 +8,8 @@
 # make test-onnx2coreml   packages of another converter in the interpreter of Core ML packages
 # make test-onnx2tf       files of another converter beside ours; onnx2tf needs Python 3.12 (PYTHON312=...)
 # make test-tflite-runtime  our files in tflite-runtime's interpreter, which needs NumPy 1 and Python 3.11 (PYTHON311=...)
+# make test-openvino   ONNX Runtime's artifacts by OpenVINO on this CPU, from a package beside the environment
+# make test-cann   artifacts for Ascend with onnxruntime-cann, which refuses without an Ascend; it needs NumPy 1
 # make test-large   tests with models of over 300 MB, which make test leaves out
 # make bench   the figures that the README and docs/ state; SCISSION=FILE adds the comparison with that data
 # make scorecards   certify the targets whose SDK is installed, and write docs/scorecards/ and the table of docs/conformance.md;
@@ -26,7 +28,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-large lint bench bench-gpu soak scorecards lock clean
+.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-openvino test-cann test-large lint bench bench-gpu soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -72,6 +74,14 @@ test-tflite-runtime: $(READY)
 		'onnx==1.23.2' 'onnx-ir==1.1.0' 'onnxscript==0.7.2' onnxruntime 'pydantic>=2.10,<3'
 	FLAGSPLIT_TFLITE_RUNTIME=$(CURDIR)/$(VENV)-tflite-runtime/bin/python \
 		$(BIN)/python -m pytest -q tests/targets/mobile/litert/test_tflite_runtime.py
+
+test-openvino: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-openvino 'onnxruntime-openvino==1.24.1'
+	PYTHONPATH=$(CURDIR)/$(VENV)-openvino $(BIN)/python -m pytest -q tests/targets/test_openvino.py
+
+test-cann: $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)-cann 'onnxruntime-cann==1.24.4' 'numpy<2'
+	PYTHONPATH=$(CURDIR)/$(VENV)-cann $(BIN)/python -m pytest -q tests/targets/cloud/ascend
 
 test-large: $(READY)
 	$(BIN)/python -m pytest -q -m large

@@ -88,7 +88,8 @@ def build(
         targets: compiler back ends by tier, such as `{"phone": ["coreml", "litert"]}`; the device's own by default.
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
         float_products: turn products that are quantized on the fly, which chips do not take, into floating-point ones.
-        samples: `.npz` files with inputs by name, to calibrate chips and check their ranges with; random by default.
+        samples: `.npz` files with inputs by name, folders of them, of pictures or of recordings, or `zoo:NAME`, to
+            calibrate chips and check their ranges with; random by default.
         keep_samples: put them into the bundle, for `update_sla` to calibrate with; whoever has the bundle has them.
         profiles: file with measured times of each tier that has one, from `flagsplit profile`.
         example_inputs: positional inputs to trace a `torch.nn.Module` with.
@@ -120,7 +121,7 @@ def build(
             regions=regions or {},
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
-            samples=[Path(path) for path in samples],
+            samples=[str(path) for path in samples],
             keep_samples=keep_samples,
             float_products=float_products,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},

@@ -107,8 +107,13 @@ class Diagnosis:
         version = target.describe().version
         engine = TargetEngine(self._bundle, self._graphs.model, target, options, self._host)
         fault = self._search(case, engine)
-        if fault.cause is Cause.STORED and version != case.made.version:
+        if fault.cause is not Cause.STORED:
+            return fault
+        if version != case.made.version:
             return replace(fault, note=f"it was built with version {case.made.version}, rebuilt with {version}")
+        recipe = self._bundle.facts.recipe or {}
+        if recipe.get("samples"):
+            return replace(fault, note=_OTHER_SAMPLES)
         return fault
 
     def _of_onnx(self, case: Departure) -> Fault:
@@ -145,6 +150,12 @@ class Diagnosis:
         clear_placements(model)
         graph = flagir.block_graph(model, dict(self._bundle.facts.nominal_dims))
         return {node: block.name for block in graph.blocks for node in block.nodes}
+
+
+_OTHER_SAMPLES = (
+    "it was calibrated on the samples of its build, the rebuild on those of this run, which tell more of them; "
+    "build with more samples that are like these"
+)
 
 
 def _sizes_of(bundle: Bundle, sample: Sample) -> dict[str, int]:

@@ -16,12 +16,14 @@ from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
 from flagsplit.apps.open_shapes import check_shapes
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
 from flagsplit.apps.tier_parts import ResidencyChoice
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Skeleton
+from flagsplit.runtime.bundle import REFERENCE_TARGET
 from flagsplit.splitter.costs import CostModel, Handicaps, model_costs
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
+from flagsplit.targets.cloud.ort_providers import devices_named
 from flagsplit.targets.interface import Numerics
 
 
@@ -45,8 +47,8 @@ class BuildOptions:
             "auto": where the whole segments of all pooled plans are more than the tier's memory.
         targets: compiler back ends by tier, where they are not the device's own; see `flagsplit.apps.target_choice`.
         choices: what targets let a build choose, by target: `{"coreml": {"precision": "fp32"}}`.
-        samples: `.npz` files with inputs of the nominal sizes, to calibrate chips with and to check their ranges.
-            Without any, seeded random ones are made up, which tell less.
+        samples: inputs of the nominal sizes, to calibrate chips with and to check their ranges, as `.npz` files or what
+            else `flagsplit.apps.calibration` reads. Without any, seeded random ones are made up, which tell less.
         keep_samples: whether the bundle has the samples too, so that it can be built again as well as it was.
         float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
             take; the result is the model that runs everywhere, and the reference.
@@ -65,7 +67,7 @@ class BuildOptions:
     residency: ResidencyChoice = "auto"
     targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    samples: Sequence[Path] = ()
+    samples: Sequence[str] = ()
     keep_samples: bool = False
     float_products: bool = False
 
@@ -103,6 +105,7 @@ def prepare(
     model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
 ) -> Groundwork:
     """Read off a canonical model what planning needs; nothing is compiled or written."""
+    _check_providers(deployment, options)
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
     _check_sizes(skeleton, dims, options)
@@ -121,6 +124,17 @@ def prepare(
         ranges = {name: (size, size) for name, size in dims.items()} | ranges
     profiled = profiled_costs(graph, deployment, profiles, handicaps)
     return Groundwork(dims, graph, verdicts, supports, handicaps, ranges, profiled)
+
+
+def _check_providers(deployment: Deployment, options: BuildOptions) -> None:
+    """A misspelled device would leave its tier to the CPU without a word."""
+    named = devices_named(options.choices.get(REFERENCE_TARGET, {}).get("provider", ""))
+    there = {tier.device.name for tier in deployment.tiers}
+    if named - there:
+        raise PolicyError(
+            f"--choice ort.provider: expected devices of the tiers ({', '.join(sorted(there))}), "
+            f"came {sorted(named - there)[0]!r}"
+        )
 
 
 def pose(ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions) -> Problem:

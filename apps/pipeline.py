@@ -26,7 +26,7 @@ from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
-from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_sample_names, recipe_of, sla_data
+from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
 from flagsplit.errors import ConfigError, PolicyError
@@ -214,7 +214,7 @@ def assemble(
     }
     if options.costs is not None or ground.profiled.costs is not None:
         members[COSTS_NAME] = costs_to_json(problem.costs)
-    members |= _kept_samples(options)
+    members |= kept_samples(options, given.samples)
     tiers = [
         ManifestTier(
             name=tier.name,
@@ -240,7 +240,7 @@ def assemble(
             metadata=_metadata(model),
             built_with=f"flagsplit {__version__}",
             sla=sla_data(sla),
-            recipe=recipe_of(deployment, options, canonical.nodes_read, extra),
+            recipe=recipe_of(deployment, options, given, canonical.nodes_read, extra),
         )
 
     bundle_digest = write_archive(
@@ -315,10 +315,6 @@ def _without_endless_routes(planning: PlanningResult, graphs: PlanGraphs, model:
     kept = [index for index, plan in enumerate(pool.plans) if hops[plan.name] <= MAX_HOPS]
     plans, bias = tuple(pool.plans[index] for index in kept), tuple(pool.bias[index] for index in kept)
     return replace(planning, pool=replace(pool, plans=plans, bias=bias))
-
-
-def _kept_samples(options: BuildOptions) -> dict[str, Member]:
-    return dict(zip(kept_sample_names(options), options.samples, strict=True)) if options.keep_samples else {}
 
 
 def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:

@@ -4,126 +4,69 @@ Half of the samples give the ranges, the other half are what the outcome is comp
 and, if the user says what the outputs are for, by how often that comes out the same.
 """
 
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit import flagir
-from flagsplit.errors import ConfigError, ModelError
-from flagsplit.flagir.quantization import Quantized, QuantizeOptions, Sample, quantize
-from flagsplit.flagir.reference import DATA_SUFFIX, write_reference
+from flagsplit.errors import ConfigError
+from flagsplit.flagir.quantization import Quantized, QuantizeOptions, Sample, Task, quantize
 from flagsplit.targets.interface import Array
-from flagsplit.targets.onnx_engine import PAIRS_AS_THEY_ARE, open_onnx
-
-Task = Literal["", "argmax", "mask"]
-TASKS: tuple[Task, ...] = ("", "argmax", "mask")
-"""What an output is for: nothing said; its largest along the last axis; what of it is over `MASK_OVER`."""
+from flagsplit.targets.model_runner import run_model
 
 MASK_OVER = 0.3
-MIN_TASK = 0.99
 
 _LEAST_TO_HALVE = 4
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """An int8 model and what it is worth.
-
-    Attributes:
-        quantized: the model, and the report by node.
-        task: what agreed in the task, from 0 to 1; None if none was said.
-        macs_int8: multiply-accumulates in int8, as a share of all.
-    """
-
-    quantized: Quantized
-    task: float | None
-    macs_int8: float
+_Pairs = Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]
 
 
-def quantize_model(
-    model: ir.Model,
-    samples: Sequence[Sample],
-    dims: Mapping[str, int],
-    options: QuantizeOptions,
-    task: Task = "",
-    min_task: float = MIN_TASK,
-) -> Outcome:
-    """Quantize a canonical model.
+def quantize_model(model: ir.Model, samples: Sequence[Sample], options: QuantizeOptions) -> Quantized:
+    """Quantize a canonical model on ONNX Runtime.
 
     Args:
         model: stays as it is.
-        samples: of its inputs.
-        dims: nominal sizes, by which work is counted.
+        samples: of its inputs; of four or more, every second one gives no ranges but is compared.
         options: of the quantization.
-        task: what the outputs are for.
-        min_task: what has to agree in the task, from 0 to 1.
 
     Raises:
         ConfigError: no samples.
-        ModelError: the cosine or the task is worse than wanted.
+        ModelError: int8 ruins all of it.
     """
     halved = len(samples) >= _LEAST_TO_HALVE
     first, second = (samples[::2], samples[1::2]) if halved else (samples, samples)
-    made = quantize(model, first, run_model, options, second)
-    agreed = _agreement(model, made.model, second, task) if task else None
-    if agreed is not None and agreed < min_task:
-        raise ModelError(
-            f"in int8 {agreed:.2%} of the task ({task}) comes out as in floating point, at least {min_task:.2%} is "
-            f"wanted; raise --min-cosine, so that more nodes stay in floating point, or give more samples"
-        )
-    return Outcome(made, agreed, _share_of_macs(model, made, dims))
+    return quantize(model, first, run_model, options, second)
 
 
-def run_model(model: ir.Model, samples: Iterable[Sample]) -> Iterator[dict[str, Array]]:
-    """Run a model on samples, on ONNX Runtime, each node as the standard says.
+def largest_alike(pairs: _Pairs) -> float:
+    """How often the largest along the last axis is the same, in all floating-point outputs: classes, letters, words.
 
     Raises:
-        InputError: a sample does not fit.
+        ConfigError: no output is of floating point and has axes.
     """
-    with tempfile.TemporaryDirectory(prefix="flagsplit-quantize-") as folder:
-        file = write_reference(model, Path(folder) / "model.onnx")[0]
-        data = file.with_name(file.name + DATA_SUFFIX)
-        engine = open_onnx(file, data if data.is_file() else None, "fast", 0, PAIRS_AS_THEY_ARE)
-        try:
-            for sample in samples:
-                yield engine.run({spec.name: sample[spec.name] for spec in engine.inputs})
-        finally:
-            engine.close()
+    return float(np.mean([np.mean(wanted.argmax(-1) == came.argmax(-1)) for wanted, came in _outputs(pairs)]))
 
 
-def _agreement(model: ir.Model, made: ir.Model, samples: Sequence[Sample], task: Task) -> float:
-    """The mean over samples and floating-point outputs."""
-    found = []
-    for wanted, came in zip(run_model(model, samples), run_model(made, samples), strict=True):
-        for name, array in wanted.items():
-            if array.dtype.kind == "f" and array.ndim:
-                found.append(_same(array, came[name], task))
+def masks_alike(pairs: _Pairs) -> float:
+    """The overlap of what is over `MASK_OVER` in all floating-point outputs, over its union: what a detector finds.
+
+    Raises:
+        ConfigError: no output is of floating point and has axes.
+    """
+    both, either = 0, 0
+    for answers in _outputs(pairs):
+        a, b = (array.astype(np.float32) > MASK_OVER for array in answers)
+        both, either = both + int((a & b).sum()), either + int((a | b).sum())
+    return both / either if either else 1.0
+
+
+TASKS: Mapping[str, Task] = {"argmax": largest_alike, "mask": masks_alike}
+"""What outputs can be for, by name."""
+
+
+def _outputs(pairs: _Pairs) -> list[tuple[Array, Array]]:
+    found = [(array, came[name]) for wanted, came in pairs for name, array in wanted.items() if array.dtype.kind == "f"]
+    found = [each for each in found if each[0].ndim]
     if not found:
         raise ConfigError("a task is about floating-point outputs with axes, this model has none; leave --task out")
-    return float(np.mean(found))
-
-
-def _same(wanted: Array, came: Array, task: Task) -> float:
-    if task == "argmax":
-        return float(np.mean(wanted.argmax(-1) == came.argmax(-1)))
-    a, b = (array.astype(np.float32) > MASK_OVER for array in (wanted, came))
-    either = int((a | b).sum())
-    return float((a & b).sum()) / either if either else 1.0
-
-
-def _share_of_macs(model: ir.Model, made: Quantized, dims: Mapping[str, int]) -> float:
-    """Of each block, the share of its nodes that are int8; those that were folded into others do not count."""
-    int8 = {each.node: each.int8 for each in made.nodes}
-    graph = flagir.block_graph(model, flagir.nominal_dims(flagir.Skeleton(model), dims))
-    total, share = 0.0, 0.0
-    for block in graph.blocks:
-        work = sum(block.flops.values())
-        known = [int8[name] for name in block.nodes if name in int8]
-        total += work
-        share += work * sum(known) / max(len(known), 1)
-    return share / total if total else 0.0
+    return found

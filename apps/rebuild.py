@@ -135,7 +135,7 @@ def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...]
         subject = subject_of_bundle(bundle, None, {}, {}, options)
         return subject.deployment, options, (_OLD, _OLD_TOO, *subject.notes), _nodes_read(bundle)
     options = replace(options, numerics=recipe.numerics, residency=recipe.residency, choices=recipe.choices)
-    samples = [bundle.folder / name for name in recipe.kept_samples]
+    samples = [str(bundle.folder / name) for name in recipe.kept_samples]
     options = replace(options, samples=samples, keep_samples=bool(samples))
     return deployment_of(bundle, recipe), options, tuple(_left_out(recipe)), recipe.nodes_read
 

@@ -4,8 +4,9 @@ A build writes a recipe, `flagsplit.apps.rebuild` follows it under another polic
 the user's catalogues and profiles nor the host that was measured are needed again. Format: `docs/bundle.md`.
 """
 
+import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from flagsplit.splitter.links import Link
 from flagsplit.splitter.problem import Bypass
 from flagsplit.splitter.sla import SLA, first_problem, parse_sla
 from flagsplit.targets.catalogue import TARGETS
+from flagsplit.targets.interface import Array, CompileOptions
 
 COSTS_NAME = "costs.json"
 """The member with the costs that were planned with, where they are not what the devices' figures say."""
@@ -94,17 +96,28 @@ class Recipe(_Frozen):
     kept_samples: tuple[str, ...] = ()
 
 
-def kept_sample_names(options: BuildOptions) -> tuple[str, ...]:
-    """The members that have the samples of a build."""
-    return tuple(f"{SAMPLES_FOLDER}/{at:04}.npz" for at in range(len(options.samples))) if options.keep_samples else ()
+def kept_samples(options: BuildOptions, samples: Sequence[Mapping[str, Array]]) -> dict[str, bytes]:
+    """The members that have the samples of a build, if it keeps them."""
+    if not options.keep_samples or not options.samples:
+        return {}
+    return {f"{SAMPLES_FOLDER}/{at:04}.npz": _npz(sample) for at, sample in enumerate(samples)}
 
 
-def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, extra: tuple[str, ...]) -> dict[str, Any]:
+def _npz(sample: Mapping[str, Array]) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **sample)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def recipe_of(
+    deployment: Deployment, options: BuildOptions, given: CompileOptions, nodes_read: int, extra: tuple[str, ...]
+) -> dict[str, Any]:
     """What a manifest records of a build.
 
     Args:
         deployment: tiers, links and targets.
         options: of the build.
+        given: of the compilation, with the samples.
         nodes_read: of the model as it was given.
         extra: names of plans beside the pool.
     """
@@ -131,8 +144,8 @@ def recipe_of(deployment: Deployment, options: BuildOptions, nodes_read: int, ex
         nodes_read=nodes_read,
         choices={target: dict(given) for target, given in options.choices.items()},
         extra_plans=extra,
-        samples=len(options.samples),
-        kept_samples=kept_sample_names(options),
+        samples=len(given.samples) if given.real_samples else 0,
+        kept_samples=tuple(kept_samples(options, given.samples)),
     )
     return recipe.model_dump(mode="json")
 

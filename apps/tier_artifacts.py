@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from flagsplit.apps.calibration import calibration_samples
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork
-from flagsplit.apps.input_files import read_arrays
 from flagsplit.apps.node_verdicts import NodeVerdicts
 from flagsplit.apps.target_choice import TierTargets
 from flagsplit.apps.tier_parts import TierParts, original_name
@@ -20,7 +20,7 @@ from flagsplit.errors import ModelError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.archive import Member
 from flagsplit.runtime.bundle import REFERENCE_TARGET
-from flagsplit.runtime.inputs import random_inputs
+from flagsplit.runtime.inputs import check_inputs, random_inputs
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.costs import Tier
 from flagsplit.targets.catalogue import get_target
@@ -101,13 +101,14 @@ def compile_options(
         options: of the build; samples are made up only if some tier has a chip.
 
     Raises:
-        InputError: a file of samples cannot be read or does not fit the model, or none can be made up.
+        InputError: samples cannot be read or do not fit the model, or none can be made up.
     """
     samples: list[dict[str, Array]] = []
     if any(chosen.are_chips for chosen in deployment.targets):
         declared = [tensor_of(value) for value in model.graph.inputs]
         nominal = {name: (size, size) for name, size in ground.dims.items()}
-        samples = [read_arrays(declared, nominal, {}, file) for file in options.samples]
+        samples = calibration_samples(declared, ground.dims, options.samples)
+        samples = [check_inputs(declared, sample, nominal) for sample in samples]
         samples = samples or [random_inputs(declared, ground.dims)]
     return CompileOptions(
         options.numerics,

@@ -14,6 +14,7 @@ BY_PRECISION: Mapping[str, Tolerance] = {
     "fp32": _FP32,
     "fp16": Tolerance("norm", 1e-2),
     "mixed": Tolerance("norm", 1e-2),
+    "tf32": Tolerance("norm", 1e-2),
     "bf16": Tolerance("norm", 5e-2),
     "int8": Tolerance("cosine", 0.999),
     "int16": Tolerance("cosine", 0.9999),

@@ -1,10 +1,10 @@
 """What int8 costs in accuracy: printed text read, found and turned by int8 models and by floating-point ones.
 
 Samples are real: lines and words of two scanned pages, and windows of them. Every second one calibrates, the others
-are compared. `MODEL_task` is what the model is for, the same in int8 as in floating point, in points of 100 (bar: 99):
-ppocr-rec: characters read alike (Levenshtein); ppocr-cls: lines found upright or upside down as they are, less what
-floating point finds; ppocr-det: overlap of what is taken for text. `_cosine` is the mean over samples at the gate,
-`_macs_int8` the share of multiply-accumulates in int8, `_all_task` and `_all_cosine` those of a model that is int8
+are compared. `MODEL_task` is what the model is for, the same in int8 as in floating point, in points of 100 (the gate
+is at 99): ppocr-rec: characters read alike (Levenshtein); ppocr-cls: lines found upright or upside down as they are,
+less what floating point finds; ppocr-det: overlap of what is taken for text. `_cosine` is that of all samples at the
+gate, `_flops_int8` the share of operations in int8, `_all_task` and `_all_cosine` those of a model that is int8
 throughout, without the gate. A model that int8 ruins at every node has `_refused` 1 and no other figures.
 """
 
@@ -23,11 +23,12 @@ from flagsplit import flagir
 from flagsplit.apps.ocr import cut_line, find_lines, first_page, prepare, second_page
 from flagsplit.apps.ocr.page import load_gray
 from flagsplit.apps.ocr.recogniser import characters_of, decode, resample
-from flagsplit.apps.quantizing import MASK_OVER, quantize_model, run_model
+from flagsplit.apps.quantizing import masks_alike, quantize_model
 from flagsplit.apps.zoo import pull
 from flagsplit.errors import ModelError
 from flagsplit.flagir.quantization import OBSERVERS, ObserverName, QuantizeOptions
 from flagsplit.targets.interface import Array
+from flagsplit.targets.model_runner import run_model
 
 QUICK = ("ppocr-cls",)
 MODELS = ("ppocr-rec", "ppocr-det", "ppocr-cls")
@@ -88,9 +89,7 @@ def read_alike(wanted: Sequence[Mapping[str, Array]], came: Sequence[Mapping[str
 
 def found_alike(wanted: Sequence[Mapping[str, Array]], came: Sequence[Mapping[str, Array]]) -> float:
     """Pixels that both take for text, of those that either does."""
-    pairs = [(_only(a) > MASK_OVER, _only(b) > MASK_OVER) for a, b in zip(wanted, came, strict=True)]
-    either = sum(int((a | b).sum()) for a, b in pairs)
-    return 100 * sum(int((a & b).sum()) for a, b in pairs) / max(either, 1)
+    return 100 * masks_alike(list(zip(wanted, came, strict=True)))
 
 
 def turned_right(
@@ -125,24 +124,26 @@ def figures_of(name: str, observer: ObserverName, say: Callable[[str], None]) ->
     samples, right = samples_of(name)
     checks = samples[1::2]
     score = score_of(name, right[1::2])
-    dims = flagir.nominal_dims(
-        flagir.Skeleton(model), flagir.dims_of_shapes(flagir.Skeleton(model), {"x": samples[0]["x"].shape})
-    )
     wanted = list(run_model(model, checks))
     found: dict[str, float] = {"samples": len(samples)}
-    for prefix, least in (("all_", -1.0), ("", 0.999)):
+
+    def judged(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
+        return score([expected for expected, _ in pairs], [answer for _, answer in pairs]) / 100
+
+    for prefix, least, task in (("all_", -1.0, 0.0), ("", 0.999, 0.99)):
         started = time.perf_counter()
         try:
-            made = quantize_model(model, samples, dims, QuantizeOptions(observer, min_cosine=least))
+            options = QuantizeOptions(observer, min_cosine=least, task=judged, min_task=task)
+            made = quantize_model(model, samples, options)
         except ModelError as error:
             say(f"{name}: {error}")
             found |= {"refused": 1.0}
             continue
-        came = list(run_model(made.quantized.model, checks))
+        came = list(run_model(made.model, checks))
         found |= {
             f"{prefix}task": score(wanted, came),
-            f"{prefix}cosine": made.quantized.mean,
-            f"{prefix}macs_int8": made.macs_int8,
+            f"{prefix}cosine": made.cosine,
+            f"{prefix}flops_int8": made.flops_int8,
             f"{prefix}seconds": time.perf_counter() - started,
         }
         say(f"{name} {prefix or 'gated '}: { ({key: round(value, 4) for key, value in found.items()}) }")

@@ -79,7 +79,7 @@ def why_not_pinned(node: ir.Node, came: int) -> str:
         return ""
     odd = set(node.attributes) - set(old.attributes)
     odd |= {name for name in set(new.attributes) - set(old.attributes) if new.attributes[name].required}
-    odd |= _foreign_types(node, old)
+    odd |= foreign_types(node, old)
     if len(node.inputs) > old.max_input or len(node.outputs) > old.max_output:
         odd.add("number of inputs or outputs")
     if node.op_type in _REWORDED:
@@ -139,7 +139,7 @@ def _is_floored_mod(node: ir.Node) -> bool:
     return dtype is not None and dtype.is_floating_point()
 
 
-def _foreign_types(node: ir.Node, schema: onnx.defs.OpSchema) -> set[str]:
+def foreign_types(node: ir.Node, schema: onnx.defs.OpSchema) -> set[str]:
     """Element types that a node uses and the schema does not admit."""
     found: set[str] = set()
     sides: tuple[tuple[Sequence[ir.Value | None], Sequence[onnx.defs.OpSchema.FormalParameter]], ...] = (

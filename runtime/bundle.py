@@ -293,7 +293,7 @@ class Bundle:
 
 
 def load_graph(file: Path, bundle: Bundle, options: LoadOptions) -> Executable:
-    """Load a graph of a bundle's weights with ONNX Runtime, numerics as in its artifacts.
+    """Load a graph of a bundle's weights with ONNX Runtime on the CPU, numerics as in its artifacts.
 
     Args:
         file: an ONNX model whose external data is the weights of the bundle.
@@ -303,7 +303,8 @@ def load_graph(file: Path, bundle: Bundle, options: LoadOptions) -> Executable:
     Raises:
         BundleError: the engine cannot load it.
     """
-    numerics = bundle.artifact(0).options
+    made = bundle.artifact(0).options
+    numerics = {"numerics": made["numerics"]} if "numerics" in made else {}
     stored = StoredArtifact(file.parent, {"": file.name}, numerics, bundle.folder / WEIGHTS_MEMBER)
     return get_target(REFERENCE_TARGET).load(stored, "", options)
 

@@ -43,8 +43,15 @@ def _edgetpu() -> Target:
     return EdgetpuTarget()
 
 
+def _ascend() -> Target:
+    from flagsplit.targets.cloud.ascend.target import AscendTarget
+
+    return AscendTarget()
+
+
 TARGETS: dict[str, Callable[[], Target]] = {
     "ort": _ort,
+    "ascend": _ascend,
     "coreml": _coreml,
     "cuda": _cuda,
     "edgetpu": _edgetpu,

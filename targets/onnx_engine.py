@@ -1,15 +1,20 @@
-"""ONNX Runtime on this host's CPU: how a model is opened and run, for every target that has it do a part.
+"""ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
-With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut.
+With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut. Other
+providers than the CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to the
+CPU without an error, when a session is made and again at each run. What counts is what a session says that it got.
 """
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
-from flagsplit.errors import BundleError, InputError
+from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, Numerics, TensorSpec
 
 DTYPES = {
@@ -32,6 +37,10 @@ PAIRS_AS_THEY_ARE = {"session.disable_quant_qdq": "1"}
 """A setting: QuantizeLinear and DequantizeLinear are computed one by one, not fused with what lies between them."""
 
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
+_NO_CPU_KEY = "session.disable_cpu_ep_fallback"
+_CPU = "CPUExecutionProvider"
+_log = logging.getLogger(__name__)
 
 
 def open_onnx(
@@ -59,6 +68,119 @@ def open_onnx(
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
     return OrtExecutable(session)
+
+
+def open_on_provider(
+    file: Path,
+    weights: Path | None,
+    threads: int,
+    providers: Mapping[str, Mapping[str, str]],
+    advice: str,
+    *,
+    beside_cpu: bool = True,
+) -> Executable:
+    """Open a model on another provider than the CPU's, with numerics "fast".
+
+    Single nodes that none of them takes run on the CPU, and a warning of the log says how many; a session that the
+    first of them has no part in is refused.
+
+    Args:
+        file: an ONNX file.
+        weights: the file of its large weights, if there are any.
+        threads: how many threads one run may use on the CPU; 0 lets the engine choose.
+        providers: their options by name, the preferred first.
+        advice: what to install or do where they are missing.
+        beside_cpu: whether single nodes may run on the CPU; else a model that leaves one there cannot be loaded.
+
+    Raises:
+        BundleError: the provider is there, and cannot load it.
+        ConfigError: the engine lacks the first provider, cannot make it, or fell back to another.
+    """
+    import onnxruntime as ort
+
+    there, (first, *_) = ort.get_available_providers(), providers
+    if first not in there:
+        raise ConfigError(f"ONNX Runtime {ort.__version__} has no {first}, but {', '.join(there)}; {advice}")
+    settings = session_settings(weights, "fast", threads)
+    settings.add_session_config_entry(_ASSIGNMENT_KEY, "1")
+    asked: list[Any] = [(name, dict(given)) for name, given in providers.items() if name in there]
+    if beside_cpu:
+        asked.append(_CPU)
+    else:
+        settings.add_session_config_entry(_NO_CPU_KEY, "1")
+    try:
+        session = ort.InferenceSession(file.read_bytes(), settings, providers=asked, enable_fallback=0)
+    except Exception as error:
+        if not _can_be_made(asked[0]):
+            raise ConfigError(f"ONNX Runtime lists {first}, but cannot make it: {_short(error)}; {advice}") from error
+        raise BundleError(f"ONNX Runtime cannot load {file.name} with {first}: {_short(error)}; {advice}") from error
+    refuse_fallback(session.get_providers(), [first], advice)
+    opened = OrtExecutable(session)
+    _check_assignment(file.name, first, nodes_by_provider(session), advice)
+    return opened
+
+
+def _can_be_made(asked: Any) -> bool:
+    """Whether a provider, with its options, opens a model of one addition."""
+    import onnxruntime as ort
+
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    try:
+        ort.InferenceSession(_addition(), settings, providers=[asked, _CPU], enable_fallback=0)
+    except Exception:  # noqa: BLE001 - whatever it is, it is not for the model's sake
+        return False
+    return True
+
+
+def _addition() -> bytes:
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"])], "g", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def refuse_fallback(got: Sequence[str], wanted: Sequence[str], advice: str) -> None:
+    """Refuse a session that fell back, as to the CPU.
+
+    Args:
+        got: what `session.get_providers()` says.
+        wanted: the providers of which the first that it got must be one.
+        advice: what to do then.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    if got and got[0] in wanted:
+        return
+    where = "the CPU" if not got or got[0] == _CPU else got[0]
+    raise ConfigError(
+        f"ONNX Runtime lists {' or '.join(wanted)}, but its session got {', '.join(got) or 'none'} and would run on "
+        f"{where} without a word; a library that the provider needs is missing or of another version; {advice}"
+    )
+
+
+def nodes_by_provider(session: Any) -> dict[str, int]:
+    """How many nodes of the optimized graph each provider runs; empty where the engine does not tell.
+
+    A provider that compiles a subgraph to one node counts with the nodes that it took.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {}
+    found: Counter[str] = Counter()
+    for part in session.get_provider_graph_assignment_info():
+        found[part.ep_name] += len(part.get_nodes())
+    return dict(found)
+
+
+def _check_assignment(file: str, first: str, counts: Mapping[str, int], advice: str) -> None:
+    """Refuse a graph of which the provider runs nothing; warn of nodes that the CPU runs beside it."""
+    on_cpu, all_nodes = counts.get(_CPU, 0), sum(counts.values())
+    if not on_cpu:
+        return
+    if on_cpu == all_nodes:
+        raise ConfigError(f"{first} takes none of the {all_nodes} nodes of {file}: all would run on the CPU; {advice}")
+    _log.warning("%d of %d nodes of %s run on the CPU beside %s", on_cpu, all_nodes, file, first)
 
 
 def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> Any:

@@ -45,7 +45,7 @@ def expanded(node: ir.Node, taken: Taken) -> ir.Model | None:
     ends = [value for value in (*node.inputs, *node.outputs) if value is not None and value.name]
     if any(value.type is None or value.shape is None for value in ends):
         return None
-    model = _model_of(node)
+    model = model_of(node)
     return model if write_out(model, taken) else None
 
 
@@ -67,7 +67,7 @@ def _call_functions(model: ir.Model, taken: Taken) -> bool:
     return found
 
 
-def _model_of(node: ir.Node) -> ir.Model:
+def model_of(node: ir.Node) -> ir.Model:
     """A model of one node; its constants stay constants."""
     values: dict[ir.Value, ir.Value] = {}
     inputs: list[ir.Value] = []

@@ -59,8 +59,13 @@ def command(
         typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
     ] = None,
     samples: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Inputs by name, .npz, to calibrate chips and check their ranges with."),
+        list[str] | None,
+        typer.Option(
+            "--samples",
+            "--calibrate",
+            metavar="DIR|FILE|zoo:NAME",
+            help="Inputs to calibrate chips and check their ranges with: .npz, pictures or recordings.",
+        ),
     ] = None,
     keep_samples: Annotated[
         bool, typer.Option("--keep-samples", help="Put the samples into the bundle, for when it is built again.")

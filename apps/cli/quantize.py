@@ -13,9 +13,9 @@ from flagsplit.apps.cli.output import console, print_json, progress_bar, say, si
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.models import canonical_graph
 from flagsplit.apps.outputs import check_output
-from flagsplit.apps.quantizing import MIN_TASK, Outcome, quantize_model
+from flagsplit.apps.quantizing import TASKS, quantize_model
 from flagsplit.errors import ConfigError
-from flagsplit.flagir.quantization import MIN_COSINE, QuantizeOptions
+from flagsplit.flagir.quantization import MIN_COSINE, MIN_TASK, Quantized, QuantizeOptions
 from flagsplit.flagir.reference import write_reference
 
 _MOST_ROWS = 30
@@ -60,19 +60,19 @@ def command(
     dims = flagir.nominal_dims(skeleton, given)
     kept = _kept(keep or [], {node.name or "" for node in graph.graph})
     samples = calibration_samples([tensor_of(value) for value in graph.graph.inputs], dims, calibrate)
-    options = QuantizeOptions(observer, correct_bias, min_cosine, kept)
+    options = QuantizeOptions(observer, correct_bias, min_cosine, kept, TASKS.get(task), min_task)
     with progress_bar(quiet=as_json) as progress:
         progress("quantize", 0.0)
-        outcome = quantize_model(graph, samples, dims, options, "" if task == "none" else task, min_task)
+        made = quantize_model(graph, samples, options)
         progress("quantize", 1.0)
-    files = write_reference(outcome.quantized.model, output)
-    data = _data(outcome, files)
+    files = write_reference(made.model, output)
+    data = _data(made, files)
     if report is not None:
         report.write_text(json.dumps(data, indent=1) + "\n")
     if as_json:
         print_json(data)
     else:
-        _show(outcome, files)
+        _show(made, files)
 
 
 def _kept(names: list[str], known: set[str]) -> dict[str, str]:
@@ -82,16 +82,15 @@ def _kept(names: list[str], known: set[str]) -> dict[str, str]:
     return dict.fromkeys(names, "the user keeps it so")
 
 
-def _data(outcome: Outcome, files: tuple[Path, ...]) -> dict[str, Any]:
-    made = outcome.quantized
+def _data(made: Quantized, files: tuple[Path, ...]) -> dict[str, Any]:
     return {
         "files": [str(file) for file in files],
         "size_bytes": sum(file.stat().st_size for file in files),
         "nodes_int8": sum(each.int8 for each in made.nodes),
-        "macs_int8": outcome.macs_int8,
+        "flops_int8": made.flops_int8,
         "cosines": dict(made.cosines),
         "worst_cosine": made.worst,
-        "task": outcome.task,
+        "task": made.task,
         "samples": made.samples,
         "checked": made.checked,
         "nodes": [vars(each) for each in made.nodes],
@@ -99,19 +98,19 @@ def _data(outcome: Outcome, files: tuple[Path, ...]) -> dict[str, Any]:
     }
 
 
-def _show(outcome: Outcome, files: tuple[Path, ...]) -> None:
-    out, made = console(), outcome.quantized
+def _show(made: Quantized, files: tuple[Path, ...]) -> None:
+    out = console()
     floating = [each for each in made.nodes if not each.int8]
     sizes_told = ", ".join(f"{file} ({size_text(file.stat().st_size)})" for file in files)
     say(
         out,
-        f"{len(made.nodes) - len(floating)} of {len(made.nodes)} nodes are int8, {outcome.macs_int8:.0%} of the work",
+        f"{len(made.nodes) - len(floating)} of {len(made.nodes)} nodes are int8, {made.flops_int8:.0%} of the work",
     )
     for name, near in made.cosines.items():
-        say(out, f"{name}: cosine {near:.5f} to floating point, mean over {made.checked} samples")
+        say(out, f"{name}: cosine {near:.5f} to floating point, over {made.checked} samples")
     say(out, f"least cosine on a sample: {made.worst:.5f}")
-    if outcome.task is not None:
-        say(out, f"task: {outcome.task:.2%} comes out the same")
+    if made.task is not None:
+        say(out, f"task: {made.task:.2%} comes out the same")
     if floating:
         rows = [(each.node, each.op_type, each.reason) for each in floating[:_MOST_ROWS]]
         out.print(table("In floating point", ("node", "operator", "why"), rows, left=3))

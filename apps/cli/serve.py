@@ -15,12 +15,13 @@ from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
 from flagsplit.runtime.batching import BatchOptions
-from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.bundle import REFERENCE_TARGET, Bundle, open_bundle
 from flagsplit.runtime.residency import ModeChoice
 from flagsplit.runtime.telemetry.logs import LogFormat, configure
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
+from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.address import parse_address
 from flagsplit.transport.messages import PeerAddress
@@ -72,10 +73,12 @@ def command(
     """
     configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     opened = [open_bundle(path) for path in bundles or ()]
+    host = LoadOptions(threads=threads, target=target)
+    _try_out(opened, tier, host)
     store = KeyStore(keys)
     settings = WorkerSettings(
         memory_budget_bytes=memory_mb * 1e6,
-        host=LoadOptions(threads=threads, target=target),
+        host=host,
         machine=WorkerOptions(drain_s=drain_s, linger_s=linger_s, max_bundle_bytes=int(max_bundle_mb * 1e6)),
         beyond=_beyond(opened, tier, pairs("--beyond", beyond)),
         slowdown=slowdown,
@@ -101,6 +104,21 @@ def command(
             worker.stop()
     if broken:
         raise PeerError(f"the worker for tier {tier} broke: {broken[0]}")
+
+
+def _try_out(bundles: Sequence[Bundle], tier: str, host: LoadOptions) -> None:
+    """Load the lightest segment of each bundle, if an engine runs it that hosts may lack.
+
+    A worker that cannot run its artifacts ends with the reason. Sessions would not tell: they go on with another tier.
+    """
+    for bundle in bundles:
+        index = bundle.tier_index(tier)
+        for made in bundle.facts.tiers[index].artifacts:
+            plain = made.target == REFERENCE_TARGET and "provider" not in made.options
+            emulated = get_target(made.target).describe().runs_here == "emulated"
+            if made.target == (host.target or REFERENCE_TARGET) and made.entries and not plain and not emulated:
+                lightest = min(made.entries, key=lambda part: made.weight_bytes.get(part, 0))
+                bundle.load(index, lightest, host).close()
 
 
 def _announce(worker: Worker, opened: Sequence[Bundle], paths: Sequence[Path], *, as_json: bool) -> None:

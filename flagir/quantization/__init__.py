@@ -5,12 +5,22 @@ for every node, `rewrite` writes that onto the graph, `probes` looks inside mode
 with a gate on what it costs.
 """
 
-from flagsplit.flagir.quantization.gated import MIN_COSINE, NodeReport, Quantized, QuantizeOptions, cosine, quantize
+from flagsplit.flagir.quantization.gated import (
+    MIN_COSINE,
+    MIN_TASK,
+    NodeReport,
+    Quantized,
+    QuantizeOptions,
+    Task,
+    cosine,
+    quantize,
+)
 from flagsplit.flagir.quantization.observers import OBSERVERS, ObserverName
 from flagsplit.flagir.quantization.probes import Run, Sample
 
 __all__ = [
     "MIN_COSINE",
+    "MIN_TASK",
     "OBSERVERS",
     "NodeReport",
     "ObserverName",
@@ -18,6 +28,7 @@ __all__ = [
     "Quantized",
     "Run",
     "Sample",
+    "Task",
     "cosine",
     "quantize",
 ]

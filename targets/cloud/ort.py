@@ -1,8 +1,9 @@
-"""ONNX Runtime on the CPU: the target that every tier can fall back to.
+"""ONNX Runtime: the target that every tier can fall back to, on the CPU unless another provider is chosen.
 
 A segment is an `.onnx` file whose large weights lie in the bundle's shared weights file, so it also opens in any ONNX
 tool. With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut:
-a split run then equals the unsplit one bit for bit. `bench/numerics.py` measures what that costs.
+a split run then equals the unsplit one bit for bit. `bench/numerics.py` measures what that costs. No other provider
+promises that: with one (`ort_providers`), numerics have to be "fast".
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,12 @@ from functools import cached_property
 import onnx
 import onnx_ir as ir
 
+from flagsplit.errors import ConfigError
 from flagsplit.flagir import Segment, extract, to_bytes
+from flagsplit.targets.cloud.ort_kernels import Kernel, cpu_kernels
+from flagsplit.targets.cloud.ort_providers import CPU, FORM, named_provider, provider_for
 from flagsplit.targets.interface import (
+    CHOICE_PREFIX,
     Artifact,
     CompileOptions,
     Executable,
@@ -22,14 +27,14 @@ from flagsplit.targets.interface import (
     SupportVerdict,
     TargetDescription,
 )
-from flagsplit.targets.onnx_engine import DTYPES, open_onnx
+from flagsplit.targets.onnx_engine import DTYPES, open_on_provider, open_onnx
 
 _OPEN_END = 2**31 - 1
 """The last version of a kernel that has none."""
 
 
 class OrtTarget:
-    """ONNX Runtime with its CPU provider."""
+    """ONNX Runtime with its CPU provider, or with one for an accelerator."""
 
     def describe(self) -> TargetDescription:
         """Runs everywhere that the onnxruntime package does."""
@@ -44,6 +49,7 @@ class OrtTarget:
             runs_here="yes",
             source="kernel registry of the installed onnxruntime",
             confidence="high",
+            free_choices={"provider": FORM},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -52,6 +58,8 @@ class OrtTarget:
         if gap:
             return SupportVerdict(supported=False, reason=gap)
         version = node.version or (node.graph.opset_imports.get(node.domain, 1) if node.graph is not None else 1)
+        if self._kernels is None:
+            return SupportVerdict(True, source="this onnxruntime does not tell its kernels", confidence="low")
         kernels = self._kernels.get((node.domain, node.op_type), ())
         given: dict[str, str] = {}
         since = version
@@ -70,27 +78,45 @@ class OrtTarget:
         return SupportVerdict(supported=False, reason=f"ONNX Runtime has no CPU kernel for {text}")
 
     @cached_property
-    def _kernels(self) -> dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]]:
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-        found: dict[tuple[str, str], list[tuple[int, int, dict[str, list[str]]]]] = {}
-        for kernel in state.get_all_opkernel_def():
-            if kernel.provider == "CPUExecutionProvider":
-                low, high = kernel.version_range
-                found.setdefault((kernel.domain, kernel.op_name), []).append((low, high, dict(kernel.type_constraints)))
-        return found
+    def _kernels(self) -> Mapping[tuple[str, str], Sequence[Kernel]] | None:
+        return cpu_kernels()
 
     def compile(self, model: ir.Model, segments: Sequence[Segment], options: CompileOptions) -> Artifact:
-        """One `.onnx` file per segment; large weights stay in the shared file."""
+        """One `.onnx` file per segment; large weights stay in the shared file.
+
+        Raises:
+            ConfigError: the choice "provider" is none that there is, or asks for exact numerics of an accelerator.
+        """
+        chosen = options.choices.get("provider", CPU)
+        name = provider_for(chosen, options.device)
+        told: dict[str, str] = {"numerics": options.numerics}
+        provider = named_provider(name)
+        if provider is not None:
+            if options.numerics == "exact":
+                raise ConfigError(
+                    f"exact numerics are promised on the CPU alone; build with --numerics fast to run on {name}"
+                )
+            told |= {"provider": name, "precision": provider.precision}
+        if "provider" in options.choices:
+            told[f"{CHOICE_PREFIX}provider"] = chosen
         files = {f"{segment.id}.onnx": _segment_bytes(model, segment) for segment in segments}
         return Artifact(
             files=files,
             entries={segment.id: f"{segment.id}.onnx" for segment in segments},
-            options={"numerics": options.numerics},
+            options=told,
         )
 
     def load(self, artifact: StoredArtifact, segment: str, host: LoadOptions) -> Executable:
-        """Open a session; the weights are mapped, not copied, until the engine packs them."""
+        """Open a session; the weights are mapped, not copied, until the engine packs them.
+
+        Raises:
+            BundleError: the engine cannot load it.
+            ConfigError: it is for a provider that is not here, or that ONNX Runtime fell back from.
+        """
+        provider = named_provider(artifact.options.get("provider", CPU))
+        if provider is not None:
+            file = artifact.entry(segment)
+            return open_on_provider(file, artifact.weights, host.threads, provider.asked(host.threads), provider.advice)
         numerics: Numerics = "fast" if artifact.options.get("numerics") == "fast" else "exact"
         return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.targets.interface import Executable
-from flagsplit.targets.onnx_engine import OrtExecutable, session_settings
+from flagsplit.targets.onnx_engine import OrtExecutable, refuse_fallback, session_settings
 
 GPU_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
@@ -34,7 +34,8 @@ def open_on_gpu(file: Path, weights: Path, *, half: bool) -> Executable:
         )
     asked: list[Any] = [(name, {"trt_fp16_enable": half}) if name.startswith("Tensorrt") else name for name in listed]
     try:
-        session = ort.InferenceSession(file.read_bytes(), session_settings(weights, "fast", 0), providers=asked)
+        settings = session_settings(weights, "fast", 0)
+        session = ort.InferenceSession(file.read_bytes(), settings, providers=asked, enable_fallback=0)
     except Exception as error:
         short = " ".join(str(error).split())[:300]
         raise BundleError(f"ONNX Runtime cannot load {file.name} on the GPU: {short}") from error
@@ -51,8 +52,4 @@ def check_providers(got: list[str]) -> None:
     Raises:
         ConfigError: it fell back to the CPU.
     """
-    if not got or got[0] not in GPU_PROVIDERS:
-        raise ConfigError(
-            f"ONNX Runtime lists a provider for GPUs, but its session got {', '.join(got) or 'none'} and would run on "
-            "the CPU; its CUDA, cuDNN or TensorRT libraries are missing or of another version"
-        )
+    refuse_fallback(got, GPU_PROVIDERS, "install the CUDA, cuDNN and TensorRT that it names")

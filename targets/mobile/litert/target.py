@@ -8,8 +8,10 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flagsplit.errors import ConfigError, InternalError
+from flagsplit.flagir.quantization import MIN_COSINE
 from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.chip_target import ChipArtifact, ChipTarget
+from flagsplit.targets.int8_parts import int8_parts
 from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
 from flagsplit.targets.mobile.litert.delegates import DELEGATES_NAME, to_json
 from flagsplit.targets.mobile.litert.error_gate import check_error, largest_error
@@ -24,6 +26,9 @@ from flagsplit.targets.tflite.weights import with_weights
 FILE = "segments.tflite"
 WEIGHTS = ("fp32", "fp16", "int8")
 """How weights are stored; what is computed stays float32."""
+
+PRECISIONS = ("fp32", "int8")
+"""What a float model is computed in; one that `flagsplit quantize` made is int8 where it says so anyway."""
 
 
 class LitertTarget(ChipTarget):
@@ -41,7 +46,8 @@ class LitertTarget(ChipTarget):
             source="LiteRT's CPU kernels, each tried in version 2.3.0",
             confidence="high",
             extra="litert",
-            choices={"weights": WEIGHTS},
+            choices={"weights": WEIGHTS, "precision": PRECISIONS},
+            free_choices={"min_cosine": "a number up to 1, which int8 has to reach at each output of a segment"},
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
@@ -56,12 +62,15 @@ class LitertTarget(ChipTarget):
         """
         flatfile.schema()
         kind = _weights(options)
+        told: dict[str, str] = {}
+        if options.choices.get("precision", PRECISIONS[0]) == "int8":
+            parts, told = _in_int8(parts, options)
         plain = {part.segment: program_of(part) for part in parts}
         if not plain:
             return ChipArtifact({}, {}, {"weights": kind})
         calls = {part.segment: _call(part, plain[part.segment]) for part in parts}
         programs = {name: with_weights(program, kind) for name, program in plain.items()}
-        data, said = flatfile.to_bytes(programs), {"weights": kind}
+        data, said = flatfile.to_bytes(programs), {"weights": kind, **told}
         if any(computes_in_int8(program) for program in plain.values()):
             said["precision"] = "int8"
         if kind != WEIGHTS[0]:
@@ -84,11 +93,25 @@ class LitertTarget(ChipTarget):
 
 def _weights(options: CompileOptions) -> str:
     kind = options.choices.get("weights", WEIGHTS[0])
-    if unknown := sorted(set(options.choices) - {"weights"}):
-        raise ConfigError(f"the litert target has the choice weights, came {unknown[0]!r}")
+    if unknown := sorted(set(options.choices) - {"weights", "precision", "min_cosine"}):
+        raise ConfigError(f"the litert target has the choices weights, precision and min_cosine, came {unknown[0]!r}")
+    if (precision := options.choices.get("precision", PRECISIONS[0])) not in PRECISIONS:
+        raise ConfigError(f"expected a precision of {', '.join(PRECISIONS)} for the litert target, came {precision!r}")
     if kind not in WEIGHTS:
         raise ConfigError(f"expected weights of {', '.join(WEIGHTS)} for the litert target, came {kind!r}")
     return kind
+
+
+def _in_int8(parts: Sequence[ChipPart], options: CompileOptions) -> tuple[Sequence[ChipPart], dict[str, str]]:
+    text = options.choices.get("min_cosine", str(MIN_COSINE))
+    try:
+        least = float(text)
+    except ValueError:
+        least = float("nan")
+    if not -1 <= least <= 1:
+        raise ConfigError(f"expected min_cosine of the litert target as a number up to 1, came {text!r}")
+    made = int8_parts(parts, real_samples=options.real_samples, min_cosine=least, target="litert")
+    return made.parts, made.told
 
 
 def _version() -> str:

@@ -30,7 +30,7 @@ def test_a_model_becomes_int8_and_builds(cli: Cli, small_model: Path, tmp_path: 
     ).data
     assert data["basis"] == "measured"
     assert data["nodes_int8"] > 0
-    assert 0 < data["macs_int8"] <= 1
+    assert 0 < data["flops_int8"] <= 1
     assert (data["samples"], data["checked"]) == (3, 3)
     assert min(data["cosines"].values()) >= 0.99
     assert json.loads(Path("report.json").read_text()) == data

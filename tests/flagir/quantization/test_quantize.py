@@ -1,6 +1,6 @@
 """Quantized models: what their graphs look like, what they answer, what the gate lets through."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -76,8 +76,9 @@ def test_every_operator_of_a_small_network_becomes_int8() -> None:
     made = quantize(model, _pictures(8), run, checks=_pictures(8, 1))
     assert flagir.to_bytes(model) == before
     assert all(each.int8 for each in made.nodes)
-    assert made.mean > 0.999
-    assert made.worst <= made.mean
+    assert made.cosine > 0.999
+    assert made.worst <= made.cosine + 1e-9
+    assert made.flops_int8 == 1
     ir.passes.common.CheckerPass(full_check=True)(made.model)
     answers = zip(run(model, _pictures(16, 2)), run(made.model, _pictures(16, 2)), strict=True)
     assert np.mean([cosine(a["y"], b["y"]) for a, b in answers]) > 0.998
@@ -176,7 +177,7 @@ def test_a_batch_norm_before_anything_is_quantized_as_a_product_and_a_sum() -> N
     made = quantize(model, samples, run)
     assert [each.op_type for each in made.nodes] == ["Mul", "Add", "Relu"]
     assert all(each.int8 for each in made.nodes)
-    assert made.mean > 0.999
+    assert made.cosine > 0.999
 
 
 def test_a_sum_of_two_is_quantized_as_an_addition() -> None:
@@ -233,14 +234,30 @@ def _sensitive() -> tuple[ir.Model, list[dict[str, Array]]]:
 def test_only_what_int8_ruins_goes_back_to_floating_point() -> None:
     model, samples = _sensitive()
     without = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0))
-    assert without.mean < 0.9
+    assert without.cosine < 0.9
     made = quantize(model, samples, run)
-    assert made.mean >= 0.999
+    assert made.cosine >= 0.999
     names = {node.outputs[0].name: node.name for node in model.graph}
     floating = {each.node: each for each in made.nodes if not each.int8}
     assert names["big"] in floating
     assert "off a cosine" in floating[names["big"] or ""].reason
     assert {names["a"], names["r"]}.isdisjoint(floating)
+
+
+def test_the_task_decides_too() -> None:
+    """Cosines may be anything here; the largest of the outputs has to be the same one."""
+    model, samples = _sensitive()
+
+    def same_largest(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> float:
+        return float(np.mean([wanted["y"].argmax() == came["y"].argmax() for wanted, came in pairs]))
+
+    free = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=0.0))
+    assert free.task is not None
+    assert free.task < 1
+    made = quantize(model, samples, run, QuantizeOptions(min_cosine=-1.0, task=same_largest, min_task=1.0))
+    assert made.task == 1
+    assert 0 < made.flops_int8 <= 1
+    assert sum(each.int8 for each in made.nodes) < sum(each.int8 for each in free.nodes)
 
 
 def test_nodes_that_are_to_stay_do() -> None:

@@ -8,10 +8,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from tests.targets.mobile.litert.parts import HOST, graph, norm_relative, ran, reference, seeded
+from tests.targets.mobile.litert.parts import HOST, answered, graph, norm_relative, ran, reference, seeded
 
 from flagsplit.errors import BundleError, ConfigError, InputError, ModelError
 from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.chip_parts import ChipPart
 from flagsplit.targets.interface import CompileOptions
 from flagsplit.targets.mobile.litert.delegates import DELEGATES, refusal_by
 from flagsplit.targets.mobile.litert.target import LitertTarget
@@ -55,6 +56,41 @@ def test_wrong_choices() -> None:
     for choices, why in (({"weights": "int3"}, "expected weights of"), ({"speed": "high"}, "came 'speed'")):
         with pytest.raises(ConfigError, match=why):
             LitertTarget().compile_parts([], CompileOptions(choices=choices))
+
+
+def _network(samples: int) -> ChipPart:
+    part = graph(
+        "c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu(c)  m = GlobalAveragePool(r)  y = Mul(r, m)",
+        "float[1,3,9,8] x",
+        "float[1,8,9,8] y",
+        _conv(),
+    )
+    return replace(part, samples=[{"x": seeded((1, 3, 9, 8), seed=at)} for at in range(samples)])
+
+
+def test_a_float_part_in_int8(tmp_path: Path) -> None:
+    part = _network(8)
+    options = CompileOptions(choices={"precision": "int8", "min_cosine": "0.99"}, real_samples=True)
+    made = LitertTarget().compile_parts([part], options)
+    assert made.options["precision"] == "int8"
+    assert float(made.options["int8_cosine"]) >= 0.99
+    assert json.loads(made.options["in_float"]) == {}
+    given = {"x": seeded((1, 3, 9, 8), seed=20)}
+    found = answered(made, part, tmp_path, given)["y"]
+    wanted = reference(part, given)["y"]
+    assert 1e-6 < norm_relative(found, wanted) < 0.05
+
+
+def test_int8_wants_real_samples_and_a_number() -> None:
+    part = _network(2)
+    for choices, real, why in (
+        ({"precision": "int8"}, False, "calibrated on real inputs"),
+        ({"precision": "int8", "min_cosine": "much"}, True, "min_cosine"),
+        ({"precision": "int8", "min_cosine": "1.5"}, True, "min_cosine"),
+        ({"precision": "int9"}, True, "expected a precision"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            LitertTarget().compile_parts([part], CompileOptions(choices=choices, real_samples=real))
 
 
 def test_a_node_that_cannot_be_is_named() -> None:

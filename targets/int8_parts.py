@@ -1,0 +1,70 @@
+"""Chip parts quantized to int8 by themselves, for a tier that computes in int8 beside others that do not.
+
+Each part is calibrated on what the samples of the build are at its inputs, and passes the gate at its own outputs; what
+int8 ruins stays in floating point (`flagsplit.flagir.quantization`). A part that is quantized already is left as it is.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from flagsplit.errors import ConfigError, FlagsplitError, ModelError
+from flagsplit.flagir.quantization import Quantized, QuantizeOptions, quantize
+from flagsplit.targets.chip_parts import ChipPart
+from flagsplit.targets.model_runner import run_model
+
+
+@dataclass(frozen=True)
+class Int8Parts:
+    """Parts in int8, and what that cost.
+
+    Attributes:
+        parts: with the same segments, inputs and outputs as they had.
+        told: for an artifact's options: the least cosine of an output, and the nodes in floating point with the
+            reason, as JSON.
+    """
+
+    parts: tuple[ChipPart, ...]
+    told: dict[str, str]
+
+
+def int8_parts(parts: Sequence[ChipPart], *, real_samples: bool, min_cosine: float, target: str) -> Int8Parts:
+    """Quantize parts.
+
+    Args:
+        parts: with samples.
+        real_samples: whether they are the user's: ranges are not taken from made-up ones.
+        min_cosine: of each output to that of the part in floating point.
+        target: whose parts they are, for messages.
+
+    Raises:
+        ConfigError: there are no real samples.
+        ModelError: int8 ruins all of a part; the message names the segment.
+    """
+    made: list[ChipPart] = []
+    cosines: list[float] = []
+    floating: dict[str, str] = {}
+    for part in parts:
+        if any(node.op_type == "DequantizeLinear" for node in part.model.graph):
+            made.append(part)
+            continue
+        if not real_samples or not part.samples:
+            raise ConfigError(
+                f"int8 of the {target} target is calibrated on real inputs of the model, came none; "
+                f"give some with --samples, or quantize the model first with flagsplit quantize"
+            )
+        found = _quantized(part, min_cosine)
+        cosines.append(found.cosine)
+        floating.update({each.node: each.reason for each in found.nodes if not each.int8})
+        made.append(replace(part, model=found.model))
+    told = {"int8_cosine": f"{min(cosines):.6f}", "in_float": json.dumps(floating, sort_keys=True)} if cosines else {}
+    return Int8Parts(tuple(made), told)
+
+
+def _quantized(part: ChipPart, min_cosine: float) -> Quantized:
+    try:
+        return quantize(part.model, part.samples, run_model, QuantizeOptions(min_cosine=min_cosine))
+    except ModelError as error:
+        raise ModelError(f"segment {part.segment} cannot be int8: {error}") from error
+    except FlagsplitError as error:
+        raise ModelError(f"segment {part.segment} cannot be run on its samples: {error}") from error
