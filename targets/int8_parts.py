@@ -5,7 +5,7 @@ int8 ruins stays in floating point (`flagsplit.flagir.quantization`). A part tha
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from flagsplit.errors import ConfigError, FlagsplitError, ModelError
@@ -41,29 +41,31 @@ def int8_parts(parts: Sequence[ChipPart], *, real_samples: bool, min_cosine: flo
         ConfigError: there are no real samples.
         ModelError: int8 ruins all of a part; the message names the segment.
     """
-    made: list[ChipPart] = []
+    made: dict[str, ChipPart] = {}
     cosines: list[float] = []
     floating: dict[str, str] = {}
-    for part in parts:
+    for part in sorted(parts, key=lambda each: -len(each.model.graph)):
         if any(node.op_type == "DequantizeLinear" for node in part.model.graph):
-            made.append(part)
+            made[part.segment] = part
             continue
         if not real_samples or not part.samples:
             raise ConfigError(
                 f"int8 of the {target} target is calibrated on real inputs of the model, came none; "
                 f"give some with --samples, or quantize the model first with flagsplit quantize"
             )
-        found = _quantized(part, min_cosine)
+        found = _quantized(part, min_cosine, floating)
         cosines.append(found.cosine)
         floating.update({each.node: each.reason for each in found.nodes if not each.int8})
-        made.append(replace(part, model=found.model))
+        made[part.segment] = replace(part, model=found.model)
     told = {"int8_cosine": f"{min(cosines):.6f}", "in_float": json.dumps(floating, sort_keys=True)} if cosines else {}
-    return Int8Parts(tuple(made), told)
+    return Int8Parts(tuple(made[part.segment] for part in parts), told)
 
 
-def _quantized(part: ChipPart, min_cosine: float) -> Quantized:
+def _quantized(part: ChipPart, min_cosine: float, floating: Mapping[str, str]) -> Quantized:
+    """What stayed in floating point in a larger part does here too: equal nodes then have equal weights."""
+    options = QuantizeOptions(min_cosine=min_cosine, kept=floating)
     try:
-        return quantize(part.model, part.samples, run_model, QuantizeOptions(min_cosine=min_cosine))
+        return quantize(part.model, part.samples, run_model, options)
     except ModelError as error:
         raise ModelError(f"segment {part.segment} cannot be int8: {error}") from error
     except FlagsplitError as error:

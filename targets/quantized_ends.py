@@ -1,7 +1,8 @@
 """Values of a segment that come in as floating point but stand for integers: the host makes these of them again.
 
 Where a value that was quantized is read on two tiers, it may cross between them as what its DequantizeLinear gives.
-Quantizing that with the same scale gives the same integers, so a chip that computes on integers still gets them.
+Quantizing that with the same scale gives the same integers, so a chip that computes on integers still gets them. What a
+codec left of it is quantized so, too.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -9,6 +10,7 @@ from collections.abc import Mapping, MutableMapping
 import onnx_ir as ir
 
 from flagsplit.flagir import ValueType
+from flagsplit.flagir.codecs.functions import DOMAIN
 
 _AGAIN = ".int8.again"
 
@@ -25,7 +27,7 @@ def requantized_inputs(part: ir.Model, model: ir.Model, types: Mapping[str, Valu
         What makes the integers; None if there are none.
     """
     graph = part.graph
-    makers = {node.outputs[0].name: node for node in model.graph if _takes_back(node)}
+    makers = {node.outputs[0].name: maker for node in model.graph if (maker := _taken_back_by(node)) is not None}
     inputs, outputs, nodes, constants = [], [], [], dict[str, ir.Value]()
     for at, value in enumerate(list(graph.inputs)):
         maker = makers.get(value.name)
@@ -52,6 +54,17 @@ def requantized_inputs(part: ir.Model, model: ir.Model, types: Mapping[str, Valu
         inputs, outputs, nodes=nodes, initializers=list(constants.values()), opset_imports={"": 23}, name="requantized"
     )
     return ir.Model(whole, ir_version=10)
+
+
+def _taken_back_by(node: ir.Node) -> ir.Node | None:
+    """What takes back the integers that a node's output stands for, by itself or before a codec."""
+    if node.domain == DOMAIN and node.op_type.startswith("Decode"):
+        payload = node.inputs[0]
+        encode = payload.producer() if payload is not None else None
+        source = encode.inputs[0] if encode is not None else None
+        maker = source.producer() if source is not None else None
+        return maker if maker is not None and _takes_back(maker) else None
+    return node if _takes_back(node) else None
 
 
 def _takes_back(node: ir.Node) -> bool:

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,17 @@ from flagsplit.apps import api, compare
 from flagsplit.apps.cli.output import console, size_text, table
 from flagsplit.apps.demo.scenario import DEVICES, LINKS, NOMINAL_WIDTH, PHONES, SLA_FILE, TIERS
 from flagsplit.apps.local import LocalWorkers
-from flagsplit.apps.ocr import Reading, characters_of, decode, first_page, read_page, second_page
+from flagsplit.apps.ocr import (
+    Reading,
+    characters_of,
+    cut_line,
+    decode,
+    find_lines,
+    first_page,
+    prepare,
+    read_page,
+    second_page,
+)
 from flagsplit.apps.pipeline import BuildResult
 from flagsplit.apps.prediction import HostPrediction
 from flagsplit.apps.zoo import pull
@@ -50,12 +60,15 @@ class _Figures:
         return sum(answer.report.latency_ms for answer in self.answers)
 
 
-def tell(phone_target: str = "") -> None:
+def tell(targets: Mapping[str, str] | None = None, choices: Mapping[str, Mapping[str, str]] | None = None) -> None:
     """Run the demo; it ends with an error if a line is lost or wrong.
 
     Args:
-        phone_target: what the phone runs, such as "coreml"; ONNX Runtime by default. Chips take lines of one width.
+        targets: what a tier runs, such as `{"phone": "coreml"}`; ONNX Runtime by default. Chips take lines of one
+            width.
+        choices: what these targets let choose, such as `{"litert": {"precision": "int8"}}`.
     """
+    chosen = dict(targets or {})
     out = console()
     started = time.monotonic()
     _step(out, "Fetching the PP-OCRv4 recognizer and a scanned page out of their packages")
@@ -63,18 +76,20 @@ def tell(phone_target: str = "") -> None:
     pages = first_page(), second_page()
     with tempfile.TemporaryDirectory(prefix="flagsplit-demo-") as folder:
         _step(out, "Building a bundle for phone, edge and cloud")
-        built = _build(model, Path(folder) / "page.flagsplit", phone_target)
+        samples = _samples(Path(folder), pages[1]) if chosen else []
+        built = _build(model, Path(folder) / "page.flagsplit", chosen, choices or {}, samples)
         _show_plan(out, built)
         bundle = api.open(built.path, cache=Path(folder) / "cache")
         _step(out, "Starting an edge worker and a cloud worker, processes of their own on loopback, CURVE on")
-        told = {TIERS[0]: phone_target} if phone_target else {}
+        on_phone = {tier: name for tier, name in chosen.items() if tier == TIERS[0]}
+        elsewhere = {tier: name for tier, name in chosen.items() if tier != TIERS[0]}
         with (
-            LocalWorkers(bundle.path, TIERS[1:]) as workers,
-            api.connect(bundle, workers.addresses, run_targets=told) as session,
+            LocalWorkers(bundle.path, TIERS[1:], run_targets=elsewhere) as workers,
+            api.connect(bundle, workers.addresses, run_targets=on_phone) as session,
         ):
             for tier, worker in workers.workers.items():
                 _say(out, f"{tier}: process {worker.process.pid} at {worker.address.address}")
-            _read(out, bundle, session, _Reader(characters_of(model), phone_target), pages, workers)
+            _read(out, bundle, session, _Reader(characters_of(model), chosen), pages, workers)
     _say(out, f"\nDone in {time.monotonic() - started:.1f} s; all processes ended.")
 
 
@@ -83,24 +98,43 @@ class _Reader:
     """How lines are prepared and their answers read."""
 
     characters: tuple[str, ...]
-    phone_target: str
+    targets: Mapping[str, str]
 
     @property
     def width_px(self) -> int | None:
-        """Of every line, where the phone takes one shape only."""
-        return NOMINAL_WIDTH if self.phone_target else None
+        """Of every line, where some tier takes one shape only."""
+        return NOMINAL_WIDTH if self.targets else None
 
 
-def _build(model: Path, output: Path, phone_target: str) -> BuildResult:
+def _samples(folder: Path, page: Gray) -> list[Path]:
+    """The lines and words of a page as inputs in files, for what is calibrated."""
+    found: list[Path] = []
+    for line in (cut_line(page, box) for box in find_lines(page)):
+        for part in (line, *np.array_split(line, 3, axis=1)):
+            found.append(folder / f"sample{len(found)}.npz")
+            np.savez(found[-1], x=prepare([part], width_px=NOMINAL_WIDTH))
+    return found
+
+
+def _build(
+    model: Path,
+    output: Path,
+    chosen: Mapping[str, str],
+    choices: Mapping[str, Mapping[str, str]],
+    samples: Sequence[Path],
+) -> BuildResult:
+    phone = PHONES.get(chosen.get(TIERS[0], ""), DEVICES[TIERS[0]])
     return api.build(
         model,
         TIERS,
         output,
-        devices=DEVICES | {TIERS[0]: PHONES.get(phone_target, DEVICES[TIERS[0]])},
+        devices=DEVICES | {TIERS[0]: phone},
         links=LINKS,
         sla=SLA_FILE,
         shapes={"x": (1, 3, 48, NOMINAL_WIDTH)},
-        targets={TIERS[0]: [phone_target]} if phone_target else None,
+        targets={tier: [name] for tier, name in chosen.items()},
+        choices=choices,
+        samples=samples,
     )
 
 
@@ -151,11 +185,12 @@ def _read(
         for came, unsplit in zip(figures.texts, figures.unsplit, strict=True)
         if came != unsplit.text and unsplit.confidence >= _LEGIBLE
     ]
-    if reader.phone_target:
-        _say(out, f"the phone ran {reader.phone_target}: {len(unlike)} legible lines differ from the unsplit model's")
+    if reader.targets:
+        ran = ", ".join(f"the {tier} ran {name}" for tier, name in reader.targets.items())
+        _say(out, f"{ran}: {len(unlike)} legible lines differ from the unsplit model's")
     for came, expected in unlike:
         _say(out, f"expected {expected!r}, came {came!r}")
-    exact = bool(reader.phone_target) or max(first.max_rel, second.max_rel) <= 1e-4
+    exact = bool(reader.targets) or max(first.max_rel, second.max_rel) <= 1e-4
     if unlike or not exact or session.tiers["cloud"] == "up":
         sys.exit("flagsplit demo: the split run differs from the unsplit model, or the cloud did not die")
 

@@ -1,6 +1,6 @@
 """What follows a convolution and is linear in each channel, folded into its weights: it saves a rounding.
 
-Batch normalization, which int8 engines have none of, and a summand of each channel.
+Batch normalization, which int8 engines have none of, and a factor or summand of each channel.
 """
 
 import numpy as np
@@ -30,11 +30,8 @@ def fold_batch_norms(model: ir.Model) -> int:
             continue
         gamma, beta, mean, variance = (_numbers(value) for value in node.inputs[1:5])
         factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
-        weights = _numbers(conv.inputs[1])
         bias = _bias(conv, mean.size)
-        along = [-1 if at == (conv.op_type == "ConvTranspose") else 1 for at in range(weights.ndim)]
-        scaled = _initializer(graph, f"{conv.name}.folded.weights", weights * factor.reshape(along))
-        conv.replace_input_with(1, scaled)
+        _scale(graph, conv, node, factor)
         _put_in_place(graph, conv, node, (bias - mean) * factor + beta)
         folded += 1
     if folded:
@@ -69,26 +66,39 @@ def spread_batch_norms(model: ir.Model) -> int:
     return spread
 
 
-def fold_channel_sums(model: ir.Model) -> int:
-    """Fold a constant summand of each channel into the bias of the convolution before it, in place.
+def fold_channel_lines(model: ir.Model) -> int:
+    """Fold a constant factor or summand of each channel into the convolution before it, in place.
 
     Returns:
         How many were folded.
     """
     graph, folded = model.graph, 0
     for node in list(graph):
-        for product, other in (node.inputs, node.inputs[::-1]) if is_op(node, "Add") and len(node.inputs) == 2 else ():
+        linear = (is_op(node, "Add") or is_op(node, "Mul")) and len(node.inputs) == 2
+        for product, other in (node.inputs, node.inputs[::-1]) if linear else ():
             conv = _conv_before(product)
             if conv is None or other is None or other.const_value is None:
                 continue
             row = _per_channel(_numbers(other), conv)
             if row is not None:
-                _put_in_place(graph, conv, node, _bias(conv, row.size) + row)
+                bias = _bias(conv, row.size)
+                if node.op_type == "Mul":
+                    _scale(graph, conv, node, row)
+                _put_in_place(graph, conv, node, bias * row if node.op_type == "Mul" else bias + row)
                 folded += 1
                 break
     if folded:
         drop_unused(graph)
     return folded
+
+
+def _scale(graph: ir.Graph, conv: ir.Node, node: ir.Node, factor: _Doubles) -> None:
+    """Multiply the weights of each output channel."""
+    weights = _numbers(conv.inputs[1])
+    along = [-1 if at == (conv.op_type == "ConvTranspose") else 1 for at in range(weights.ndim)]
+    conv.replace_input_with(
+        1, _initializer(graph, f"{node.outputs[0].name}.folded.weights", weights * factor.reshape(along))
+    )
 
 
 def _per_channel(numbers: _Doubles, conv: ir.Node) -> _Doubles | None:

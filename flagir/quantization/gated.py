@@ -28,7 +28,7 @@ MIN_TASK = 0.99
 
 Task = Callable[[Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]], float]
 
-_MOST_PROBED = 4
+_MOST_PROBED = 3
 _MOVES_PER_WORK = 1e4
 
 

@@ -1,8 +1,8 @@
 """Forms that int8 engines have, in place of equal ones that they have not, before anything is quantized.
 
-Batch normalizations and summands of a channel go into convolutions, or become products and sums, hard-swish in parts
-becomes the operator, a sum of two an addition, and a division by a constant the product with its reciprocal. Each may
-move a result by a rounding of float32.
+Batch normalizations, factors and summands of a channel go into convolutions, or become products and sums, hard-swish in
+parts becomes the operator, a sum of two an addition, and a division by a constant the product with its reciprocal. Each
+may move a result by a rounding of float32.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from flagsplit.flagir.groups.pattern import is_about, is_constant, is_op
 from flagsplit.flagir.passes.float_products import drop_unused, replace_node
 from flagsplit.flagir.quantization.fold_batch_norm import (
     fold_batch_norms,
-    fold_channel_sums,
+    fold_channel_lines,
     spread_batch_norms,
 )
 
 
 def prepare(model: ir.Model) -> None:
     """Rewrite a canonical model in place."""
-    fold_channel_sums(model)
-    fold_batch_norms(model)
+    while fold_batch_norms(model) + fold_channel_lines(model):
+        pass  # one may stand behind another
     spread_batch_norms(model)
     graph = model.graph
     for node in list(graph):

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Collection, Sequence
 
-MOST_TRIALS = 128
+MOST_TRIALS = 64
 
 
 def costs_of(names: Sequence[str], trial: Callable[[Collection[str]], float], little: float) -> dict[str, float]:

@@ -79,8 +79,8 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
         graph = _quantized(graph, model.inputs, folder)
     flagir.save(graph, folder)
     names = [node.name or "" for node in graph.graph]
-    third = len(names) // 3
-    parts = {"whole": segment_of(graph, names), "middle": segment_of(graph, names[third : 2 * third])}
+    first, last = (_cut_at(graph, count * len(names) // 3, model.quantize) for count in (1, 2))
+    parts = {"whole": segment_of(graph, names), "middle": segment_of(graph, names[first:last])}
     values = _reference(graph, folder, model.inputs, {name for part in parts.values() for name in _edge(part)})
     operators = tuple(sorted({node.op_type for node in graph.graph}))
     return [
@@ -98,6 +98,12 @@ def _cases(model: CorpusModel, folder: Path) -> list[Case]:
         )
         for which, part in parts.items()
     ]
+
+
+def _cut_at(graph: ir.Model, at: int, quantized: bool) -> int:
+    """Where a model is cut; one that was quantized behind what takes integers back."""
+    kinds = [node.op_type for node in graph.graph]
+    return kinds.index("QuantizeLinear", at) + 2 if quantized and "QuantizeLinear" in kinds[at:] else at
 
 
 def _quantized(graph: ir.Model, inputs: Mapping[str, Array], folder: Path) -> ir.Model:

@@ -198,7 +198,8 @@ def _dims(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, int]:
 def _check_support(target: Target, ready: _Ready) -> bool:
     """Raise `_RefusedError` if the target says no; whether nothing is left for it."""
     about = target.describe()
-    nodes, edge = _asked(ready, fixed=about.static_shapes)
+    quantized_ends = getattr(target, "quantized_ends", False)
+    nodes, edge = _asked(ready, fixed=about.static_shapes, quantized_ends=quantized_ends)
     for node in nodes:
         verdict = target.supports(node)
         if not verdict.supported:
@@ -216,12 +217,15 @@ def _has_nan(case: Case) -> bool:
     return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in arrays)
 
 
-def _asked(ready: _Ready, *, fixed: bool) -> tuple[list[ir.Node], list[ir.Value]]:
+def _asked(ready: _Ready, *, fixed: bool, quantized_ends: bool) -> tuple[list[ir.Node], list[ir.Value]]:
     """The nodes that the target itself has to take, and the values at their edge."""
     if fixed:
         try:
             (split,) = split_segments(
-                ready.model, [ready.segment], fixed_sizes(ready.model, ready.options.dims, [ready.segment])
+                ready.model,
+                [ready.segment],
+                fixed_sizes(ready.model, ready.options.dims, [ready.segment]),
+                quantized_ends,
             )
         except ModelError as error:
             raise _RefusedError(str(error)) from error

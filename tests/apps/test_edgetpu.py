@@ -12,6 +12,7 @@ import flagsplit
 from flagsplit import flagir
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.quantization import QuantizeOptions, quantize
+from flagsplit.runtime.bundle import open_bundle
 from flagsplit.splitter.sla import parse_sla
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -31,9 +32,12 @@ def _built(model: Path, **wanted: object) -> Path:
 
 
 @pytest.mark.slow
-def test_both_parts_of_a_split_network_compute_in_int8(tmp_path: Path) -> None:
+@pytest.mark.parametrize("codec", ["none", "fp16", "u8_per_channel"])
+def test_both_parts_of_a_split_network_compute_in_int8(codec: str, tmp_path: Path) -> None:
     model = _stored(quantize(_small(), _pictures(8), run).model, tmp_path)
-    bundle = _built(model, pins={"node_3": "phone", "node_10": "edge"})
+    pins = {"node_3": "phone", "node_10": "edge"}
+    bundle = _built(model, pins=pins, accuracy={"every_cut": {"codecs": [codec]}})
+    assert all(cut.codec in (codec, "none") for plan in open_bundle(bundle).plans.pool.plans for cut in plan.cuts)
     found = flagsplit.verify(bundle, bisect=False)
     assert not found.departs
     assert {check.target for check in found.segments} == {"ort", "litert", "edgetpu"}

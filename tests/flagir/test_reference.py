@@ -83,3 +83,16 @@ def test_what_is_refused(model: ir.Model, tmp_path: Path) -> None:
         reference(model, "all-phone", [BoundaryCut("a", 0, 1, "u8")])
     with pytest.raises(ConfigError, match="choose another place"):
         write_reference(reference(model, "split"), tmp_path / "nowhere" / "r.onnx")
+
+
+def test_shapes_stay_in_the_model_where_weights_lie_in_a_second_file(tmp_path: Path) -> None:
+    """Engines infer shapes before they read the second file."""
+    body = "s = Constant <value_ints = [20, 30]> () a = Mul(x, w) y = Reshape(a, s)"
+    text = f"g (float[1, 600] x) => (float[20, 30] y) {{ {body} }}"
+    model = canonical(with_weights(parse(text), w=(1, 600)))
+    (reshape,) = (node for node in model.graph if node.op_type == "Reshape")
+    assert reshape.inputs[1] is not None
+    files = write_reference(model, tmp_path / "r.onnx", most_inline_bytes=100)
+    assert len(files) == 2
+    (made,) = answers(files[0], {"x": np.ones((1, 600), np.float32)})
+    assert made.shape == (20, 30)

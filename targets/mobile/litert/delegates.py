@@ -2,7 +2,8 @@
 
 A delegate takes what it knows of a program, and the CPU runs the rest; each change between the two costs time. Which
 operators a delegate knows depends on its version and on the phone: the tables hold what is stated of float32 models
-and of int8, with source and confidence. An app asks the phone itself before it relies on one.
+and of int8, with source and confidence; int8 was not read off the sources operator by operator, so of int8 models they
+are a guess. An app asks the phone itself before it relies on one.
 """
 
 import json

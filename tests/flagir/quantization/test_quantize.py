@@ -12,7 +12,7 @@ from tests.flagir.quantization.engine import Array, run
 from flagsplit import flagir
 from flagsplit.errors import ConfigError, ModelError
 from flagsplit.flagir.quantization import Quantized, QuantizeOptions, cosine, quantize
-from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms, fold_channel_sums
+from flagsplit.flagir.quantization.fold_batch_norm import fold_batch_norms, fold_channel_lines
 from flagsplit.flagir.quantization.rules import SAME
 
 _SMALL = """g (float[1, 3, 12, 12] x) => (float[1, 5] y) {
@@ -149,6 +149,9 @@ def _up(after: str) -> ir.Model:
     [
         ("y = Add (t, s)", ["ConvTranspose"]),
         ("y = BatchNormalization (t, v, b, b, v)", ["ConvTranspose"]),
+        ("y = Mul (t, s)", ["ConvTranspose"]),
+        ("m = Mul (s, t) y = Add (m, s)", ["ConvTranspose"]),
+        ("y = Mul (t, wide)", ["ConvTranspose", "Mul"]),
         ("a = Add (s, t) y = BatchNormalization (a, v, b, b, v)", ["ConvTranspose"]),
         ("y = Add (t, wide)", ["ConvTranspose", "Add"]),
         ("a = Add (t, s) y = Add (a, t)", ["ConvTranspose", "Add", "Add"]),
@@ -157,7 +160,7 @@ def _up(after: str) -> ir.Model:
 def test_what_is_linear_in_a_channel_goes_into_the_weights(after: str, left: list[str]) -> None:
     model = _up(after)
     folded = model.clone()
-    fold_channel_sums(folded)
+    fold_channel_lines(folded)
     fold_batch_norms(folded)
     assert [node.op_type for node in folded.graph] == left
     given = [{"x": np.random.default_rng(1).standard_normal((1, 4, 5, 5)).astype(np.float32)}]
