@@ -1,8 +1,9 @@
 """ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
-With numerics "exact" the optimizer is kept from blocked layouts, whose rounding depends on where a graph is cut. Other
-providers than the CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to the
-CPU without an error, when a session is made and again at each run. What counts is what a session says that it got.
+With numerics "exact" the optimizer is kept from blocked layouts and from int8 kernels, whose rounding depends on where
+a graph is cut. Other providers than the CPU's are never taken at the engine's word: it lists what then fails to load,
+and falls back to the CPU without an error, when a session is made and again at each run. What counts is what a session
+says that it got.
 """
 
 import logging
@@ -35,6 +36,9 @@ DTYPES = {
 
 PAIRS_AS_THEY_ARE = {"session.disable_quant_qdq": "1"}
 """A setting: QuantizeLinear and DequantizeLinear are computed one by one, not fused with what lies between them."""
+
+_INT8_STAYS = {"session.qdqisint8allowed": "1"}
+"""A setting: int8 is not made uint8, which this engine does in part only where a graph ends within int8."""
 
 _WEIGHTS_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 _ASSIGNMENT_KEY = "session.record_ep_graph_assignment_info"
@@ -195,6 +199,8 @@ def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> 
         options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
+    for key, value in (PAIRS_AS_THEY_ARE if exact else _INT8_STAYS).items():
+        options.add_session_config_entry(key, value)
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
     return options
 
