@@ -28,8 +28,7 @@ def fold_batch_norms(model: ir.Model) -> int:
         conv = _conv_before(node.inputs[0]) if _is_settled_norm(node) else None
         if conv is None:
             continue
-        gamma, beta, mean, variance = (_numbers(value) for value in node.inputs[1:5])
-        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        factor, mean, beta = _line_of(node)
         bias = _bias(conv, mean.size)
         _scale(graph, conv, node, factor)
         _put_in_place(graph, conv, node, (bias - mean) * factor + beta)
@@ -50,8 +49,7 @@ def spread_batch_norms(model: ir.Model) -> int:
         source = node.inputs[0] if _is_settled_norm(node) else None
         if source is None or source.shape is None or source.dtype != ir.DataType.FLOAT:
             continue
-        gamma, beta, mean, variance = (_numbers(value) for value in node.inputs[1:5])
-        factor = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
+        factor, mean, beta = _line_of(node)
         along = (-1, *([1] * (len(source.shape) - 2)))
         name = node.outputs[0].name
         by = _initializer(graph, f"{name}.factor", factor.reshape(along))
@@ -90,6 +88,12 @@ def fold_channel_lines(model: ir.Model) -> int:
     if folded:
         drop_unused(graph)
     return folded
+
+
+def _line_of(norm: ir.Node) -> tuple[_Doubles, _Doubles, _Doubles]:
+    """Factor, mean and summand of each channel: it gives (x - mean) * factor + summand."""
+    gamma, beta, mean, variance = (_numbers(value) for value in norm.inputs[1:5])
+    return gamma / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5)), mean, beta
 
 
 def _scale(graph: ir.Graph, conv: ir.Node, node: ir.Node, factor: _Doubles) -> None:
