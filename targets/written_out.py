@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import onnx
 import onnx_ir as ir
 
 from flagsplit.flagir.newer import function_of
 from flagsplit.flagir.opset import IR_VERSION, OPSET
 from flagsplit.flagir.passes.inline_functions import InlineFunctions
-from flagsplit.flagir.passes.lower_newer import make_omitted, set_defaults
+from flagsplit.flagir.passes.lower_newer import call_function
 from flagsplit.flagir.specialize import settle
 
 _DOMAIN = "flagsplit.function"
@@ -54,15 +53,7 @@ def _call_functions(model: ir.Model, taken: Taken) -> bool:
     for count, node in enumerate(list(model.graph)):
         if node.domain or taken(node) or (proto := function_of(node, OPSET)) is None:
             continue
-        set_defaults(node, proto, OPSET)
-        make_omitted(proto)
-        proto.domain, proto.overload = _DOMAIN, str(count)
-        del proto.opset_import[:]
-        proto.opset_import.append(onnx.helper.make_opsetid("", OPSET))
-        function = ir.serde.deserialize_function(proto)
-        model.functions[function.identifier()] = function
-        node.domain, node.overload = _DOMAIN, str(count)
-        model.opset_imports[_DOMAIN] = 1
+        call_function(model, node, proto, OPSET, _DOMAIN, str(count))
         found = True
     return found
 

@@ -40,17 +40,32 @@ class LowerNewer(ir.passes.InPlacePass):
         for count, node in enumerate(list(ir.traversal.RecursiveGraphIterator(model.graph))):
             if node.domain or not why_not_pinned(node, came) or (proto := function_of(node, came)) is None:
                 continue
-            set_defaults(node, proto, came)
-            make_omitted(proto)
-            proto.domain, proto.overload = _DOMAIN, str(count)
-            del proto.opset_import[:]
-            proto.opset_import.append(onnx.helper.make_opsetid("", came))
-            function = ir.serde.deserialize_function(proto)
-            model.functions[function.identifier()] = function
-            node.domain, node.overload = _DOMAIN, str(count)
-            model.opset_imports[_DOMAIN] = 1
+            call_function(model, node, proto, came, _DOMAIN, str(count))
             found = True
         return found
+
+
+def call_function(
+    model: ir.Model, node: ir.Node, proto: onnx.FunctionProto, opset: int, domain: str, overload: str
+) -> None:
+    """Make of a node a call of the function that ONNX defines it by, in place.
+
+    Args:
+        model: gets the function.
+        node: of its graph, or of a graph inside.
+        proto: from `function_of`; it is used up.
+        opset: that the function is written in.
+        domain, overload: what the function is called there.
+    """
+    set_defaults(node, proto, opset)
+    make_omitted(proto)
+    proto.domain, proto.overload = domain, overload
+    del proto.opset_import[:]
+    proto.opset_import.append(onnx.helper.make_opsetid("", opset))
+    function = ir.serde.deserialize_function(proto)
+    model.functions[function.identifier()] = function
+    node.domain, node.overload = domain, overload
+    model.opset_imports[domain] = 1
 
 
 def make_omitted(function: onnx.FunctionProto) -> None:
