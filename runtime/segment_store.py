@@ -27,6 +27,13 @@ class SegmentLoader(Protocol):
     def __call__(self, bundle: str, segment: str) -> Executable: ...
 
 
+PartKey = tuple[str, int, str]
+"""A part that loaded segments may share: its bundle, how often that was added before, and the part's id.
+
+A bundle that was removed and added again is loaded anew, while a run may still hold what was loaded first.
+"""
+
+
 @dataclass(frozen=True)
 class Contents:
     """The segments of a bundle that a tier may run.
@@ -40,6 +47,14 @@ class Contents:
     order: Sequence[str] = ()
     size_bytes: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Added:
+    """A bundle's contents, and how many bundles were added before."""
+
+    contents: Contents
+    turn: int
 
 
 @dataclass(eq=False)
@@ -57,7 +72,7 @@ class Held:
 
     key: SegmentKey
     executable: Executable
-    parts: Mapping[SegmentKey, float]
+    parts: Mapping[PartKey, float]
     measured_bytes: int | None
     users: int = 0
     fresh: bool = False
@@ -92,7 +107,8 @@ class SegmentStore:
         self._budget_bytes = budget_bytes
         self._lock = lock
         self._is_wanted = is_wanted
-        self._contents: dict[str, Contents] = {}
+        self._added: dict[str, _Added] = {}
+        self._turn = 0
         self._loaded: OrderedDict[SegmentKey, Held] = OrderedDict()
         self._leaving: list[Held] = []
         self._demands: deque[SegmentKey] = deque()
@@ -118,7 +134,7 @@ class SegmentStore:
             return
         while self._loaded and not self._fits(key):
             self._loaded.popitem(last=False)[1].executable.close()
-        self._loaded[key] = self._open(key)
+        self._loaded[key] = self._open(key, self._parts_of(key))
 
     def stop(self) -> None:
         """End the thread when it has loaded what it is loading, and free everything."""
@@ -142,7 +158,8 @@ class SegmentStore:
             late: Future[None] = Future()
             late.set_exception(PeerError("the engine was stopped"))
             return late
-        self._contents[bundle] = contents
+        self._turn += 1
+        self._added[bundle] = _Added(contents, self._turn)
         waited = _Preload({(bundle, segment) for segment in preload} - self._loaded.keys(), Future())
         for segment in preload:
             self.want((bundle, segment))
@@ -156,7 +173,7 @@ class SegmentStore:
 
     def remove(self, bundle: str) -> None:
         """Free a bundle's segments, each when its run has ended; what is waited for is not loaded any more."""
-        self._contents.pop(bundle, None)
+        self._added.pop(bundle, None)
         self._demands = deque(key for key in self._demands if key[0] != bundle)
         self._spare = [key for key in self._spare if key[0] != bundle]
         for key in [key for key in self._loaded if key[0] == bundle]:
@@ -170,7 +187,7 @@ class SegmentStore:
 
     def knows(self, bundle: str) -> bool:
         """Whether a bundle was added and not removed."""
-        return bundle in self._contents
+        return bundle in self._added
 
     def want(self, key: SegmentKey) -> None:
         """A run waits for a segment, or will. What an earlier loading of it ended in counts no more."""
@@ -256,20 +273,22 @@ class SegmentStore:
                 return self._next_task() if any(not held.users for held in self._leaving) else None
             self._demands.popleft()
             self._loading = key
-            return lambda: self._bring(key, spare=False)
+            parts = self._parts_of(key)
+            return lambda: self._bring(key, parts, spare=False)
         if (spare := self._next_spare()) is not None:
             self._loading = spare
-            return lambda: self._bring(spare, spare=True)
+            parts = self._parts_of(spare)
+            return lambda: self._bring(spare, parts, spare=True)
         return None
 
     def _is_waited_for(self, key: SegmentKey) -> bool:
         """Whether somebody still wants it: the runs that did may have been skipped."""
         return self._is_wanted(key) or any(key in preload.left for preload in self._preloads)
 
-    def _bring(self, key: SegmentKey, *, spare: bool) -> None:
+    def _bring(self, key: SegmentKey, parts: Mapping[PartKey, float], *, spare: bool) -> None:
         held, error = None, None
         try:
-            held = self._open(key)
+            held = self._open(key, parts)
         except Exception as raised:  # noqa: BLE001 - who waits for the segment gets it; nobody else is to suffer
             error = raised
         with self._lock:
@@ -293,17 +312,18 @@ class SegmentStore:
                 self._preloads.remove(preload)
                 self._chores.append(_tell_later(preload, error))
 
-    def _open(self, key: SegmentKey) -> Held:
+    def _open(self, key: SegmentKey, parts: Mapping[PartKey, float]) -> Held:
         before = private_bytes()
         executable = self._load(*key)
         after = private_bytes()
         grown = None if before is None or after is None else max(0, after - before)
-        return Held(key, executable, self._parts_of(key), grown)
+        return Held(key, executable, parts, grown)
 
-    def _parts_of(self, key: SegmentKey) -> Mapping[SegmentKey, float]:
+    def _parts_of(self, key: SegmentKey) -> Mapping[PartKey, float]:
         bundle, segment = key
-        contents = self._contents.get(bundle, Contents())
-        return {(bundle, part): contents.size_bytes.get(part, 0.0) for part in contents.parts.get(segment, (segment,))}
+        added = self._added[bundle]
+        sizes, parts = added.contents.size_bytes, added.contents.parts.get(segment, (segment,))
+        return {(bundle, added.turn, part): sizes.get(part, 0.0) for part in parts}
 
     def _fits(self, key: SegmentKey) -> bool:
         held = [each.parts for each in (*self._loaded.values(), *self._leaving)]
@@ -334,7 +354,7 @@ class SegmentStore:
         return found
 
 
-def _bytes_of(*parts: Mapping[SegmentKey, float]) -> float:
+def _bytes_of(*parts: Mapping[PartKey, float]) -> float:
     """What segments hold together: a part that several have is there once."""
     return sum({part: size for each in parts for part, size in each.items()}.values())
 

@@ -157,6 +157,25 @@ def test_what_did_not_fit_beside_the_old_bundle_is_loaded_when_that_is_gone() ->
     host.engine.stop()
 
 
+def test_a_bundle_added_again_waits_for_the_memory_that_its_last_run_holds() -> None:
+    host = Host({("", "a"): Timed(), ("new", "a"): Timed()}, budget=25.0)
+    host.engine.start(["a"])
+    host.engine.add("new", ["a"], {"a": 10.0}, ["a"]).result(10)
+    old = host.segments["", "a"]
+    old.gate.clear()
+    host.submit(1)
+    wait_for(lambda: old.is_running)
+    host.engine.remove("")
+    host.segments["", "a"] = Timed()
+    again = host.engine.add("", ["a"], {"a": 10.0}, ["a"])
+    time.sleep(0.05)
+    assert len(host.loads) == 2, "three at once, and the budget is for two"
+    old.gate.set()
+    again.result(10)
+    assert (old.closed, len(host.loads)) == (1, 3)
+    host.engine.stop()
+
+
 def test_a_preload_that_fails_says_so_and_harms_nobody() -> None:
     host = Host({("", "a"): Timed(), ("new", "b"): Timed()})
     host.broken = {("new", "b")}
