@@ -10,7 +10,9 @@ from flagsplit.errors import UsageError
 from flagsplit.flagir import Skeleton, block_graph, nominal_dims
 from flagsplit.flagir.programs.link import link
 
-SEEDS = range(8)
+SEEDS = range(5)
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", SEEDS)
