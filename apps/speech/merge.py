@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from flagsplit.apps.speech.words import Span, TimedWord, normalized
+from flagsplit.apps.speech.words import Span, Word, normalized
 
 _EQUAL: Final = 2.0
 _UNEQUAL: Final = -1.5
@@ -21,27 +21,28 @@ _SKIPPED: Final = -1.0
 _LEFT_OVER: Final = -0.6
 # What a second of distance between two estimated times costs.
 _APART_PER_S: Final = -0.8
-# By how much an estimated time may be wrong.
-_SLACK_S: Final = 1.5
+SLACK_S: Final = 1.5
+"""By how much an estimated time may be wrong."""
 
 
-def seam(before: Sequence[TimedWord], after: Sequence[TimedWord], shared: Span) -> tuple[int, int]:
+def seam(before: Sequence[Word], after: Sequence[Word], shared: Span, *, at_least: int = 0) -> tuple[int, int]:
     """Where the text changes from one window to the next.
 
     Args:
         before: words of the one window.
         after: words of the next.
         shared: the sound that both have, in seconds.
+        at_least: how many words of `before` stay in any case.
 
     Returns:
         How many words of `before` stay, and with which of `after` it goes on.
     """
-    first = next((i for i, word in enumerate(before) if word.end_s > shared[0] - _SLACK_S), len(before))
-    last = next((i for i, word in enumerate(after) if word.start_s > shared[1] + _SLACK_S), len(after))
-    pairs = _aligned(before[first:], after[:last])
+    first = next((i for i, word in enumerate(before) if word.end_s > shared[0] - SLACK_S), len(before))
+    last = next((i for i, word in enumerate(after) if word.start_s > shared[1] + SLACK_S), len(after))
+    pairs = [(i, j) for i, j in _aligned(before[first:], after[:last]) if first + i + 1 >= at_least]
     middle = (shared[0] + shared[1]) / 2
     if not pairs:
-        return _by_time(before, after, middle)
+        return _by_time(before, after, max(middle, before[at_least - 1].end_s) if at_least else middle)
 
     def distance(pair: tuple[int, int]) -> float:
         one, other = before[first + pair[0]], after[pair[1]]
@@ -51,16 +52,16 @@ def seam(before: Sequence[TimedWord], after: Sequence[TimedWord], shared: Span) 
     return first + at + 1, to + 1
 
 
-def _by_time(before: Sequence[TimedWord], after: Sequence[TimedWord], middle: float) -> tuple[int, int]:
+def _by_time(before: Sequence[Word], after: Sequence[Word], middle: float) -> tuple[int, int]:
     kept = sum((word.start_s + word.end_s) / 2 < middle for word in before)
     return kept, sum((word.start_s + word.end_s) / 2 < middle for word in after)
 
 
-def _key(word: TimedWord) -> str:
+def _key(word: Word) -> str:
     return " ".join(normalized(word.text)) or word.text
 
 
-def _aligned(before: Sequence[TimedWord], after: Sequence[TimedWord]) -> list[tuple[int, int]]:
+def _aligned(before: Sequence[Word], after: Sequence[Word]) -> list[tuple[int, int]]:
     """Pairs of equal words of the best alignment of an end of `before` with a beginning of `after`."""
     keys, others = [_key(word) for word in before], [_key(word) for word in after]
     rows, columns = len(keys), len(others)

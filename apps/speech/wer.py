@@ -63,7 +63,7 @@ def _alike(first: Sequence[str], second: Sequence[str]) -> int:
 
 
 def _counts(said: Sequence[str], heard: Sequence[str]) -> tuple[int, int, int]:
-    distance = _distances(said, heard)
+    distance = distances(said, heard)
     i, j, counts = len(said), len(heard), [0, 0, 0]
     while i or j:
         here = distance[i, j]
@@ -77,7 +77,7 @@ def _counts(said: Sequence[str], heard: Sequence[str]) -> tuple[int, int, int]:
     return counts[0], counts[1], counts[2]
 
 
-def _distances(said: Sequence[str], heard: Sequence[str]) -> NDArray[np.uint16]:
+def distances(said: Sequence[str], heard: Sequence[str]) -> NDArray[np.uint16]:
     """Levenshtein's table, a row at a time: insertions are a running minimum."""
     numbers = {word: number for number, word in enumerate({*said, *heard})}
     second = np.array([numbers[word] for word in heard], np.int64)

@@ -12,7 +12,7 @@ and it holds no more sound than one window. A window ends
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -54,6 +54,12 @@ class WindowRules:
     def __post_init__(self) -> None:
         if not 0 < 2 * self.overlap_s <= self.max_s:
             raise ConfigError(f"windows of {self.max_s:g} s cannot overlap by {self.overlap_s:g} s; at most by half")
+
+    def within(self, max_s: float) -> WindowRules:
+        """The same for windows of at most so many seconds."""
+        longest = min(self.max_s, max_s)
+        shorter = {"overlap_s": min(self.overlap_s, longest / 2), "target_s": min(self.target_s, longest / 2)}
+        return replace(self, max_s=longest, **shorter)
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,12 @@ class Windows:
             yield from self._close()
 
     @property
-    def held(self) -> Samples:
-        """The sound since the beginning of the window that is still open; empty while nobody spoke."""
-        return self._cut(self._start(), self._now) if self._speech else np.zeros(0, np.float32)
-
-    @property
-    def held_speech(self) -> tuple[Span, ...]:
-        """Where in `held` somebody speaks."""
-        return tuple(self._speech)
+    def still_open(self) -> Window | None:
+        """The window that has not ended yet, as far as it goes; none while nobody spoke."""
+        if not self._speech:
+            return None
+        start = self._start()
+        return Window(self._count, start, self._cut(start, self._now), tuple(self._speech), self._overlap, False)
 
     def _samples(self, seconds: float) -> int:
         return round(seconds * self._rate_hz)

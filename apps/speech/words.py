@@ -14,16 +14,22 @@ _DROPPED = re.compile(r"[^\w']+")
 
 
 @dataclass(frozen=True)
-class TimedWord:
-    """A word as it is written, with when it was said, in seconds from the beginning of the sound.
+class Word:
+    """A word that was said.
 
     The recognizers give no times: they are estimated, by the share of each word in the letters of its window and by
     where the window has speech.
+
+    Attributes:
+        text: as it is written, with punctuation.
+        start_s, end_s: when it was said, in seconds from the beginning of the sound.
+        where: the tier that made it.
     """
 
     text: str
     start_s: float
     end_s: float
+    where: str = ""
 
 
 def normalized(text: str) -> list[str]:
@@ -33,20 +39,21 @@ def normalized(text: str) -> list[str]:
     return [word for word in words if word]
 
 
-def timed(words: Sequence[str], speech: Sequence[Span]) -> list[TimedWord]:
+def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word]:
     """When each word was said: as long as its letters are of all letters, one after the other where somebody speaks.
 
     Args:
-        words: in their order.
+        words: in their order, each with the tier that made it.
         speech: where somebody speaks, in seconds, in order and apart.
     """
-    letters = [len(word) + 1 for word in words]
+    letters = [len(text) + 1 for text, _ in words]
     spoken_s = sum(end - start for start, end in speech)
     found, done = [], 0
-    for word, count in zip(words, letters, strict=True):
+    for (text, where), count in zip(words, letters, strict=True):
         start = _moment(spoken_s * done / sum(letters), speech, at_end=False)
         done += count
-        found.append(TimedWord(word, start, max(_moment(spoken_s * done / sum(letters), speech, at_end=True), start)))
+        end = _moment(spoken_s * done / sum(letters), speech, at_end=True)
+        found.append(Word(text, start, max(start, end), where))
     return found
 
 

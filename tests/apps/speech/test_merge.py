@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flagsplit.apps.speech.merge import seam
-from flagsplit.apps.speech.words import TimedWord
+from flagsplit.apps.speech.words import Word
 
 DICKENS = (
     "it was the best of times it was the worst of times it was the age of wisdom it was the age of foolishness "
@@ -16,20 +16,20 @@ DICKENS = (
 WORD_S = 0.35
 
 
-def merged(before: list[TimedWord], after: list[TimedWord], shared: tuple[float, float]) -> list[str]:
+def merged(before: list[Word], after: list[Word], shared: tuple[float, float]) -> list[str]:
     kept, first = seam(before, after, shared)
     return [word.text for word in before[:kept] + after[first:]]
 
 
-def at_pace(words: list[str]) -> list[TimedWord]:
-    return [TimedWord(word, i * WORD_S, (i + 1) * WORD_S) for i, word in enumerate(words)]
+def at_pace(words: list[str]) -> list[Word]:
+    return [Word(word, i * WORD_S, (i + 1) * WORD_S) for i, word in enumerate(words)]
 
 
-def moved(words: list[TimedWord], by_s: float) -> list[TimedWord]:
-    return [TimedWord(word.text, word.start_s + by_s, word.end_s + by_s) for word in words]
+def moved(words: list[Word], by_s: float) -> list[Word]:
+    return [Word(word.text, word.start_s + by_s, word.end_s + by_s) for word in words]
 
 
-def halves(said: list[TimedWord], shared: tuple[float, float]) -> tuple[list[TimedWord], list[TimedWord]]:
+def halves(said: list[Word], shared: tuple[float, float]) -> tuple[list[Word], list[Word]]:
     """What two windows hear: the words that are whole in them, and at their borders something else."""
     before = [word for word in said if word.end_s <= shared[1]]
     after = [word for word in said if word.start_s >= shared[0]]
@@ -44,9 +44,9 @@ def test_distinct_words_are_joined_whatever_the_times(seed: int, off_s: float, c
     shared = (start, start + rng.uniform(2.5, 5))
     before, after = halves(said, shared)
     if cut_end:
-        before.append(TimedWord("wo", before[-1].end_s, shared[1]))
+        before.append(Word("wo", before[-1].end_s, shared[1]))
     if cut_start:
-        after.insert(0, TimedWord("ord", shared[0], after[0].start_s))
+        after.insert(0, Word("ord", shared[0], after[0].start_s))
     assert merged(before, moved(after, off_s), shared) == [word.text for word in said]
 
 
@@ -62,7 +62,7 @@ def test_a_word_heard_otherwise_counts_once(heard: str) -> None:
     """Of a word in the shared sound, what one of the windows heard is taken; the others stay."""
     said = at_pace([f"w{i}" for i in range(30)])
     before, after = halves(said, (4.0, 7.0))
-    wrong = [TimedWord(heard, word.start_s, word.end_s) if word.text == "w18" else word for word in after]
+    wrong = [Word(heard, word.start_s, word.end_s) if word.text == "w18" else word for word in after]
     found = merged(before, wrong, (4.0, 7.0))
     assert [word for word in found if word.startswith("w")] == [f"w{i}" for i in range(30) if f"w{i}" in found]
     assert len(found) == 30

@@ -18,7 +18,9 @@ def cut(speech: list[bool], rules: WindowRules = RULES) -> list[Window]:
     windows, found = Windows(rules, RATE_HZ), []
     for at, is_speech in enumerate(speech):
         found += windows.push(np.arange(at * BLOCK, (at + 1) * BLOCK).astype(np.float32), is_speech)
-        assert len(windows.held) <= rules.max_s * RATE_HZ
+        window = windows.still_open
+        assert window is None or (window.index == len(found) and window.end == (at + 1) * BLOCK)
+        assert window is None or len(window.samples) <= rules.max_s * RATE_HZ
     return found + list(windows.finish())
 
 

@@ -52,9 +52,10 @@ def test_long_texts() -> None:
 
 
 def test_times() -> None:
-    words = timed(["abc", "abcdefg", "abc"], [(1.0, 2.0), (3.0, 4.0)])
+    words = timed([("abc", "phone"), ("abcdefg", "cloud"), ("abc", "cloud")], [(1.0, 2.0), (3.0, 4.0)])
     assert [(word.start_s, word.end_s) for word in words] == [(1.0, 1.5), (1.5, 3.5), (3.5, 4.0)]
-    words = timed(["abc", "abc"], [(1.0, 2.0), (3.0, 4.0)])
+    assert [word.where for word in words] == ["phone", "cloud", "cloud"]
+    words = timed([("abc", ""), ("abc", "")], [(1.0, 2.0), (3.0, 4.0)])
     assert [(word.start_s, word.end_s) for word in words] == [(1.0, 2.0), (3.0, 4.0)]
     assert timed([], [(1.0, 2.0)]) == []
 
@@ -66,7 +67,7 @@ def test_times() -> None:
 def test_times_rise(words: list[str], lengths: list[float]) -> None:
     edges = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     speech = list(zip(edges[::2], edges[1::2], strict=False))
-    found = timed(words, speech)
+    found = timed([(word, "") for word in words], speech)
     assert [word.text for word in found] == words
     moments = [moment for word in found for moment in (word.start_s, word.end_s)]
     assert moments == sorted(moments)
