@@ -86,7 +86,15 @@ def read_gguf(path: Path) -> GgufFile:
     Raises:
         ModelError: the file is damaged, of another version, or has tensors of a type that is not read.
     """
-    source = Mapped(path)
+    return _read(Mapped(path))
+
+
+def parse_gguf(data: bytes, name: str) -> GgufFile:
+    """Read a GGUF file that is in memory; `name` is for messages. Errors as for `read_gguf`."""
+    return _read(Mapped.of(data, name))
+
+
+def _read(source: Mapped) -> GgufFile:
     with well_formed(source.name, "GGUF"):
         return _Reader(source).read()
 
