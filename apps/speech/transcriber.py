@@ -103,13 +103,13 @@ class Transcriber:
         taken = 0
         for block in _of_size(blocks, BLOCK):
             probability = self._detector.push(np.pad(block, (0, BLOCK - len(block))))
-            for window in self._windows.push(block, self._gate.push(probability)):
+            for window in list(self._windows.push(block, self._gate.push(probability))):
                 yield from self._ended(window)
             taken += len(block)
             if self._live:
                 yield from self._open(taken / RATE_HZ)
             self._progress(taken / RATE_HZ)
-        for window in self._windows.finish():
+        for window in list(self._windows.finish()):
             yield from self._ended(window)
 
     def _ended(self, window: Window) -> Iterator[NewWord | Segment]:
@@ -121,7 +121,10 @@ class Transcriber:
             if is_alone:
                 yield NewWord(text, where, window.index)
         next_from_s = window.end / RATE_HZ - self._rules.overlap_s if window.goes_on else None
-        fresh, words = self._joiner.final(timed(found, _seconds(window)), _shared(window), next_from_s)
+        is_early = self._windows.still_open is not None
+        fresh, words = self._joiner.final(
+            timed(found, _seconds(window)), _shared(window), next_from_s, is_early=is_early
+        )
         if not is_alone:
             yield from (NewWord(word.text, word.where, window.index) for word in fresh)
         if words:

@@ -118,6 +118,7 @@ class Windows:
         """The last window, if anything is left that has speech in it."""
         if self._speech:
             yield from self._close()
+            self._speech = []
 
     @property
     def still_open(self) -> Window | None:

@@ -52,9 +52,10 @@ def test_long_texts() -> None:
 
 
 def test_times() -> None:
-    words = timed([("abc", "phone"), ("abcdefg", "cloud"), ("abc", "cloud")], [(1.0, 2.0), (3.0, 4.0)])
-    assert [(word.start_s, word.end_s) for word in words] == [(1.0, 1.5), (1.5, 3.5), (3.5, 4.0)]
+    words = timed([("abc", "phone"), ("abcdefg", "cloud"), ("abc", "cloud")], [(1.0, 7.0), (8.0, 14.0)])
+    assert [(word.start_s, word.end_s) for word in words] == [(1.0, 4.0), (4.0, 11.0), (11.0, 14.0)]
     assert [word.where for word in words] == ["phone", "cloud", "cloud"]
+    assert timed([("abc", ""), ("abc", "")], [(1.0, 2.1), (3.0, 4.0)])[1].start_s == 3.0
     words = timed([("abc", ""), ("abc", "")], [(1.0, 2.0), (3.0, 4.0)])
     assert [(word.start_s, word.end_s) for word in words] == [(1.0, 2.0), (3.0, 4.0)]
     assert timed([], [(1.0, 2.0)]) == []
