@@ -73,10 +73,9 @@ def _print(program: Program, described: dict[str, Any], output: Path | None) -> 
     rows = [(name, each["nodes"], size_text(each["weights_bytes"])) for name, each in described["graphs"].items()]
     out.print(table("Graphs", ("graph", "nodes", "weights"), rows))
     heads = f"{facts.heads} heads" if facts.heads == facts.kv_heads else f"{facts.heads} heads on {facts.kv_heads}"
-    say(out, f"{facts.layers} layers of {heads} of {facts.head_size}, width {facts.width}, {facts.vocabulary} tokens")
-    say(
-        out,
-        f"{size_text(described['kv_bytes_per_token'])} of keys and values a token, {facts.max_positions} tokens at most",
-    )
+    shape = f"{facts.layers} layers of {heads} of {facts.head_size}"
+    say(out, f"{shape}, width {facts.width}, {facts.vocabulary} tokens")
+    kept = size_text(described["kv_bytes_per_token"])
+    say(out, f"{kept} of keys and values a token, {facts.max_positions} tokens at most")
     if output is not None:
         say(out, f"written to {output}")

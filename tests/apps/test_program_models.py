@@ -48,7 +48,8 @@ class Model:
     def answer(self, prompt: Sequence[int], most: int, **cross: Array) -> list[int]:
         empty = np.zeros((1, self.facts.kv_heads, 0, self.facts.head_size), np.float32)
         past = dict.fromkeys(self.facts.past_names, empty)
-        tokens, chunk, done = [], list(prompt), 0
+        tokens: list[int] = []
+        chunk, done = list(prompt), 0
         while len(tokens) < most:
             count = len(chunk)
             inputs = {"tokens": np.array([chunk]), "positions": np.arange(done, done + count)[None]}
@@ -70,7 +71,8 @@ def _sound(path: Path) -> Array:
     with wave.open(str(path)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, file.getnchannels()).mean(1)
         step = file.getframerate() // 16_000
-    return (samples[: len(samples) // step * step].reshape(-1, step).mean(1) / 32768).astype(np.float32)
+    mean: Array = samples[: len(samples) // step * step].reshape(-1, step).mean(1) / 32768
+    return mean.astype(np.float32)
 
 
 def test_what_whisper_hears(monkeypatch: pytest.MonkeyPatch) -> None:
