@@ -41,8 +41,8 @@ class ClientOptions:
     """Times and limits of a client of token streams.
 
     Attributes:
-        choice: "hash" sends streams of one key to one replica while the set of replicas stays as it is, and moves few when
-            it changes; "load" takes the replica with the least to do.
+        choice: "hash" sends streams of one key to one replica while the set of replicas stays as it is, and moves few
+            when it changes; "load" takes the replica with the least to do.
         stall_s: how long a stream may be without a token before another replica, if there is one, takes it.
         local_after_s: how long a stream without a replica waits for one before this process goes on with it.
         pause_s: how long a replica that refused a stream without saying when to come again is passed by; twice as long

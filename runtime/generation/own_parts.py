@@ -1,5 +1,6 @@
-"""What a client runs itself, each on a thread: its own loop, to go on without a replica, and the first layers of a model
-of which the rest is elsewhere. What is to run is said by `client_machine.py`."""
+"""What a client runs itself: its own loop, to go on without a replica; the first layers of a model whose rest is
+elsewhere. What is to run is said by `client_machine.py`.
+"""
 
 import threading
 from collections import deque

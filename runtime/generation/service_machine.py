@@ -7,7 +7,7 @@ gives goes to the generation engine. Who steps when is the engine's business (`e
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -23,7 +23,7 @@ from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerO
 from flagsplit.targets.interface import Array
 from flagsplit.transport import messages
 from flagsplit.transport.channel import inbound_name
-from flagsplit.transport.messages import MAX_TOKENS, Failed, Open
+from flagsplit.transport.messages import GENERATE, MAX_TOKENS, Failed, Open
 from flagsplit.transport.tensors import TransferLimits
 
 TOKENS: Final = "tokens"
@@ -108,6 +108,8 @@ class StreamMachine(WorkerMachine):
         limits: TransferLimits | None = None,
         hooks: WorkerHooks | None = None,
     ) -> None:
+        options = options or WorkerOptions()
+        options = replace(options, features=tuple(dict.fromkeys((*options.features, GENERATE))))
         super().__init__(tier, served, instance, None, options, limits, hooks=hooks)
         self.facts = dict(facts)
         self.streams: dict[FlightKey, _Stream] = {}
@@ -251,7 +253,7 @@ class StreamMachine(WorkerMachine):
             if is_wanted:
                 yield from self._refuse(flight, event)
             return
-        if event.done:
+        if event.done and event.reason:  # without a reason it waits for its next rows
             self._forget_engine(stream)
             ended = self.stream_counts.ended
             ended[event.reason] = ended.get(event.reason, 0) + 1
@@ -266,7 +268,7 @@ class StreamMachine(WorkerMachine):
         timings = event.timings
         for start in range(0, max(1, len(event.tokens)), MAX_TOKENS):
             part = event.tokens[start : start + MAX_TOKENS]
-            last = event.done and start + len(part) == len(event.tokens)
+            last = bool(event.done and event.reason) and start + len(part) == len(event.tokens)
             said = messages.Tokens(
                 flight.sid,
                 flight.rid,

@@ -1,4 +1,4 @@
-"""What an application holds of a stream that is being made: an iterator over its tokens, for threads and for asyncio."""
+"""What an application holds of a stream that is being made: an iterator of tokens, for threads and for asyncio."""
 
 import asyncio
 import threading
