@@ -166,7 +166,8 @@ def depart(
     tensors: dict[str, Array] = {}
     position = None
     if request.tensors is None:
-        position = stream.rows_told if known else 0
+        # A replica that came back with nothing new to tell has quit the stream: it begins again.
+        position = stream.rows_told if known and stream.rows_told < stream.row_count else 0
         tensors[ROWS] = np.concatenate(stream.rows)[position:]
     elif not known:
         tensors.update(request.tensors)

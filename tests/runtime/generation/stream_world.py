@@ -63,7 +63,7 @@ from flagsplit.transport.testing import VirtualClock
 BUNDLE = "b" * 64
 VOCABULARY, STOP, PROMPT, WIDTH = 97, 0, (1,), 4
 FACTS = StreamFacts({"p1": ("hidden",), "p2": ("audio", "mask")}, VOCABULARY, PROMPT, WIDTH)
-STEP_S: Span = (0.005, 0.03)
+STEP_S: Span = (0.02, 0.12)
 
 
 def encode(cut: str, tensors: Mapping[str, Array]) -> dict[str, Array]:
