@@ -28,6 +28,8 @@ from flagsplit.flagir.programs.layers import (
 from flagsplit.flagir.programs.spec import DecoderSpec
 from flagsplit.flagir.programs.writer import REAL, WHOLE, GraphWriter, Weights, declared
 
+Dims = list[int | str]
+
 
 def build_step(spec: DecoderSpec, weights: Weights) -> ir.Model:
     """The graph `step`: a chunk of tokens of every row of a batch to the logits of the row's token `last`.
@@ -44,9 +46,9 @@ def build_step(spec: DecoderSpec, weights: Weights) -> ir.Model:
     positions = g.input("positions", WHOLE, ["batch", "chunk"])
     past_lengths = g.input("past_lengths", WHOLE, ["batch"])
     last = g.input("last", WHOLE, ["batch"])
-    cache = ["batch", spec.kv_heads, "past", spec.head_size]
+    cache: Dims = ["batch", spec.kv_heads, "past", spec.head_size]
     pasts = [(_cache(g, f"past.{i}.key", cache), _cache(g, f"past.{i}.value", cache)) for i in range(spec.layers)]
-    cross = ["batch", spec.heads, "frames", spec.head_size]
+    cross: Dims = ["batch", spec.heads, "frames", spec.head_size]
     crosses = [
         (_cache(g, f"cross.{i}.key", cross), _cache(g, f"cross.{i}.value", cross))
         for i in range(spec.layers * spec.cross)
@@ -78,7 +80,7 @@ def build_prefill(spec: DecoderSpec, weights: Weights) -> ir.Model:
     names = [f"layers.{i}.cross.{part}" for i in range(spec.layers * spec.cross) for part in "kv"]
     width = g.array(f"{names[0]}.weight", (spec.heads * spec.head_size, None)).shape[1]
     hidden = g.input("hidden", REAL, ["batch", "frames", width])
-    heads = g.linear(hidden, names, [spec.heads * spec.head_size] * len(names))
+    heads = g.linear(hidden, names, width, [spec.heads * spec.head_size] * len(names))
     apart = split_heads(g, spec, heads, spec.heads * len(names))
     outputs = [f"cross.{i}.{part}" for i in range(spec.layers) for part in ("key", "value")]
     return g.model(g.ops("Split", apart, outputs=len(names), names=outputs, axis=1, num_outputs=len(names)))
@@ -98,7 +100,7 @@ class _Past:
     sizes: ir.Value
 
 
-def _cache(g: GraphWriter, name: str, dims: list[int | str]) -> ir.Value:
+def _cache(g: GraphWriter, name: str, dims: Dims) -> ir.Value:
     return g.input(name, REAL, dims)
 
 
@@ -154,7 +156,7 @@ def _cross_attention(
 ) -> ir.Value:
     name = f"layers.{layer}.cross"
     normed = norm(g, spec, rows, f"{name}.norm")
-    flat = g.linear(normed, [f"{name}.q"], [spec.heads * spec.head_size], [scale_of(spec)])
+    flat = g.linear(normed, [f"{name}.q"], spec.width, [spec.heads * spec.head_size], [scale_of(spec)])
     mixed = attend(g, split_heads(g, spec, flat, spec.heads), *pair, mask)
     return join_heads(g, spec, mixed, name, rows)
 

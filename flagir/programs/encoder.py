@@ -11,6 +11,7 @@ from flagsplit.flagir.programs.layers import (
     mlp,
     norm,
     project,
+    residual,
     rotate,
     rotation,
 )
@@ -45,7 +46,7 @@ def build_encode(spec: EncoderSpec, weights: Weights) -> ir.Model:
     if spec.rotary_size:
         turn = rotation(g, spec, _positions(g, rows))
     else:
-        rows = g.op("Add", rows, g.weight("positions.weight", (None, spec.width)))
+        rows = residual(g, rows, g.weight("positions.weight", (None, spec.width)))
     for i in range(spec.layers):
         name = f"layers.{i}.self"
         queries, keys, values = project(g, spec, norm(g, spec, rows, f"{name}.norm"), name, [])
@@ -61,7 +62,7 @@ def _steps(g: GraphWriter, spec: EncoderSpec) -> int | str:
     """The steps of a log-mel that give as many frames as there are positions."""
     if spec.rotary_size:
         return "steps"
-    steps = g.array("positions.weight", (None, spec.width)).shape[0]
+    steps: int = g.array("positions.weight", (None, spec.width)).shape[0]
     for index, conv in reversed(list(enumerate(spec.convs))):
         kernel = g.array(f"convs.{index}.weight", (None, None, None)).shape[2]
         steps = steps * conv.stride if kernel == 2 * conv.padding + 1 else (steps - 1) * conv.stride + kernel

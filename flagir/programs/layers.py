@@ -4,6 +4,7 @@ Keys and values of the tokens before are never joined with those of the chunk: s
 side by side, and after the softmax parted again. Products with the scale of the scores fold it into the weights.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,12 +40,12 @@ def mlp(g: GraphWriter, spec: Spec, rows: ir.Value, name: str) -> ir.Value:
     inner = g.array(f"{name}.up.weight", (None, spec.width)).shape[0]
     normed = norm(g, spec, rows, f"{name}.norm")
     if spec.mlp == "gelu":
-        middle = g.op("Gelu", g.linear(normed, [f"{name}.up"], [inner]))
+        middle = g.op("Gelu", g.linear(normed, [f"{name}.up"], spec.width, [inner]))
     else:
-        both = g.linear(normed, [f"{name}.gate", f"{name}.up"], [inner, inner])
+        both = g.linear(normed, [f"{name}.gate", f"{name}.up"], spec.width, [inner, inner])
         gate, up = g.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
         middle = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), up)
-    return residual(g, rows, g.linear(middle, [f"{name}.down"], [spec.width]))
+    return residual(g, rows, g.linear(middle, [f"{name}.down"], inner, [spec.width]))
 
 
 def rotation(g: GraphWriter, spec: Spec, positions: ir.Value) -> Rotation | None:
@@ -78,16 +79,15 @@ def project(g: GraphWriter, spec: Spec, rows: ir.Value, name: str, names: Sequen
         names: of the three values.
     """
     counts = (spec.heads, spec.kv_heads, spec.kv_heads)
-    all_heads = g.linear(
-        rows, [f"{name}.{part}" for part in "qkv"], [count * spec.head_size for count in counts], [scale_of(spec), 1, 1]
-    )
+    sizes = [count * spec.head_size for count in counts]
+    all_heads = g.linear(rows, [f"{name}.{part}" for part in "qkv"], spec.width, sizes, [scale_of(spec), 1, 1])
     apart = split_heads(g, spec, all_heads, sum(counts))
     return g.ops("Split", apart, g.numbers(*counts), outputs=3, names=names, axis=1)
 
 
 def scale_of(spec: Spec) -> float:
     """What scores are multiplied by."""
-    return float(spec.head_size) ** -0.5
+    return 1 / math.sqrt(spec.head_size)
 
 
 def split_heads(g: GraphWriter, spec: Spec, rows: ir.Value, count: int) -> ir.Value:
@@ -97,8 +97,9 @@ def split_heads(g: GraphWriter, spec: Spec, rows: ir.Value, count: int) -> ir.Va
 
 def join_heads(g: GraphWriter, spec: Spec, heads: ir.Value, name: str, rows: ir.Value) -> ir.Value:
     """Rows after the output projection of heads [batch, heads, chunk, head_size], with what went around them."""
-    flat = g.op("Reshape", g.op("Transpose", heads, perm=[0, 2, 1, 3]), g.numbers(0, 0, spec.heads * spec.head_size))
-    return residual(g, rows, g.linear(flat, [f"{name}.o"], [spec.width]))
+    size = spec.heads * spec.head_size
+    flat = g.op("Reshape", g.op("Transpose", heads, perm=[0, 2, 1, 3]), g.numbers(0, 0, size))
+    return residual(g, rows, g.linear(flat, [f"{name}.o"], size, [spec.width]))
 
 
 def residual(g: GraphWriter, rows: ir.Value, change: ir.Value) -> ir.Value:

@@ -98,17 +98,20 @@ class GraphWriter:
         """A weight as it is, under its own name."""
         return self.constant(self.array(name, shape), np.float32, name)
 
-    def linear(self, rows: ir.Value, names: Sequence[str], outputs: Sequence[int], scales: Sequence[float] = ()) -> Any:
+    def linear(
+        self, rows: ir.Value, names: Sequence[str], inputs: int, outputs: Sequence[int], scales: Sequence[float] = ()
+    ) -> ir.Value:
         """`rows @ weight.T + bias` of one or several layers in one product, their results side by side.
 
         Args:
             rows: [.., inputs].
             names: of the layers; each has `.weight` [outputs, inputs] and may have `.bias` [outputs].
+            inputs: elements that each takes.
             outputs: elements that each gives.
             scales: what each result is multiplied by; empty is 1.
         """
         pairs = list(zip(names, outputs, scales or [1.0] * len(names), strict=True))
-        matrices = [self.array(f"{name}.weight", (size, None)).T * np.float32(scale) for name, size, scale in pairs]
+        matrices = [self.array(f"{name}.weight", (size, inputs)).T * np.float32(scale) for name, size, scale in pairs]
         joined = "+".join(names)
         product = self.op("MatMul", rows, self.constant(np.concatenate(matrices, 1), np.float32, f"{joined}.weight"))
         if not any(self.has(f"{name}.bias") for name in names):
