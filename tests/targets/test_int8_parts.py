@@ -54,7 +54,7 @@ def test_the_rest_is_what_depends_on_the_part() -> None:
     assert set(part.rest.samples[0]) == set()
     for sample, expected in zip(samples(), part.rest.expected, strict=True):
         wanted = np.maximum(sample["x"] @ np.array([float(each) for each in WEIGHTS.split(", ")]).reshape(8, 8), 0)
-        np.testing.assert_allclose(expected["y"], wanted, atol=1e-3)
+        np.testing.assert_allclose(expected["y"].astype(np.float32), wanted, atol=1e-3)
 
 
 def test_a_part_that_looks_well_and_ruins_the_answers_does_not_pass() -> None:
