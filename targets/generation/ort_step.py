@@ -77,7 +77,7 @@ class OrtStepModel:
             {name: form for name, form in forms.items() if name.startswith("cross.")},
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
-        self._binding = _Binding(self._step, self._cache, self._new, self.facts.vocabulary)
+        self._binding = _Binding(self._step, self._cache, self._new, self.facts)
         per_token = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("past."))
         per_frame = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("cross."))
         self._bytes_per_token, self._bytes_per_frame = 4 * int(per_token), 4 * int(per_frame)
@@ -154,11 +154,11 @@ class OrtStepModel:
 class _Binding:
     """A step graph that reads the cache in place."""
 
-    def __init__(self, session: Any, cache: SlotCache, new: Mapping[str, str], vocabulary: int) -> None:
+    def __init__(self, session: Any, cache: SlotCache, new: Mapping[str, str], facts: ProgramFacts) -> None:
         self._session = session
         self._cache = cache
         self._new = new
-        self._vocabulary = vocabulary
+        self._vocabulary, self._most_positions = facts.vocabulary, facts.max_positions
         self._inputs = {value.name: value for value in session.get_inputs()}
         self._bound: tuple[int, ...] = ()
         self._io: Any = None
@@ -179,7 +179,7 @@ class _Binding:
         held, rows = self._held, slice(run.first, run.first + run.count)
         lengths = self._cache.lengths[rows]
         held["past_lengths"][:] = lengths
-        held["positions"][:] = lengths[:, None] + np.arange(chunk)
+        held["positions"][:] = np.minimum(lengths[:, None] + np.arange(chunk), self._most_positions - 1)
         if "cross_lengths" in held:
             held["cross_lengths"][:] = self._cache.frames[rows]
         last, given = held["last"], held["rows" if "rows" in held else "tokens"]

@@ -94,6 +94,22 @@ def test_streams_are_independent_of_each_other(make: Make, family: str, seed: in
     assert history.compared > 40
 
 
+def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
+    """One stream is as long as can be and idles between two that step; others are padded to a longer chunk."""
+    small = make("whisper", 0)
+    model = OrtStepModel(small.folder, 3)
+    contexts = [small.context(slot, 4) for slot in range(3)]
+    for slot in range(3):
+        model.open(slot, contexts[slot])
+    long = [3] * 32
+    model.step([1], [np.array(long)])
+    model.step([0, 2], [np.array(long[:20])] * 2)
+    model.step([0, 2], [np.array([5] * 9)] * 2)
+    logits = model.step([0], [np.array([6] * 3)])
+    expected = small.logits([3] * 20 + [5] * 9 + [6] * 3, contexts[0])
+    np.testing.assert_allclose(logits[0], expected, atol=2e-4)  # type: ignore[arg-type]
+
+
 def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
     scheduler = Scheduler(model.facts, model.slots, model.bytes_for, settings)
     found: list[list[int]] = [[] for _ in asked]
