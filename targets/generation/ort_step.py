@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flagsplit.errors import BundleError, ConfigError, InputError
+from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.programs.program import ProgramFacts
-from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES
 from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.targets.generation.slot_cache import Floats, SlotCache, padded_length
+from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
 from flagsplit.targets.generation.step_model import Logits
 from flagsplit.targets.interface import Array
 from flagsplit.targets.onnx_engine import refuse_fallback, session_settings
@@ -62,7 +62,7 @@ class OrtStepModel:
     def __init__(self, folder: Path, slots: int = 16, threads: int = 0, provider: Provider = "cpu") -> None:
         if slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {slots}")
-        self.facts = _facts(folder)
+        self.facts = read_facts(folder)
         self.slots = slots
         self._step = _open(folder / "step.onnx", threads, provider)
         self._prefill = None
@@ -88,16 +88,10 @@ class OrtStepModel:
 
     def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
         """Begin a stream; see `StepModel.open`."""
-        if self._prefill is None:
-            if context:
-                raise InputError(f"program {self.facts.name} takes no context, came {', '.join(context)}")
+        hidden = check_hidden(self.facts, context)
+        if hidden is None or self._prefill is None:
             self._cache.add(slot, 0)
             return
-        hidden = (context or {}).get("hidden")
-        width = self.facts.width
-        if hidden is None or hidden.dtype != np.float32 or hidden.ndim != 3 or hidden.shape[::2] != (1, width):
-            came = "none" if hidden is None else f"{hidden.dtype} {list(hidden.shape)}"
-            raise InputError(f"expected hidden states float32 [1, frames, {width}], came {came}")
         names = [value.name for value in self._prefill.get_outputs()]
         made = dict(zip(names, self._prefill.run(names, {"hidden": hidden}), strict=True))
         self._cache.fill(self._cache.add(slot, hidden.shape[1]), made)
@@ -105,7 +99,8 @@ class OrtStepModel:
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
-        self._check(rows, tokens)
+        for row, each in zip(rows, tokens, strict=True):
+            check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._takes_rows)
         self._cache.reserve(max(int(self._cache.lengths[row]) + count for row, count in zip(rows, counts, strict=True)))
         runs = _runs(rows, counts)
         for run in runs:
@@ -134,21 +129,6 @@ class OrtStepModel:
         self._step = self._prefill = None
         self._binding = None  # type: ignore[assignment]
         self._cache = SlotCache(1, {}, {})
-
-    def _check(self, rows: Sequence[int], tokens: Sequence[Array]) -> None:
-        width, most = self.facts.width, self.facts.max_positions
-        for row, each in zip(rows, tokens, strict=True):
-            if self._takes_rows:
-                fits = each.dtype == np.float32 and each.ndim == 2 and each.shape[1] == width
-            else:
-                fits = each.dtype == np.int64 and each.ndim == 1 and len(each) > 0
-                fits = fits and int(each.min()) >= 0 and int(each.max()) < self.facts.vocabulary
-            if not fits or not len(each):
-                wanted = f"rows float32 [n, {width}]" if self._takes_rows else f"tokens below {self.facts.vocabulary}"
-                raise InputError(f"expected {wanted}, came {each.dtype} {list(each.shape)}")
-            length = int(self._cache.lengths[row])
-            if length + len(each) > most:
-                raise InputError(f"a stream has at most {most} tokens, came {len(each)} more than {length}")
 
 
 class _Binding:
@@ -230,13 +210,6 @@ def _runs(rows: Sequence[int], counts: Sequence[int]) -> list[_Run]:
 def _run_of(part: Sequence[int], rows: Sequence[int], counts: Sequence[int]) -> _Run:
     first, end = rows[part[0]], rows[part[-1]] + 1
     return _Run(first, end - first, [rows[at] for at in part], part, [counts[at] for at in part])
-
-
-def _facts(folder: Path) -> ProgramFacts:
-    file = folder / FACTS_NAME
-    if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
-        raise BundleError(f"expected a program in {folder}, which has no {FACTS_NAME} of a sensible size")
-    return ProgramFacts.from_json(file.read_bytes())
 
 
 def _open(file: Path, threads: int, provider: Provider) -> Any:
