@@ -99,7 +99,7 @@ class CudaStepModel:
         padded[:, :frames] = hidden
         row = self._cache.add(slot, frames)
         made = self._graph("prefill", 1, 1, padded.shape[1])(padded)
-        self._cache.fill(row, {name: made[name][:, :, :frames] for name in self._cache.cross})
+        self._cache.fill(row, 0, {name: made[name][:, :, :frames] for name in self._cache.cross})
 
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
