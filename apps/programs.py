@@ -169,8 +169,8 @@ def _make(recipe: _Recipe, paths: Sequence[Path], folder: Path) -> None:
 
 
 def _forget_old(name: str, folder: Path) -> None:
-    """Programs are large: those of other versions go when nobody has opened them for a while."""
-    for other in folder.parent.glob(f"{name}-*"):
+    """Programs are large: those of other versions, or of a process that died, go when unused for a while."""
+    for other in (*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}-*")):
         if other != folder and other.stat().st_mtime < time.time() - _UNUSED_S:
             shutil.rmtree(other, ignore_errors=True)
 
