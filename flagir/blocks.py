@@ -231,7 +231,8 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
     work = [sight.work[node] for node in group]
     flops: dict[str, float] = {}
     for each in work:
-        flops[each.op_class] = flops.get(each.op_class, 0.0) + each.flops
+        for name, count in each.by_class.items():
+            flops[name] = flops.get(name, 0.0) + count
     entering = dict.fromkeys(value for node in group for value in sight.enters(node, index))
     leaving = [value for node in group for value in node.outputs if sight.leaves(value, index)]
     fresh = dict.fromkeys(value for node in group for value in weights_read(node) if value not in counted)
@@ -249,6 +250,7 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
         touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
         signature=signature_of(group, leaving, sight.types),
         features=features_of(group, work, sight.types),
+        loops=tuple(each.loop for each in work if each.loop is not None),
     )
 
 

@@ -222,7 +222,7 @@ class Usage:
 
     @cached_property
     def resident_bytes(self) -> NDArray[np.float64]:
-        """Weights plus the peak of live activations on each tier, (m, K).
+        """Weights plus the peak of live activations and of the state of loops on each tier, (m, K).
 
         A value counts on the tiers that produce or consume it (the request, on tier 0, does both for graph inputs and
         outputs), from its producer to its last consumer in block order; the peak is over the blocks of that tier.
@@ -235,6 +235,7 @@ class Usage:
         mine = self.placements == tier
         here = np.logical_or.reduceat(self._with_request[:, values.endpoints] == tier, values.starts, axis=1)
         live = here @ self._life if blocks <= _MOST_DENSE_BLOCKS else _live(values, here, blocks)
+        live = live + self.problem.held_bytes[:, tier]
         held: NDArray[np.float64] = mine @ self.problem.weight_bytes + np.where(mine, live, 0.0).max(axis=1, initial=0)
         return held
 

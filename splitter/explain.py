@@ -109,6 +109,7 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     "the bounds": {"bounds": Bounds()},
     "requests_per_s": {"requests_per_s": None, "power_w": {}},
     "memory_mb": {"memory_mb": {}},
+    "streams": {"streams": {}},
     "power_w": {"power_w": {}},
     "privacy (keep_on)": {"keep_on": {}},
     "privacy (min_blocks_deep)": {"min_blocks_deep": 0},

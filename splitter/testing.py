@@ -295,12 +295,16 @@ def _travel(
 def _residents(problem: Problem, placement: Sequence[int]) -> list[float]:
     peaks = [0.0] * len(problem.tiers)
     for block, tier in zip(problem.graph.blocks, placement, strict=True):
-        live = 0
+        live = 0.0
         for value in problem.graph.values:
             last = len(placement) if value.is_output else max((value.producer, *value.consumers))
             where = {0} if value.producer == GRAPH_INPUT or value.is_output else set()
             where |= {placement[i] for i in (value.producer, *value.consumers) if i != GRAPH_INPUT}
             live += value.size_bytes * (value.producer <= block.index <= last and tier in where)
+        streams = problem.sla.streams.get(problem.tiers[tier].name, 1)
+        for loop in block.loops:
+            live += loop.last_state_bytes + loop.scratch_bytes
+            live += (streams - 1) * (loop.last_state_bytes + loop.captured_bytes)
         peaks[tier] = max(peaks[tier], live)
     weights = [sum(b.weight_bytes for b in problem.graph.blocks if placement[b.index] == k) for k in range(len(peaks))]
     return [peak + weight for peak, weight in zip(peaks, weights, strict=True)]
