@@ -20,6 +20,7 @@ OP_CLASSES = (
 )
 """The classes of work that a device is rated for, one efficiency each."""
 
+
 @dataclass(frozen=True)
 class LoopWork:
     """What a loop inside a block does, trip by trip; a decoder is one, and a trip of it a token.

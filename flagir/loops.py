@@ -106,9 +106,7 @@ def captured_by(node: ir.Node) -> tuple[ir.Value, ...]:
     return tuple(value for value in reads_of(node) if value not in given and not value.is_initializer())
 
 
-def _trip(
-    body: ir.Graph, carried: int, types: Types, state: Sequence[ValueType], versions: Mapping[str, int]
-) -> Types:
+def _trip(body: ir.Graph, carried: int, types: Types, state: Sequence[ValueType], versions: Mapping[str, int]) -> Types:
     given = dict(zip((value.name or "" for value in body.inputs[2 : 2 + carried]), state, strict=True))
     return {**types, **_inferred(body, {**types, **given}, given, versions)}
 
@@ -159,9 +157,10 @@ def _inferred(body: ir.Graph, types: Types, given: Types, versions: Mapping[str,
             constant = ir.serde.serialize_tensor(ir.Tensor(tensor.numpy(), tensor.dtype))
             constant.name = name
             proto.graph.initializer.append(constant)
-        elif name in types or tensor is not None:
-            kind = types[name] if name in types else ValueType(tensor.dtype, dims_of(tensor))
-            proto.graph.input.append(_info(name, kind))
+        elif tensor is not None:
+            proto.graph.input.append(_info(name, ValueType(tensor.dtype, dims_of(tensor))))
+        elif name in types:
+            proto.graph.input.append(_info(name, types[name]))
     share_constants(proto.graph)
     found = {}
     for each in graphs_of(infer(proto, strict=False).graph):

@@ -182,7 +182,8 @@ def _scanned(node: ir.Node, types: Types) -> int:
 
 
 def _size(value: ir.Value, types: Types) -> int:
-    return types[value.name].size_bytes if value.name in types else 0
+    kind = types.get(value.name or "")
+    return kind.size_bytes if kind is not None else 0
 
 
 def _type(value: ir.Value | None, types: Types) -> ValueType:

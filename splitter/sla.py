@@ -125,7 +125,7 @@ class SLA(_Frozen):
     )
     streams: dict[str, Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
         default_factory=dict,
-        description="How many requests a tier has in its loops at once, by tier: the state of all is held. Absent: one.",
+        description="How many requests a tier has in its loops at once, by tier, the state of all held. Absent: one.",
     )
     power_w: dict[str, _Bound] = Field(
         default_factory=dict,

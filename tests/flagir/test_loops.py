@@ -15,10 +15,11 @@ from flagsplit.flagir.loops import EXPECTED_TRIPS, say_trips, trips_of
 
 WIDTH, HEADS, PROMPT, FRAMES = 8, 2, 3, 5
 HEAD = WIDTH // HEADS
-DECODER = f"""decoder (float[1, {FRAMES}, {WIDTH}] hidden, float[1, {PROMPT}, {WIDTH}] past{{more}}) => (float[1, 1, {WIDTH}] y)
-    <bool go = {{{{1}}}}{{constant}}, float[1, 1, {WIDTH}] start = {{{{{', '.join(['0.5'] * WIDTH)}}}}},
-     float[{WIDTH}, {WIDTH}] q = {{{{{', '.join(['0.1'] * WIDTH * WIDTH)}}}}},
-     float[{WIDTH}, {WIDTH}] c = {{{{{', '.join(['0.2'] * WIDTH * WIDTH)}}}}}> {{{{
+DECODER = f"""decoder (float[1, {FRAMES}, {WIDTH}] hidden, float[1, {PROMPT}, {WIDTH}] past{{more}})
+    => (float[1, 1, {WIDTH}] y)
+    <bool go = {{{{1}}}}{{constant}}, float[1, 1, {WIDTH}] start = {{{{{", ".join(["0.5"] * WIDTH)}}}}},
+     float[{WIDTH}, {WIDTH}] q = {{{{{", ".join(["0.1"] * WIDTH * WIDTH)}}}}},
+     float[{WIDTH}, {WIDTH}] c = {{{{{", ".join(["0.2"] * WIDTH * WIDTH)}}}}}> {{{{
     cross = MatMul (hidden, c)
     y, all = Loop (n, go, start, past) <body = b (int64 i, bool k, float[1, 1, {WIDTH}] x, float[1, P, {WIDTH}] kv)
         => (bool k2, float[1, 1, {WIDTH}] x2, float[1, P2, {WIDTH}] kv2) {{{{
