@@ -10,6 +10,7 @@ from typing import Any
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.baselines import Baseline, single_tier_baselines
+from flagsplit.splitter.loop_sentences import loop_sentences
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Choice, Pool
@@ -37,7 +38,7 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
 def explain_choice(problem: Problem, pool: Pool, choice: Choice) -> tuple[str, ...]:
     """Sentences that say what was chosen and what decided it, most important first."""
     plan = choice.plan
-    sentences = [_headline(plan, problem.nominal)]
+    sentences = [_headline(plan, problem.nominal), *loop_sentences(problem, plan)]
     sentences += [
         _against(plan, baseline, problem.nominal, problem.sla.objective.goal)
         for baseline in single_tier_baselines(problem)

@@ -142,3 +142,17 @@ def test_a_state_that_does_not_grow_is_counted_once() -> None:
     assert (loop.state_bytes, loop.growth_bytes, loop.captured_bytes) == (16, 0, 0)
     assert loop.traffic_bytes == 5 * 16
     assert block.flops == {"elementwise": 5 * 4}
+
+
+def test_a_loop_keeps_with_its_first_trip() -> None:
+    """Nodes that read the loop's weights before it are the same trip unrolled; apart, weights would be held twice."""
+    weight = f"float[40, 40] w = {{{', '.join(['0.1'] * 1600)}}}, float[40, 40] e = {{{', '.join(['0.2'] * 1600)}}}"
+    text = f"""g (float[4, 40] x) => (float[4, 40] y) <int64 n = {{5}}, bool t = {{1}}, {weight}> {{
+        hidden = MatMul (x, e)
+        first = MatMul (hidden, w)
+        between = MatMul (first, e)
+        y = Loop (n, t, between) <body = b (int64 i, bool k, float[4, 40] s) => (bool k2, float[4, 40] s2) {{
+            k2 = Identity (k) s2 = MatMul (s, w) }}> }}"""
+    blocks = block_graph(canonical(parse(text, opset=21)), {}).blocks
+    assert [block.op_types for block in blocks] == [("MatMul",), ("MatMul", "MatMul", "Loop")]
+    assert blocks[1].touched_weight_bytes == (1 + 1 + 5) * 6400
