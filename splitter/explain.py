@@ -38,9 +38,9 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
 def explain_choice(problem: Problem, pool: Pool, choice: Choice) -> tuple[str, ...]:
     """Sentences that say what was chosen and what decided it, most important first."""
     plan = choice.plan
-    sentences = [_headline(plan, problem.nominal), *loop_sentences(problem, plan)]
+    sentences = [headline(plan, problem.nominal), *loop_sentences(problem, plan)]
     sentences += [
-        _against(plan, baseline, problem.nominal, problem.sla.objective.goal)
+        against_sentence(plan, baseline, problem.nominal, problem.sla.objective.goal)
         for baseline in single_tier_baselines(problem)
         if baseline.plan != plan
     ]
@@ -56,7 +56,8 @@ def _parts(plan: Plan, state: State) -> tuple[float, float]:
     return compute_s * _MS, (plan.latency_s(state) - compute_s) * _MS
 
 
-def _headline(plan: Plan, state: State) -> str:
+def headline(plan: Plan, state: State) -> str:
+    """What a plan is and takes."""
     compute, transfer = _parts(plan, state)
     counts = [f"{plan.placement.count(k)} on {plan.tiers[k]}" for k in plan.used_tiers]
     sent = sum(plan.features.up_bytes) + sum(plan.features.down_bytes)
@@ -69,7 +70,8 @@ def _headline(plan: Plan, state: State) -> str:
     )
 
 
-def _against(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
+def against_sentence(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
+    """Why a plan is better than a baseline."""
     other = baseline.plan
     if baseline.reason is not None:
         return f"{other.name} is not allowed: {baseline.reason}."

@@ -72,6 +72,8 @@ class Problem:
             state of its loops, for each of the streams that the SLA wants of the tier; shape (n, K).
         memory_bytes: by tier, cap on resident bytes: the SLA's, else the device's memory.
         nominal: the state in which bounds hold and figures are predicted.
+        steps: how often a request that is divided between tiers goes round between them: once, or for every token where
+            a loop itself is divided (`flagsplit.splitter.layer_plans`).
     """
 
     graph: BlockGraph
@@ -89,6 +91,7 @@ class Problem:
     held_bytes: NDArray[np.float64]
     memory_bytes: NDArray[np.float64]
     nominal: State
+    steps: int = 1
 
     @property
     def tier_names(self) -> tuple[str, ...]:
