@@ -113,10 +113,7 @@ def put_a_folder(folder: Path) -> None:
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no facts": (lambda folder: (folder / "program.json").unlink(), "no file program.json"),
-    "facts are a folder": (
-        lambda folder: ((folder / "program.json").unlink(), (folder / "program.json").mkdir()),
-        "no file",
-    ),
+    "facts are a folder": (put_a_folder, "no file program.json"),
     "no JSON": (lambda folder: (folder / "program.json").write_bytes(b"\xff\xfe"), "as JSON"),
     "deep JSON": (lambda folder: (folder / "program.json").write_text("[" * 100_000), "as JSON"),
     "a list": (lambda folder: (folder / "program.json").write_text("[]"), "JSON object"),
