@@ -12,7 +12,7 @@ from fractions import Fraction
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir.loops import first_and_last, trips_of
+from flagsplit.flagir.loops import trips_of, trips_that_count
 from flagsplit.flagir.reads import activations_read, readers_of, subgraphs_of, weights_read
 from flagsplit.flagir.static_shapes import Skeleton, nominal_dims
 from flagsplit.flagir.types import ValueType
@@ -222,7 +222,7 @@ def _inner_peak(node: ir.Node, types: Types) -> int:
     """The peak inside a node; of a loop that of its last trip, when what it carries is longest."""
     bodies = subgraphs_of(node)
     if node.op_type == "Loop" and not node.domain and len(bodies) == 1:
-        types = first_and_last(node, types, trips_of(node).count)[1].types
+        types = trips_that_count(node, types, trips_of(node).count)[-1].types
     of_bodies = ((list(body), body) for body in bodies)
     return max((_peak(nodes, _spans(b.inputs, nodes, b.outputs), types)[0] for nodes, b in of_bodies), default=0)
 

@@ -29,11 +29,11 @@ class LoopWork:
         name: of the loop's node.
         trips: how often its body is expected to run.
         basis: where that is known from: "said" for it, "constant" in the graph, or "assumed", once.
-        flops: floating-point operations of a trip, the mean of the first and the last.
+        flops: floating-point operations of a trip, the mean of all after the first.
         weight_bytes: initializers that a trip reads.
         captured_bytes: activations from outside that each trip reads, such as cross-attention keys and values.
-        state_bytes: what is carried into the first trip.
-        growth_bytes: what each trip adds to it, such as a token's keys and values.
+        state_bytes: what the first trip leaves, such as the keys and values of a prompt.
+        growth_bytes: what each later trip adds to it, such as a token's keys and values.
         scratch_bytes: the most that a trip holds beside what is carried and captured.
         launches: contractions in a trip, each of which an engine dispatches.
     """
@@ -52,13 +52,13 @@ class LoopWork:
     @property
     def last_state_bytes(self) -> float:
         """What is carried out of the last trip: the most that is held."""
-        return self.state_bytes + self.trips * self.growth_bytes
+        return self.state_bytes + max(self.trips - 1, 0) * self.growth_bytes
 
     @property
     def traffic_bytes(self) -> float:
         """State and captured activations that all trips together read, and what they add, each trip once."""
-        read = self.captured_bytes + self.state_bytes + self.growth_bytes * max(0, self.trips - 1) / 2
-        return self.trips * (read + self.growth_bytes)
+        growing = self.growth_bytes * max(self.trips - 1, 0) / 2
+        return self.trips * (self.captured_bytes + self.state_bytes + growing)
 
     @property
     def held_bytes(self) -> float:

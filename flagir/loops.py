@@ -1,8 +1,9 @@
 """What a loop costs over all its trips, where what it carries may grow from trip to trip.
 
-A decoder is such a loop: each trip reads the weights and the cache again and adds a token's keys and values. The body
-is therefore counted twice, at the sizes of the first trip and of the last: work that is linear in the size of the cache
-is then exact. How the work of one operator is counted is in `flagsplit.flagir.work`.
+A decoder is such a loop: its first trip takes the prompt, each later one a token, and reads the weights and the cache
+again to add the token's keys and values. The body is therefore counted at the sizes of three trips, the first, the
+second and the last: work that is linear in the size of the cache is then exact. How the work of one operator is counted
+is in `flagsplit.flagir.work`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,39 +66,43 @@ def say_trips(model: ir.Model, trips: int) -> int:
 
 @dataclass(frozen=True)
 class Trip:
-    """One trip of a loop: the types of the body's values at it, and the bytes of what it carries.
+    """One trip of a loop.
 
     Attributes:
-        types: of all values of the body, and those of outside.
-        state_bytes: what is carried into it.
-        next_bytes: what is carried out of it.
+        types: of all values of the body at it, and of those of outside.
+        left_bytes: what it carries out.
     """
 
     types: Types
-    state_bytes: int
-    next_bytes: int
+    left_bytes: int
 
 
-def first_and_last(node: ir.Node, types: Types, trips: int) -> tuple[Trip, Trip]:
-    """The first trip of a `Loop` and its last; sizes in between are on the line between them.
+def trips_that_count(node: ir.Node, types: Types, trips: int) -> tuple[Trip, Trip, Trip]:
+    """The first, the second and the last trip of a `Loop`; between these two, sizes are on the line that they give.
 
     Args:
         node: a `Loop` of a canonical graph.
-        types: of every value outside and, as far as they do not grow, inside; initializers may be missing.
-        trips: how many there are.
+        types: of every value outside and, as far as they do not change, inside; initializers may be missing.
+        trips: how many there are; with fewer than two the second and the last are the first.
     """
     (body,) = subgraphs_of(node)
-    carried = len(node.inputs) - 2
-    starts = [_start(value, inner, types) for value, inner in zip(node.inputs[2:], body.inputs[2:], strict=True)]
-    if not any(kind.shape for kind in starts):
-        same = Trip(types, _bytes(starts), _bytes(starts))
-        return same, same
-    versions = node.graph.opset_imports if node.graph is not None else {}
-    first = _trip(body, carried, types, starts, versions)
-    ends = [_grown(a, b, trips - 1) for a, b in zip(starts, _carried_out(body, carried, first), strict=True)]
-    last = first if ends == starts else _trip(body, carried, types, ends, versions)
-    made = [_bytes(_carried_out(body, carried, each)) for each in (first, last)]
-    return Trip(first, _bytes(starts), made[0]), Trip(last, _bytes(ends), made[1])
+    run = _Body(body, len(node.inputs) - 2, types, node.graph.opset_imports if node.graph is not None else {})
+    start = [_start(value, inner, types) for value, inner in zip(node.inputs[2:], body.inputs[2:], strict=True)]
+    if not any(kind.shape for kind in start):
+        same = Trip(types, _bytes(start))
+        return same, same, same
+    first, after_first = run.on(start)
+    if trips < 2 or after_first == start:
+        same = Trip(first, _bytes(after_first))
+        return same, same, same
+    second, after_second = run.on(after_first)
+    before_last = [_grown(a, b, trips - 2) for a, b in zip(after_first, after_second, strict=True)]
+    last, after_last = (second, after_second) if before_last == after_first else run.on(before_last)
+    return (
+        Trip(first, _bytes(after_first)),
+        Trip(second, _bytes(after_second)),
+        Trip(last, _bytes(after_last)),
+    )
 
 
 def captured_by(node: ir.Node) -> tuple[ir.Value, ...]:
@@ -106,9 +111,22 @@ def captured_by(node: ir.Node) -> tuple[ir.Value, ...]:
     return tuple(value for value in reads_of(node) if value not in given and not value.is_initializer())
 
 
-def _trip(body: ir.Graph, carried: int, types: Types, state: Sequence[ValueType], versions: Mapping[str, int]) -> Types:
-    given = dict(zip((value.name or "" for value in body.inputs[2 : 2 + carried]), state, strict=True))
-    return {**types, **_inferred(body, {**types, **given}, given, versions)}
+@dataclass(frozen=True)
+class _Body:
+    """A body that can be looked at with any sizes of what it carries."""
+
+    body: ir.Graph
+    carried: int
+    types: Types
+    versions: Mapping[str, int]
+
+    def on(self, state: Sequence[ValueType]) -> tuple[Types, list[ValueType]]:
+        """All types, and those of what a trip carries out."""
+        inputs = self.body.inputs[2 : 2 + self.carried]
+        given = dict(zip((value.name or "" for value in inputs), state, strict=True))
+        types = {**self.types, **_inferred(self.body, {**self.types, **given}, given, self.versions)}
+        outputs = self.body.outputs[1 : 1 + self.carried]
+        return types, [types.get(out.name or "", kind) for out, kind in zip(outputs, state, strict=True)]
 
 
 def _start(value: ir.Value | None, inner: ir.Value, types: Types) -> ValueType:
@@ -121,15 +139,8 @@ def _start(value: ir.Value | None, inner: ir.Value, types: Types) -> ValueType:
     return ValueType(inner.dtype or ir.DataType.FLOAT, ())
 
 
-def _carried_out(body: ir.Graph, carried: int, types: Types) -> list[ValueType]:
-    return [
-        types.get(out.name or "", types[into.name or ""])
-        for out, into in zip(body.outputs[1 : 1 + carried], body.inputs[2 : 2 + carried], strict=True)
-    ]
-
-
 def _grown(start: ValueType, after: ValueType, trips: int) -> ValueType:
-    """A carried value after so many trips, if each adds what the first one adds."""
+    """A carried value so many trips later, if each adds what the first of them adds."""
     if len(start.shape) != len(after.shape):
         return start
     shape = tuple(max(0, a + (b - a) * trips) for a, b in zip(start.shape, after.shape, strict=True))

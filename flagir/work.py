@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from flagsplit.flagir.blockgraph import LoopWork
-from flagsplit.flagir.loops import captured_by, first_and_last, trips_of
+from flagsplit.flagir.loops import captured_by, trips_of, trips_that_count
 from flagsplit.flagir.reads import activations_read, subgraphs_of, weights_read
 from flagsplit.flagir.types import ValueType, dims_of
 
@@ -128,27 +128,31 @@ def _of_nodes(nodes: Iterable[ir.Node], types: Types) -> _BodyWork:
 
 def _of_loop(node: ir.Node, body: ir.Graph, types: Types) -> NodeWork:
     trips = trips_of(node)
-    first, last = first_and_last(node, types, trips.count)
-    works = [_of_nodes(body, trip.types) for trip in ((first,) if last is first else (first, last))]
-    share = trips.count / len(works)
-    names = dict.fromkeys(name for work in works for name in work.by_class)
-    inside = {name: share * sum(work.by_class.get(name, 0.0) for work in works) for name in names}
-    touched = round(share * sum(work.touched_weight_bytes for work in works))
-    notes = dict.fromkeys(note for work in works for note in work.notes)
+    count = trips.count
+    first, second, last = trips_that_count(node, types, count)
+    of_first = _of_nodes(body, first.types)
+    of_second = of_first if second is first else _of_nodes(body, second.types)
+    of_last = of_second if last.types is second.types else _of_nodes(body, last.types)
+    once, rest = min(count, 1), max(count - 1, 0) / 2
+    parts = ((of_first, once), (of_second, rest), (of_last, rest))
+    names = dict.fromkeys(name for work, _ in parts for name in work.by_class)
+    inside = {name: sum(share * work.by_class.get(name, 0.0) for work, share in parts) for name in names}
+    touched = round(sum(share * work.touched_weight_bytes for work, share in parts))
+    notes = dict.fromkeys(note for work, _ in parts for note in work.notes)
     if trips.basis == "assumed":
         notes = {f"{node.name}: a Loop without constant trips counts as one": None} | notes
     flops = sum(inside.values())
     loop = LoopWork(
         name=node.name or "",
-        trips=trips.count,
+        trips=count,
         basis=trips.basis,
-        flops=flops / max(trips.count, 1),
-        weight_bytes=round(touched / max(trips.count, 1)),
+        flops=(of_second.flops + of_last.flops) / 2,
+        weight_bytes=of_last.touched_weight_bytes,
         captured_bytes=sum(_size(value, types) for value in captured_by(node)),
-        state_bytes=first.state_bytes,
-        growth_bytes=(last.next_bytes - first.state_bytes) / max(trips.count, 1),
-        scratch_bytes=_scratch_bytes(body, len(node.inputs) - 2, last.types),
-        launches=works[0].launches,
+        state_bytes=first.left_bytes,
+        growth_bytes=(last.left_bytes - first.left_bytes) / max(count - 1, 1),
+        scratch_bytes=max(_scratch_bytes(body, len(node.inputs) - 2, trip.types) for trip in (first, last)),
+        launches=of_last.launches,
     )
     return NodeWork("control", flops, touched, is_view=False, note="; ".join(notes), inside=inside, loop=loop)
 

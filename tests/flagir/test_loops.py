@@ -64,7 +64,9 @@ def counted(model: ir.Model, **more: Any) -> float:
             return (made,)
 
     inputs = {name: np.zeros((1, n, WIDTH), np.float32) for name, n in (("hidden", FRAMES), ("past", PROMPT))}
-    ReferenceEvaluator(ir.to_proto(model), new_ops=[MatMul]).run(None, inputs | more)
+    wanted = {value.name for value in model.graph.inputs}
+    given = {name: array for name, array in (inputs | more).items() if name in wanted}
+    ReferenceEvaluator(ir.to_proto(model), new_ops=[MatMul]).run(None, given)
     return total
 
 
@@ -110,7 +112,7 @@ def test_weights_cache_and_captured_values_move_once_for_each_trip() -> None:
     assert loop.weight_bytes == weights
     assert block.touched_weight_bytes == trips * weights
     assert loop.captured_bytes == FRAMES * row
-    assert loop.state_bytes == row + PROMPT * row  # the row that goes round, and the cache
+    assert loop.state_bytes == row + (PROMPT + 1) * row  # the row that goes round, and the cache
     assert loop.growth_bytes == row
     assert loop.last_state_bytes == row + (PROMPT + trips) * row
     read = sum(row + (PROMPT + trip) * row + FRAMES * row for trip in range(trips))
@@ -156,3 +158,30 @@ def test_a_loop_keeps_with_its_first_trip() -> None:
     blocks = block_graph(canonical(parse(text, opset=21)), {}).blocks
     assert [block.op_types for block in blocks] == [("MatMul",), ("MatMul", "MatMul", "Loop")]
     assert blocks[1].touched_weight_bytes == (1 + 1 + 5) * 6400
+
+
+@pytest.mark.parametrize("trips", [1, 2, 3, 9])
+def test_a_first_trip_that_takes_more_is_counted_as_what_it_is(trips: int) -> None:
+    """As a decoder's, which takes the prompt: it makes the cache that the others make longer by one."""
+    text = f"""g (float[1, 6, 8] prompt) => (float[1, 1, 8] y)
+        <int64 n = {{{trips}}}, bool t = {{1}}, int64[1] last = {{-1}}, int64[1] end = {{100}}, int64[1] axis = {{1}},
+         float[8, 8] w = {{{", ".join(["0.01"] * 64)}}}, float[1, 0, 8] none = {{}}> {{
+        rows, cache = Loop (n, t, prompt, none)
+            <body = b (int64 i, bool k, float[1, C, 8] x, float[1, P, 8] kv)
+                => (bool k2, float[1, 1, 8] x2, float[1, P2, 8] kv2) {{
+            k2 = Identity (k)
+            made = MatMul (x, w)
+            kv2 = Concat <axis = 1> (kv, made)
+            kt = Transpose <perm = [0, 2, 1]> (kv2)
+            scores = MatMul (made, kt)
+            own = MatMul (scores, kv2)
+            x2 = Slice (own, last, end, axis)
+        }}>
+        y = Slice (rows, last, end, axis)
+    }}"""
+    model = canonical(parse(text, opset=21))
+    loop = block_of(model)
+    assert loop.flops["matmul"] == counted(model, prompt=np.zeros((1, 6, 8), np.float32))
+    cache = 6 + trips - 1
+    assert loop.loops[0].last_state_bytes == 32 * (1 + cache)
+    assert loop.touched_weight_bytes == trips * (256 + 3 * 8) + 3 * 8  # and what reads the end of it

@@ -29,7 +29,7 @@ def chain(layers: int, weights: int = 14_000_000, prompt: int = PROMPT, tokens: 
         inner = 0 < at <= layers
         own = weights if at else 100_000_000
         read = own if at else ROW
-        loop = LoopWork(name, tokens, "said", 0.0, read, 0, prompt * KV * inner, KV * inner, 0, 7)
+        loop = LoopWork(name, tokens + 1, "said", 0.0, read, 0, prompt * KV * inner, KV * inner, 0, 7)
         flops = {"matmul": 2.0 * own / 4 * (prompt + tokens) if at else 0.0}
         rows = ROW * (prompt + tokens)
         out = 8 * (tokens + 1) if at == layers + 1 else rows
@@ -47,13 +47,13 @@ def problem_of(
     links: tuple[str, ...] = ("100mbit/10ms",),
 ) -> Problem:
     tiers, joined = line(*devices, links=links, catalogue=catalogue)
-    return replace(make_problem(graph, tiers, joined, parse_sla(sla or {})), steps=1 + graph.blocks[0].loops[0].trips)
+    return replace(make_problem(graph, tiers, joined, parse_sla(sla or {})), steps=graph.blocks[0].loops[0].trips)
 
 
 def by_hand(problem: Problem, placement: tuple[int, ...]) -> tuple[float, list[float]]:
     """Seconds and resident bytes of a rising placement, from nothing but the chain's figures."""
     graph, nominal, costs = problem.graph, problem.nominal, problem.costs
-    steps = 1 + graph.blocks[0].loops[0].trips
+    steps = graph.blocks[0].loops[0].trips
     seconds = sum(float(costs.seconds[i, k]) for i, k in enumerate(placement)) + float(costs.invocation_s[0])
     for i in range(len(problem.links)):
         if max(placement) <= i:
