@@ -15,6 +15,7 @@ from flagsplit.errors import ModelError, PeerError
 from flagsplit.flagir import canonicalize, read_model
 from flagsplit.flagir.passes.float_products import float_products
 from flagsplit.flagir.programs import Program
+from flagsplit.flagir.programs.link import link
 from flagsplit.flagir.programs.moonshine import read_moonshine
 
 TRANSCRIPT = "Ever tried, ever failed, no matter, try again, fail again, fail better."
@@ -148,3 +149,8 @@ def test_other_models_are_refused(published: dict[str, ir.Model], program: Progr
     canonicalize(encoder)
     with pytest.raises(ModelError, match="published Moonshine"):
         read_moonshine(encoder, encoder, b"")
+
+
+def test_a_linked_program(program: Program, steps: Engine, audio: Array, hidden: Array) -> None:
+    found = answers(engine(link(program, 100)), {"audio": audio})["tokens"]
+    assert found.tolist() == [greedy(steps, program, hidden[0])]
