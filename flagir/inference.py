@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from flagsplit.flagir.types import dims_of
+from flagsplit.flagir.types import ValueType, dims_of
 
 _INLINE_BYTES = 1024
 _MAX_RANGE = 1 << 20
@@ -97,6 +97,18 @@ def settled(proto: onnx.ModelProto) -> onnx.ModelProto:
         if not _evaluate(proto.graph, inferred.graph):
             break
     return inferred
+
+
+def known_types(graph: onnx.GraphProto) -> dict[str, ValueType]:
+    """The types that inference gave to the values of a graph and of those in it; an open dimension counts as 1."""
+    found = {}
+    for each in graphs_of(graph):
+        for info in (*each.input, *each.value_info, *each.output):
+            kind = info.type.tensor_type
+            if kind.elem_type and kind.HasField("shape"):
+                shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim)
+                found[info.name] = ValueType(ir.DataType(kind.elem_type), shape)
+    return found
 
 
 def _copied(proto: onnx.ModelProto) -> onnx.ModelProto:
