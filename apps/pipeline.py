@@ -71,6 +71,7 @@ class BuildResult:
         planning: plans, choice, reasons.
         calibrations: by name of each tier with a profile, which of its blocks were measured.
         notes: what was assumed.
+        layers: of a decoder-only program, the plans that divide its layers.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class BuildResult:
     planning: PlanningResult
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: PlanningResult | None = None
 
 
 @dataclass(frozen=True)
@@ -291,6 +293,7 @@ def assemble(
         planning,
         ground.profiled.calibrations,
         (*deployment.notes, *shape_notes(deployment, ground, options)),
+        layers,
     )
 
 
