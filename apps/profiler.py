@@ -98,7 +98,7 @@ def profile_bundle(
     with SegmentTimer(bundle, position, options.threads) as timer:
         device = bundle.facts.tiers[position].device
         found = blocks_to_measure(timer.graph, _modelled(timer.graph, device), options.share)
-        chosen = [index for index in found if timer.graph.blocks[index].signature]
+        chosen = tuple(index for index in found if timer.graph.blocks[index].signature)
         if not chosen:
             raise ConfigError(
                 f"{bundle.path}: nothing of it can be timed: how often its loop runs depends on the input"

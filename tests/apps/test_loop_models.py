@@ -17,6 +17,8 @@ from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.splitter.problem import Problem
 from flagsplit.targets.interface import LoadOptions
 
+pytestmark = pytest.mark.slow
+
 HOST = LoadOptions(threads=1)
 SIZE = 4
 ONE = ("Tanh", "Sigmoid", "Neg", "Softmax")
