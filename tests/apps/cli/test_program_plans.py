@@ -108,3 +108,10 @@ def test_a_program_that_is_not_there(cli: Cli) -> None:
     done = cli("plan", "zoo:moonshin", *TIERS)
     assert done.code == 2
     assert "zoo:moonshine" in done.err
+
+
+def test_a_phone_with_a_chip_has_a_plan_of_its_own(cli: Cli, programs: dict[str, Path]) -> None:
+    done = cli("plan", programs["speech"], *TIERS, "--devices", "phone=pixel8", "--dim", "samples=4000", "--json")
+    alone = next(each for each in done.data["baselines"] if each["name"] == "all-phone")
+    assert alone["allowed"]
+    assert alone["note"] == "on the CPU of phone, for its chip takes no loops"
