@@ -29,7 +29,8 @@ def beside_chips(ground: Groundwork, deployment: Deployment) -> Groundwork:
     """
     free = [t.name for t, chosen in zip(deployment.tiers, deployment.targets, strict=True) if not chosen.each]
     blocks = range(len(ground.graph.blocks))
-    supports = {name: [None for _ in blocks] if name in free else why for name, why in ground.supports.items()}
+    nothing: list[str | None] = [None for _ in blocks]
+    supports = {name: nothing if name in free else why for name, why in ground.supports.items()}
     return replace(
         ground,
         supports=supports,
