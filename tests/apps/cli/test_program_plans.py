@@ -71,6 +71,7 @@ def test_a_bundle_shows_its_program(cli: Cli, programs: dict[str, Path]) -> None
     data = cli("inspect", "m.flagsplit", "--json").data
     assert data["format"] == [1, 5]
     assert data["program"]["expected_tokens"] == 5
+    assert 0 < data["program"]["own_bytes"] < 200_000
     assert data["program"]["plans"]["all-phone"]["loop_tier"] == 0
     again = cli("plan", "m.flagsplit", "--json").data
     assert again["plan"]["name"] == built_plan(cli)
