@@ -5,16 +5,22 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import Block, BlockGraph, BlockValue, LoopWork
 from flagsplit.splitter.devices import Catalogue
+from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.knobs import Knob, knobs_of, turned
+from flagsplit.splitter.layer_flips import layer_flips
 from flagsplit.splitter.layer_plans import every_division, layers_before, plan_layers, plan_name
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.problem import Problem, make_problem
+from flagsplit.splitter.rates import objective_rates
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.testing import line
+from flagsplit.splitter.thresholds import FARTHEST
 
 FAST = ("1gbit/1ms",)
 PROMPT, TOKENS, WIDTH, KV = 16, 40, 576, 1536
@@ -167,3 +173,34 @@ def test_the_table_has_every_division_and_says_which_may_not_be(catalogue: Catal
 def test_names() -> None:
     assert plan_name(("phone", "cloud"), (1, 1, 1)) == "all-cloud"
     assert plan_name(("phone", "edge", "cloud"), (0, 0, 2, 2, 2)) == "phone+cloud@2"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flips_are_where_another_plan_becomes_best(catalogue: Catalogue, seed: int) -> None:
+    rng = random.Random(seed)
+    graph = chain(rng.randint(2, 6), rng.choice([200_000, 14_000_000]))
+    links = (rng.choice(["1mbit/1ms", "100mbit/1ms", "10gbit/10us"]),)
+    sla = {"keep_on": {"inputs": "phone"}} if rng.random() < 0.7 else {"objective": {"latency": 1, "price": 1}}
+    problem = problem_of(catalogue, graph, sla, ("raspberry-pi-5", "t4"), links)
+    chosen = plan_layers(problem).chosen.plan
+    flips = {(flip.knob, flip.factor < 1): flip for flip in layer_flips(problem, chosen)}
+    for knob in knobs_of(problem):
+        for below in (True, False):
+            flip = flips.get((knob, below))
+            edge = flip.factor if flip is not None else (1 / FARTHEST if below else FARTHEST)
+            inside, beyond = edge ** (1 - 1e-6), edge ** (1 + 1e-6)
+            assert best_at(problem, knob, inside) == pytest.approx(value_at(problem, knob, inside, chosen.placement))
+            if flip is not None:
+                there = value_at(problem, knob, beyond, flip.placement)
+                assert there < value_at(problem, knob, beyond, chosen.placement)
+                assert there == pytest.approx(best_at(problem, knob, beyond))
+
+
+def value_at(problem: Problem, knob: Knob, factor: float, placement: tuple[int, ...]) -> float:
+    there, state = turned(problem, knob, 1 / factor if knob.kind == "bandwidth" else factor)
+    usage = Usage(there, np.array([placement]))
+    return float(usage.measure(objective_rates(there, state))[0])
+
+
+def best_at(problem: Problem, knob: Knob, factor: float) -> float:
+    return min(value_at(problem, knob, factor, placement) for placement in divisions(problem))

@@ -51,14 +51,13 @@ def test_layers_are_a_table_and_a_drawing(cli: Cli, programs: dict[str, Path], t
     assert "phone+cloud@1" in done.out
     assert "not allowed: all-cloud: block 'layer.0' cannot run there: keep_on 'inputs' wants phone" in done.out
     assert "Do not split the loop" in done.out
-    assert "Thresholds are not told for the layers of a decoder; --what-if shows another world." in done.out
+    assert "No link, tier or price would change the plan" in done.out
     assert (tmp_path / "plan.svg").read_text().startswith("<svg ")
 
 
 def test_layers_in_another_world(cli: Cli, programs: dict[str, Path]) -> None:
     done = cli("plan", programs["text"], *TIERS, "--what-if", "cloud=dead", "--json")
     assert done.data["plan"]["name"] == "all-phone"
-    assert done.data["flips"] == []
     assert set(done.data["plan"]["placement"]) == {f"layer.{at}" for at in range(len(done.data["plan"]["placement"]))}
 
 
@@ -72,6 +71,7 @@ def test_a_bundle_shows_its_program(cli: Cli, programs: dict[str, Path]) -> None
     data = cli("inspect", "m.flagsplit", "--json").data
     assert data["format"] == [1, 5]
     assert data["program"]["expected_tokens"] == 5
+    assert 0 < data["program"]["own_bytes"] < 200_000
     assert data["program"]["plans"]["all-phone"]["loop_tier"] == 0
     again = cli("plan", "m.flagsplit", "--json").data
     assert again["plan"]["name"] == built_plan(cli)
@@ -109,3 +109,10 @@ def test_a_program_that_is_not_there(cli: Cli) -> None:
     done = cli("plan", "zoo:moonshin", *TIERS)
     assert done.code == 2
     assert "zoo:moonshine" in done.err
+
+
+def test_a_phone_with_a_chip_has_a_plan_of_its_own(cli: Cli, programs: dict[str, Path]) -> None:
+    done = cli("plan", programs["speech"], *TIERS, "--devices", "phone=pixel8", "--dim", "samples=4000", "--json")
+    alone = next(each for each in done.data["baselines"] if each["name"] == "all-phone")
+    assert alone["allowed"]
+    assert alone["note"] == "on the CPU of phone, for its chip takes no loops"
