@@ -1,0 +1,75 @@
+"""What runs the steps of a generative program, for the loop that wants its tokens.
+
+A step model owns the caches of its streams, one stream a slot. Which stream steps when is not decided here but in
+`flagsplit.runtime.generation`; what a program is, in `flagsplit.flagir.programs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagsplit.flagir.programs.program import ProgramFacts
+from flagsplit.targets.interface import Array
+
+Logits = NDArray[np.float32]
+"""What a step gives: [slots, vocabulary]."""
+
+
+class StepModel(Protocol):
+    """A program's steps with `slots` caches. One thread uses it; a slot's results do not depend on the other slots.
+
+    A stream's length is the number of tokens (or rows) that were stepped in its slot.
+    """
+
+    @property
+    def facts(self) -> ProgramFacts:
+        """What the program is."""
+
+    @property
+    def slots(self) -> int:
+        """How many streams can be open at once; slots are numbered from 0."""
+
+    def bytes_for(self, tokens: int, frames: int) -> int:
+        """Cache bytes of a stream of so many tokens, whose context has so many frames; grows with both."""
+
+    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
+        """Begin a stream of no tokens in a free slot.
+
+        Args:
+            slot: which; it must be free.
+            context: what the steps look at beside tokens, such as {"hidden": float32 [1, frames, width]}; None if the
+                program has nothing of the kind.
+
+        Raises:
+            InputError: the context has the wrong names, element types or shapes.
+        """
+
+    def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
+        """Append tokens to streams.
+
+        Args:
+            slots: of open streams, each once.
+            tokens: for each slot at least one: int64 [n]; or for the later part of a split program, whose earlier part
+                ran elsewhere, rows float32 [n, width].
+
+        Returns:
+            Logits float32 [len(slots), vocabulary] after the last token of each; valid until the next step, and the
+            caller may change them.
+
+        Raises:
+            InputError: a token is not of the vocabulary, rows are of another width, or a stream gets too long.
+        """
+
+    def copy(self, source: int, target: int) -> None:
+        """Make the stream in slot `target`, open or free, like that in `source`, which stays."""
+
+    def truncate(self, slot: int, tokens: int) -> None:
+        """Keep only the first so many tokens of a stream."""
+
+    def close_slot(self, slot: int) -> None:
+        """End a stream and free its slot; a second call does nothing."""
+
+    def close(self) -> None:
+        """Free everything; a second call does nothing."""
