@@ -97,6 +97,8 @@ def folder_source(folder: Path, tiers: tuple[str, ...] = ("phone", "cloud")) -> 
         ConfigError: it is no such folder.
         ModelError: its facts are damaged.
     """
+    if tiers[0] in tiers[1:]:
+        raise ConfigError(f"expected a tier beyond the clients' own, which is {tiers[0]!r}; see --tier")
     file = folder / FACTS_NAME
     if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
         raise ConfigError(
