@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.errors import ModelError
 from flagsplit.flagir.programs.layers import (
     attend,
     count_up,
@@ -12,9 +13,10 @@ from flagsplit.flagir.programs.layers import (
     norm,
     project,
     residual,
-    rotate,
+    rotate_plainly,
     rotation,
 )
+from flagsplit.flagir.programs.log_mel import write_log_mel
 from flagsplit.flagir.programs.spec import Conv, EncoderSpec
 from flagsplit.flagir.programs.writer import REAL, GraphWriter, Weights, declared
 
@@ -36,7 +38,8 @@ def build_encode(spec: EncoderSpec, weights: Weights) -> ir.Model:
     g = GraphWriter("encode", weights)
     bins = g.array("convs.0.weight", (None, None, None)).shape[1]
     if spec.input == "audio":
-        rows = g.op("Unsqueeze", g.input("audio", REAL, ["batch", "samples"]), g.numbers(1))
+        audio = g.input("audio", REAL, ["batch", "samples"])
+        rows = _spectrogram(g, spec, audio) if spec.mel_bands else g.op("Unsqueeze", audio, g.numbers(1))
     else:
         rows = g.input("log_mel", REAL, ["batch", bins, _steps(g, spec)])
     for index, conv in enumerate(spec.convs):
@@ -50,7 +53,7 @@ def build_encode(spec: EncoderSpec, weights: Weights) -> ir.Model:
     for i in range(spec.layers):
         name = f"layers.{i}.self"
         queries, keys, values = project(g, spec, norm(g, spec, rows, f"{name}.norm"), name, [])
-        mixed = attend(g, rotate(g, spec, queries, turn), rotate(g, spec, keys, turn), values, None)
+        mixed = attend(g, rotate_plainly(g, spec, queries, turn), rotate_plainly(g, spec, keys, turn), values, None)
         rows = mlp(g, spec, join_heads(g, spec, mixed, name, rows), f"layers.{i}.mlp")
     bias = (g.weight("norm.bias", (spec.width,)),) if g.has("norm.bias") else ()
     operator = "RMSNormalization" if spec.norm == "rms" else "LayerNormalization"
@@ -67,6 +70,15 @@ def _steps(g: GraphWriter, spec: EncoderSpec) -> int | str:
         kernel = g.array(f"convs.{index}.weight", (None, None, None)).shape[2]
         steps = steps * conv.stride if kernel == 2 * conv.padding + 1 else (steps - 1) * conv.stride + kernel
     return steps
+
+
+def _spectrogram(g: GraphWriter, spec: EncoderSpec, audio: ir.Value) -> ir.Value:
+    steps = _steps(g, spec)
+    if not isinstance(steps, int):
+        raise ModelError(
+            "expected an encoder of a log-mel of samples to have learned positions: they say how long it is"
+        )
+    return write_log_mel(g, audio, spec.mel_bands, steps)
 
 
 def _positions(g: GraphWriter, rows: ir.Value) -> ir.Value:
@@ -91,5 +103,16 @@ def _conv(g: GraphWriter, spec: EncoderSpec, rows: ir.Value, conv: Conv, name: s
     rows = g.op("Gelu" if conv.activation == "gelu" else "Tanh", rows)
     if not conv.norm:
         return rows
-    scale, shift = (g.weight(f"{name}.norm.{part}", (outputs,)) for part in ("weight", "bias"))
-    return g.op("GroupNormalization", rows, scale, shift, num_groups=1, epsilon=spec.conv_epsilon)
+    scale, shift = (
+        g.constant(g.array(f"{name}.norm.{part}", (outputs,))[:, None], np.float32, f"{name}.norm.{part}")
+        for part in ("weight", "bias")
+    )
+    return g.op("Add", g.op("Mul", _of_spread_1(g, spec, rows), scale), shift)
+
+
+def _of_spread_1(g: GraphWriter, spec: EncoderSpec, rows: ir.Value) -> ir.Value:
+    """A group norm of one group, written out: not every chip has the operator."""
+    axes = g.numbers(1, 2)
+    centered = g.op("Sub", rows, g.op("ReduceMean", rows, axes))
+    variance = g.op("ReduceMean", g.op("Mul", centered, centered), axes)
+    return g.op("Div", centered, g.op("Sqrt", g.op("Add", variance, g.constant(spec.conv_epsilon, np.float32))))
