@@ -1,8 +1,8 @@
 """Streams over replicas of `flagsplit decode-serve` that are killed at random moments while they make tokens.
 
-A client opens streams of Moonshine over time, each of its own stretch of the zoo's recordings, from the hidden states
-behind the encoder. Two replicas serve them; one of them at a time is killed (SIGKILL), stays away for a while and is
-started again. What each stream gives is compared with the sequential loop in this process.
+A client opens streams of Moonshine ten at a time, each of its own stretch of the zoo's recordings, from the hidden
+states behind the encoder. Two replicas serve them; at a random moment after ten were asked for, one of them is killed
+(SIGKILL) and started again. What each stream gives is compared with the sequential loop in this process.
 
 Figures: `lost`, streams that ended with an error or are not complete; `doubled`, tokens that were given twice or out of
 order; `different`, streams whose tokens are not those of the sequential loop. All have to be 0. Conditions say how many
@@ -42,11 +42,10 @@ from flagsplit.targets.generation.ort_step import OrtStepModel
 from flagsplit.targets.interface import Array, LoadOptions
 
 BARS = {"lost": 0, "doubled": 0, "different": 0}
-REPLICAS = 2
+REPLICAS, BURST = 2, 10
 _RATE_HZ = 16_000
 _PATIENCE_S = 300.0
-_OFTEN_S = (0.1, 1.5)
-_AWAY_S = (0.0, 1.0)
+_SOON_S = (0.02, 0.6)
 
 
 def program_folder(folder: Path) -> Path:
@@ -116,20 +115,31 @@ class Killer:
     replicas: list[Replica]
     draw: random.Random
     kills: int = 0
-    _over: threading.Event = field(default_factory=threading.Event)
+    _due: threading.Event = field(default_factory=threading.Event)
+    _over: bool = False
 
     def run(self) -> None:
         """On a thread of its own."""
-        while not self._over.wait(self.draw.uniform(*_OFTEN_S)):
+        while self._wait():
+            time.sleep(self.draw.uniform(*_SOON_S))
             replica = self.draw.choice(self.replicas)
             replica.kill()
             self.kills += 1
-            self._over.wait(self.draw.uniform(*_AWAY_S))
             replica.start()
+
+    def _wait(self) -> bool:
+        self._due.wait()
+        self._due.clear()
+        return not self._over
+
+    def strike(self) -> None:
+        """Kill one soon, unless one is away."""
+        self._due.set()
 
     def stop(self) -> None:
         """No more kills."""
-        self._over.set()
+        self._over = True
+        self._due.set()
 
 
 def wanted_tokens(folder: Path, contexts: list[dict[str, Array]]) -> list[tuple[int, ...]]:
@@ -141,7 +151,7 @@ def wanted_tokens(folder: Path, contexts: list[dict[str, Array]]) -> list[tuple[
 
 
 def run(count: int, every_s: float, seed: int) -> dict[str, Any]:
-    """Ask for so many streams, one every so many seconds, while replicas are killed."""
+    """Ask for so many streams, ten every so many seconds, while replicas are killed."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["FLAGSPLIT_HOME"] = f"{scratch}/home"
@@ -189,8 +199,9 @@ def _ask(
         killing.start()
         began = time.monotonic()
         streams = []
-        for context in contexts:
-            streams.append(client.stream(context, plan="hidden"))
+        for first in range(0, len(contexts), BURST):
+            streams += [client.stream(context, plan="hidden") for context in contexts[first : first + BURST]]
+            killer.strike()
             time.sleep(every_s)
         for stream in streams:
             for _ in stream if not _failed(stream) else ():
@@ -234,7 +245,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="30 streams")
     parser.add_argument("--streams", type=int, default=200, help="how many")
-    parser.add_argument("--every-s", type=float, default=0.15, help="seconds from one to the next")
+    parser.add_argument("--every-s", type=float, default=2.0, help="seconds from ten to the next ten")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the stretches of audio")
     arguments = parser.parse_args()
     found = run(30 if arguments.quick else arguments.streams, arguments.every_s, arguments.seed)
