@@ -154,19 +154,19 @@ class ClientMachine:
 
     def _refused(self, name: str, reason: str) -> Iterator[Instruction]:
         yield from self.replicas.refused(name, reason, self.now)
-        yield from self._move_from(name, reason)
+        yield from self._move_from(name, reason, "refused")
 
-    def _lose(self, name: str, reason: str) -> Iterator[Instruction]:
+    def _lose(self, name: str, reason: str, kind: str = "lost") -> Iterator[Instruction]:
         """A replica is gone."""
         if name in self.replicas:
             self.replicas.lost(name, reason)
-            yield from self._move_from(name, reason)
+            yield from self._move_from(name, reason, kind)
 
-    def _move_from(self, name: str, reason: str) -> Iterator[Instruction]:
+    def _move_from(self, name: str, reason: str, kind: str) -> Iterator[Instruction]:
         """The streams of a replica go on elsewhere."""
         lost = [stream for stream in self.streams.values() if stream.at == name]
         for stream in lost:
-            self.moves["lost"] += 1
+            self.moves[kind] += 1
             self._leave_place(stream, f"{name} is gone: {reason}")
         for stream in lost:
             yield from self._place(stream)
@@ -358,7 +358,7 @@ class ClientMachine:
         said, silent = self.replicas.tick(self.now)
         yield from said
         for name in silent:
-            yield from self._lose(name, "it went silent")
+            yield from self._lose(name, "it went silent", "silent")
             yield from self.replicas.redial(name)
         for stream in list(self.streams.values()):
             if self.now >= stream.request.deadline:
