@@ -111,8 +111,8 @@ class ClientMachine(StreamPlaces):
                 yield from self._on_have(peer, message)
             case Drain(bundle=bundle):
                 self.replicas.drains(peer, bundle)
-            case Pong(queue=queue):
-                self.replicas[peer].peer.queue = queue
+            case Pong():
+                self.replicas.ponged(peer, message)
             case Bye(reason):
                 yield from self._lose(peer, reason or "it left")
             case _:
