@@ -41,6 +41,7 @@ _COMMANDS = {
     "program": "command",
     "certify": "command",
     "verify": "command",
+    "transcribe": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",
