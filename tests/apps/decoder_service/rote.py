@@ -1,0 +1,104 @@
+"""A backend that recites: what it says depends on the number of the token only, so every test knows it beforehand."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from flagsplit.apps.decoder_service.gateway_backend import BusyError, Heard, ModelFacts, Piece, Wanted
+from flagsplit.errors import InputError
+from flagsplit.targets.interface import Array
+
+VERSE = "Ever tried, ever failed \N{EN DASH} no matter. 😀 "
+BYTES = VERSE.encode()
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        return tuple(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+@dataclass
+class Rote:
+    """Says the verse again and again, from the place that the number of tokens before it gives; the seed shifts it.
+
+    Attributes:
+        gap_s: between tokens.
+        places: streams at once; beyond them it is busy.
+        open: streams now.
+        cancelled: how many ended before their end.
+        asked: what streams were wanted.
+    """
+
+    facts: ModelFacts = field(default_factory=lambda: ModelFacts("rote", "text", 256, 512))
+    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    gap_s: float = 0.0
+    places: int = 64
+    reason: str = ""
+    open: int = 0
+    cancelled: int = 0
+    asked: list[Wanted] = field(default_factory=list)
+
+    def not_ready(self) -> str:
+        return self.reason
+
+    async def generate(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        if self.open >= self.places:
+            raise BusyError(f"{self.places} streams are open", 2.5)
+        self.asked.append(wanted)
+        self.open += 1
+        try:
+            done = len(wanted.generated)
+            shift = wanted.options.seed if wanted.options.temperature else 0
+            while done < wanted.options.max_tokens:
+                await asyncio.sleep(self.gap_s)
+                token = BYTES[(done + shift) % len(BYTES)]
+                done += 1
+                yield Piece((token,), "length" if done == wanted.options.max_tokens else "", "here")
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled += done < wanted.options.max_tokens
+            raise
+        finally:
+            self.open -= 1
+
+
+@dataclass
+class RoteListener(Rote):
+    """Hears one word of the verse in every second of audio."""
+
+    facts: ModelFacts = field(
+        default_factory=lambda: ModelFacts(
+            "ear", "speech", 256, 512, languages=("en",), tensors={"hidden": ("float32", (1, None, 4))}
+        )
+    )
+
+    def read_audio(self, data: bytes) -> Array:
+        if not data.startswith(b"RIFF"):
+            raise InputError("expected a recording, came something else")
+        return np.frombuffer(data[4:], np.int16).astype(np.float32) / np.float32(32768)
+
+    async def listen(self, samples: Array, wanted: Wanted) -> AsyncGenerator[Heard, None]:
+        self.asked.append(wanted)
+        self.open += 1
+        try:
+            for second in range(len(samples) // 16000):
+                word = " " + VERSE.split()[second % 4]
+                for half in (word[:3], word[3:]):
+                    await asyncio.sleep(self.gap_s)
+                    yield Heard(half, tuple(half.encode()), second, second + 1, half == word[3:], "here")
+        except (GeneratorExit, asyncio.CancelledError):
+            self.cancelled += 1
+            raise
+        finally:
+            self.open -= 1
+
+
+def recording(seconds: int) -> bytes:
+    """What `RoteListener` reads."""
+    return b"RIFF" + b"\0\0" * 16000 * seconds
