@@ -5,7 +5,7 @@ weight that was mapped, or that is one element repeated, is never in memory as a
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,10 +34,22 @@ def save(model: ir.Model, folder: Path) -> None:
         model: a canonical model; its large initializers are replaced by mapped ones.
         folder: exists and is empty.
     """
-    weights = folder / WEIGHTS_NAME
-    with weights.open("wb") as file:
-        _write_weights(model, file, folder)
-    (folder / MODEL_NAME).write_bytes(to_bytes(model))
+    save_all({MODEL_NAME: model}, folder)
+
+
+def save_all(models: Mapping[str, ir.Model], folder: Path) -> None:
+    """Write several models that share one file of weights, each equal tensor once; see `save`.
+
+    Args:
+        models: canonical models by the names of their files; the initializers of each are mapped afterwards.
+        folder: exists and is empty.
+    """
+    written: dict[bytes, int] = {}
+    with (folder / WEIGHTS_NAME).open("wb") as file:
+        for model in models.values():
+            _write_weights(model, file, folder, written)
+    for name, model in models.items():
+        (folder / name).write_bytes(to_bytes(model))
 
 
 def load(folder: Path) -> ir.Model:
@@ -69,10 +81,9 @@ def weights_bytes(model: ir.Model) -> int:
     return sum(external.values()) + inline
 
 
-def _write_weights(model: ir.Model, file: BinaryIO, folder: Path) -> None:
+def _write_weights(model: ir.Model, file: BinaryIO, folder: Path, written: dict[bytes, int]) -> None:
     used = dict.fromkeys(value for node in model.graph for value in weights_read(node))
     used.update(dict.fromkeys(model.graph.initializers.values()))
-    written: dict[bytes, int] = {}
     for value in used:
         tensor = value.const_value
         if tensor is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.bundle_events import BundleEvent, BundleInstruction
 from flagsplit.runtime.decisions import Decision
+from flagsplit.runtime.generation.stream_events import StreamEvent, StreamInstruction
 from flagsplit.runtime.report import Report
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.targets.interface import Array
@@ -95,7 +96,20 @@ class BeginDrain:
 
 
 Event = (
-    Up | Down | Received | Violated | Acked | Ran | Submit | Abandon | Adopt | Tick | Leave | BeginDrain | BundleEvent
+    Up
+    | Down
+    | Received
+    | Violated
+    | Acked
+    | Ran
+    | Submit
+    | Abandon
+    | Adopt
+    | Tick
+    | Leave
+    | BeginDrain
+    | BundleEvent
+    | StreamEvent
 )
 
 
@@ -258,4 +272,5 @@ Instruction = (
     | Pause
     | Ended
     | BundleInstruction
+    | StreamInstruction
 )

@@ -115,7 +115,7 @@ class Flight:
 
 
 @dataclass(frozen=True)
-class _Outstanding:
+class Outstanding:
     """A run that was asked for, and the hop that waits for it unless it was skipped."""
 
     key: FlightKey
@@ -141,7 +141,7 @@ class Relay:
         self.limits = limits
         self.now = 0.0
         self.flights: dict[FlightKey, Flight] = {}
-        self._runs: dict[int, _Outstanding] = {}
+        self._runs: dict[int, Outstanding] = {}
         self._next_token = 0
         self._fits: tuple[object, ...] | None = None
 
@@ -198,8 +198,8 @@ class Relay:
         kept = dict(flight.partial)
         for header in opened.tensors:
             value = flight.values.get(header.name)
-            if value is not None and _header(header.name, value) == header:
-                kept[header.name] = Incoming.whole(header, np.frombuffer(_bytes(value), np.uint8))
+            if value is not None and tensor_header(header.name, value) == header:
+                kept[header.name] = Incoming.whole(header, np.frombuffer(tensor_bytes(value), np.uint8))
         return kept
 
     def have(self, flight: Flight, hop: int) -> Have:
@@ -251,7 +251,7 @@ class Relay:
         missing = [name for name in step.inputs if name not in flight.values]
         if missing:
             raise ProtocolError(f"segment {segment} of tier {self.tier} needs {missing[0]!r}, which did not come")
-        run = _Outstanding(flight.key, flight.bundle, segment, flight.attempt, hop)
+        run = Outstanding(flight.key, flight.bundle, segment, flight.attempt, hop)
         for token, other in self._runs.items():
             if other.key != run.key or other.skipped:
                 continue
@@ -292,13 +292,13 @@ class Relay:
         absent = [name for name in carry if name not in flight.values]
         if absent:
             raise ProtocolError(f"hop {hop} of tier {self.tier} carries {absent[0]!r}, which is not here")
-        headers = tuple(_header(name, flight.values[name]) for name in carry)
+        headers = tuple(tensor_header(name, flight.values[name]) for name in carry)
         sent = sum(header.size_bytes for header in headers)
         flight.trace = (*flight.trace, replace(timing, bytes_out=sent))
         if hop == len(flight.route) - 1:
             yield from self.landed(flight)
             return
-        buffers = [_bytes(flight.values[name]) for name in carry]
+        buffers = [tensor_bytes(flight.values[name]) for name in carry]
         resume = sent >= RESUME_FROM_BYTES and flight.attempt > 1 and self.understands(flight, hop + 1, RESUME)
         is_small = 0 < sent <= MAX_INLINE_BYTES and not resume
         payload = inline_payload(buffers) if is_small and self.understands(flight, hop + 1, INLINE) else b""
@@ -363,7 +363,12 @@ class Relay:
         raise NotImplementedError
 
 
-def _header(name: str, value: Array) -> TensorHeader:
+def tensor_header(name: str, value: Array) -> TensorHeader:
+    """How a tensor is announced.
+
+    Raises:
+        ProtocolError: its element type or rank cannot travel.
+    """
     dtype = value.dtype.name
     if dtype not in ITEM_SIZE_BYTES or value.ndim > MAX_DIMS:
         raise ProtocolError(
@@ -373,7 +378,8 @@ def _header(name: str, value: Array) -> TensorHeader:
     return TensorHeader(name, dtype, tuple(value.shape), value.nbytes)
 
 
-def _bytes(value: Array) -> memoryview:
+def tensor_bytes(value: Array) -> memoryview:
+    """The bytes of a tensor, row-major; a copy only where they are not that already."""
     flat = np.ascontiguousarray(value).reshape(-1)
     return flat.view(np.uint8).data if flat.size else memoryview(b"")
 

@@ -13,7 +13,7 @@ from flagsplit.transport.schema import APPENDED, ListOf, Prose, Text, Whole
 Version: TypeAlias = tuple[int, int]
 Frame: TypeAlias = bytes | memoryview
 
-VERSION: Final[Version] = (1, 1)
+VERSION: Final[Version] = (1, 2)
 OLDEST_VERSION: Final[Version] = (1, 0)
 MAX_HEADER_BYTES: Final = 64 << 10
 MAX_PAYLOAD_BYTES: Final = 1 << 20
@@ -22,6 +22,8 @@ MAX_NAME_BYTES: Final = 256
 MAX_HOPS: Final = 16
 MAX_DIMS: Final = 8
 MAX_INLINE_BYTES: Final = 64 << 10
+MAX_GENERATION_BYTES: Final = 8 << 10
+MAX_TOKENS: Final = 1024
 
 CREDIT: Final = "credit"
 RESUME: Final = "resume"
@@ -30,8 +32,9 @@ BUNDLES: Final = "bundles"
 ZSTD: Final = "zstd"
 LZ4: Final = "lz4"
 INLINE: Final = "inline"
-FEATURES: Final = (CREDIT, RESUME, PROBE, BUNDLES, ZSTD, LZ4, INLINE)
-"""What a peer may name in its Hello or Welcome: the messages and fields of version 1.1 that it understands."""
+GENERATE: Final = "generate"
+FEATURES: Final = (CREDIT, RESUME, PROBE, BUNDLES, ZSTD, LZ4, INLINE, GENERATE)
+"""What a peer may name in its Hello or Welcome: the messages and fields since version 1.1 that it understands."""
 
 ITEM_SIZE_BYTES: Final[Mapping[str, int]] = {
     name: size_bytes
@@ -67,6 +70,8 @@ Offsets = Annotated[tuple[int, ...], ListOf(Whole(0, UINT53), most=MAX_TENSORS)]
 Squeeze = Annotated[str, Text(8, re.compile("(zstd|lz4)?")), APPENDED]
 # W3C Trace Context: version, trace id, parent id, flags.
 TraceParent = Annotated[str, Text(55, re.compile("(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")), APPENDED]
+Generation = Annotated[str, Text(MAX_GENERATION_BYTES), APPENDED]
+TokenList = Annotated[tuple[int, ...], ListOf(Whole(0, UINT53), most=MAX_TOKENS)]
 Features = Annotated[tuple[str, ...], ListOf(Text(64), most=64)]
 TensorNames = Annotated[tuple[str, ...], ListOf(Text(MAX_NAME_BYTES), most=MAX_TENSORS)]
 

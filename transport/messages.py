@@ -15,16 +15,19 @@ from flagsplit.errors import InternalError, ProtocolError
 from flagsplit.transport.message_fields import BUNDLES as BUNDLES
 from flagsplit.transport.message_fields import CREDIT as CREDIT
 from flagsplit.transport.message_fields import FEATURES as FEATURES
+from flagsplit.transport.message_fields import GENERATE as GENERATE
 from flagsplit.transport.message_fields import INLINE as INLINE
 from flagsplit.transport.message_fields import ITEM_SIZE_BYTES as ITEM_SIZE_BYTES
 from flagsplit.transport.message_fields import LZ4 as LZ4
 from flagsplit.transport.message_fields import MAX_DIMS as MAX_DIMS
+from flagsplit.transport.message_fields import MAX_GENERATION_BYTES as MAX_GENERATION_BYTES
 from flagsplit.transport.message_fields import MAX_HEADER_BYTES as MAX_HEADER_BYTES
 from flagsplit.transport.message_fields import MAX_HOPS as MAX_HOPS
 from flagsplit.transport.message_fields import MAX_INLINE_BYTES as MAX_INLINE_BYTES
 from flagsplit.transport.message_fields import MAX_NAME_BYTES as MAX_NAME_BYTES
 from flagsplit.transport.message_fields import MAX_PAYLOAD_BYTES as MAX_PAYLOAD_BYTES
 from flagsplit.transport.message_fields import MAX_TENSORS as MAX_TENSORS
+from flagsplit.transport.message_fields import MAX_TOKENS as MAX_TOKENS
 from flagsplit.transport.message_fields import OLDEST_VERSION as OLDEST_VERSION
 from flagsplit.transport.message_fields import PROBE as PROBE
 from flagsplit.transport.message_fields import RESUME as RESUME
@@ -49,6 +52,7 @@ from flagsplit.transport.messages_control import PeerAddress as PeerAddress
 from flagsplit.transport.messages_control import Ping as Ping
 from flagsplit.transport.messages_control import Pong as Pong
 from flagsplit.transport.messages_control import Reject as Reject
+from flagsplit.transport.messages_control import Tokens as Tokens
 from flagsplit.transport.messages_control import Welcome as Welcome
 from flagsplit.transport.messages_data import Attach as Attach
 from flagsplit.transport.messages_data import BundlePart as BundlePart
@@ -79,6 +83,7 @@ Message: TypeAlias = (
     | BundleOffer
     | BundleStatus
     | BundleRetire
+    | Tokens
     | Attach
     | Open
     | Chunk
@@ -103,6 +108,7 @@ _CLASSES: Final[tuple[type[Message], ...]] = (
         BundleOffer,
         BundleStatus,
         BundleRetire,
+        Tokens,
     ),
     *(Attach, Open, Chunk, BundlePart, Probe),
 )
@@ -174,7 +180,7 @@ def _unpack(frame: Frame) -> dict[str, object]:
             frame,
             raw=False,
             strict_map_key=True,
-            max_str_len=4096,
+            max_str_len=MAX_GENERATION_BYTES,
             max_bin_len=4096,
             max_array_len=1024,
             max_map_len=256,

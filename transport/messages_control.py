@@ -25,6 +25,7 @@ from flagsplit.transport.message_fields import (
     Reason,
     Sha256,
     Tier,
+    TokenList,
     VersionPair,
 )
 from flagsplit.transport.schema import APPENDED, Flag, ListOf, MapOf, StructOf, Text, Whole
@@ -91,7 +92,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A tier could not do its part of an attempt."""
+    """A tier could not do its part of an attempt; `retry_ms` says in how long it may have room, 0 is not known."""
 
     TYPE: ClassVar[str] = "FA"
     LANE: ClassVar[Lane] = Lane.CONTROL
@@ -102,6 +103,7 @@ class Failed:
     code: Name
     reason: Reason = ""
     retryable: Annotated[bool, Flag()] = False
+    retry_ms: LaterNatural = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,3 +249,27 @@ class BundleRetire:
     LANE: ClassVar[Lane] = Lane.CONTROL
     bundle: Digest
     successor: OptionalDigest = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What was generated for a request since the message before: `tokens` are numbers `offset`.. of its answer.
+
+    Tokens are counted from 0 without the prompt, and those that an Open named as delivered are counted but not said
+    again. With `last` nothing follows, and `reason` says why: "stop", "length", "deadline" or "cancelled".
+    `wait_us` is how long the request waited for its first step in this attempt, `run_us` how long the step took that
+    made these tokens, and `batch` how many requests shared it. Feature "generate".
+    """
+
+    TYPE: ClassVar[str] = "TK"
+    LANE: ClassVar[Lane] = Lane.CONTROL
+    sid: Name
+    rid: Natural
+    attempt: Natural
+    offset: Natural
+    tokens: TokenList = ()
+    last: Annotated[bool, Flag()] = False
+    reason: Annotated[str, Text(64)] = ""
+    wait_us: LaterNatural = 0
+    run_us: LaterNatural = 0
+    batch: Annotated[int, Whole(1, 65535), APPENDED] = 1

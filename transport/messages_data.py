@@ -20,6 +20,7 @@ from flagsplit.transport.message_fields import (
     Crc32,
     Digest,
     Frame,
+    Generation,
     HopIndex,
     Instance,
     Lane,
@@ -99,6 +100,7 @@ class Open:
 
     `bundle` is empty for the one that the last Hello named. With `resume` its Chunks wait for a Have.
     With a payload it needs none: that has the bytes of all its tensors, one after the other. Feature "inline".
+    `generation` asks for tokens instead of tensors: a JSON object that says how. Feature "generate".
     """
 
     TYPE: ClassVar[str] = "OP"
@@ -118,6 +120,7 @@ class Open:
     resume: Annotated[bool, Flag(), APPENDED] = False
     traceparent: TraceParent = ""
     inline_crc32: LaterCrc32 = None
+    generation: Generation = ""
     payload: Frame = field(default=b"", hash=False, repr=False)
 
     def check_wire(self) -> None:

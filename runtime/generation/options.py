@@ -94,7 +94,8 @@ def options_from_json(data: Mapping[str, Any]) -> GenerationOptions:
     unknown = sorted(set(data) - set(known))
     if unknown:
         raise ConfigError(f"no option of generation is called {unknown[0]!r}; there are {', '.join(known)}")
-    return GenerationOptions(**{name: _read(name, known[name], value) for name, value in data.items()})
+    values: dict[str, Any] = {name: _read(name, known[name], value) for name, value in data.items()}
+    return GenerationOptions(**values)
 
 
 def _read(name: str, default: object, value: object) -> int | float | tuple[int, ...]:

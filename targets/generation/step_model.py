@@ -7,9 +7,14 @@ A step model owns the caches of its streams, one stream a slot. Which stream ste
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from flagsplit.flagir.programs.program import ProgramFacts
+import numpy as np
+from numpy.typing import NDArray
 
+from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.targets.interface import Array
+
+Logits = NDArray[np.float32]
+"""What a step gives: [slots, vocabulary]."""
 
 
 class StepModel(Protocol):
@@ -41,7 +46,7 @@ class StepModel(Protocol):
             InputError: the context has the wrong names, element types or shapes.
         """
 
-    def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Array:
+    def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams.
 
         Args:
@@ -50,7 +55,8 @@ class StepModel(Protocol):
                 ran elsewhere, rows float32 [n, width].
 
         Returns:
-            Logits float32 [len(slots), vocabulary] after the last token of each; valid until the next step.
+            Logits float32 [len(slots), vocabulary] after the last token of each; valid until the next step, and the
+            caller may change them.
 
         Raises:
             InputError: a token is not of the vocabulary, rows are of another width, or a stream gets too long.

@@ -46,6 +46,7 @@ from flagsplit.transport.messages import (
     Probe,
     Reject,
     TensorHeader,
+    Tokens,
     Welcome,
     agreed_version,
     decode,
@@ -150,19 +151,43 @@ SINCE_1_1: dict[str, Message] = {
 }
 
 
+SINCE_1_2: dict[str, Message] = {
+    "open": Open(
+        sid="s-1",
+        rid=42,
+        attempt=2,
+        epoch=8,
+        plan="plan1",
+        hop=1,
+        route=(Hop("phone", "", ("hidden", "tokens")), Hop("cloud")),
+        tensors=(TensorHeader("hidden", "float32", (1, 3, 2), 24), TensorHeader("tokens", "int64", (2,), 16)),
+        deadline_ms=250,
+        bundle=DIGEST,
+        generation='{"stream":"7","delivered":1,"max_tokens":9}',
+    ),
+    "failed": Failed("s-1", 42, 2, "cloud", "busy", "64 streams wait", retryable=True, retry_ms=1500),
+    "tokens": Tokens("s-1", 42, 2, 17, (0, 50256, 2**53 - 1)),
+    "tokens_last": Tokens("s-1", 42, 2, 20, (2,), last=True, reason="stop", wait_us=900, run_us=4100, batch=16),
+}
+
+FUZZED: dict[str, Message] = SAMPLES | {f"{name} of 1.2": message for name, message in SINCE_1_2.items()}
+
+
 def header_of(name: str) -> dict[str, object]:
-    header: dict[str, object] = msgpack.unpackb(encode(SAMPLES[name])[0])  # type: ignore[attr-defined,no-untyped-call]
+    header: dict[str, object] = msgpack.unpackb(encode(FUZZED[name])[0])  # type: ignore[attr-defined,no-untyped-call]
     return header
 
 
 def frames_of(name: str, **changes: object) -> list[Frame]:
     header = {key: value for key, value in (header_of(name) | changes).items() if value is not Ellipsis}
     packed: bytes = msgpack.packb(header)  # type: ignore[no-untyped-call]
-    return [packed, *encode(SAMPLES[name])[1:]]
+    return [packed, *encode(FUZZED[name])[1:]]
 
 
 def test_every_type_has_a_sample() -> None:
-    assert {type(message) for message in (*SAMPLES.values(), *SINCE_1_1.values())} == set(MESSAGE_TYPES.values())
+    assert {type(message) for message in (*SAMPLES.values(), *SINCE_1_1.values(), *SINCE_1_2.values())} == set(
+        MESSAGE_TYPES.values()
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -179,8 +204,52 @@ def test_golden_bytes_of_version_1_1(name: str) -> None:
     assert decode(golden) == SINCE_1_1[name]
 
 
+@pytest.mark.parametrize("name", SINCE_1_2)
+def test_golden_bytes_of_version_1_2(name: str) -> None:
+    golden = [bytes.fromhex(line) for line in (GOLDEN / f"{name}.v1_2.hex").read_text().split()]
+    assert [bytes(frame) for frame in encode(SINCE_1_2[name])] == golden
+    assert decode(golden) == SINCE_1_2[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("open", {"generation": "x" * 8193}),
+        ("open", {"generation": {"max_tokens": 9}}),
+        ("failed", {"retry_ms": -1}),
+        ("tokens", {"tokens": [0] * 1025}),
+        ("tokens", {"tokens": [-1]}),
+        ("tokens", {"tokens": [1.0]}),
+        ("tokens", {"tokens": [True]}),
+        ("tokens", {"tokens": b"\x01"}),
+        ("tokens", {"offset": -1}),
+        ("tokens", {"last": 1}),
+        ("tokens", {"reason": "x" * 65}),
+        ("tokens", {"batch": 0}),
+        ("tokens", {"run_us": -1}),
+    ],
+)
+def test_fields_of_streams_out_of_bounds_are_refused(name: str, changes: dict[str, object]) -> None:
+    header: dict[str, object] = msgpack.unpackb(encode(SINCE_1_2[name])[0])  # type: ignore[attr-defined,no-untyped-call]
+    packed: bytes = msgpack.packb(header | changes)  # type: ignore[no-untyped-call]
+    with pytest.raises(ProtocolError):
+        decode([packed])
+
+
+def test_messages_of_streams_as_large_as_allowed_travel_whole() -> None:
+    opened, tokens = SINCE_1_2["open"], SINCE_1_2["tokens"]
+    assert isinstance(opened, Open)
+    assert isinstance(tokens, Tokens)
+    for most in (
+        dataclasses.replace(opened, generation="ü" * 4096),
+        dataclasses.replace(tokens, tokens=(2**53 - 1,) * 1024),
+    ):
+        assert decode(encode(most)) == most
+
+
 def test_the_version_agreed_on_is_the_highest_that_both_speak() -> None:
     assert agreed_version((1, 0), (1, 0)) == (1, 0)
+    assert agreed_version((1, 0), (1, 1)) == (1, 1)
     assert agreed_version((1, 0), (1, 9)) == VERSION
     assert agreed_version((1, 0), (3, 2)) == VERSION
     assert agreed_version((2, 0), (2, 1)) is None
@@ -384,9 +453,9 @@ def test_random_bytes_are_refused_or_a_message(frames: list[bytes]) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
+@given(st.sampled_from(sorted(FUZZED)), st.data())
 def test_mutated_messages_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
-    frames = [bytearray(frame) for frame in encode(SAMPLES[name])]
+    frames = [bytearray(frame) for frame in encode(FUZZED[name])]
     for _ in range(data.draw(st.integers(1, 4))):
         header = frames[0]
         at = data.draw(st.integers(0, len(header) - 1))
@@ -414,7 +483,7 @@ _anything = st.recursive(
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
+@given(st.sampled_from(sorted(FUZZED)), st.data())
 def test_fields_of_any_type_are_refused_or_a_message(name: str, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(header_of(name))))
     decode_is_safe(frames_of(name, **{key: data.draw(_anything)}))
@@ -433,10 +502,10 @@ def test_pong_of_an_older_peer_has_defaults() -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(sorted(SAMPLES)), st.data())
+@given(st.sampled_from(sorted(FUZZED)), st.data())
 def test_the_quick_way_says_what_the_slow_way_says(name: str, data: st.DataObject) -> None:
     header = header_of(name)
-    schema = _SCHEMAS[type(SAMPLES[name])]
+    schema = _SCHEMAS[type(FUZZED[name])]
     key = data.draw(st.sampled_from(sorted(header)))
     changed = data.draw(st.sampled_from(["keep", "drop", "replace"]))
     if changed == "drop":

@@ -1,0 +1,255 @@
+"""A service of token streams: one tier of a generative model behind a channel, for as long as it is wanted."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+from flagsplit.runtime.bundle_events import Served
+from flagsplit.runtime.engine import Engine
+from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause, Run
+from flagsplit.runtime.generation.events import Event as EngineEvent
+from flagsplit.runtime.generation.events import Generate
+from flagsplit.runtime.generation.service_machine import StreamFacts, StreamMachine
+from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
+from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.telemetry.settings import About, TelemetrySettings
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions, WorkerStats
+from flagsplit.targets.interface import Array, TensorSpec
+from flagsplit.transport.channel import Channel
+
+if TYPE_CHECKING:
+    from flagsplit.runtime.telemetry.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+Encode = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
+"""What is left of the encoder behind the cut of a plan: its name and the tensors that crossed, to the context."""
+
+
+class TokenEngine(Protocol):
+    """What makes the tokens: `flagsplit.runtime.generation.engine.GenerationEngine`, or another of its kind."""
+
+    def start(self) -> None:
+        """Begin to take streams."""
+
+    def submit(self, request: Generate) -> None:
+        """A stream is wanted; events tell what becomes of it."""
+
+    def cancel(self, stream_id: str) -> None:
+        """A stream is not wanted any more."""
+
+    def expected_wait_s(self, client: str = "") -> float:
+        """How long a new stream would wait."""
+
+    def stop(self) -> None:
+        """Free everything."""
+
+
+@dataclass(frozen=True)
+class ServiceProgram:
+    """What a service serves.
+
+    Attributes:
+        digest: of the bundle or program; clients name it.
+        tiers: names of all tiers, the clients' first.
+        tier: which of them this is.
+        facts: what streams begin from.
+    """
+
+    digest: str
+    tiers: tuple[str, ...]
+    tier: str
+    facts: StreamFacts
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """Choices of the operator.
+
+    Attributes:
+        machine: limits, heartbeats, how long streams outlive their connection, how long draining may take.
+        telemetry: whether and where it can be watched.
+        hooks: whom to ask for rights.
+    """
+
+    machine: WorkerOptions = field(default_factory=lambda: WorkerOptions(max_bundle_bytes=0))
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    hooks: WorkerHooks = field(default_factory=WorkerHooks)
+
+
+class StreamService:
+    """Serves token streams. It listens when the constructor returns; `stop` ends it, `drain` lets it end.
+
+    Args:
+        program: what it serves.
+        make_engine: makes what generates, given where its events go; the service starts and stops it.
+        encode: runs on a thread of its own, one stream after another, clients in turn.
+        channel: how to listen; the service closes it.
+        address: where to listen.
+        settings: choices of the operator.
+        failed: called if the service breaks.
+        ended: called when it ended by itself, because it was drained.
+
+    Attributes:
+        address: where it really listens.
+        engine: what generates.
+
+    Raises:
+        ConfigError: the address is taken or malformed.
+    """
+
+    def __init__(
+        self,
+        program: ServiceProgram,
+        make_engine: Callable[[Callable[[EngineEvent], None]], TokenEngine],
+        encode: Encode,
+        channel: Channel,
+        address: str,
+        settings: ServiceSettings | None = None,
+        failed: Callable[[Exception], None] = lambda _: None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._settings = settings or ServiceSettings()
+        self._failed, self._ended = failed, ended
+        self._channel = channel
+        self._telemetry: Telemetry | None = None
+        self.drained = threading.Event()
+        self.program = program
+        self.engine = make_engine(lambda event: self._shell.post(Generated(event)))
+        self._engines = _Engines(self.engine, _encoders(program, encode, lambda ran: self._shell.post(ran)))
+        try:
+            self._machine = StreamMachine(
+                program.tier,
+                {program.digest: Served(program.tiers, {})},
+                channel.instance,
+                {program.digest: program.facts},
+                self._settings.machine,
+                hooks=replace(self._settings.hooks, wait_us=lambda: int(min(self.engine.expected_wait_s(), 1e6) * 1e6)),
+            )
+            self._watch(program, channel.instance)
+            observer = None if self._telemetry is None else self._telemetry.observer
+            self._shell = Shell(
+                self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", observer
+            )
+            self.address = channel.listen(address)
+            self._engines.start(tuple(program.facts.cuts))
+        except BaseException:
+            channel.close()
+            self._engines.stop()
+            self._unwatch()
+            raise
+        if self._telemetry is not None:
+            self._telemetry.watch(self._machine, self._engines.encoders, 0.0)
+        self._shell.start([])
+
+    @property
+    def http(self) -> str:
+        """URL of its metrics, health and stats, "" if it has none."""
+        return "" if self._telemetry is None else self._telemetry.http
+
+    def stop(self) -> None:
+        """Say goodbye to all peers and free everything. A second call does nothing."""
+        self._shell.stop()
+        self._unwatch()
+
+    def drain(self, reason: str = "") -> None:
+        """Finish the streams that are here, take no new ones, then end; `wait` tells when. From any thread."""
+        self._shell.post(BeginDrain(reason or f"the service of tier {self.program.tier} is being shut down"))
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until the service ended; whether it has."""
+        return self._shell.join(timeout_s)
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether new streams are welcome, and if not, why."""
+        if not self._shell.is_running:
+            return False, "the service ended"
+        return self._shell.ask(self._machine.readiness)
+
+    def stats(self) -> WorkerStats:
+        """What there is now, and what was so far; a moment's view."""
+        return self._shell.ask(self._machine.stats)
+
+    def _watch(self, program: ServiceProgram, instance: str) -> None:
+        if not self._settings.telemetry.is_wanted:
+            return
+        from flagsplit.runtime.telemetry.telemetry import Telemetry  # only here: it takes a tenth of a second
+
+        about = About("worker", program.tier, program.tiers, tuple(program.facts.cuts), program.digest, instance)
+        self._telemetry = Telemetry(about, self._settings.telemetry)
+
+    def _unwatch(self) -> None:
+        if self._telemetry is not None:
+            self._telemetry.close()
+
+    def _tell(self, instruction: Instruction) -> None:
+        match instruction:
+            case Begin(generate):
+                self.engine.submit(generate)
+            case Quit(stream_id):
+                self.engine.cancel(stream_id)
+            case Note(text):
+                _log.info("%s", text)
+            case Pause(peer, paused):
+                self._channel.pause(peer, paused)
+            case Ended(reason):
+                _log.info("ends: %s", reason)
+                self.drained.set()
+                self._shell.stop()
+                self._ended()
+
+    def _broke(self, error: Exception) -> None:
+        _log.error("the service broke: %s: %s", type(error).__name__, error)
+        if self._telemetry is not None:
+            self._telemetry.state = "the service broke"
+        self._failed(error)
+
+
+class _Remainder:
+    """What is left of the encoder behind one cut, as something that the runtime's engine runs."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+    def __init__(self, encode: Encode, cut: str) -> None:
+        self._encode, self._cut = encode, cut
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once."""
+        return dict(self._encode(self._cut, tensors))
+
+    def close(self) -> None:
+        """Nothing to free: the encoder is its owner's."""
+
+
+class _Engines:
+    """Where encoders run and tokens are made, as one thing to the shell."""
+
+    def __init__(self, tokens: TokenEngine, encoders: Engine) -> None:
+        self._tokens, self.encoders = tokens, encoders
+
+    def start(self, cuts: tuple[str, ...]) -> None:
+        self.encoders.start(cuts)
+        self._tokens.start()
+
+    def submit(self, run: Run) -> None:
+        """Run what is left of an encoder when its turn comes."""
+        self.encoders.submit(run)
+
+    def skip(self, token: int) -> None:
+        """Do not run what did not begin yet."""
+        self.encoders.skip(token)
+
+    def stop(self) -> None:
+        """Free everything."""
+        self.encoders.stop()
+        self._tokens.stop()
+
+
+def _encoders(program: ServiceProgram, encode: Encode, done: Callable[..., None]) -> Engine:
+    cuts = tuple(program.facts.cuts)
+    return Engine(
+        lambda _, cut: _Remainder(encode, cut), cuts, dict.fromkeys(cuts, 0.0), 1.0, done, bundle=program.digest
+    )

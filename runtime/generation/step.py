@@ -1,0 +1,81 @@
+"""What one step is to do, and what is counted of steps."""
+
+from collections import Counter, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from flagsplit.runtime.generation.stream import Stream
+from flagsplit.targets.interface import Array
+
+_KEPT = 1024
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stream does in a step.
+
+    Attributes:
+        stream: whose.
+        slots: that it steps.
+        tokens: what is appended to each.
+        is_last: whether its next token is taken from the logits.
+    """
+
+    stream: Stream
+    slots: tuple[int, ...]
+    tokens: tuple[Array, ...]
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the step model is to do, in this order.
+
+    Attributes:
+        closed: slots to free.
+        opened: streams to open, each in its first slot.
+        copied: slots to copy, from and to.
+        works: what to append; may be empty.
+    """
+
+    closed: Sequence[int]
+    opened: Sequence[Stream]
+    copied: Sequence[tuple[int, int]]
+    works: Sequence[Work]
+
+    @property
+    def slots(self) -> list[int]:
+        """All slots that step."""
+        return [slot for work in self.works for slot in work.slots]
+
+    @property
+    def tokens(self) -> list[Array]:
+        """What is appended to each."""
+        return [tokens for work in self.works for tokens in work.tokens]
+
+    def without(self, streams: Collection[Stream]) -> "Step":
+        """The same step, in which these streams do nothing."""
+        return replace(self, works=[work for work in self.works if work.stream not in streams])
+
+
+@dataclass
+class Counts:
+    """What happened so far, for metrics.
+
+    Attributes:
+        tokens: given out.
+        prefilled: tokens and rows put into caches from which no token was taken.
+        evictions: streams that lost their slots to others.
+        failures: steps that the model did not do.
+        batches: steps, by number of streams.
+        ended: streams, by why they ended: a reason or a code.
+        first_s: seconds to the first token, of the latest streams that got one.
+    """
+
+    tokens: int = 0
+    prefilled: int = 0
+    evictions: int = 0
+    failures: int = 0
+    batches: Counter[int] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    first_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
