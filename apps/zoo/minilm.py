@@ -1,16 +1,11 @@
 """all-MiniLM-L6-v2 as a PyTorch module, with the weights of its zoo entry; needs `flagsplit[torch]`."""
 
-import json
-import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from flagsplit.apps.zoo.store import pull
 from flagsplit.errors import ConfigError
+from flagsplit.flagir.programs.weights.safetensors import read_safetensors
 
 
 def minilm_module() -> Any:
@@ -68,19 +63,7 @@ def minilm_module() -> Any:
             inner = torch.nn.functional.gelu(self._linear(f"{at}intermediate.dense", x))
             return self._norm(f"{at}output.LayerNorm", x + self._linear(f"{at}output.dense", inner))
 
-    weights = {name: torch.from_numpy(array) for name, array in _safetensors(pull("minilm")).items()}
-    return MiniLm(weights).eval()
-
-
-def _safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
-    """The float32 tensors of a safetensors file: a length, a JSON header, the data."""
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    found = {}
-    for name, entry in header.items():
-        if name != "__metadata__" and entry["dtype"] == "F32":
-            start, end = (8 + length + at for at in entry["data_offsets"])
-            array = np.frombuffer(data[start:end], np.float32).reshape(entry["shape"])
-            found[name.removeprefix("bert.")] = array.copy()
-    return found
+    file = read_safetensors(pull("minilm"))
+    arrays = {name.removeprefix("bert."): file.read(name) for name in file.names}
+    # The numbers of the positions are stored too, as integers, which no parameter is.
+    return MiniLm({name: torch.from_numpy(each) for name, each in arrays.items() if each.dtype.kind == "f"}).eval()

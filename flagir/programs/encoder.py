@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
+from flagsplit.errors import ModelError
 from flagsplit.flagir.programs.layers import (
     attend,
     count_up,
@@ -15,6 +16,7 @@ from flagsplit.flagir.programs.layers import (
     rotate,
     rotation,
 )
+from flagsplit.flagir.programs.log_mel import write_log_mel
 from flagsplit.flagir.programs.spec import Conv, EncoderSpec
 from flagsplit.flagir.programs.writer import REAL, GraphWriter, Weights, declared
 
@@ -36,7 +38,8 @@ def build_encode(spec: EncoderSpec, weights: Weights) -> ir.Model:
     g = GraphWriter("encode", weights)
     bins = g.array("convs.0.weight", (None, None, None)).shape[1]
     if spec.input == "audio":
-        rows = g.op("Unsqueeze", g.input("audio", REAL, ["batch", "samples"]), g.numbers(1))
+        audio = g.input("audio", REAL, ["batch", "samples"])
+        rows = _spectrogram(g, spec, audio) if spec.mel_bands else g.op("Unsqueeze", audio, g.numbers(1))
     else:
         rows = g.input("log_mel", REAL, ["batch", bins, _steps(g, spec)])
     for index, conv in enumerate(spec.convs):
@@ -67,6 +70,13 @@ def _steps(g: GraphWriter, spec: EncoderSpec) -> int | str:
         kernel = g.array(f"convs.{index}.weight", (None, None, None)).shape[2]
         steps = steps * conv.stride if kernel == 2 * conv.padding + 1 else (steps - 1) * conv.stride + kernel
     return steps
+
+
+def _spectrogram(g: GraphWriter, spec: EncoderSpec, audio: ir.Value) -> ir.Value:
+    steps = _steps(g, spec)
+    if not isinstance(steps, int):
+        raise ModelError("expected an encoder of a log-mel of samples to have learned positions: they say how long it is")
+    return write_log_mel(g, audio, spec.mel_bands, steps)
 
 
 def _positions(g: GraphWriter, rows: ir.Value) -> ir.Value:

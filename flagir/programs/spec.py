@@ -105,11 +105,13 @@ class EncoderSpec(Spec):
 
     Attributes:
         input: samples or log-mel.
+        mel_bands: samples become a log-mel of that many bands first (`log_mel.py`); 0: they do not.
         convs: what comes before the layers.
         conv_epsilon: of the norms after convolutions.
     """
 
     input: Literal["audio", "log-mel"] = "audio"
+    mel_bands: int = 0
     convs: tuple[Conv, ...] = ()
     conv_epsilon: float = 1e-5
 

@@ -17,6 +17,7 @@ PROMISED = {
     *("light-shufflenet", "light-squeezenet", "light-vgg19", "light-zfnet512"),
     *("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer", "beckett.wav", "two-cities.wav"),
     *("basic-pitch", "basic-pitch.mlpackage"),
+    *("whisper-base.part1", "whisper-base.part2", "whisper-base-config", "whisper-base-tokenizer", "smollm2"),
 }
 
 

@@ -1,0 +1,87 @@
+"""GGUF's tensor types: blocks of numbers that share a scale, turned into float32.
+
+Each function takes blocks as bytes [blocks, bytes of a block] and gives float32 [blocks, numbers of a block]. The
+layouts are those of ggml's `ggml-common.h` (`block_q4_0` and so on), the meanings those of its `dequantize_row_*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flagsplit.flagir.programs.weights.tensors import Array, bfloat16, plain
+
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """`numbers` numbers in `size_bytes` bytes; `decode` takes the bytes of any number of blocks."""
+
+    name: str
+    numbers: int
+    size_bytes: int
+    decode: Callable[[memoryview], Array]
+
+
+def _half(blocks: Bytes, at: int) -> Floats:
+    """The float16 at that byte of each block, [blocks, 1]."""
+    return blocks[:, at : at + 2].copy().view("<f2").astype(np.float32)
+
+
+def _nibbles(packed: Bytes) -> Floats:
+    """The lower halves of all bytes of a block, then the upper ones."""
+    return np.concatenate([packed & np.uint8(15), packed >> np.uint8(4)], axis=1).astype(np.float32)
+
+
+def _q4_0(blocks: Bytes) -> Floats:
+    return (_nibbles(blocks[:, 2:]) - np.float32(8)) * _half(blocks, 0)
+
+
+def _q4_1(blocks: Bytes) -> Floats:
+    return _nibbles(blocks[:, 4:]) * _half(blocks, 0) + _half(blocks, 2)
+
+
+def _q8_0(blocks: Bytes) -> Floats:
+    return blocks[:, 2:].view(np.int8).astype(np.float32) * _half(blocks, 0)
+
+
+def _q6_k(blocks: Bytes) -> Floats:
+    """256 numbers in two halves of 128, of four runs of 32: four bits of `low`, two of `high`, a scale for each 16."""
+    low = blocks[:, :128].reshape(-1, 2, 1, 2, 32)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
+    low = np.concatenate([low & np.uint8(15), low >> np.uint8(4)], axis=2).reshape(-1, 2, 4, 32)
+    high = (high >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & np.uint8(3)
+    numbers = (low | (high << np.uint8(4))).astype(np.float32).reshape(-1, 16, 16) - np.float32(32)
+    scales = blocks[:, 192:208].view(np.int8).astype(np.float32) * _half(blocks, 208)
+    result: Floats = (numbers * scales[:, :, None]).reshape(-1, 256)
+    return result
+
+
+def _blocks(size_bytes: int, decode: Callable[[Bytes], Floats]) -> Callable[[memoryview], Array]:
+    def decoded(data: memoryview) -> NDArray[Any]:
+        return decode(np.frombuffer(data, np.uint8).reshape(-1, size_bytes)).reshape(-1)
+
+    return decoded
+
+
+TYPES: Final = {
+    0: BlockType("F32", 1, 4, plain("<f4")),
+    1: BlockType("F16", 1, 2, plain("<f2")),
+    2: BlockType("Q4_0", 32, 18, _blocks(18, _q4_0)),
+    3: BlockType("Q4_1", 32, 20, _blocks(20, _q4_1)),
+    8: BlockType("Q8_0", 32, 34, _blocks(34, _q8_0)),
+    14: BlockType("Q6_K", 256, 210, _blocks(210, _q6_k)),
+    24: BlockType("I8", 1, 1, plain("<i1")),
+    25: BlockType("I16", 1, 2, plain("<i2")),
+    26: BlockType("I32", 1, 4, plain("<i4")),
+    27: BlockType("I64", 1, 8, plain("<i8")),
+    28: BlockType("F64", 1, 8, plain("<f8")),
+    30: BlockType("BF16", 1, 2, bfloat16),
+}
+"""By the number that a file has for them."""
