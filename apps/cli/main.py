@@ -39,6 +39,7 @@ _COMMANDS = {
     "reference": "command",
     "certify": "command",
     "verify": "command",
+    "transcribe": "command",
     "show": "command",
     "diff": "command",
     "sla": "app",

@@ -1,0 +1,130 @@
+"""`flagsplit transcribe`: the words of a recording, as they come, and where they were made."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flagsplit.apps.cli.output import print_json, progress_bar, say
+from flagsplit.apps.speech.opening import RecognizerChoice
+from flagsplit.apps.speech.subtitles import cue_text, cues, file_start
+from flagsplit.apps.speech.transcribe import Transcription
+from flagsplit.apps.speech.transcriber import NewWord, Segment
+from flagsplit.apps.speech.transcript import Transcript
+from flagsplit.errors import ConfigError
+
+
+class Format(StrEnum):
+    """How the words are printed."""
+
+    text = "text"
+    json = "json"
+    srt = "srt"
+    vtt = "vtt"
+
+
+def command(
+    audio: Annotated[Path, typer.Argument(help="A WAV file, of any rate and number of channels.")],
+    model: Annotated[
+        str, typer.Option(help="A program of the zoo, a folder of one, or a bundle of one.")
+    ] = "zoo:moonshine",
+    plan: Annotated[str, typer.Option(help="Which tier does what: a plan of the bundle; all-phone needs none.")] = "",
+    cloud: Annotated[
+        str,
+        typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
+    ] = "",
+    pace: Annotated[
+        bool, typer.Option("--pace", help="Feed the sound as a microphone would; tell how late words are.")
+    ] = False,
+    form: Annotated[Format, typer.Option("--format", help="How to print the words.")] = Format.text,
+    timestamps: Annotated[bool, typer.Option("--timestamps", help="Say when, and where, a line was made.")] = False,
+    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the same as --format json.")] = False,
+) -> None:
+    """Turn speech into text: as a whole here, or with the decoder in the cloud."""
+    if as_json and form not in (Format.text, Format.json):
+        raise ConfigError(f"--json and --format {form} ask for two things; leave out one")
+    form = Format.json if as_json else form
+    if timestamps and form is not Format.text:
+        raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
+    addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
+    # Words that come one by one would run into the bar.
+    quiet = form is Format.text and sys.stdout.isatty()
+    with progress_bar(quiet=quiet) as progress:
+        choice = RecognizerChoice(model, plan, addresses, keys, threads)
+        transcription = Transcription(audio, choice, pace, progress)
+        _print(transcription, form, timestamps=timestamps)
+    _tell(transcription.result, audio, pace=pace)
+
+
+def _print(transcription: Transcription, form: Format, *, timestamps: bool) -> None:
+    if form is Format.json:
+        for _ in transcription.events():
+            pass
+        print_json(transcription.result.to_data())
+    elif form is Format.text:
+        lines = _Lines(timestamps=timestamps, places=sys.stdout.isatty())
+        for event in transcription.events():
+            lines.take(event)
+    else:
+        number = 0
+        _write(file_start(form.value))
+        for event in transcription.events():
+            for cue in cues(event.words) if isinstance(event, Segment) else ():
+                number += 1
+                _write(cue_text(number, cue, form.value))
+
+
+class _Lines:
+    """A line for each segment, written word by word; with timestamps as a whole, since they are known at its end."""
+
+    def __init__(self, *, timestamps: bool, places: bool) -> None:
+        self._timestamps, self._places = timestamps, places
+        self._where = ""
+        self._is_open = False
+
+    def take(self, event: NewWord | Segment) -> None:
+        if isinstance(event, Segment):
+            if self._timestamps:
+                places = "+".join(dict.fromkeys(word.where for word in event.words))
+                times = f"{_clock(event.words[0].start_s)} {_clock(event.words[-1].end_s)}"
+                _write(f"[{times} {places}] {event.text}")
+            _write("\n")
+            self._is_open = False
+        elif not self._timestamps:
+            mark = f"[{event.where}] " if self._places and event.where != self._where else ""
+            self._where = event.where
+            _write(f"{' ' if self._is_open else ''}{mark}{event.text}")
+            self._is_open = True
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{seconds % 60:04.1f}"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tell(result: Transcript, audio: Path, *, pace: bool) -> None:
+    """What is to know besides the words, on standard error."""
+    for note in result.notes:
+        print(f"flagsplit: {audio}: {note}", file=sys.stderr)
+    if not result.words:
+        print(f"flagsplit: {audio}: nobody speaks in its {result.seconds:.1f} s", file=sys.stderr)
+    if pace and result.latencies_s:
+        late = result.latency_s()
+        print(
+            f"flagsplit: words came {late['p50']:.2f} s after they were said, 95 % within {late['p95']:.2f} s; "
+            "measured on this host, times of words estimated",
+            file=sys.stderr,
+        )
+    if sys.stderr.isatty():
+        made = ", ".join(f"{count} {where}" for where, count in result.words_by_tier.items())
+        text = f"{result.seconds:.1f} s of sound in {result.took_s:.1f} s, plan {result.plan}; words: {made or 'none'}"
+        say(Console(stderr=True, highlight=False), text)

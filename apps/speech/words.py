@@ -1,0 +1,90 @@
+"""Words, when they were said, and how words are compared."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+import numpy as np
+
+Span = tuple[float, float]
+
+_APART = re.compile(r"[\s\-\u2010-\u2015/]+")
+_DROPPED = re.compile(r"[^\w']+")
+
+# How far from the border of two words, by their letters, a pause may come and still be taken for it.
+_NEAR_PAUSE_S: Final = 1.0
+_ROUNDING_S: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word that was said.
+
+    The recognizers give no times: they are estimated, by the share of each word in the letters of its window and by
+    where the window has speech.
+
+    Attributes:
+        text: as it is written, with punctuation.
+        start_s, end_s: when it was said, in seconds from the beginning of the sound.
+        where: the tier that made it.
+    """
+
+    text: str
+    start_s: float
+    end_s: float
+    where: str = ""
+
+
+def normalized(text: str) -> list[str]:
+    """The words of a text as they are compared: lower case, without punctuation, dashes between words taken apart."""
+    plain = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'")
+    words = (_DROPPED.sub("", part).strip("'_") for part in _APART.split(plain))
+    return [word for word in words if word]
+
+
+def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word]:
+    """When each word was said: as long as its letters are of all letters, one after the other where somebody speaks.
+
+    A pause is taken to lie between two words, if it comes near the border of two.
+
+    Args:
+        words: in their order, each with the tier that made it.
+        speech: where somebody speaks, in seconds, in order and apart.
+    """
+    if not words:
+        return []
+    borders = _borders([len(text) + 1 for text, _ in words], [end - start for start, end in speech])
+    found = []
+    for (text, where), begins, ends in zip(words, borders, borders[1:], strict=False):
+        start = _moment(begins, speech, at_end=False)
+        found.append(Word(text, start, max(start, _moment(ends, speech, at_end=True)), where))
+    return found
+
+
+def _borders(letters: Sequence[int], lengths_s: Sequence[float]) -> list[float]:
+    """Where words begin and end, in seconds of speech: by their letters, but that pauses are borders too."""
+    spoken_s = sum(lengths_s)
+    by_letters = [spoken_s * done / sum(letters) for done in accumulate(letters, initial=0)]
+    anchors = [(0.0, 0.0)]
+    for pause in accumulate(lengths_s[:-1]):
+        free = (each for each in by_letters[1:-1] if each > anchors[-1][0])
+        nearest = min(free, key=lambda each: abs(each - pause), default=None)
+        if nearest is not None and abs(nearest - pause) <= _NEAR_PAUSE_S:
+            anchors.append((nearest, pause))
+    anchors.append((spoken_s, spoken_s))
+    return [float(each) for each in np.interp(by_letters, *zip(*anchors, strict=True))]
+
+
+def _moment(spoken_s: float, speech: Sequence[Span], *, at_end: bool) -> float:
+    """The time by which somebody has spoken so long; between two spans the end of the one or the start of the other."""
+    for start, end in speech:
+        length = end - start
+        if spoken_s < length - _ROUNDING_S or (at_end and spoken_s <= length + _ROUNDING_S):
+            return start + min(max(spoken_s, 0.0), length)
+        spoken_s -= length
+    return speech[-1][1]
