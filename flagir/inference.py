@@ -49,8 +49,8 @@ def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
         )
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
     for each in graphs_of(graph):
-        _forget(each, partial_only=declared)
-    _share_constants(graph)
+        forget_shapes(each, partial_only=declared)
+    share_constants(graph)
     return proto
 
 
@@ -93,7 +93,7 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs_of(inner)
 
 
-def _share_constants(graph: onnx.GraphProto) -> None:
+def share_constants(graph: onnx.GraphProto) -> None:
     """Give subgraphs copies of the constants they capture: inference knows captured types, but not their values."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for each in itertools.islice(graphs_of(graph), 1, None):
@@ -101,7 +101,8 @@ def _share_constants(graph: onnx.GraphProto) -> None:
         each.initializer.extend(constants[name] for name in read if name in constants)
 
 
-def _forget(graph: onnx.GraphProto, *, partial_only: bool) -> None:
+def forget_shapes(graph: onnx.GraphProto, *, partial_only: bool = False) -> None:
+    """Drop the shapes of what a graph makes, all of them or those with a dimension that is unknown."""
     for info in (*graph.value_info, *graph.output):
         kind = info.type.tensor_type
         if partial_only and all(dim.WhichOneof("value") for dim in kind.shape.dim):

@@ -67,13 +67,13 @@ def quantized_product(node: ir.Node) -> QuantizedProduct | None:
 
 
 def float_products(model: ir.Model) -> int:
-    """Turn the quantized products of a canonical model into floating-point ones, in place.
+    """Turn the quantized products of a canonical model, of subgraphs too, into floating-point ones, in place.
 
     Returns:
         How many there were.
     """
     graph, made = model.graph, 0
-    for node in list(graph):
+    for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         found = quantized_product(node)
         if found is None:
             continue
@@ -84,10 +84,13 @@ def float_products(model: ir.Model) -> int:
             real = ir.Value(name=name, const_value=ir.Tensor(array, name=name))
             real.dtype, real.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
             graph.register_initializer(real)
-        replace_node(graph, found.end, [ir.node("MatMul", [found.source, real], name=found.end.name)])
+        owner = found.end.graph
+        assert isinstance(owner, ir.Graph)
+        replace_node(owner, found.end, [ir.node("MatMul", [found.source, real], name=found.end.name)])
         made += 1
     if made:
-        drop_unused(graph)
+        for each in reversed(list(model.graphs())):
+            drop_unused(each)
     return made
 
 

@@ -16,7 +16,7 @@ from flagsplit.flagir.canonical import canonicalize
 from flagsplit.flagir.passes.float_products import quantized_product
 from flagsplit.flagir.programs.decoder import build_prefill, build_step
 from flagsplit.flagir.programs.encoder import build_encode
-from flagsplit.flagir.programs.program import Program, ProgramFacts
+from flagsplit.flagir.programs.program import GraphName, Program, ProgramFacts
 from flagsplit.flagir.programs.spec import Conv, DecoderSpec, EncoderSpec
 from flagsplit.flagir.programs.writer import Array
 
@@ -54,14 +54,21 @@ def read_moonshine(encoder: ir.Model, decoder: ir.Model, tokenizer: bytes) -> Pr
     """
     canonicalize(encoder)
     canonicalize(decoder)
-    encode_weights = _encoder_weights(encoder)
-    weights = _decoder_weights(decoder)
+    try:
+        encode_weights, weights = _encoder_weights(encoder), _decoder_weights(decoder)
+        return Program(*_built(encode_weights, weights), tokenizer)
+    except KeyError as error:
+        raise _stranger(f"the weight {error}") from error
+
+
+def _built(
+    encode_weights: dict[str, Array], weights: dict[str, Array]
+) -> tuple[ProgramFacts, dict[GraphName, ir.Model]]:
     vocabulary, width = weights["tokens.weight"].shape
-    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers."))
     head_size = weights["layers.0.self.q.weight"].shape[0] // HEADS
     rotary_size = 2 * len(weights["rotary.frequencies"])
     decoder_spec = DecoderSpec(
-        layers=layers,
+        layers=_layers(weights),
         heads=HEADS,
         kv_heads=HEADS,
         head_size=head_size,
@@ -75,7 +82,7 @@ def read_moonshine(encoder: ir.Model, decoder: ir.Model, tokenizer: bytes) -> Pr
         cross=True,
     )
     encoder_spec = EncoderSpec(
-        layers=1 + max(int(name.split(".")[1]) for name in encode_weights if name.startswith("layers.")),
+        layers=_layers(encode_weights),
         heads=HEADS,
         kv_heads=HEADS,
         head_size=head_size,
@@ -88,12 +95,16 @@ def read_moonshine(encoder: ir.Model, decoder: ir.Model, tokenizer: bytes) -> Pr
         input="audio",
         convs=_CONVS,
     )
-    graphs = {
+    graphs: dict[GraphName, ir.Model] = {
         "encode": build_encode(encoder_spec, encode_weights),
         "prefill": build_prefill(decoder_spec, weights),
         "step": build_step(decoder_spec, weights),
     }
-    return Program(_facts(decoder_spec), graphs, tokenizer)  # type: ignore[arg-type]
+    return _facts(decoder_spec), graphs
+
+
+def _layers(weights: dict[str, Array]) -> int:
+    return 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("layers.")), default=-1)
 
 
 def _facts(spec: DecoderSpec) -> ProgramFacts:
@@ -122,7 +133,7 @@ def _facts(spec: DecoderSpec) -> ProgramFacts:
 def _decoder_weights(model: ir.Model) -> dict[str, Array]:
     found = dict(_linear_weights(model))
     found |= _named_weights(model, _DECODER_NORMS)
-    for layer in range(1 + max((int(name.split(".")[1]) for name in found if name.startswith("layers.")), default=-1)):
+    for layer in range(_layers(found)):
         name = f"layers.{layer}.mlp"
         for part in ("weight", "bias"):
             up_and_gate = found.pop(f"{name}.fc1.{part}")

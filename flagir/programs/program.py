@@ -105,9 +105,14 @@ class ProgramFacts:
         return _cache_names("cross", self.layers) if self.kind == "encoder-decoder" else ()
 
     def most_tokens(self, input_s: float) -> int:
-        """How many tokens an input of this length may give, without the prompt and the stop token."""
+        """How many tokens an input of this length may give, without the prompt and the stop token.
+
+        Where only the hidden states are there, their number divided by `frames_per_s` is the length: a linked program
+        counts so.
+        """
         room = self.max_positions - len(self.prompt)
-        return min(room, int(input_s * self.tokens_per_s)) if self.tokens_per_s else room
+        # What is a whole number may come out a little below it.
+        return min(room, int(input_s * self.tokens_per_s + 1e-6)) if self.tokens_per_s else room
 
     def to_json(self) -> bytes:
         """The same bytes for the same facts."""

@@ -1,6 +1,7 @@
 """Writing a graph node by node, with weights taken by name out of a dict."""
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,41 @@ class GraphWriter:
             for name, size, scale in pairs
         ]
         return self.op("Add", product, self.constant(np.concatenate(biases), np.float32, f"{joined}.bias"))
+
+    def inline(self, model: ir.Model, prefix: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
+        """The outputs of a whole model, by name, with `inputs` in place of its inputs.
+
+        Its names get the prefix; its weights are shared, not copied.
+        """
+        graph = model.graph.clone()
+        for value in list(graph.inputs):
+            value.replace_all_uses_with(inputs[value.name or ""], replace_graph_outputs=True)
+        outputs = dict(zip([value.name or "" for value in model.graph.outputs], graph.outputs, strict=True))
+        for value in list(graph.initializers.values()):
+            value.const_value = copy(value.const_value)  # renaming a value renames its tensor
+            value.name = f"{prefix}.{value.name}"
+        nodes = list(graph)
+        graph.remove(nodes)
+        for node in nodes:
+            node.name = f"{prefix}.{node.name}"
+            for value in node.outputs:
+                value.name = f"{prefix}.{value.name}"
+        self._nodes += nodes
+        for value in list(graph.initializers.values()):
+            del graph.initializers[value.name or ""]
+            self._initializers[value.name or ""] = value
+        return outputs
+
+    def body(self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], since: int) -> ir.Graph:
+        """A subgraph of the nodes written since there were `since`, which leave this graph."""
+        nodes = self._nodes[since:]
+        del self._nodes[since:]
+        return ir.Graph(inputs, outputs, nodes=nodes, name=name)
+
+    @property
+    def size(self) -> int:
+        """How many nodes there are."""
+        return len(self._nodes)
 
     def model(self, outputs: Sequence[ir.Value]) -> ir.Model:
         """The canonical model that gives `outputs`.

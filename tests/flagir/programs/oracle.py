@@ -243,7 +243,7 @@ def whisper_like(rng: np.random.Generator) -> Made:
     )
     of_decoder = _Maker(rng)
     of_decoder.add("tokens.weight", 19, FRAME_WIDTH)
-    of_decoder.add("positions.weight", 32, FRAME_WIDTH)
+    of_decoder.add("positions.weight", 40, FRAME_WIDTH)
     of_decoder.layers(decoder, bias=True, cross=True, source=FRAME_WIDTH)
     return Made(decoder, of_decoder.weights, encoder, maker.weights)
 
