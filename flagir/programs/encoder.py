@@ -75,7 +75,9 @@ def _steps(g: GraphWriter, spec: EncoderSpec) -> int | str:
 def _spectrogram(g: GraphWriter, spec: EncoderSpec, audio: ir.Value) -> ir.Value:
     steps = _steps(g, spec)
     if not isinstance(steps, int):
-        raise ModelError("expected an encoder of a log-mel of samples to have learned positions: they say how long it is")
+        raise ModelError(
+            "expected an encoder of a log-mel of samples to have learned positions: they say how long it is"
+        )
     return write_log_mel(g, audio, spec.mel_bands, steps)
 
 

@@ -23,8 +23,15 @@ _LICENSES: Final = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 """SPDX identifiers of what files call their licenses."""
 _WHOLE: Final = {"token_embd": "tokens", "output_norm": "norm", "output": "logits"}
 _OF_LAYER: Final = {
-    **{"attn_norm": "self.norm", "attn_q": "self.q", "attn_k": "self.k", "attn_v": "self.v", "attn_output": "self.o"},
-    **{"ffn_norm": "mlp.norm", "ffn_gate": "mlp.gate", "ffn_up": "mlp.up", "ffn_down": "mlp.down"},
+    "attn_norm": "self.norm",
+    "attn_q": "self.q",
+    "attn_k": "self.k",
+    "attn_v": "self.v",
+    "attn_output": "self.o",
+    "ffn_norm": "mlp.norm",
+    "ffn_gate": "mlp.gate",
+    "ffn_up": "mlp.up",
+    "ffn_down": "mlp.down",
 }
 _ENDS: Final = ("<|im_end|>", "<|endoftext|>")
 """Tokens that end an answer, beside the one that the file names."""
@@ -46,7 +53,9 @@ def read_llama(file: GgufFile, *, name: str, source: str) -> Program:
         ModelError: the file is of another architecture, or not complete.
     """
     if file.text("general.architecture") != "llama":
-        raise ModelError(f"{file.name}: expected a model built like Llama, came {file.text('general.architecture')[:40]}")
+        raise ModelError(
+            f"{file.name}: expected a model built like Llama, came {file.text('general.architecture')[:40]}"
+        )
     if file.facts.get("llama.rope.scaling.type", "none") != "none" or "rope_freqs.weight" in file.weights:
         raise ModelError(f"{file.name}: it scales its rotary frequencies, which is not read; use a model that does not")
     if "llama.expert_count" in file.facts:
@@ -68,6 +77,8 @@ def read_llama(file: GgufFile, *, name: str, source: str) -> Program:
     weights["rotary.frequencies"] = rotary_frequencies(
         spec.rotary_size, file.number("llama.rope.freq_base", _DEFAULT_THETA)
     )
+    if beyond := [each for each in weights if each.startswith("layers.") and int(each.split(".")[1]) >= spec.layers]:
+        raise ModelError(f"{file.name}: {beyond[0]!r} is of a layer that it is not said to have")
     for layer in range(spec.layers):
         for part, count in (("q", spec.heads), ("k", spec.kv_heads)):
             at = f"layers.{layer}.self.{part}.weight"
@@ -106,7 +117,9 @@ def _facts(file: GgufFile, spec: DecoderSpec, name: str, source: str) -> Program
         raise ModelError(f"{file.name}: {len(tokens)} tokens have names, the model knows {spec.vocabulary}")
     ends = {file.number(f"tokenizer.ggml.{each}_token_id", -1) for each in ("eos", "eot", "eom")}
     ends |= {tokens.index(each) for each in _ENDS if each in tokens}
-    begins = (int(file.number("tokenizer.ggml.bos_token_id")),) if file.facts.get("tokenizer.ggml.add_bos_token") else ()
+    begins = (
+        (int(file.number("tokenizer.ggml.bos_token_id")),) if file.facts.get("tokenizer.ggml.add_bos_token") else ()
+    )
     licensed = str(file.facts.get("general.license", "unknown"))[:80]
     return ProgramFacts(
         name=name,

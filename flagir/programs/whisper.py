@@ -44,23 +44,30 @@ def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name
         ModelError: the files are not those of a Whisper.
     """
     weights = file.weights
-    activation = int(weights.read("decoder/activation")) if "decoder/activation" in weights else None
+    activation = _number(weights, "decoder/activation") if "decoder/activation" in weights else None
     if file.specification != "WhisperSpec" or activation != _GELU:
-        raise ModelError(f"{weights.file}: expected a Whisper, came {file.specification[:40]} of activation {activation}")
-    heads = int(weights.read("decoder/num_heads"))
-    vocabulary, width = _matrix(weights, "decoder/embeddings/weight")
+        raise ModelError(
+            f"{weights.file}: expected a Whisper, came {file.specification[:40]} of activation {activation}"
+        )
+    heads = _number(weights, "decoder/num_heads")
+    vocabulary, width = _sizes(weights, "decoder/embeddings/weight", 2)
     if heads <= 0 or width % heads:
         raise ModelError(f"{weights.file}: {width} elements are not those of {heads} heads")
     shared: dict[str, Any] = {
-        **{"heads": heads, "kv_heads": heads, "head_size": width // heads, "width": width},
-        **{"norm": "layer", "epsilon": _EPSILON, "mlp": "gelu"},
+        "heads": heads,
+        "kv_heads": heads,
+        "head_size": width // heads,
+        "width": width,
+        "norm": "layer",
+        "epsilon": _EPSILON,
+        "mlp": "gelu",
     }
-    bands = weights.shape("encoder/conv1/weight")[1]
+    _, bands, _ = _sizes(weights, "encoder/conv1/weight", 3)
     encoder = EncoderSpec(layers=_layers(weights, "encoder"), mel_bands=bands, convs=_CONVS, **shared)
     decoder = DecoderSpec(layers=_layers(weights, "decoder"), vocabulary=vocabulary, cross=True, **shared)
     of_decoder = _decoder_weights(weights, decoder)
-    frames, _ = _matrix(weights, "encoder/position_encodings/encodings")
-    positions, _ = _matrix(weights, "decoder/position_encodings/encodings")
+    frames, _ = _sizes(weights, "encoder/position_encodings/encodings", 2)
+    positions, _ = _sizes(weights, "decoder/position_encodings/encodings", 2)
     facts = ProgramFacts(
         name=name,
         kind="encoder-decoder",
@@ -91,11 +98,18 @@ def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name
     )
 
 
-def _matrix(weights: Weights, name: str) -> tuple[int, int]:
+def _number(weights: Weights, name: str) -> int:
+    array = weights.read(name)
+    if array.size != 1:
+        raise ModelError(f"{weights.file}: expected {name!r} to be one number, came {array.size}")
+    return int(array.item())
+
+
+def _sizes(weights: Weights, name: str, axes: int) -> tuple[int, ...]:
     shape = weights.shape(name)
-    if len(shape) != 2:
-        raise ModelError(f"{weights.file}: expected {name!r} to have two axes, came {list(shape)}")
-    return shape[0], shape[1]
+    if len(shape) != axes:
+        raise ModelError(f"{weights.file}: expected {name!r} to have {axes} axes, came {list(shape)}")
+    return shape
 
 
 def _layers(weights: Weights, part: str) -> int:

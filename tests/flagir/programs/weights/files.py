@@ -32,8 +32,10 @@ def _c2_text(text: str) -> bytes:
     return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
 
-def ctranslate2(tensors: Mapping[str, Array], aliases: Mapping[str, str] | None = None, version: int = 6) -> bytes:
-    out = struct.pack("<I", version) + _c2_text("TestSpec") + struct.pack("<II", 3, len(tensors))
+def ctranslate2(
+    tensors: Mapping[str, Array], aliases: Mapping[str, str] | None = None, *, specification: str = "TestSpec"
+) -> bytes:
+    out = struct.pack("<I", 6) + _c2_text(specification) + struct.pack("<II", 3, len(tensors))
     for name, array in tensors.items():
         out += _c2_text(name) + struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape)
         out += struct.pack("<BI", _C2[str(array.dtype)], array.nbytes) + array.tobytes()
@@ -55,6 +57,8 @@ def fact(value: Any) -> bytes:
         return struct.pack("<If", 6, value)
     if isinstance(value, str):
         return struct.pack("<I", 8) + _text(value)
+    if value and isinstance(value[0], int):
+        return struct.pack(f"<IIQ{len(value)}i", 9, 5, len(value), *value)
     return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(map(_text, value))
 
 
