@@ -14,7 +14,8 @@ import numpy as np
 
 from flagsplit.errors import FlagsplitError, InputError, PeerError
 from flagsplit.runtime.events import Instruction, Note
-from flagsplit.runtime.generation.client_machine import ClientFacts, ClientMachine
+from flagsplit.runtime.generation.client_machine import ClientMachine
+from flagsplit.runtime.generation.client_replicas import ClientFacts
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.own_parts import FirstLayers, OwnLoop, OwnParts
@@ -180,7 +181,7 @@ class StreamClient:
     @property
     def replicas(self) -> dict[str, str]:
         """For each replica "up", or why it takes no streams."""
-        return self._shell.ask(self._machine.states)
+        return self._shell.ask(self._machine.replicas.states)
 
     @property
     def moves(self) -> dict[str, int]:

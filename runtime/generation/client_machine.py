@@ -9,18 +9,18 @@ number in the stream, so each is given once. Sockets and threads are `client.py`
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, InternalError, ProtocolError, UnavailableError
-from flagsplit.runtime.events import Connect, Disconnect, Event, Instruction, Leave, Note, Send, Tick, Withdraw
+from flagsplit.runtime.events import Event, Instruction, Leave, Send, Tick, Withdraw
+from flagsplit.runtime.generation.client_replicas import ClientFacts, Replica, Replicas
 from flagsplit.runtime.generation.client_streams import (
     LOCAL,
     ClientOptions,
     Departure,
     LiveStream,
-    Replica,
     choose,
     depart,
+    error_of,
 )
 from flagsplit.runtime.generation.stream_events import (
     Ask,
@@ -34,11 +34,8 @@ from flagsplit.runtime.generation.stream_events import (
     Stop,
     StopLocal,
 )
-from flagsplit.runtime.liveness import Liveness
-from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
 from flagsplit.transport.messages import (
-    GENERATE,
     Bye,
     Cancel,
     Done,
@@ -47,30 +44,12 @@ from flagsplit.transport.messages import (
     Have,
     Message,
     PeerAddress,
-    Ping,
     Pong,
     Reject,
     Tokens,
     Welcome,
 )
 from flagsplit.transport.tensors import chunks_of
-
-_EVERYTHING = ""
-
-
-@dataclass(frozen=True)
-class ClientFacts:
-    """What a client asks for.
-
-    Attributes:
-        bundle: digest of the bundle, or of the program, that the replicas must serve.
-        tier: the tier that they are.
-        own: this process's tier.
-    """
-
-    bundle: str
-    tier: str = "cloud"
-    own: str = "phone"
 
 
 class ClientMachine:
@@ -95,20 +74,16 @@ class ClientMachine:
     ) -> None:
         self.facts, self.options = facts, options or ClientOptions()
         self.streams: dict[int, LiveStream] = {}
-        self.replicas = {each.address: Replica(WorkerPeer(facts.tier, each)) for each in replicas}
+        self.replicas = Replicas(facts, replicas, instance, self.options.liveness)
         self.moves: Counter[str] = Counter()
         self.now = 0.0
         self._instance = instance
         self._has_local = has_local
-        self._liveness = Liveness(self.options.liveness)
         self._departures: dict[int, Departure] = {}
 
     def start(self) -> list[Instruction]:
         """The first instructions: reach all replicas."""
-        return [
-            Connect(name, each.peer.address.address, each.peer.address.server_key)
-            for name, each in self.replicas.items()
-        ]
+        return list(self.replicas.connect())
 
     def handle(self, event: Event, now: float) -> list[Instruction]:
         """Take an event at a time in seconds; answer with what to do, in order."""
@@ -118,16 +93,7 @@ class ClientMachine:
     def next_tick(self) -> float:
         """When the machine wants a `Tick` at the latest."""
         streams = (min(each.request.deadline, each.look_at) for each in self.streams.values())
-        peers = (each.peer.ask_again for each in self.replicas.values())
-        return min(self._liveness.next_tick(), min(streams, default=math.inf), min(peers, default=math.inf))
-
-    def states(self) -> dict[str, str]:
-        """For each replica "up", or why it takes no streams."""
-        bundle = self.facts.bundle
-        return {
-            name: "up" if each.takes(bundle) else "draining" if each.peer.draining else each.peer.reason
-            for name, each in self.replicas.items()
-        }
+        return min(self.replicas.next_tick(), min(streams, default=math.inf))
 
     def _handle(self, event: Event) -> Iterator[Instruction]:
         match event:
@@ -142,15 +108,15 @@ class ClientMachine:
                 yield from self._on_made(event)
             case RowsMade():
                 yield from self._on_rows(event)
-            case Up(peer):
-                yield from self._on_up(peer)
+            case Up(peer) if peer in self.replicas:
+                yield from self.replicas.up(peer)
             case Down(peer, reason) | Violated(peer, reason):
                 yield from self._lose(peer, reason)
             case Received(peer, message) if peer in self.replicas:
-                self._liveness.heard(peer, self.now)
+                self.replicas.liveness.heard(peer, self.now)
                 yield from self._on_message(peer, message)
             case Acked(peer):
-                self._liveness.heard(peer, self.now)
+                self.replicas.liveness.heard(peer, self.now)
             case Tick():
                 yield from self._on_tick()
             case Leave():
@@ -163,17 +129,22 @@ class ClientMachine:
     def _on_message(self, peer: str, message: Message) -> Iterator[Instruction]:
         match message:
             case Welcome():
-                yield from self._on_welcome(peer, message)
+                refusal = self.replicas.refusal(message)
+                if refusal:
+                    yield from self._refused(peer, refusal)
+                else:
+                    self.replicas.welcomed(peer, message, self.now)
+                    yield from self._place_waiting()
             case Reject(code, reason):
-                yield from self._on_reject(peer, f"{code}: {reason}" if reason else code)
+                yield from self._refused(peer, f"{code}: {reason}" if reason else code)
             case Tokens():
                 yield from self._on_tokens(peer, message)
             case Failed():
                 yield from self._on_failed(peer, message)
             case Have():
                 yield from self._on_have(peer, message)
-            case Drain(bundle=bundle) if bundle in ("", self.facts.bundle):
-                self.replicas[peer].peer.draining.add(_EVERYTHING)
+            case Drain(bundle=bundle):
+                self.replicas.drains(peer, bundle)
             case Pong(queue=queue):
                 self.replicas[peer].peer.queue = queue
             case Bye(reason):
@@ -181,38 +152,18 @@ class ClientMachine:
             case _:
                 pass
 
-    def _on_up(self, name: str) -> Iterator[Instruction]:
-        known = self.replicas.get(name)
-        if known is not None:
-            known.peer.connected, known.peer.reason = True, "it has not answered yet"
-            hello = known.peer.hello(self.facts.bundle, self._instance, {}, self.options.liveness)
-            yield Send(name, replace(hello, features=(*hello.features, GENERATE)))
-
-    def _on_welcome(self, name: str, message: Welcome) -> Iterator[Instruction]:
-        known = self.replicas[name]
-        if message.tier != self.facts.tier or GENERATE not in message.features:
-            yield from self._on_reject(name, f"it serves tier {message.tier} and makes no tokens of {self.facts.tier}")
-            return
-        known.peer.welcomed(message)
-        known.instance = message.instance
-        self._liveness.watch(name, self.now)
-        yield from self._place_waiting()
-
-    def _on_reject(self, name: str, reason: str) -> Iterator[Instruction]:
-        """It will not have us: ask again later."""
-        yield from self._lose(name, reason)
-        known = self.replicas[name].peer
-        known.had_no_room(self.now, self._instance)
-        yield Disconnect(name)
-        yield Note(f"{name} refuses: {reason}")
+    def _refused(self, name: str, reason: str) -> Iterator[Instruction]:
+        yield from self.replicas.refused(name, reason, self.now)
+        yield from self._move_from(name, reason)
 
     def _lose(self, name: str, reason: str) -> Iterator[Instruction]:
-        """A replica is gone: its streams go on elsewhere."""
-        known = self.replicas.get(name)
-        if known is None:
-            return
-        known.peer.lost(reason)
-        self._liveness.forget(name)
+        """A replica is gone."""
+        if name in self.replicas:
+            self.replicas.lost(name, reason)
+            yield from self._move_from(name, reason)
+
+    def _move_from(self, name: str, reason: str) -> Iterator[Instruction]:
+        """The streams of a replica go on elsewhere."""
         lost = [stream for stream in self.streams.values() if stream.at == name]
         for stream in lost:
             self.moves["lost"] += 1
@@ -240,7 +191,10 @@ class ClientMachine:
             return
         if stream.waits_for_rows:
             return
-        fit = [each for each in self._fit() if stream.passed.get(each.peer.address.address, -math.inf) <= self.now]
+        if self._has_to_wait_its_turn(stream):
+            stream.look_at = self.now + self.options.pause_s
+            return
+        fit = [each for each in self.replicas.fit() if stream.passed.get(each.name, -math.inf) <= self.now]
         chosen = choose(stream, fit, self.options.choice)
         if chosen is not None:
             yield from self._send(stream, chosen)
@@ -252,14 +206,16 @@ class ClientMachine:
                 times.append(max(stream.since + self.options.local_after_s, self.now + self.options.pause_s))
             stream.look_at = min(times, default=math.inf)
 
-    def _fit(self) -> list[Replica]:
-        return [each for each in self.replicas.values() if each.takes(self.facts.bundle)]
+    def _has_to_wait_its_turn(self, stream: LiveStream) -> bool:
+        """Of streams that may be what brings replicas down, one is tried at a time: a token clears it."""
+        others = (each for each in self.streams.values() if each is not stream and each.at is not None)
+        return stream.is_suspect and any(each.is_suspect for each in others)
 
     def _may_run_here(self, stream: LiveStream) -> bool:
         """At once if all replicas that are there refused the stream, else after a while."""
         if not self._has_local or stream.has_rows:
             return False
-        return bool(self._fit()) or self.now >= stream.since + self.options.local_after_s
+        return bool(self.replicas.fit()) or self.now >= stream.since + self.options.local_after_s
 
     def _run_here(self, stream: LiveStream) -> Iterator[Instruction]:
         yield from self._leave_others(stream, LOCAL)
@@ -270,7 +226,7 @@ class ClientMachine:
 
     def _send(self, stream: LiveStream, chosen: Replica) -> Iterator[Instruction]:
         """Let a replica go on with a stream."""
-        name = chosen.peer.address.address
+        name = chosen.name
         yield from self._leave_others(stream, name)
         stream.attempt += 1
         stream.was_placed = True
@@ -305,7 +261,7 @@ class ClientMachine:
             del stream.states[other]
 
     def _forget_at(self, stream: LiveStream, name: str) -> Iterator[Instruction]:
-        if self.replicas[name].peer.connected:
+        if self.replicas.is_connected(name):
             yield Withdraw(name, self._instance, stream.rid)
             yield Send(name, Cancel(self._instance, stream.rid, stream.attempt))
 
@@ -361,7 +317,7 @@ class ClientMachine:
         if event.error:
             self._has_local = self._has_local and bool(self.replicas)
             self._leave_place(stream, event.error)
-            if not self._fit():
+            if not self.replicas.fit():
                 yield from self._end(stream, "", InputError(event.error))
             else:
                 yield from self._place(stream)
@@ -394,36 +350,27 @@ class ClientMachine:
         if message.code in ("busy", "draining"):
             stream.failures = had  # no fault of the stream's
         if not self._has_local and all(stream.passed.get(name, 0.0) == math.inf for name in self.replicas):
-            yield from self._end(stream, "", _error_of(message.code, text))
+            yield from self._end(stream, "", error_of(message.code, text))
             return
         yield from self._place(stream)
 
     def _on_tick(self) -> Iterator[Instruction]:
-        due, silent = self._liveness.tick(self.now)
-        yield from (Send(name, Ping(0, int(self.now * 1e6))) for name in due)
+        said, silent = self.replicas.tick(self.now)
+        yield from said
         for name in silent:
             yield from self._lose(name, "it went silent")
-            yield Disconnect(name)
-            yield from self._dial(name)
-        for name, each in self.replicas.items():
-            if each.peer.ask_again <= self.now:
-                each.peer.ask_again = math.inf
-                yield from self._dial(name)
+            yield from self.replicas.redial(name)
         for stream in list(self.streams.values()):
             if self.now >= stream.request.deadline:
                 yield from self._run_out(stream)
             elif stream.look_at <= self.now:
                 yield from self._look_at(stream)
 
-    def _dial(self, name: str) -> Iterator[Instruction]:
-        address = self.replicas[name].peer.address
-        yield Connect(name, address.address, address.server_key)
-
     def _run_out(self, stream: LiveStream) -> Iterator[Instruction]:
         """The deadline passed. That is an end like others, unless nobody ever began."""
         error = None
         if not stream.was_placed:
-            states = "; ".join(f"{name}: {state}" for name, state in self.states().items()) or "there is none"
+            states = "; ".join(f"{name}: {state}" for name, state in self.replicas.states().items()) or "there is none"
             error = UnavailableError(f"no replica took the stream before its deadline ({states})")
         yield from self._end(stream, "deadline", error)
 
@@ -432,7 +379,7 @@ class ClientMachine:
         if stream.at is None:
             yield from self._place(stream)
             return
-        others = [each for each in self._fit() if each.peer.address.address != stream.at]
+        others = [each for each in self.replicas.fit() if each.name != stream.at]
         if stream.waits_for_rows or not (others or (self._has_local and not stream.has_rows)):
             stream.look_at = self.now + self.options.stall_s
             return
@@ -451,7 +398,7 @@ class ClientMachine:
         elif stream.at is not None:
             self.replicas[stream.at].streams -= 1
         for name in stream.states:
-            if self.replicas[name].peer.connected:
+            if self.replicas.is_connected(name):
                 yield Withdraw(name, self._instance, stream.rid)
                 yield Send(name, Done(self._instance, stream.rid))
         yield Over(stream.rid, reason, error)
@@ -459,10 +406,6 @@ class ClientMachine:
     def _on_leave(self) -> Iterator[Instruction]:
         for stream in list(self.streams.values()):
             yield from self._end(stream, "", UnavailableError("the client was closed before the stream was over"))
-        for name, each in self.replicas.items():
-            if each.peer.connected:
+        for name in self.replicas:
+            if self.replicas.is_connected(name):
                 yield Send(name, Bye("the client is closed"))
-
-
-def _error_of(code: str, text: str) -> FlagsplitError:
-    return InputError(text) if code == "compute" else UnavailableError(f"every replica refuses the stream; {text}")

@@ -11,16 +11,16 @@ from typing import Final, Literal
 
 import numpy as np
 
+from flagsplit.errors import FlagsplitError, InputError, UnavailableError
+from flagsplit.runtime.generation.client_replicas import Replica
 from flagsplit.runtime.generation.service_machine import ROWS, TOKENS, tokens_array
 from flagsplit.runtime.generation.stream_events import StreamRequest
 from flagsplit.runtime.generation.stream_spec import StreamSpec
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.runtime.relay import RESUME_FROM_BYTES, tensor_bytes, tensor_header
-from flagsplit.runtime.session_peers import WorkerPeer
 from flagsplit.targets.interface import Array
 from flagsplit.transport.checksum import crc32
 from flagsplit.transport.messages import (
-    GENERATE,
     INLINE,
     MAX_INLINE_BYTES,
     RESUME,
@@ -32,6 +32,7 @@ from flagsplit.transport.messages import (
 LOCAL: Final = ""
 """The place that is the client itself; replicas are called by their addresses."""
 _MAX_DEADLINE_S: Final = 1e9
+_SUSPECT_AFTER: Final = 3
 
 Choice = Literal["hash", "load"]
 
@@ -57,30 +58,6 @@ class ClientOptions:
     pause_s: float = 0.25
     max_failures: int = 12
     liveness: LivenessOptions = field(default_factory=LivenessOptions)
-
-
-@dataclass
-class Replica:
-    """One process that makes tokens.
-
-    Attributes:
-        peer: what is known of it as of any worker.
-        instance: names the start of it that was welcomed.
-        streams: how many streams of this client are there.
-    """
-
-    peer: WorkerPeer
-    instance: str = ""
-    streams: int = 0
-
-    def takes(self, bundle: str) -> bool:
-        """Whether it takes new streams of a bundle."""
-        return self.peer.takes(bundle) and GENERATE in self.peer.features
-
-    @property
-    def load(self) -> int:
-        """What it has to do, as far as is known here."""
-        return max(self.peer.queue or 0, self.streams)
 
 
 @dataclass
@@ -119,6 +96,11 @@ class LiveStream:
     rows_told: int = 0
     waits_for_rows: bool = False
     last_error: str = ""
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it failed so often that it may be to blame."""
+        return self.failures >= _SUSPECT_AFTER
 
     @property
     def has_rows(self) -> bool:
@@ -161,7 +143,7 @@ def depart(
         ConfigError: the options take more than a message may have.
         ProtocolError: a tensor cannot travel.
     """
-    known = stream.states.get(replica.peer.address.address) == replica.instance
+    known = stream.states.get(replica.name) == replica.instance
     request = stream.request
     tensors: dict[str, Array] = {}
     position = None
@@ -206,7 +188,12 @@ def depart(
 def choose(stream: LiveStream, replicas: Iterable[Replica], choice: Choice) -> Replica | None:
     """The replica for a stream, out of those that take it."""
     weight: Callable[[Replica], float] = (lambda each: -each.load) if choice == "load" else (lambda _: 0.0)
-    return max(replicas, key=lambda each: (weight(each), _draw(stream.key, each.peer.address.address)), default=None)
+    return max(replicas, key=lambda each: (weight(each), _draw(stream.key, each.name)), default=None)
+
+
+def error_of(code: str, text: str) -> FlagsplitError:
+    """What the application gets when no replica takes a stream."""
+    return InputError(text) if code == "compute" else UnavailableError(f"every replica refuses the stream; {text}")
 
 
 def _draw(key: str, replica: str) -> bytes:

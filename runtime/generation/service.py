@@ -128,7 +128,7 @@ class StreamService:
                 self._settings.machine,
                 hooks=replace(self._settings.hooks, wait_us=lambda: int(min(self.engine.expected_wait_s(), 1e6) * 1e6)),
             )
-            self._watch(program, channel.instance)
+            self._telemetry = self._watched(program, channel.instance)
             observer = None if self._telemetry is None else self._telemetry.observer
             self._shell = Shell(
                 self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", observer
@@ -172,13 +172,13 @@ class StreamService:
         """What there is now, and what was so far; a moment's view."""
         return self._shell.ask(self._machine.stats)
 
-    def _watch(self, program: ServiceProgram, instance: str) -> None:
+    def _watched(self, program: ServiceProgram, instance: str) -> "Telemetry | None":
         if not self._settings.telemetry.is_wanted:
-            return
+            return None
         from flagsplit.runtime.telemetry.telemetry import Telemetry  # only here: it takes a tenth of a second
 
         about = About("worker", program.tier, program.tiers, tuple(program.facts.cuts), program.digest, instance)
-        self._telemetry = Telemetry(about, self._settings.telemetry)
+        return Telemetry(about, self._settings.telemetry)
 
     def _unwatch(self) -> None:
         if self._telemetry is not None:

@@ -1,8 +1,7 @@
 """Clients and services of token streams on a clock that only moves when told, over a network that fails.
 
 The network is that of `flagsplit.runtime.testing`. Engines are made up: tokens are hashes of everything that a stream
-should have by then, so one that was lost, repeated or put elsewhere changes all that follow. They refuse what they should
-not be asked.
+should have by then, so one that was lost, repeated or put elsewhere changes all that follow.
 """
 
 import hashlib
@@ -33,7 +32,8 @@ from flagsplit.runtime.events import (
     Tick,
     Withdraw,
 )
-from flagsplit.runtime.generation.client_machine import ClientFacts, ClientMachine
+from flagsplit.runtime.generation.client_machine import ClientMachine
+from flagsplit.runtime.generation.client_replicas import ClientFacts
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.events import Generate, Refused, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
