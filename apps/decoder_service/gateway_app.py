@@ -24,8 +24,8 @@ from flagsplit.apps.decoder_service.gateway_multipart import read_multipart
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
 from flagsplit.apps.decoder_service.gateway_socket import SocketClient
 from flagsplit.apps.decoder_service.gateway_sse import EventStream
+from flagsplit.apps.speech.transcriber import Segment
 
-SAMPLE_RATE_HZ: Final = 16_000
 _HEALTH: Final = ("/healthz", "/readyz")
 _COPIES_OF_AUDIO: Final = 3
 """An upload takes its own size, and as samples in floating point twice that."""
@@ -174,15 +174,15 @@ class GatewayApp:
     async def _listen(
         self, request: web.Request, listener: Listener, asked: transcriptions.Transcription
     ) -> web.StreamResponse:
-        samples = await asyncio.to_thread(listener.read_audio, bytes(asked.audio))
-        duration_s = len(samples) / SAMPLE_RATE_HZ
-        made = listener.listen(samples, asked.wanted(request[_CLIENT]))
-        heard = self._counted(made, request, lambda item: len(item.tokens))
-        async with aclosing(heard):
-            if asked.stream:
-                return await self._send_events(request, transcriptions.events(heard, duration_s), "")
-            async with self._in_time(request):
-                answer, kind = await transcriptions.whole_answer(heard, asked, listener.facts, duration_s)
+        sound = await asyncio.to_thread(listener.open_sound, bytes(asked.audio))
+        with sound:
+            made = listener.listen(sound, asked.wanted(request[_CLIENT]))
+            heard = self._counted(made, request, lambda item: item.tokens if isinstance(item, Segment) else 0)
+            async with aclosing(heard):
+                if asked.stream:
+                    return await self._send_events(request, transcriptions.events(heard, sound.seconds), "")
+                async with self._in_time(request):
+                    answer, kind = await transcriptions.whole_answer(heard, asked, listener.facts, sound.seconds)
         if isinstance(answer, str):
             return web.Response(text=answer, content_type=kind, charset="utf-8")
         return web.json_response(answer)

@@ -1,15 +1,16 @@
 """What the gateway needs of the parts behind it: a model that gives tokens, its words, and a listener for speech.
 
-The gateway speaks HTTP and text and knows no engine; `flagsplit.apps.decoder_service` hands it backends for an engine
-in this process, for one on other machines, and for replicas of Ray.
+The gateway speaks HTTP and text and knows no engine; `gateway_program` puts backends together for an engine in this
+process, be it one of Ray's, and for decoder services elsewhere.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
+from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment
+from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.errors import PeerError
-from flagsplit.runtime.generation.events import Reason
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.targets.interface import Array
 
@@ -27,6 +28,10 @@ class BusyError(PeerError):
         self.retry_after_s = retry_after_s
 
 
+Cut = Mapping[str, tuple[str, tuple[int | None, ...]]]
+"""Tensors that cross a cut: for each its element type and its shape, where None is any size."""
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What clients are told of a model, and what their wishes are checked against.
@@ -38,10 +43,8 @@ class ModelFacts:
         max_positions: tokens that a stream may have, prompt included.
         owner: who made it.
         languages: ISO 639-1 codes of what it understands; none says nothing.
-        max_input_s: longest audio that is taken.
         created: seconds since 1970, or 0.
-        tensors: boundary tensors that a WebSocket client may send instead of audio or text, each with its element type
-            and shape, where None is any size.
+        cuts: by name of a plan, the tensors that a WebSocket client may send instead of audio or text.
     """
 
     name: str
@@ -50,9 +53,8 @@ class ModelFacts:
     max_positions: int
     owner: str = "flagsplit"
     languages: tuple[str, ...] = ()
-    max_input_s: float = 3600.0
     created: int = 0
-    tensors: Mapping[str, tuple[str, tuple[int | None, ...]]] = field(default_factory=dict)
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,18 @@ class Wanted:
         options: choices of the client.
         prompt: tokens to go on from; none is the model's own prompt.
         generated: tokens that the client has already, after the prompt; they are not given again.
-        tensors: boundary tensors that a part of the model elsewhere computed, by name.
+        plan: whose cut the tensors cross; "" where the tensors are the model's input.
+        tensors: by name.
+        input_s: seconds of audio that the tensors are made of; 0 is not known.
     """
 
     client: str
     options: GenerationOptions = field(default_factory=GenerationOptions)
     prompt: tuple[int, ...] = ()
     generated: tuple[int, ...] = ()
+    plan: str = ""
     tensors: Mapping[str, Array] = field(default_factory=dict)
+    input_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,44 +86,13 @@ class Piece:
 
     Attributes:
         tokens: their ids; may be none when the stream ends.
-        reason: why it ended, "" if it did not.
+        reason: why it ended, "" if it did not: "stop", "length", "deadline" or "cancelled".
         where: what made them, such as a tier or a replica.
     """
 
     tokens: tuple[int, ...]
-    reason: Reason | Literal[""] = ""
+    reason: str = ""
     where: str = ""
-
-
-@dataclass(frozen=True)
-class Heard:
-    """More of what was said.
-
-    Attributes:
-        text: to be appended to what came before, spaces included.
-        tokens: what it was made of.
-        start_s: where the stretch of audio begins that it belongs to.
-        end_s: where that ends.
-        ends: whether the stretch is complete.
-        where: what made it.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    start_s: float
-    end_s: float
-    ends: bool = False
-    where: str = ""
-
-
-class Tokenizer(Protocol):
-    """Words to tokens and back."""
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Tokens of a text, without those that begin or end a stream."""
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; what is no text, such as half a character, becomes U+FFFD."""
 
 
 class Backend(Protocol):
@@ -144,15 +119,33 @@ class Backend(Protocol):
         """
 
 
+class Sound(Protocol):
+    """A recording, read block by block."""
+
+    seconds: float
+
+    def __enter__(self) -> Self:
+        """It is open already."""
+
+    def __exit__(self, *_: object) -> None:
+        """Free what it holds."""
+
+    def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
+        """One channel from the beginning, float32 in -1..1, so many samples a second."""
+
+
 class Listener(Backend, Protocol):
     """A model of speech."""
 
-    def read_audio(self, data: bytes) -> Array:
-        """The samples of a recording: float32 [samples] of one channel at 16 kHz. Takes as long as it takes.
+    def open_sound(self, data: bytes) -> Sound:
+        """A recording that somebody sent.
 
         Raises:
-            InputError: it is no recording that can be read, or too long.
+            InputError: it is none that can be read.
         """
 
-    def listen(self, samples: Array, wanted: Wanted) -> AsyncGenerator[Heard, None]:
-        """What is said, as it is understood. Closing the generator cancels it. Raises as `generate`."""
+    def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
+        """Words as they become certain, and after those of a window its segment. Closing the generator cancels it.
+
+        Raises: as `generate`.
+        """

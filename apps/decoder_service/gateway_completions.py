@@ -8,10 +8,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from flagsplit.apps.decoder_service.gateway_backend import Backend, ModelFacts, Tokenizer, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import Backend, ModelFacts, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
 from flagsplit.apps.decoder_service.gateway_fields import Fields, wrong
 from flagsplit.apps.decoder_service.gateway_streams import Delta, text_deltas
+from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.runtime.generation.options import GenerationOptions
 
 MAX_PROMPTS: Final = 64

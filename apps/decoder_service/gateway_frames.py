@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from flagsplit.apps.decoder_service.gateway_backend import ModelFacts, Tokenizer
+from flagsplit.apps.decoder_service.gateway_backend import Cut, ModelFacts
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
 from flagsplit.apps.decoder_service.gateway_fields import Fields, wrong
+from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.runtime.generation.options import GenerationOptions, options_from_json
 from flagsplit.targets.interface import Array
 
@@ -22,6 +23,7 @@ HEAD: Final = struct.Struct("<IHH")
 LAST: Final = 1
 MAX_STREAM: Final = (1 << 32) - 1
 MAX_TENSORS: Final = 8
+RATE_HZ: Final = 16_000
 _AUDIO: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
@@ -93,6 +95,7 @@ class Opening:
         generated: tokens that the client has already.
         inputs: what comes in binary frames.
         audio: whether that is audio.
+        plan: whose cut the tensors cross.
     """
 
     stream: int
@@ -101,6 +104,7 @@ class Opening:
     generated: tuple[int, ...]
     inputs: tuple[Expected, ...]
     audio: bool
+    plan: str
 
 
 def read_opening(stream: int, fields: Fields, facts: ModelFacts, tokenizer: Tokenizer) -> Opening:
@@ -115,6 +119,7 @@ def read_opening(stream: int, fields: Fields, facts: ModelFacts, tokenizer: Toke
     options = options_from_json(given)
     audio, tensors, prompt = fields.raw("audio"), fields.raw("tensors"), fields.raw("prompt")
     generated = _tokens("generated", fields.raw("generated"), facts)
+    plan = fields.choice("plan", facts.cuts, next(iter(facts.cuts))) if tensors is not None and facts.cuts else ""
     fields.end()
     if sum(each is not None for each in (audio, tensors)) > 1:
         raise ApiError(400, "expected audio or tensors, came both; open two streams", "invalid_value", "audio")
@@ -122,11 +127,11 @@ def read_opening(stream: int, fields: Fields, facts: ModelFacts, tokenizer: Toke
         raise ApiError(400, "expected audio, tensors or prompt: what is the stream to go on from?", "invalid_value")
     if audio is not None and facts.kind != "speech":
         raise ApiError(400, f"{facts.name} does not listen; give it a prompt", "wrong_model", "audio")
-    inputs = (_audio(audio),) if audio is not None else _tensors(tensors or [], facts)
+    inputs = (_audio(audio),) if audio is not None else _tensors(tensors or [], facts.cuts.get(plan, {}))
     asked = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else _tokens("prompt", prompt, facts)
     if len(asked) + len(generated) >= facts.max_positions:
         raise ApiError(400, f"{facts.name} takes {facts.max_positions} tokens; give fewer", "context_length_exceeded")
-    return Opening(stream, options, asked, generated, inputs, audio is not None)
+    return Opening(stream, options, asked, generated, inputs, audio is not None, plan)
 
 
 def _tokens(name: str, given: Any, facts: ModelFacts) -> tuple[int, ...]:
@@ -142,25 +147,25 @@ def _audio(given: Any) -> Expected:
         raise wrong("audio", 'an object such as {"format": "s16le", "rate": 16000}', given)
     fields = Fields(given)
     dtype = _AUDIO[fields.choice("format", _AUDIO, "s16le")]
-    rate = fields.whole("rate", 16000, 1, 1 << 20)
+    rate = fields.whole("rate", RATE_HZ, 1, 1 << 20)
     fields.end()
-    if rate != 16000:
+    if rate != RATE_HZ:
         raise ApiError(
-            400, f"rate: expected 16000 samples a second of one channel, came {rate}; resample", "bad_input", "rate"
+            400, f"rate: expected {RATE_HZ} samples a second of one channel, came {rate}; resample", "bad_input", "rate"
         )
     return Expected("audio", dtype, None)
 
 
-def _tensors(given: Any, facts: ModelFacts) -> tuple[Expected, ...]:
+def _tensors(given: Any, cut: Cut) -> tuple[Expected, ...]:
     if not isinstance(given, list) or len(given) > MAX_TENSORS:
         raise wrong("tensors", f"a list of at most {MAX_TENSORS}", given)
-    found = tuple(_tensor(each, facts) for each in given)
-    if len({each.name for each in found}) != len(found):
-        raise wrong("tensors", "different names", [each.name for each in found])
+    found = tuple(_tensor(each, cut) for each in given)
+    if len({each.name for each in found}) != len(found) or (found and len(found) != len(cut)):
+        raise wrong("tensors", f"each of {', '.join(cut)} once", [each.name for each in found])
     return found
 
 
-def _tensor(given: Any, facts: ModelFacts) -> Expected:
+def _tensor(given: Any, cut: Cut) -> Expected:
     if not isinstance(given, Mapping):
         raise wrong("tensors", "objects with name, dtype and shape", given)
     fields = Fields(given)
@@ -170,9 +175,9 @@ def _tensor(given: Any, facts: ModelFacts) -> Expected:
         fields.raw("shape"),
     )
     fields.end()
-    known = facts.tensors.get(name)
+    known = cut.get(name)
     if known is None:
-        raise wrong("tensors", f"one of {', '.join(facts.tensors) or 'none: this model takes no tensors'}", name)
+        raise wrong("tensors", f"one of {', '.join(cut) or 'none: this model takes no tensors'}", name)
     sizes = isinstance(shape, list) and all(type(size) is int and 0 < size < 1 << 31 for size in shape)
     fits = sizes and len(shape) == len(known[1])
     if (

@@ -65,7 +65,10 @@ class Models:
             ApiError: there is none of that name.
         """
         facts = self.any(name).facts
-        tensors = {each: {"dtype": dtype, "shape": list(shape)} for each, (dtype, shape) in facts.tensors.items()}
+        plans = {
+            plan: [{"name": each, "dtype": dtype, "shape": list(shape)} for each, (dtype, shape) in cut.items()]
+            for plan, cut in facts.cuts.items()
+        }
         return {
             "id": facts.name,
             "object": "model",
@@ -73,7 +76,7 @@ class Models:
             "owned_by": facts.owner,
             "kind": facts.kind,
             "max_positions": facts.max_positions,
-            "tensors": tensors,
+            "plans": plans,
         }
 
     def _of_kind(self, name: str, kind: str, instead: str) -> Backend:

@@ -11,16 +11,18 @@ from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
+import numpy as np
 from aiohttp import WSMsgType, web
 
-from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Heard, Listener, Piece, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Listener, Piece, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError, api_error
 from flagsplit.apps.decoder_service.gateway_fields import Fields, read_json
-from flagsplit.apps.decoder_service.gateway_frames import HEAD, MAX_STREAM, Opening, read_frame, read_opening
+from flagsplit.apps.decoder_service.gateway_frames import HEAD, MAX_STREAM, RATE_HZ, Opening, read_frame, read_opening
 from flagsplit.apps.decoder_service.gateway_load import Load
 from flagsplit.apps.decoder_service.gateway_models import Models
+from flagsplit.apps.decoder_service.gateway_program import PcmSound
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
-from flagsplit.apps.decoder_service.gateway_text import TextOf
+from flagsplit.apps.speech.transcriber import NewWord, Segment
 
 SUBPROTOCOL: Final = "flagsplit.v1"
 MAX_FRAME_BYTES: Final = 1 << 20
@@ -147,12 +149,12 @@ class SocketClient:
     def _start(self, stream: _Stream) -> None:
         arrays = {each.name: each.array(data) for each, data in zip(stream.opening.inputs, stream.data, strict=True)}
         opening = stream.opening
-        wanted = Wanted(
-            self._client, opening.options, opening.prompt, opening.generated, {} if opening.audio else arrays
-        )
+        tensors = {} if opening.audio else arrays
+        wanted = Wanted(self._client, opening.options, opening.prompt, opening.generated, opening.plan, tensors)
         if opening.audio:
             listener = cast("Listener", stream.backend)
-            work = self._listen(opening.stream, listener.listen(arrays["audio"], wanted))
+            samples = arrays["audio"].astype(np.float32, copy=False)
+            work = self._listen(opening.stream, listener.listen(PcmSound(samples, RATE_HZ), wanted))
         else:
             work = self._generate(opening.stream, stream.backend, wanted)
         stream.data = []
@@ -174,10 +176,11 @@ class SocketClient:
                 stream.held.close()
 
     async def _generate(self, number: int, backend: Backend, wanted: Wanted) -> str:
-        text, offset = TextOf(backend.tokenizer, (*wanted.prompt, *wanted.generated)), len(wanted.generated)
+        text, offset = backend.tokenizer.decode_stream(), len(wanted.generated)
+        text.feed((*wanted.prompt, *wanted.generated))
         async with aclosing(backend.generate(wanted)) as pieces:
             async for piece in pieces:
-                shown = text.push(piece.tokens) + (text.finish() if piece.reason else "")
+                shown = text.feed(piece.tokens) + (text.finish() if piece.reason else "")
                 await self._send_tokens(number, offset, piece, shown)
                 offset += len(piece.tokens)
                 if piece.reason:
@@ -189,14 +192,14 @@ class SocketClient:
             about = {"type": "tokens", "stream": number, "offset": offset, "tokens": list(piece.tokens)}
             await self._send({**about, "text": text, "where": piece.where})
 
-    async def _listen(self, number: int, heard: AsyncGenerator[Heard, None]) -> str:
-        offset = 0
+    async def _listen(self, number: int, heard: AsyncGenerator[NewWord | Segment, None]) -> str:
         async with aclosing(heard):
             async for each in heard:
-                about = {"type": "tokens", "stream": number, "offset": offset, "tokens": list(each.tokens)}
-                times = {"start_s": each.start_s, "end_s": each.end_s, "ends": each.ends}
-                await self._send({**about, "text": each.text, "where": each.where, **times})
-                offset += len(each.tokens)
+                if isinstance(each, NewWord):
+                    await self._send({"type": "word", "stream": number, "text": each.text, "where": each.where})
+                else:
+                    words = [{"text": word.text, "start_s": word.start_s, "end_s": word.end_s} for word in each.words]
+                    await self._send({"type": "segment", "stream": number, "words": words, "tokens": each.tokens})
         return "stop"
 
     async def _cancel(self, number: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
-from flagsplit.apps.decoder_service.gateway_text import StopStrings, TextOf
+from flagsplit.apps.decoder_service.gateway_text import StopStrings
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ async def text_deltas(backend: Backend, wanted: Wanted, stops: Sequence[str] = (
     Raises:
         ApiError: the deadline came before the end.
     """
-    text, watch = TextOf(backend.tokenizer, (*wanted.prompt, *wanted.generated)), StopStrings(stops)
+    text, watch = backend.tokenizer.decode_stream(), StopStrings(stops)
+    text.feed((*wanted.prompt, *wanted.generated))  # How a token is written depends on whether others are before it.
     async with aclosing(backend.generate(wanted)) as pieces:
         async for piece in pieces:
-            shown = watch.push(text.push(piece.tokens))
+            shown = watch.push(text.feed(piece.tokens))
             if piece.reason and not watch.found:
                 shown += watch.push(text.finish())
             if piece.reason and not watch.found:

@@ -1,52 +1,6 @@
-"""Tokens to text as they come: whole characters only, and nothing of a stop string."""
+"""Text as it comes, without anything of a stop string."""
 
 from collections.abc import Sequence
-
-from flagsplit.apps.decoder_service.gateway_backend import Tokenizer
-
-_UNFINISHED = "\ufffd"
-_MOST_BYTES = 4
-"""A character has at most so many bytes: after as many tokens without a character, there is none to wait for."""
-
-
-class TextOf:
-    """The text of a stream's tokens, piece by piece; the pieces together are what all tokens together decode to.
-
-    A tokenizer may write a token differently at the beginning of a text, so each piece is what the text grows by when
-    its tokens are decoded after the ones before.
-
-    Args:
-        tokenizer: of the stream's model.
-        before: tokens whose text is not to be given out.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._tokens = list(before)
-        self._start = 0
-        self._given = len(self._tokens)
-
-    def push(self, tokens: Sequence[int]) -> str:
-        """What is sure of the text after some more tokens."""
-        self._tokens += tokens
-        for end in range(len(self._tokens), self._given, -1):
-            text = self._new_text(end)
-            if text and not text.endswith(_UNFINISHED):
-                return self._give(text, end)
-        return self.finish() if len(self._tokens) - self._given >= _MOST_BYTES else ""
-
-    def finish(self) -> str:
-        """What is left: nothing more comes."""
-        return self._give(self._new_text(len(self._tokens)), len(self._tokens))
-
-    def _new_text(self, end: int) -> str:
-        before = self._tokenizer.decode(self._tokens[self._start : self._given])
-        return self._tokenizer.decode(self._tokens[self._start : end])[len(before) :]
-
-    def _give(self, text: str, end: int) -> str:
-        if text:
-            self._start, self._given = self._given, end
-        return text
 
 
 class StopStrings:

@@ -1,14 +1,16 @@
 """`POST /v1/audio/transcriptions`: what is asked, and the answer in the format that was asked for."""
 
+import zlib
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from flagsplit.apps.decoder_service.gateway_backend import Heard, ModelFacts, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import ModelFacts, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
-from flagsplit.apps.decoder_service.gateway_fields import Fields
+from flagsplit.apps.decoder_service.gateway_fields import Fields, wrong
 from flagsplit.apps.decoder_service.gateway_multipart import Part
-from flagsplit.apps.decoder_service.gateway_subtitles import Stretches, srt, verbose, vtt
+from flagsplit.apps.speech.subtitles import subtitles
+from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.runtime.generation.options import GenerationOptions
 
 FORMATS: Final = ("json", "text", "verbose_json", "srt", "vtt")
@@ -26,6 +28,7 @@ class Transcription:
         form: one of `FORMATS`.
         temperature: 0 takes the likeliest words.
         stream: whether the answer comes as events.
+        word_times: whether `verbose_json` is to say when each word was said.
     """
 
     audio: memoryview
@@ -34,6 +37,7 @@ class Transcription:
     form: str
     temperature: float
     stream: bool
+    word_times: bool
 
     def wanted(self, client: str) -> Wanted:
         """The stream to be opened."""
@@ -53,8 +57,8 @@ def read_transcription(parts: Sequence[Part]) -> Transcription:
     if len(texts) + 1 + sum(part.name in _LISTS for part in parts) != len(parts):
         raise ApiError(400, "a field comes twice; give it once", "invalid_value")
     for part in parts:
-        if part.name.startswith("timestamp_granularities") and part.text() != "segment":
-            raise ApiError(400, "timestamps are of segments only; leave words out", "unsupported_parameter", part.name)
+        if part.name.startswith("timestamp_granularities") and part.text() not in ("segment", "word"):
+            raise wrong(part.name, "segment or word", part.text())
         if part.name.startswith("include"):
             raise ApiError(400, "include: probabilities of tokens are not kept", "unsupported_parameter", part.name)
     fields = Fields(texts)
@@ -68,6 +72,7 @@ def read_transcription(parts: Sequence[Part]) -> Transcription:
         fields.choice("response_format", FORMATS, "json"),
         fields.number("temperature", 0.0, 0.0, 2.0),
         fields.flag("stream"),
+        any(part.name.startswith("timestamp_granularities") and part.text() == "word" for part in parts),
     )
     fields.end()
     if found.stream and found.form != "json":
@@ -91,36 +96,90 @@ def check_language(asked: Transcription, facts: ModelFacts) -> None:
         raise ApiError(400, f"{facts.name} understands {known}, not {asked.language!r}", "invalid_value", "language")
 
 
+@dataclass
+class Transcript:
+    """What was heard so far."""
+
+    words: list[str] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+
+    def push(self, heard: NewWord | Segment) -> str:
+        """Some more; the text that it adds."""
+        if isinstance(heard, Segment):
+            self.segments.append(heard)
+            return ""
+        self.words.append(heard.text)
+        return heard.text if len(self.words) == 1 else f" {heard.text}"
+
+    @property
+    def text(self) -> str:
+        """All words."""
+        return " ".join(self.words)
+
+
 async def whole_answer(
-    heard: AsyncGenerator[Heard, None], asked: Transcription, facts: ModelFacts, duration_s: float
+    heard: AsyncGenerator[NewWord | Segment, None], asked: Transcription, facts: ModelFacts, duration_s: float
 ) -> tuple[str | dict[str, Any], str]:
     """The answer in one piece, and its content type."""
-    stretches, texts = Stretches(), list[str]()
+    found = Transcript()
     async for each in heard:
-        stretches.push(each)
-        texts.append(each.text)
-    text, found = "".join(texts).strip(), stretches.finish()
-    language = asked.language or next(iter(facts.languages), "")
+        found.push(each)
     if asked.form == "json":
-        return {"text": text, "usage": _usage(duration_s)}, "application/json"
+        return {"text": found.text, "usage": _usage(duration_s)}, "application/json"
     if asked.form == "verbose_json":
-        spoken = _LANGUAGES.get(language, language)
-        answer = verbose(text, spoken, duration_s, asked.temperature, found)
-        return {**answer, "usage": _usage(duration_s)}, "application/json"
+        return _verbose(found, asked, facts, duration_s), "application/json"
+    if asked.form == "text":
+        return found.text + "\n", "text/plain"
+    words = [word for segment in found.segments for word in segment.words]
     if asked.form == "srt":
-        return srt(found), "application/x-subrip"
-    return (vtt(found), "text/vtt") if asked.form == "vtt" else (text + "\n", "text/plain")
+        return subtitles(words, "srt"), "application/x-subrip"
+    return subtitles(words, "vtt"), "text/vtt"
 
 
-async def events(heard: AsyncGenerator[Heard, None], duration_s: float) -> AsyncGenerator[dict[str, Any], None]:
+async def events(
+    heard: AsyncGenerator[NewWord | Segment, None], duration_s: float
+) -> AsyncGenerator[dict[str, Any], None]:
     """The answer as events."""
-    texts: list[str] = []
+    found = Transcript()
     async for each in heard:
-        text = each.text if texts else each.text.lstrip()
-        if text:
-            texts.append(text)
+        if text := found.push(each):
             yield {"type": "transcript.text.delta", "delta": text}
-    yield {"type": "transcript.text.done", "text": "".join(texts), "usage": _usage(duration_s)}
+    yield {"type": "transcript.text.done", "text": found.text, "usage": _usage(duration_s)}
+
+
+def _verbose(found: Transcript, asked: Transcription, facts: ModelFacts, duration_s: float) -> dict[str, Any]:
+    """The fields of OpenAI's `verbose_json`; what is not known of a segment is null."""
+    language = asked.language or next(iter(facts.languages), "")
+    answer: dict[str, Any] = {
+        "task": "transcribe",
+        "language": _LANGUAGES.get(language, language),
+        "duration": round(duration_s, 3),
+        "text": found.text,
+        "segments": [_segment(index, segment, asked) for index, segment in enumerate(found.segments)],
+        "usage": _usage(duration_s),
+    }
+    if asked.word_times:
+        words = [word for segment in found.segments for word in segment.words]
+        answer["words"] = [
+            {"word": word.text, "start": round(word.start_s, 3), "end": round(word.end_s, 3)} for word in words
+        ]
+    return answer
+
+
+def _segment(index: int, segment: Segment, asked: Transcription) -> dict[str, Any]:
+    start_s, data = segment.words[0].start_s, segment.text.encode()
+    return {
+        "id": index,
+        "seek": round(start_s * 100),
+        "start": round(start_s, 3),
+        "end": round(segment.words[-1].end_s, 3),
+        "text": segment.text,
+        "tokens": [],
+        "temperature": asked.temperature,
+        "avg_logprob": None,
+        "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
+        "no_speech_prob": None,
+    }
 
 
 def _usage(duration_s: float) -> dict[str, Any]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from flagsplit.runtime.generation.sequential import generate
 from numpy.typing import NDArray
 
 from flagsplit.apps.speech.recognizer import Heard
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.flagir.programs import ProgramFacts
+from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation import StepModel
 from flagsplit.targets.interface import Executable
 

@@ -1,27 +1,33 @@
 """A backend that recites: what it says depends on the number of the token only, so every test knows it beforehand."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from flagsplit.apps.decoder_service.gateway_backend import BusyError, Heard, ModelFacts, Piece, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import BusyError, ModelFacts, Piece, Sound, Wanted
+from flagsplit.apps.decoder_service.gateway_program import PcmSound
+from flagsplit.apps.speech.transcriber import NewWord, Segment
+from flagsplit.apps.speech.words import Word
+from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.errors import InputError
-from flagsplit.targets.interface import Array
 
 VERSE = "Ever tried, ever failed \N{EN DASH} no matter. 😀 "
 BYTES = VERSE.encode()
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """A token is a byte of UTF-8."""
 
-    def encode(self, text: str) -> Sequence[int]:
-        return tuple(text.encode())
+    special: ClassVar[dict[str, int]] = {}  # type: ignore[misc]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(tokens).decode("utf-8", "replace")
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
 
 
 @dataclass
@@ -74,24 +80,24 @@ class RoteListener(Rote):
 
     facts: ModelFacts = field(
         default_factory=lambda: ModelFacts(
-            "ear", "speech", 256, 512, languages=("en",), tensors={"hidden": ("float32", (1, None, 4))}
+            "ear", "speech", 256, 512, languages=("en",), cuts={"split": {"hidden": ("float32", (1, None, 4))}}
         )
     )
 
-    def read_audio(self, data: bytes) -> Array:
+    def open_sound(self, data: bytes) -> PcmSound:
         if not data.startswith(b"RIFF"):
             raise InputError("expected a recording, came something else")
-        return np.frombuffer(data[4:], np.int16).astype(np.float32) / np.float32(32768)
+        return PcmSound(np.frombuffer(data[4:], np.int16).astype(np.float32), 16000)
 
-    async def listen(self, samples: Array, wanted: Wanted) -> AsyncGenerator[Heard, None]:
+    async def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
         self.asked.append(wanted)
         self.open += 1
         try:
-            for second in range(len(samples) // 16000):
-                word = " " + VERSE.split()[second % 4]
-                for half in (word[:3], word[3:]):
-                    await asyncio.sleep(self.gap_s)
-                    yield Heard(half, tuple(half.encode()), second, second + 1, half == word[3:], "here")
+            for second in range(int(sound.seconds)):
+                await asyncio.sleep(self.gap_s)
+                word = VERSE.split()[second % 4]
+                yield NewWord(word, "here", second)
+                yield Segment(second, (Word(word, second, second + 1, "here"),), len(word))
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise

@@ -39,7 +39,7 @@ class Socket:
     async def hear_all(self, *streams: int) -> dict[int, list[Told]]:
         """Everything until these streams are over."""
         found: dict[int, list[Told]] = {stream: [] for stream in streams}
-        while any(not told or told[-1]["type"] == "tokens" for told in found.values()):
+        while any(not told or told[-1]["type"] not in ("done", "error") for told in found.values()):
             message = await self.hear()
             found.setdefault(message["stream"], []).append(message)
         return found
@@ -94,7 +94,7 @@ def test_tensors_in_pieces(gateway: Open) -> None:
 
     told = talk(gateway(ear := RoteListener()), scenario)
     assert told[-1]["type"] == "done"
-    assert list(ear.asked[0].tensors) == ["hidden"]
+    assert (list(ear.asked[0].tensors), ear.asked[0].plan) == (["hidden"], "split")
     assert ear.asked[0].tensors["hidden"].flags.aligned
     np.testing.assert_array_equal(ear.asked[0].tensors["hidden"], hidden)
 
@@ -110,9 +110,10 @@ def test_audio(gateway: Open, form: str, dtype: str) -> None:
         return (await socket.hear_all(2))[2]
 
     *told, done = talk(gateway(RoteListener()), scenario)
-    assert "".join(each["text"] for each in told) == " Ever tried,"
-    assert [(each["start_s"], each["end_s"], each["ends"]) for each in told] == [
-        (second, second + 1, ends) for second in (0, 1) for ends in (False, True)
+    assert [each["text"] for each in told if each["type"] == "word"] == ["Ever", "tried,"]
+    assert [each["words"] for each in told if each["type"] == "segment"] == [
+        [{"text": "Ever", "start_s": 0, "end_s": 1}],
+        [{"text": "tried,", "start_s": 1, "end_s": 2}],
     ]
     assert done["reason"] == "stop"
 
@@ -167,8 +168,9 @@ def test_cancel(gateway: Open) -> None:
         ({"stream": 1, "tensors": [{"name": "hidden", "shape": [1, 0, 4]}]}, "hidden as float32"),
         ({"stream": 1, "tensors": [{"name": "hidden", "dtype": "int8", "shape": [1, 3, 4]}]}, "hidden as float32"),
         ({"stream": 1, "tensors": [{"name": "hidden", "shape": [1, 9999999, 4]}]}, "may have 26214400 bytes"),
-        ({"stream": 1, "tensors": [{"name": "hidden", "shape": [1, 3, 4]}] * 2}, "different names"),
+        ({"stream": 1, "tensors": [{"name": "hidden", "shape": [1, 3, 4]}] * 2}, "each of hidden once"),
         ({"stream": 1, "tensors": "hidden"}, "tensors: expected a list"),
+        ({"stream": 1, "plan": "other", "tensors": []}, "plan: expected one of split, came 'other'"),
     ],
 )
 def test_refusals(gateway: Open, opening: Told, said: str) -> None:

@@ -1,51 +1,12 @@
-"""Tokens to text: the pieces put together are the whole, and of a stop string nothing is seen."""
+"""Of a stop string nothing is seen, however the text that has it comes."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.apps.decoder_service.rote import ByteTokenizer
 
-from flagsplit.apps.decoder_service.gateway_text import StopStrings, TextOf
-
-
-class Words:
-    """Like a SentencePiece tokenizer: a word has its space in front, except at the beginning of a text."""
-
-    def encode(self, text: str) -> Sequence[int]:
-        return tuple(map(int, text.split()))
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return " ".join(map(str, tokens))
-
-
-@given(st.text(alphabet="aé€😀 ", max_size=30), st.integers(1, 5))
-def test_pieces_are_the_whole_text(text: str, step: int) -> None:
-    tokens = text.encode()
-    writer = TextOf(ByteTokenizer())
-    pieces = [writer.push(tokens[place : place + step]) for place in range(0, len(tokens), step)]
-    assert "".join([*pieces, writer.finish()]) == text
-    assert all("\ufffd" not in piece for piece in pieces)
-
-
-def test_the_space_before_a_word_is_kept() -> None:
-    writer = TextOf(Words(), before=(7, 8))
-    assert [writer.push((9,)), writer.push((10, 11)), writer.finish()] == [" 9", " 10 11", ""]
-
-
-def test_bytes_that_become_no_character_are_not_waited_for() -> None:
-    writer = TextOf(ByteTokenizer())
-    pieces = [writer.push((0xFF,)) for _ in range(4)]
-    assert pieces == ["", "", "", "\ufffd" * 4]
-    assert writer.push(b"ok") == "ok"
-
-
-def test_half_a_character_is_shown_at_the_end() -> None:
-    writer = TextOf(ByteTokenizer())
-    assert writer.push("é".encode()[:1]) == ""
-    assert writer.finish() == "\ufffd"
+from flagsplit.apps.decoder_service.gateway_text import StopStrings
 
 
 @given(

@@ -4,23 +4,10 @@ import pytest
 from tests.apps.decoder_service.conftest import Open
 from tests.apps.decoder_service.rote import Rote, RoteListener, recording
 
-from flagsplit.apps.decoder_service.gateway_subtitles import Stretch, srt, vtt
+CUES = """1
+00:00:00,000 --> 00:00:02,000
+Ever tried,
 
-SRT = """1
-00:00:00,000 --> 00:00:01,000
-Ever
-
-2
-00:00:01,000 --> 00:00:02,000
-tried,
-"""
-VTT = """WEBVTT
-
-00:00:00.000 --> 00:00:01.000
-Ever
-
-00:00:01.000 --> 00:00:02.000
-tried,
 """
 
 
@@ -29,8 +16,8 @@ tried,
     [
         ("json", "application/json", '{"text": "Ever tried,", "usage": {"type": "duration", "seconds": 2.0}}'),
         ("text", "text/plain", "Ever tried,\n"),
-        ("srt", "application/x-subrip", SRT),
-        ("vtt", "text/vtt", VTT),
+        ("srt", "application/x-subrip", CUES),
+        ("vtt", "text/vtt", "WEBVTT\n\n" + CUES.replace(",000", ".000").removeprefix("1\n")),
     ],
 )
 def test_formats(gateway: Open, form: str, kind: str, body: str) -> None:
@@ -53,12 +40,14 @@ def test_verbose(gateway: Open) -> None:
         (0, 0, 1, "Ever"),
         (1, 1, 2, "tried,"),
     ]
-    assert found["segments"][0]["tokens"] == list(b" Ever")
+    assert "words" not in found
+    found = client.transcribe(recording(2), **{**fields, "timestamp_granularities[]": "word"}).data
+    assert found["words"] == [{"word": "Ever", "start": 0, "end": 1}, {"word": "tried,", "start": 1, "end": 2}]
 
 
 def test_events(gateway: Open) -> None:
     found = gateway(RoteListener()).transcribe(recording(2), stream="true", temperature="0.5").events
-    deltas = ["Ev", "er", " tr", "ied,"]
+    deltas = ["Ever", " tried,"]
     assert found == [
         *({"type": "transcript.text.delta", "delta": delta} for delta in deltas),
         {"type": "transcript.text.done", "text": "Ever tried,", "usage": {"type": "duration", "seconds": 2.0}},
@@ -86,7 +75,7 @@ def test_silence_as_events(gateway: Open) -> None:
         ({"temperature": "3"}, 400, "temperature: expected a number from 0 to 2"),
         ({"temperature": "NaN"}, 400, "temperature: expected a number"),
         ({"stream": "maybe"}, 400, "stream: expected true or false"),
-        ({"timestamp_granularities[]": "word"}, 400, "timestamps are of segments only"),
+        ({"timestamp_granularities[]": "letter"}, 400, "expected segment or word"),
         ({"include[]": "logprobs"}, 400, "probabilities of tokens are not kept"),
         ({"voice": "x"}, 400, "there is no field 'voice'"),
         ({"model": "other"}, 404, "there is no model 'other'; there is ear"),
@@ -104,9 +93,3 @@ def test_no_recording(gateway: Open) -> None:
     assert "expected a recording" in client.transcribe(b"hello").error
     assert "expected one recording, came 0" in client.transcribe(None).error
     assert client.ask("POST", "/v1/audio/transcriptions", b"{}", Content_Type="application/json").status == 415
-
-
-def test_what_is_said_breaks_no_subtitles() -> None:
-    said = [Stretch("a --> b\n\n<i>c</i> & d", (), 3599.9996, 36000.5)]
-    assert srt(said) == "1\n01:00:00,000 --> 10:00:00,500\na -> b <i>c</i> & d\n"
-    assert vtt(said) == "WEBVTT\n\n01:00:00.000 --> 10:00:00.500\na -&gt; b &lt;i&gt;c&lt;/i&gt; &amp; d\n"

@@ -1,0 +1,265 @@
+"""Backends of programs: the facts of a program, its tokenizer, and where its tokens come from."""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Self
+
+from flagsplit.apps.decoder_service.gateway_backend import Cut, ModelFacts, Piece, Sound, Wanted
+from flagsplit.apps.decoder_service.gateway_source import Source
+from flagsplit.apps.speech.recognizer import Heard
+from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
+from flagsplit.apps.speech.wav import WavReader
+from flagsplit.apps.text.tokenizer import Tokenizer
+from flagsplit.flagir.programs.program import ProgramFacts
+from flagsplit.runtime.generation.stream_events import Place
+from flagsplit.runtime.generation.token_stream import TokenStream
+from flagsplit.targets.interface import Executable
+
+_WORDS_AHEAD = 64
+
+
+def model_facts(facts: ProgramFacts, name: str = "", cuts: Mapping[str, Cut] | None = None) -> ModelFacts:
+    """What clients are told of a program.
+
+    Args:
+        facts: of it.
+        name: by which clients ask for it; by default its own.
+        cuts: by name of a plan, the tensors that cross its cut.
+    """
+    return ModelFacts(
+        name or facts.name,
+        "text" if facts.kind == "decoder-only" else "speech",
+        facts.vocabulary,
+        facts.max_positions,
+        # Moonshine's and Whisper's prompts here are English.
+        languages=("en",) if facts.kind == "encoder-decoder" else (),
+        cuts=cuts or {},
+    )
+
+
+class ProgramBackend:
+    """A program that goes on from text.
+
+    Args:
+        facts: what clients are told.
+        tokenizer: of the program.
+        source: of its tokens.
+    """
+
+    def __init__(self, facts: ModelFacts, tokenizer: Tokenizer, source: Source) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self._source = source
+
+    def not_ready(self) -> str:
+        """Why it takes no streams now, "" if it does."""
+        return self._source.not_ready()
+
+    async def generate(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        """See `Backend.generate`."""
+        stream = await _begin(self._source, wanted)
+        try:
+            async for token in stream:
+                yield Piece((token.token,), "", where_of(token.place))
+            yield Piece((), stream.reason)
+        finally:
+            stream.cancel()
+
+
+async def _begin(source: Source, wanted: Wanted) -> TokenStream:
+    """Begin a stream on another thread; if nobody waits for it any more, it is cancelled as soon as it began."""
+    beginning = asyncio.ensure_future(asyncio.to_thread(source.stream, wanted))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        beginning.add_done_callback(_cancel_begun)
+        raise
+
+
+def _cancel_begun(beginning: "asyncio.Future[TokenStream]") -> None:
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().cancel()
+
+
+def where_of(place: Place) -> str:
+    """A tier, and which of its replicas."""
+    return f"{place.tier} {place.replica}".strip()
+
+
+class SpeechBackend(ProgramBackend):
+    """A program that listens.
+
+    Args:
+        facts: what clients are told.
+        tokenizer: of the program.
+        source: of its tokens.
+        program: what the program is.
+        open_detector: opens the network that finds speech; each recording has its own.
+    """
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        tokenizer: Tokenizer,
+        source: Source,
+        program: ProgramFacts,
+        open_detector: Callable[[], Executable],
+    ) -> None:
+        super().__init__(facts, tokenizer, source)
+        self._program = program
+        self._open_detector = open_detector
+
+    def open_sound(self, data: bytes) -> Sound:
+        """A WAV file that somebody sent. It lies in a temporary file until it is closed.
+
+        Raises:
+            InputError: it is none.
+        """
+        return _Upload(data)
+
+    async def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
+        """See `Listener.listen`."""
+        recognizer = StreamRecognizer(self._program, self.tokenizer, self._source, wanted)
+        loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
+        queue: asyncio.Queue[NewWord | Segment | BaseException | None] = asyncio.Queue()
+
+        def put(item: NewWord | Segment | BaseException | None) -> None:
+            with suppress(RuntimeError):  # The loop has ended: nobody listens.
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def work() -> None:
+            try:
+                with closing(self._open_detector()) as detector:
+                    for event in Transcriber(recognizer, detector).events(sound.blocks(self._program.sample_rate_hz)):
+                        room.acquire()
+                        if recognizer.is_closed:
+                            return
+                        put(event)
+                put(None)
+            except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+                put(error)
+
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                room.release()
+                yield item
+        finally:
+            recognizer.close()
+            room.release()
+            # The thread reads from the recording, which whoever called closes next.
+            await asyncio.shield(working)
+
+
+class StreamRecognizer:
+    """Recognizes each window of a recording by a stream.
+
+    Args:
+        program: what it is.
+        tokenizer: of it.
+        source: of its tokens.
+        wanted: what each stream is to be like.
+    """
+
+    def __init__(self, program: ProgramFacts, tokenizer: Tokenizer, source: Source, wanted: Wanted) -> None:
+        self._program, self._tokenizer, self._source, self._wanted = program, tokenizer, source, wanted
+        self._lock = threading.Lock()
+        self._stream: TokenStream | None = None
+        self.is_closed = False
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples per second."""
+        return self._program.sample_rate_hz
+
+    @property
+    def max_input_s(self) -> float:
+        """The longest sound at once."""
+        return self._program.max_input_s
+
+    def recognize(self, samples: Samples) -> Iterator[Heard]:
+        """The text of a sound, token by token."""
+        if self.is_closed:
+            return
+        wanted = self._wanted
+        stream = self._source.stream(
+            Wanted(
+                wanted.client,
+                wanted.options,
+                tensors={"audio": samples[None]},
+                input_s=len(samples) / self.rate_hz,
+            )
+        )
+        with self._lock:
+            self._stream = stream
+        if self.is_closed:
+            stream.cancel()
+        text = self._tokenizer.decode_stream()
+        try:
+            for token in stream:
+                yield Heard(text.feed([token.token]), where_of(token.place))
+        finally:
+            stream.cancel()
+        yield Heard(text.finish(), "", 0)
+
+    def close(self) -> None:
+        """End the stream that goes on, and begin no more. From any thread."""
+        with self._lock:
+            self.is_closed = True
+            if self._stream is not None:
+                self._stream.cancel()
+
+
+class PcmSound:
+    """Samples that are here already.
+
+    Args:
+        samples: float32 [samples], one channel.
+        rate_hz: how many make a second.
+    """
+
+    def __init__(self, samples: Samples, rate_hz: int) -> None:
+        self._samples = samples
+        self.seconds = len(samples) / rate_hz
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to free."""
+
+    def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
+        """All of them; of the rate that they are."""
+        del rate_hz
+        yield self._samples
+
+
+class _Upload:
+    def __init__(self, data: bytes) -> None:
+        self._file = tempfile.NamedTemporaryFile(prefix="flagsplit-", suffix=".wav")  # noqa: SIM115 - closed in close
+        try:
+            self._file.write(data)
+            self._file.flush()
+            self._reader = WavReader(Path(self._file.name))
+        except BaseException:
+            self._file.close()
+            raise
+        self.seconds = self._reader.seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Free what it holds."""
+        self._reader.close()
+        self._file.close()
+
+    def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
+        """One channel from the beginning."""
+        return self._reader.blocks(rate_hz)
