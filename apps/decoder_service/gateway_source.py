@@ -1,6 +1,7 @@
 """Where the tokens of a gateway come from: an engine that it shares with a service, or services elsewhere."""
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -151,8 +152,8 @@ class EngineSource:
                 (*wanted.prompt, *wanted.generated),
                 len(wanted.generated),
                 wanted.options,
+                time.monotonic() + deadline_s if deadline_s else math.inf,
                 input_s=wanted.input_s,
-                **({"deadline": time.monotonic() + deadline_s} if deadline_s else {}),
             )
         )
         return found
