@@ -225,7 +225,7 @@ class ClientSource:
             left = options.max_tokens - len(wanted.generated)
             options = replace(options, max_tokens=max(left, 1))
             prompt = (*(prompt or self._prompt), *wanted.generated)
-        plan = wanted.plan or (self._whole_input if wanted.tensors else "")
+        plan = wanted.plan or self._whole_input
         return self._client.stream(
             wanted.tensors, options, plan=plan, prompt=prompt, input_s=wanted.input_s, name=wanted.client[:32]
         )

@@ -1,8 +1,8 @@
 """The engine for more than one machine: its streams run in replicas of Ray Serve, one call for each stream.
 
-To its user it is a `TokenEngine` like the one in this process. It keeps what a stream was asked with and the tokens that
-came of it; when a replica dies or drains, the stream is asked for again, with these, at another one, and goes on with the
-same tokens. Needs Ray.
+To its user it is a `TokenEngine` like the one in this process. It keeps what a stream was asked with and the tokens
+that came of it; when a replica dies or drains, the stream is asked for again, with these, at another one, and goes on
+with the same tokens. Needs Ray.
 """
 
 import asyncio
@@ -129,6 +129,7 @@ class RayEngine:
             self._call(self._end())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        if not self._loop.is_closed():
             self._loop.close()
         self._serve.stop()
 
@@ -265,4 +266,3 @@ class _Elsewhere(Exception):  # noqa: N818 - no error: the stream goes on at ano
     def __init__(self, code: str, reason: str, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
         self.code, self.reason, self.retry_after_s = code, reason, retry_after_s
-

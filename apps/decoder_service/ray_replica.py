@@ -81,13 +81,19 @@ class DecoderReplica:
         if self._engine.stats().is_broken:
             raise InternalError("the step model fails again and again")
 
-    async def __del__(self) -> None:
+    def stop(self) -> None:
+        """End the engine; streams that are left are handed back. A second call does nothing."""
+        self._engine.stop()
+
+    def __del__(self) -> None:
         """Ray Serve calls it when the replica has no more streams and is to end."""
-        await asyncio.to_thread(self._engine.stop)
+        if hasattr(self, "_engine"):
+            self.stop()
 
     def _emit(self, event: Event) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._give, event)
+            with suppress(RuntimeError):  # The loop has ended: nobody listens.
+                self._loop.call_soon_threadsafe(self._give, event)
 
     def _give(self, event: Event) -> None:
         queue = self._streams.get(event.stream_id)

@@ -61,6 +61,7 @@ class RayServe:
             from ray.serve.exceptions import RayServeException
 
             self.errors = (RayError, RayServeException, ConnectionError)
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)  # It tells of a dead replica once for each stream.
             serve.start(proxy_location="Disabled")
             self.deploy()
         except BaseException:
@@ -172,7 +173,6 @@ class RayServe:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                _node_ip_address="127.0.0.1",
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
             self._owns_cluster = False
