@@ -23,6 +23,21 @@ from flagsplit.targets.quantized_ends import joined, requantized_inputs
 
 
 @dataclass(frozen=True, eq=False)
+class RestOfModel:
+    """What comes after a part, to tell what a change of the part does to the answers.
+
+    Attributes:
+        model: the nodes that depend on the part, as a model of their own; its outputs are those of the whole.
+        samples: values of its inputs that the part does not make, one mapping for each sample that the build has.
+        expected: what the whole model answers to these samples.
+    """
+
+    model: ir.Model
+    samples: Sequence[Mapping[str, Array]]
+    expected: Sequence[Mapping[str, Array]]
+
+
+@dataclass(frozen=True, eq=False)
 class ChipPart:
     """What a chip runs of a segment.
 
@@ -31,6 +46,7 @@ class ChipPart:
         model: a canonical model of fixed shapes and standard operators, without functions. Every output is made by a
             node from an input; no output is a constant or an input. Large weights are shared with the whole model.
         samples: values of its inputs, one mapping for each sample that the build has.
+        rest: what comes after it, where it was asked for and there is anything.
         others: the same part at other sizes, for which its program has to hold too; empty where sizes are fixed.
         telling: which of these, by position, show how the part depends on each symbol; those left out are in between.
         open_shapes: shapes of inputs and outputs by name, a symbol where a size is open; empty where all are fixed.
@@ -40,6 +56,7 @@ class ChipPart:
     segment: str
     model: ir.Model
     samples: Sequence[Mapping[str, Array]] = ()
+    rest: "RestOfModel | None" = None
     others: Sequence[ir.Model] = ()
     telling: Sequence[int] = ()
     open_shapes: Mapping[str, Sequence[int | str]] = field(default_factory=dict)

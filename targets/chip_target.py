@@ -112,6 +112,10 @@ class ChipTarget(ABC):
         """
         return False
 
+    def wants_rest(self, options: CompileOptions) -> bool:  # noqa: ARG002 for those who override it
+        """Whether parts are to know what comes after them; see `ChipPart.rest`."""
+        return False
+
     quantized_ends = False
     """Whether the host quantizes what comes in and takes back what goes out."""
 
@@ -128,7 +132,7 @@ class ChipTarget(ABC):
         sizes = sizes_to_build_for(shapes, model, [*segments, *pieces], options)
         splits = [self.at_ends(split) for split in split_open(model, pieces, sizes, self.quantized_ends)]
         parts = [split.chip for split in splits if split.chip is not None]
-        made = self.compile_parts(with_samples(model, parts, options), options)
+        made = self.compile_parts(with_samples(model, parts, options, self.wants_rest(options)), options)
         files = dict(made.files)
         table: dict[str, SegmentCalls] = {}
         for segment, split in zip(pieces, splits, strict=True):

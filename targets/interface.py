@@ -5,11 +5,12 @@ A target describes itself as data, says yes or no to each node with the reason, 
 exist is in `flagsplit.targets.catalogue`.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +22,13 @@ from flagsplit.flagir import Segment
 Array = NDArray[np.generic]
 CHOICE_PREFIX = "choice."
 """What stands before the name of a choice of the build in an artifact's options: it can be compiled again alike."""
+
+REPORT = "report"
+"""The option of an artifact that names the file in which its target tells what became of the segments.
+
+That is JSON: `basis`, and `segments` with, by id, a `summary` in one line and whatever else the target has to tell.
+"""
+_MAX_REPORT_BYTES = 16 << 20
 
 Numerics = Literal["exact", "fast"]
 """Whether a split run must equal the unsplit model bit for bit, or may differ in rounding to be faster."""
@@ -184,6 +192,26 @@ class StoredArtifact:
         if name is None:
             raise BundleError(f"no artifact for segment {segment!r}; build the bundle again")
         return self.inside(name)
+
+    def report(self) -> Mapping[str, Any] | None:
+        """What the target tells of the segments; see `REPORT`.
+
+        Raises:
+            BundleError: it is not what such a report is.
+        """
+        if REPORT not in self.options:
+            return None
+        file = self.inside(self.options[REPORT])
+        try:
+            if file.stat().st_size > _MAX_REPORT_BYTES:
+                raise ValueError(f"{file.stat().st_size} bytes")
+            read: Any = json.loads(file.read_bytes())
+            told = [part["summary"] for part in read["segments"].values()]
+            if not all(isinstance(each, str) for each in (read["basis"], *told)):
+                raise ValueError("a summary is no text")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise BundleError(f"the report at {self.options[REPORT]!r} cannot be read ({error}); build again") from None
+        return cast("Mapping[str, Any]", read)
 
     def inside(self, name: str) -> Path:
         """A file or folder of the artifact.

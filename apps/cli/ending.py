@@ -1,9 +1,12 @@
 """How commands that run until they are interrupted notice it."""
 
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+_SIGNAL = {bytes([number]) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 @contextmanager
@@ -28,3 +31,14 @@ def ending() -> Iterator[tuple[int, Callable[[], None]]]:
             signal.signal(number, handler)
         os.close(reading)
         os.close(writing)
+
+
+def wait_for_end(ended: int, *, watch_stdin: bool) -> bool:
+    """Wait for the end; whether it is a signal, and the worker may still finish what it has."""
+    watched = [ended, 0] if watch_stdin else [ended]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if ended in ready:
+            return os.read(ended, 1) in _SIGNAL
+        if not os.read(0, 4096):
+            return False

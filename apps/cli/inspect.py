@@ -1,6 +1,7 @@
 """`flagsplit inspect`: what is in a bundle."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,6 +45,7 @@ def _data(bundle: Bundle) -> dict[str, Any]:
                 "device": tier.device,
                 "targets": [artifact.target for artifact in tier.artifacts],
                 "segments": len(bundle.segments_of(index)),
+                **({"reports": reports} if (reports := _reports(bundle, index)) else {}),
             }
             for index, tier in enumerate(facts.tiers)
         ],
@@ -70,6 +72,10 @@ def _show(bundle: Bundle) -> None:
         for index, tier in enumerate(facts.tiers)
     ]
     out.print(table("Tiers", ("tier", "device", "target", "segments"), rows, left=3))
+    for index, tier in enumerate(facts.tiers):
+        for target, told in _reports(bundle, index).items():
+            for segment, part in told["segments"].items():
+                say(out, f"{tier.name}, {target}, {segment}: {part['summary']} ({told['basis']})")
     out.print()
     out.print(table("Plans (modelled)", PLAN_COLUMNS, plan_rows(bundle.plans.pool.plans), left=2))
     for note in plan_notes(bundle.plans.pool.plans):
@@ -77,6 +83,12 @@ def _show(bundle: Bundle) -> None:
     out.print()
     for sentence in bundle.plans.reasons:
         say(out, sentence)
+
+
+def _reports(bundle: Bundle, tier: int) -> dict[str, Mapping[str, Any]]:
+    """By target, what it tells of a tier's segments, if anything."""
+    told = {made.target: bundle.stored(made).report() for made in bundle.facts.tiers[tier].artifacts}
+    return {target: report for target, report in told.items() if report is not None}
 
 
 def _sla_text(sla: dict[str, Any] | None) -> str:

@@ -27,6 +27,7 @@ _COMMANDS = {
     "inspect": "command",
     "run": "command",
     "serve": "command",
+    "decode-serve": "command",
     "netem": "command",
     "swap": "command",
     "top": "command",
@@ -65,7 +66,7 @@ def make_app(only: str = "") -> typer.Typer:
     app.callback()(_no_command_of_its_own)
     for name in [only] if only in _COMMANDS else _COMMANDS:
         with _interrupts_held_back():
-            module = import_module(f"flagsplit.apps.cli.{name}")
+            module = import_module(f"flagsplit.apps.cli.{name.replace('-', '_')}")
         if _COMMANDS[name] == "app":
             app.add_typer(module.app, name=name)
         else:

@@ -2,15 +2,13 @@
 
 import logging
 import os
-import select
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from flagsplit.apps.cli.ending import ending
+from flagsplit.apps.cli.ending import ending, wait_for_end
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
@@ -29,7 +27,6 @@ from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
 LogLevel = Literal["debug", "info", "warning"]
-_SIGNAL = {bytes([number]) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 def command(
@@ -97,9 +94,9 @@ def command(
         worker = Worker(opened, tier, ZmqChannel(security=store.security()), listen, settings, failed, end)
         try:
             _announce(worker, opened, bundles or [], as_json=as_json)
-            if _wait(ended, watch_stdin=until_stdin_closes):
+            if wait_for_end(ended, watch_stdin=until_stdin_closes):
                 worker.drain()
-                _wait(ended, watch_stdin=until_stdin_closes)
+                wait_for_end(ended, watch_stdin=until_stdin_closes)
         finally:
             worker.stop()
     if broken:
@@ -141,14 +138,3 @@ def _beyond(bundles: Sequence[Bundle], tier: str, given: Mapping[str, str]) -> d
             bundles[0].tier_index(name)
         parse_address(address)
     return {name: PeerAddress(address) for name, address in given.items()}
-
-
-def _wait(ended: int, *, watch_stdin: bool) -> bool:
-    """Wait for the end; whether it is a signal, and the worker may still finish what it has."""
-    watched = [ended, 0] if watch_stdin else [ended]
-    while True:
-        ready, _, _ = select.select(watched, [], [])
-        if ended in ready:
-            return os.read(ended, 1) in _SIGNAL
-        if not os.read(0, 4096):
-            return False

@@ -5,7 +5,6 @@ no two engines agree on more than two digits of such a model, and no chip has th
 model, to what it was before its quantization but for the rounding of its weights. It is done where the user asks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from flagsplit.flagir.groups.pattern import is_op
+from flagsplit.flagir.passes.graph_edits import drop_unused, replace_node
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,27 +92,6 @@ def float_products(model: ir.Model) -> int:
         for each in reversed(list(model.graphs())):
             drop_unused(each)
     return made
-
-
-def replace_node(graph: ir.Graph, node: ir.Node, made: Sequence[ir.Node]) -> None:
-    """Put nodes in place of one; the last makes its value, under the same name."""
-    old, new = node.outputs[0], made[-1].outputs[0]
-    new.type, new.shape = old.type, old.shape
-    name = old.name
-    graph.insert_before(node, made)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    new.name = name
-
-
-def drop_unused(graph: ir.Graph) -> None:
-    """Take out nodes and constants that nothing reads."""
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
 
 
 def _numbers(value: ir.Value) -> NDArray[np.generic]:

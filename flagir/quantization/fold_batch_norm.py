@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_op
-from flagsplit.flagir.passes.float_products import drop_unused, replace_node
+from flagsplit.flagir.passes.graph_edits import drop_unused, replace_node
 from flagsplit.flagir.quantization.params import Array
 
 _Doubles = np.ndarray[tuple[int, ...], np.dtype[np.float64]]

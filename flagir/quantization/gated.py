@@ -203,7 +203,7 @@ class _Search:
     def _spread(self, every: Quantized) -> list[int]:
         """Positions of a few checks, from those on which int8 does worst to those on which it does best."""
         found = list(self._run(every.model, self._checks))
-        near = [min(_cosines([pair]).values()) for pair in zip(self._expected, found, strict=True)]
+        near = [min(cosines_of([pair]).values()) for pair in zip(self._expected, found, strict=True)]
         ranked = sorted(range(len(near)), key=lambda at: near[at])
         return [ranked[at * len(ranked) // _MOST_PROBED] for at in range(min(_MOST_PROBED, len(ranked)))]
 
@@ -215,7 +215,7 @@ class _Search:
         rewrite(made, scheme_of(made.graph, self._ranges, others), {})
         found = self._run(made, [self._checks[at] for at in self._probed])
         pairs = zip((self._expected[at] for at in self._probed), found, strict=True)
-        return 1 - min(_cosines(list(pairs)).values())
+        return 1 - min(cosines_of(list(pairs)).values())
 
     def _quantized(self, reasons: Mapping[str, str]) -> Quantized:
         """With nodes in floating point for these reasons."""
@@ -227,9 +227,9 @@ class _Search:
         nodes = tuple(self._report(node, scheme) for node in made.graph)
         rewrite(made, scheme, corrections)
         pairs = list(zip(self._expected, self._run(made, self._checks), strict=True))
-        worst = min((near for pair in pairs for near in _cosines([pair]).values()), default=1.0)
+        worst = min((near for pair in pairs for near in cosines_of([pair]).values()), default=1.0)
         task = self._options.task(pairs) if self._options.task is not None else None
-        return Quantized(made, nodes, _cosines(pairs), worst, task, len(self._samples), len(self._checks))
+        return Quantized(made, nodes, cosines_of(pairs), worst, task, len(self._samples), len(self._checks))
 
     def _report(self, node: ir.Node, scheme: Scheme) -> NodeReport:
         name = node.name or ""
@@ -241,7 +241,7 @@ class _Search:
 
 def cosine(first: Array, second: Array) -> float:
     """Of two arrays taken as vectors."""
-    return _cosines([({"": np.asarray(first, np.float64)}, {"": second})])[""]
+    return cosines_of([({"": np.asarray(first, np.float64)}, {"": second})])[""]
 
 
 def work_by_node(model: ir.Model, sample: Sample) -> dict[str, float]:
@@ -252,7 +252,7 @@ def work_by_node(model: ir.Model, sample: Sample) -> dict[str, float]:
     return {node.name or "": work_of(node, types).flops for node in model.graph}
 
 
-def _cosines(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, float]:
+def cosines_of(pairs: Sequence[tuple[Mapping[str, Array], Mapping[str, Array]]]) -> dict[str, float]:
     """Of each floating-point output, over samples as one vector; -1 where something is no number."""
     sums: dict[str, NDArray[np.float64]] = {}
     equal: dict[str, bool] = {}

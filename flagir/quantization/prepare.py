@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_constant, is_op
-from flagsplit.flagir.passes.float_products import drop_unused, replace_node
+from flagsplit.flagir.passes.graph_edits import drop_unused, replace_node
 from flagsplit.flagir.quantization.fold_batch_norm import (
     fold_batch_norms,
     fold_channel_lines,

@@ -1,5 +1,6 @@
 """Int8 models in bundles: parts of a phone and of Coral agree with the reference, and what Coral lacks moves."""
 
+import json
 from pathlib import Path
 
 import onnx_ir as ir
@@ -10,6 +11,7 @@ from tests.targets.tflite.int8_parts import canonical, samples_of
 
 import flagsplit
 from flagsplit import flagir
+from flagsplit.apps.cli import inspect
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.quantization import QuantizeOptions, quantize
 from flagsplit.runtime.bundle import open_bundle
@@ -31,9 +33,24 @@ def _built(model: Path, **wanted: object) -> Path:
     return output
 
 
+def _inspect(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the target tells of its segments is shown to people and to programs."""
+    capsys.readouterr()
+    inspect.command(bundle, as_json=True)
+    _, edge = json.loads(capsys.readouterr().out)["tiers"]
+    report = edge["reports"]["edgetpu"]
+    assert report["basis"] == "modelled"
+    inspect.command(bundle)
+    shown = " ".join(capsys.readouterr().out.split())
+    for segment, part in report["segments"].items():
+        assert f"edge, edgetpu, {segment}: {part['summary']} (modelled)" in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("codec", ["none", "fp16", "u8_per_channel"])
-def test_both_parts_of_a_split_network_compute_in_int8(codec: str, tmp_path: Path) -> None:
+def test_both_parts_of_a_split_network_compute_in_int8(
+    codec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = _stored(quantize(_small(), _pictures(8), run).model, tmp_path)
     pins = {"node_3": "phone", "node_10": "edge"}
     bundle = _built(model, pins=pins, accuracy={"every_cut": {"codecs": [codec]}})
@@ -41,6 +58,7 @@ def test_both_parts_of_a_split_network_compute_in_int8(codec: str, tmp_path: Pat
     found = flagsplit.verify(bundle, bisect=False)
     assert not found.departs
     assert {check.target for check in found.segments} == {"ort", "litert", "edgetpu"}
+    _inspect(bundle, capsys)
 
 
 @pytest.mark.slow

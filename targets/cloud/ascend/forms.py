@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from flagsplit.flagir.passes.float_products import replace_node
+from flagsplit.flagir.passes.graph_edits import replace_node
 from flagsplit.targets.cloud.ascend.facts import (
     NotTakenError,
     constant,

@@ -21,6 +21,7 @@ def to_json(parts: Table[str, Sequence[Mapping]], logs: Table[str, Sequence[Log]
     """
     found = {
         name: {
+            "summary": summary(mappings),
             "parts": [_told(each) for each in mappings],
             "slowest_part_s": max(each.total for each in mappings),
             **({"compiler": [_said(log) for log in logs[name]]} if name in logs else {}),
@@ -29,6 +30,18 @@ def to_json(parts: Table[str, Sequence[Mapping]], logs: Table[str, Sequence[Log]
     }
     about = {"basis": "modelled", "sram_bytes": SRAM_BYTES, "segments": found}
     return json.dumps(about, indent=1).encode() + b"\n"
+
+
+def summary(mappings: Sequence[Mapping]) -> str:
+    """One line for people."""
+    mapped, operators = sum(each.mapped for each in mappings), sum(each.operators for each in mappings)
+    held = sum(each.parameter_bytes - each.streamed_bytes for each in mappings)
+    streamed = sum(each.streamed_bytes for each in mappings)
+    chips = f" on {len(mappings)} chips, the slowest" if len(mappings) > 1 else ""
+    return (
+        f"{mapped} of {operators} operators mapped, {held / 1e6:.2f} MB of weights stay in memory, "
+        f"{streamed / 1e6:.2f} MB are streamed in each run;{chips} {max(each.total for each in mappings) * 1e3:.2f} ms"
+    )
 
 
 def _told(mapping: Mapping) -> dict[str, Any]:

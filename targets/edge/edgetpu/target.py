@@ -20,7 +20,14 @@ from flagsplit.targets.edge.edgetpu.forms import lowered
 from flagsplit.targets.edge.edgetpu.mapping import mapping_of
 from flagsplit.targets.edge.edgetpu.pipeline import divided
 from flagsplit.targets.edge.edgetpu.verdicts import verdict_of
-from flagsplit.targets.interface import CompileOptions, Executable, LoadOptions, SupportVerdict, TargetDescription
+from flagsplit.targets.interface import (
+    REPORT,
+    CompileOptions,
+    Executable,
+    LoadOptions,
+    SupportVerdict,
+    TargetDescription,
+)
 from flagsplit.targets.segment_table import ChipCall, ChipTensor
 from flagsplit.targets.tflite import engine, flatfile
 from flagsplit.targets.tflite.program import Program, Tensor
@@ -90,6 +97,7 @@ class EdgetpuTarget(ChipTarget):
                 told["compiler"] = logs[part.segment][0].version
         if parts:
             files[report.NAME] = report.to_json(mappings, logs)
+            told[REPORT] = report.NAME
         return ChipArtifact(files, calls, told)
 
     def load_part(self, file: Path, call: ChipCall, options: Mapping[str, str], host: LoadOptions) -> Executable:

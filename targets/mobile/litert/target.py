@@ -47,13 +47,19 @@ class LitertTarget(ChipTarget):
             confidence="high",
             extra="litert",
             choices={"weights": WEIGHTS, "precision": PRECISIONS},
-            free_choices={"min_cosine": "a number up to 1, which int8 has to reach at each output of a segment"},
+            free_choices={
+                "min_cosine": "a number up to 1, which int8 has to reach at the ends of a segment and of the model"
+            },
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
         """Lowers the node to find out; needs no SDK."""
         reason = refusal(node)
         return SupportVerdict(not reason, reason)
+
+    def wants_rest(self, options: CompileOptions) -> bool:
+        """Parts that become int8 are judged by the model's answers, too."""
+        return options.choices.get("precision", PRECISIONS[0]) == "int8"
 
     def compile_parts(self, parts: Sequence[ChipPart], options: CompileOptions) -> ChipArtifact:
         """One file, equal weights in it once.

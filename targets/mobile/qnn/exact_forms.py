@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from flagsplit.flagir.groups.pattern import is_op, scalar
-from flagsplit.flagir.passes.float_products import replace_node
+from flagsplit.flagir.passes.graph_edits import replace_node
 
 _LARGEST, _LARGE = 65504.0, 65000.0
 """The largest number of fp16, and one below it by more than a rounding."""

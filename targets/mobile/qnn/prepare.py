@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.flagir.groups.pattern import is_about, is_op
-from flagsplit.flagir.passes.float_products import replace_node
+from flagsplit.flagir.passes.graph_edits import drop_unused, replace_node
 from flagsplit.targets.mobile.qnn.exact_forms import EXACT_FORMS, LEAST_EXPONENT
 from flagsplit.targets.mobile.qnn.fold_scales import fold_scales
 
@@ -42,7 +42,7 @@ def prepare(model: ir.Model) -> ir.Model:
         for rewrite in _REWRITES:
             if rewrite(graph, node):
                 break
-    _drop_unused(graph)
+    drop_unused(graph)
     _widen_inputs(graph)
     _narrow_outputs(graph)
     return copy
@@ -192,15 +192,6 @@ def _narrow_outputs(graph: ir.Graph) -> None:
             made.name, made.dtype, made.shape = name, ir.DataType.INT32, value.shape
             graph.append(cast)
             graph.outputs[at] = made
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:

@@ -1,0 +1,145 @@
+"""What a decoder service can serve: a program's folder, with its facts, its cuts, and what is left of its encoder."""
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from flagsplit.errors import ConfigError
+from flagsplit.flagir.programs.program import ProgramFacts, graph_names
+from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, TOKENIZER_NAME
+from flagsplit.flagir.store import WEIGHTS_NAME
+from flagsplit.runtime.generation.service_machine import StreamFacts
+from flagsplit.targets.catalogue import get_target
+from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact
+
+HIDDEN: Final = "hidden"
+"""The cut behind the encoder, and the tensor that crosses it."""
+_INPUTS: Final = {"audio": "audio", "log-mel": "log_mel"}
+_TARGET: Final = "ort"
+
+
+@dataclass(frozen=True)
+class ProgramSource:
+    """A program that can be served.
+
+    Attributes:
+        name: for people.
+        digest: what clients must name.
+        tiers: names of all tiers, the clients' first.
+        facts: of the program.
+        cuts: by plan, the names of the tensors that cross its cut.
+        steps: the folder with `program.json`, `step.onnx` and, for programs with an encoder, `prefill.onnx`.
+        encoders: by plan, what opens the rest of its encoder; a plan without has hidden states that cross.
+    """
+
+    name: str
+    digest: str
+    tiers: tuple[str, ...]
+    facts: ProgramFacts
+    cuts: Mapping[str, tuple[str, ...]]
+    steps: Path
+    encoders: Mapping[str, Callable[[LoadOptions], Executable]] = field(default_factory=dict)
+
+    @property
+    def stream_facts(self) -> StreamFacts:
+        """What streams begin from."""
+        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt)
+
+
+class Remainders:
+    """Runs what is left of the encoder behind each cut; each is opened when it is first needed.
+
+    Args:
+        source: the program.
+        host: threads and such.
+    """
+
+    def __init__(self, source: ProgramSource, host: LoadOptions) -> None:
+        self._source, self._host = source, host
+        self._open: dict[str, Executable] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, plan: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The context of a stream, from the tensors that crossed the cut of a plan.
+
+        Raises:
+            BundleError: the graph cannot be opened.
+            InputError: the engine refused the tensors.
+        """
+        opener = self._source.encoders.get(plan)
+        if opener is None:
+            return tensors
+        with self._lock:
+            executable = self._open.get(plan)
+            if executable is None:
+                executable = self._open[plan] = opener(self._host)
+        return executable.run(tensors)
+
+    def close(self) -> None:
+        """Free everything."""
+        with self._lock:
+            for executable in self._open.values():
+                executable.close()
+            self._open.clear()
+
+
+def folder_source(folder: Path, tiers: tuple[str, ...] = ("phone", "cloud")) -> ProgramSource:
+    """The program in a folder: a stream begins from what `encode` reads, or from the hidden states behind it.
+
+    Args:
+        folder: of `flagsplit.flagir.programs.save_program`.
+        tiers: names of the clients' tier and of the service's.
+
+    Raises:
+        ConfigError: it is no such folder.
+        ModelError: its facts are damaged.
+    """
+    if tiers[0] in tiers[1:]:
+        raise ConfigError(f"expected a tier beyond the clients' own, which is {tiers[0]!r}; see --tier")
+    file = folder / FACTS_NAME
+    if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
+        raise ConfigError(
+            f"expected a program, {folder} has no {FACTS_NAME}; flagsplit program NAME -o FOLDER makes one"
+        )
+    facts = ProgramFacts.from_json(file.read_bytes())
+    digest = folder_digest(folder)
+    if facts.kind == "decoder-only":
+        return ProgramSource(facts.name, digest, tiers, facts, {"text": ()}, folder)
+    entered = _INPUTS[facts.input]
+    cuts = {HIDDEN: (HIDDEN,), entered: (entered,)}
+    return ProgramSource(
+        facts.name, digest, tiers, facts, cuts, folder, {entered: lambda host: _load(folder, "encode.onnx", host)}
+    )
+
+
+def folder_digest(folder: Path) -> str:
+    """A name for a program that is another for another program: SHA-256 of its files.
+
+    Raises:
+        ConfigError: a file is missing or cannot be read.
+    """
+    facts = ProgramFacts.from_json(_bytes_of(folder / FACTS_NAME))
+    graphs = (f"{name}.onnx" for name in graph_names(facts.kind))
+    total = hashlib.sha256()
+    for name in (FACTS_NAME, TOKENIZER_NAME, *graphs, WEIGHTS_NAME):
+        try:
+            with (folder / name).open("rb") as file:
+                total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+        except OSError as error:
+            raise ConfigError(f"cannot read {folder / name}: {error.strerror}; make the program again") from None
+    return total.hexdigest()
+
+
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; make the program again") from None
+
+
+def _load(folder: Path, file: str, host: LoadOptions) -> Executable:
+    stored = StoredArtifact(folder, {"": file}, {}, folder / WEIGHTS_NAME)
+    return get_target(_TARGET).load(stored, "", host)

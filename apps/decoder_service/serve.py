@@ -1,0 +1,114 @@
+"""A decoder service: a program's source, an engine that makes its tokens, and the service that clients reach."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
+from flagsplit.errors import ConfigError
+from flagsplit.runtime.generation.admission import SchedulerSettings
+from flagsplit.runtime.generation.engine import GenerationEngine
+from flagsplit.runtime.generation.events import Event
+from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
+from flagsplit.targets.interface import LoadOptions
+from flagsplit.transport.channel import Channel
+
+_THREADS_HELD_BY_ENCODERS = 1
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """Choices of the operator.
+
+    Attributes:
+        tier: the tier to serve.
+        slots: streams that make tokens at the same time.
+        threads: of the engine; 0 lets it choose.
+        provider: where the steps run.
+        scheduler: memory for caches, how many streams may wait and for how long.
+        service: limits of connections and tensors, times, telemetry.
+
+    Raises:
+        ConfigError: a number is below what makes sense.
+    """
+
+    tier: str = "cloud"
+    slots: int = 16
+    threads: int = 0
+    provider: Literal["cpu", "cuda"] = "cpu"
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ConfigError(f"slots: expected 1 or more, came {self.slots}")
+
+
+class DecoderService:
+    """Serves a program's token streams from the constructor on; `stop` ends it, `drain` lets it end.
+
+    Args:
+        source: the program.
+        channel: how to listen; the service closes it.
+        address: where to listen.
+        settings: choices of the operator.
+        failed: called if the service breaks.
+        ended: called when it ended by itself, because it was drained.
+
+    Attributes:
+        source: as given.
+        streams: what answers on the wire; `streams.engine` makes the tokens, for whoever else asks in this process.
+
+    Raises:
+        BundleError: a graph cannot be loaded.
+        ConfigError: the address is taken or malformed, or the provider is not there.
+        PolicyError: there is no such tier.
+    """
+
+    def __init__(
+        self,
+        source: ProgramSource,
+        channel: Channel,
+        address: str,
+        settings: DecoderSettings | None = None,
+        failed: Callable[[Exception], None] = lambda _: None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.source, self._settings = source, settings or DecoderSettings()
+        try:
+            _check_tier(source, self._settings.tier)
+            self._remainders = Remainders(source, LoadOptions(threads=_THREADS_HELD_BY_ENCODERS))
+            self.streams = StreamService(
+                ServiceProgram(source.digest, source.tiers, self._settings.tier, source.stream_facts),
+                self._make_engine,
+                self._remainders,
+                channel,
+                address,
+                self._settings.service,
+                failed,
+                ended,
+            )
+        except BaseException:
+            channel.close()
+            raise
+
+    def _make_engine(self, emit: Callable[[Event], None]) -> GenerationEngine:
+        from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
+
+        settings = self._settings
+        model = OrtStepModel(self.source.steps, settings.slots, settings.threads, settings.provider)
+        return GenerationEngine(model, emit, settings.scheduler)
+
+    def stop(self) -> None:
+        """Say goodbye to all clients and free everything. A second call does nothing."""
+        self.streams.stop()
+        self._remainders.close()
+
+    def drain(self, reason: str = "") -> None:
+        """Finish the streams that are here, take no new ones, then end. From any thread."""
+        self.streams.drain(reason)
+
+
+def _check_tier(source: ProgramSource, tier: str) -> None:
+    if tier not in source.tiers[1:]:
+        raise ConfigError(f"expected a tier of {', '.join(source.tiers[1:])} to serve, came {tier!r}; see --tier")

@@ -1,0 +1,214 @@
+"""The service and the client of token streams on real threads and sockets, with CURVE, in one process."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flagsplit.errors import InputError, PeerError, UnavailableError
+from flagsplit.runtime.generation.client import ClientSettings, StreamClient
+from flagsplit.runtime.generation.client_streams import ClientOptions
+from flagsplit.runtime.generation.engine import GenerationEngine
+from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
+from flagsplit.runtime.generation.service_machine import StreamFacts
+from flagsplit.runtime.generation.stream_events import Place, StreamRequest
+from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
+from flagsplit.runtime.worker_machine import WorkerOptions
+from flagsplit.targets.interface import Array
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
+
+FACTS = tiny_facts()
+PROGRAM = ServiceProgram(
+    "p" * 64, ("phone", "cloud"), "cloud", StreamFacts({"cut": ("hidden",)}, FACTS.vocabulary, FACTS.prompt)
+)
+OPTIONS = GenerationOptions(max_tokens=40)
+
+
+def same(_cut: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+    return tensors
+
+
+def wanted(number: int, options: GenerationOptions = OPTIONS) -> tuple[int, ...]:
+    return tuple(generate(HashModel(1), hidden(number), (), options))
+
+
+class OwnHash:
+    """The whole model on the client's side."""
+
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
+        assert request.tensors is not None
+        so_far = (*(request.prompt or FACTS.prompt), *delivered)
+        yield from generate(HashModel(1), request.tensors, so_far, request.options, generated=len(delivered))
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A key folder whose client the server lets in."""
+    folder = tmp_path / "keys"
+    KeyStore(folder).security()
+    return folder
+
+
+@pytest.fixture
+def serve(keys: Path) -> Iterator[Callable[..., StreamService]]:
+    """Starts services; all end with the test."""
+    started: list[StreamService] = []
+
+    def start(*, step_s: float = 0.0, slots: int = 4, **options: object) -> StreamService:
+        settings = ServiceSettings(WorkerOptions(max_bundle_bytes=0, **options))  # type: ignore[arg-type]
+        service = StreamService(
+            PROGRAM,
+            lambda emit: GenerationEngine(HashModel(slots, step_s=step_s), emit),
+            same,
+            ZmqChannel(security=KeyStore(keys).security()),
+            "tcp://127.0.0.1:0",
+            settings,
+        )
+        started.append(service)
+        return service
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def connect(keys: Path, *services: StreamService, **changes: object) -> StreamClient:
+    settings = ClientSettings(keys=keys, connect_s=10.0, machine=ClientOptions(local_after_s=0.2))
+    return StreamClient([each.address for each in services], PROGRAM.digest, settings=settings, **changes)  # type: ignore[arg-type]
+
+
+def test_streams_of_many_threads_are_those_of_the_sequential_loop(
+    keys: Path, serve: Callable[..., StreamService]
+) -> None:
+    service = serve()
+    with connect(keys, service) as client:
+        streams = [client.stream(hidden(number), OPTIONS, plan="cut") for number in range(12)]
+        for number, stream in enumerate(streams):
+            found = list(stream)
+            assert tuple(each.token for each in found) == wanted(number)
+            assert [each.offset for each in found] == list(range(len(found)))
+            assert {each.place for each in found} <= {Place("cloud", service.address)}
+            assert [each.at_s for each in found] == sorted(each.at_s for each in found)
+            assert stream.reason in ("stop", "length")
+        assert client.live == 0
+    until(lambda: service.stats().flights == 0)
+
+
+def test_the_asyncio_twin_gives_the_same(keys: Path, serve: Callable[..., StreamService]) -> None:
+    async def read(client: StreamClient, number: int) -> tuple[int, ...]:
+        return tuple([each.token async for each in client.stream(hidden(number), OPTIONS, plan="cut")])
+
+    async def all_of_them(client: StreamClient) -> list[tuple[int, ...]]:
+        return await asyncio.gather(*(read(client, number) for number in range(6)))
+
+    with connect(keys, serve(step_s=0.001)) as client:
+        assert asyncio.run(all_of_them(client)) == [wanted(number) for number in range(6)]
+
+
+def test_a_service_that_stops_hands_its_streams_to_another(keys: Path, serve: Callable[..., StreamService]) -> None:
+    services = [serve(step_s=0.005), serve(step_s=0.005)]
+    with connect(keys, *services) as client:
+        streams = [client.stream(hidden(number), OPTIONS, plan="cut", key="k") for number in range(4)]
+        longest = max(range(4), key=lambda number: len(wanted(number)))
+        first = next(streams[longest])
+        (stopped,) = (each for each in services if each.address == first.place.replica)
+        stopped.stop()
+        assert [each.result(30) for each in streams] == [wanted(number) for number in range(4)]
+        assert len(set(streams[longest].where)) == 2
+
+
+def test_without_any_replica_this_process_goes_on(keys: Path, serve: Callable[..., StreamService]) -> None:
+    service = serve(step_s=0.005)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    with connect(keys, service, local=OwnHash()) as client:
+        stream = client.stream(hidden(number), OPTIONS, plan="cut")
+        next(stream)
+        service.stop()
+        assert stream.result(30) == wanted(number)
+        assert [stream.where[0].tier, stream.where[-1].tier] == ["cloud", "phone"]
+        assert client.stream(hidden(3), OPTIONS, plan="cut").result(30) == wanted(3)
+
+
+def test_a_drained_service_ends_by_itself_when_its_streams_are_over(
+    keys: Path, serve: Callable[..., StreamService]
+) -> None:
+    service = serve(step_s=0.002)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    with connect(keys, service) as client:
+        stream = client.stream(hidden(number), OPTIONS, plan="cut")
+        next(stream)
+        service.drain()
+        assert stream.result(30) == wanted(number)
+        assert service.wait(10)
+        assert service.drained.is_set()
+        late = client.stream(hidden(1), OPTIONS, plan="cut", deadline_s=0.5)
+        with pytest.raises(UnavailableError):
+            late.result(10)
+
+
+def test_cancelling_and_deadlines_end_streams_with_what_they_have(
+    keys: Path, serve: Callable[..., StreamService]
+) -> None:
+    service = serve(step_s=0.02)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    with connect(keys, service) as client:
+        cancelled = client.stream(hidden(number), OPTIONS, plan="cut")
+        first = next(cancelled)
+        cancelled.cancel()
+        rest = tuple(each.token for each in cancelled)
+        assert (first.token, *rest) == wanted(number)[: 1 + len(rest)]
+        assert cancelled.reason == "cancelled"
+        late = client.stream(hidden(number), OPTIONS, plan="cut", deadline_s=0.2)
+        assert late.result(10) == wanted(number)[: len(late.made)]
+        assert late.reason == "deadline"
+        until(lambda: service.stats().flights == 0)
+
+
+def test_what_a_model_cannot_run_on_is_an_input_error(keys: Path, serve: Callable[..., StreamService]) -> None:
+    with connect(keys, serve()) as client:
+        wrong = client.stream({"hidden": np.zeros((1, 3, 7), np.float32)}, OPTIONS, plan="cut")
+        with pytest.raises(InputError, match="hidden"):
+            wrong.result(10)
+        with pytest.raises(InputError, match="nan"):
+            client.stream(hidden(1), OPTIONS, plan="cut", deadline_s=float("nan"))
+        with pytest.raises(InputError, match="layers"):
+            client.stream_rows((1,), OPTIONS)
+
+
+def test_closing_a_client_ends_its_streams_with_an_error(keys: Path, serve: Callable[..., StreamService]) -> None:
+    service = serve(step_s=0.02)
+    client = connect(keys, service)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    stream = client.stream(hidden(number), OPTIONS, plan="cut")
+    next(stream)
+    client.close()
+    with pytest.raises(PeerError):
+        stream.result(5)
+    with pytest.raises(PeerError):
+        client.stream(hidden(1), OPTIONS, plan="cut")
+    until(lambda: service.stats().flights == 0)
+    assert not [each for each in threading.enumerate() if each.name in ("flagsplit-streams", "flagsplit-own-parts")]
+
+
+def test_a_stranger_is_not_served(keys: Path, tmp_path: Path, serve: Callable[..., StreamService]) -> None:
+    service = serve()
+    settings = ClientSettings(keys=tmp_path / "other", connect_s=0.5)
+    with StreamClient([service.address], PROGRAM.digest, settings=settings) as client:
+        with pytest.raises(UnavailableError):
+            client.stream(hidden(1), OPTIONS, plan="cut", deadline_s=0.5).result(10)
+        assert "up" not in client.replicas.values()
+    assert service.stats().sessions == 0
+
+
+def until(done: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < give_up
+        time.sleep(0.005)

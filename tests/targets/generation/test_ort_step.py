@@ -1,0 +1,236 @@
+"""Steps by ONNX Runtime against plain numpy, whatever the other streams do; and the cache against plain lists."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.flagir.programs import oracle
+from tests.targets.generation.programs import Small, small_program
+
+from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
+from flagsplit.runtime.generation.admission import SchedulerSettings
+from flagsplit.runtime.generation.events import Generate
+from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.scheduler import Scheduler
+from flagsplit.runtime.generation.sequential import generate
+from flagsplit.targets.generation.ort_step import OrtStepModel
+from flagsplit.targets.generation.slot_cache import SlotCache
+from flagsplit.targets.interface import Array
+
+CASES = [(family, seed) for family in oracle.FAMILIES for seed in range(3)]
+Make = Callable[[str, int], Small]
+KINDS: list[dict[str, float]] = [{}, {"temperature": 0.7}, {"beams": 3}]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    made: dict[tuple[str, int], Small] = {}
+
+    def program(family: str, seed: int) -> Small:
+        if (family, seed) not in made:
+            made[family, seed] = small_program(tmp_path_factory.mktemp("program"), family, seed)
+        return made[family, seed]
+
+    return program
+
+
+class History:
+    """Random use of a step model, each result compared with a computation of that stream alone."""
+
+    def __init__(self, small: Small, slots: int, seed: int) -> None:
+        self.small = small
+        self.random = np.random.default_rng(seed)
+        self.model = OrtStepModel(small.folder, slots, threads=1)
+        self.streams: dict[int, tuple[list[int], dict[str, Array] | None]] = {}
+        self.compared = 0
+
+    def act(self) -> None:
+        free = [slot for slot in range(self.model.slots) if slot not in self.streams]
+        ready = [slot for slot, (tokens, _) in self.streams.items() if len(tokens) < 20]
+        action = self.random.choice(["open"] * 3 + ["step"] * 6 + ["close", "copy", "truncate"])
+        if action == "open" and free:
+            context = self.small.context(int(self.random.integers(1000)), int(self.random.integers(1, 40)))
+            self.model.open(free[0], context)
+            self.streams[free[0]] = ([], context)
+        elif action == "step" and ready:
+            self.step([int(each) for each in self.random.permutation(ready)[: self.random.integers(1, len(ready) + 1)]])
+        elif action == "close" and self.streams:
+            slot = int(self.random.choice(list(self.streams)))
+            self.model.close_slot(slot)
+            self.model.close_slot(slot)
+            del self.streams[slot]
+        elif action == "copy" and len(self.streams) > 1:
+            source, target = (int(each) for each in self.random.permutation(list(self.streams))[:2])
+            target = free[0] if free else target
+            self.model.copy(source, target)
+            tokens, context = self.streams[source]
+            self.streams[target] = (list(tokens), context)
+        elif action == "truncate" and self.streams:
+            slot = int(self.random.choice(list(self.streams)))
+            kept = int(self.random.integers(len(self.streams[slot][0]) + 1))
+            self.model.truncate(slot, kept)
+            del self.streams[slot][0][kept:]
+
+    def step(self, slots: list[int]) -> None:
+        counts = [int(self.random.choice([1, 1, 1, 2, 5])) for _ in slots]
+        fed = [self.random.integers(0, self.small.facts.vocabulary, count) for count in counts]
+        logits = self.model.step(slots, fed)
+        assert logits.shape == (len(slots), self.small.facts.vocabulary)
+        for row, slot in enumerate(slots):
+            tokens, context = self.streams[slot]
+            tokens += [int(token) for token in fed[row]]
+            self.compared += 1
+            np.testing.assert_allclose(logits[row], self.small.logits(tokens, context), atol=2e-4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("family", "seed"), CASES)
+def test_streams_are_independent_of_each_other(make: Make, family: str, seed: int) -> None:
+    history = History(make(family, seed), slots=5, seed=seed)
+    for _ in range(80):
+        history.act()
+    assert history.compared > 40
+
+
+def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
+    scheduler = Scheduler(model.facts, model.slots, model.bytes_for, settings)
+    found: list[list[int]] = [[] for _ in asked]
+    for each in asked:
+        assert scheduler.submit(each, 0.0) == []
+    while (step := scheduler.plan(0.0)) is not None:
+        for slot in step.closed:
+            model.close_slot(slot)
+        for stream in step.opened:
+            model.open(stream.slots[0], stream.request.context)
+        for source, target in step.copied:
+            model.copy(source, target)
+        if step.works:
+            for event in scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0):
+                found[int(event.stream_id)] += event.tokens  # type: ignore[union-attr]
+    return found
+
+
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_shared_steps_give_what_the_sequential_loop_gives(make: Make, family: str) -> None:
+    small = make(family, 1)
+    asked = [
+        Generate(
+            str(number),
+            "ab"[number % 2],
+            small.context(number, 3 + 5 * number),
+            (1, *range(3, 3 + number % 5)),
+            options=GenerationOptions(max_tokens=20, seed=number, **KINDS[number % 3]),  # type: ignore[arg-type]
+        )
+        for number in range(9)
+    ]
+    model = OrtStepModel(small.folder, 6, threads=1)
+    most = 2 * max(model.bytes_for(26, 43), 1) * 3
+    found = outputs_in_shared_steps(model, asked, SchedulerSettings(most, step_tokens=6))
+    for each, tokens in zip(asked, found, strict=True):
+        one = OrtStepModel(small.folder, each.options.beams, threads=1)
+        assert tokens == list(generate(one, each.context, each.tokens, each.options)), each.stream_id
+    assert any(found)
+
+
+def test_what_cannot_be_stepped(make: Make) -> None:
+    small = make("moonshine", 0)
+    model = OrtStepModel(small.folder, 2)
+    with pytest.raises(InputError, match=r"expected hidden states float32 \[1, frames, 12\], came none"):
+        model.open(0, None)
+    with pytest.raises(InputError, match=r"came float64 \[1, 2, 12\]"):
+        model.open(0, {"hidden": np.zeros((1, 2, 12))})
+    with pytest.raises(InternalError, match="slot 0 has no stream"):
+        model.step([0], [np.array([1])])
+    model.open(0, small.context(0, 4))
+    with pytest.raises(InternalError, match="slot 0 is open already"):
+        model.open(0, small.context(0, 4))
+    with pytest.raises(InternalError, match="there are only 2"):
+        model.open(2, small.context(0, 4))
+    for tokens in (np.array([19]), np.array([-1]), np.array([], np.int64), np.array([1.5])):
+        with pytest.raises(InputError, match="expected tokens below 19"):
+            model.step([0], [tokens])
+    with pytest.raises(InputError, match="a stream has at most 32 tokens, came 33 more than 0"):
+        model.step([0], [np.ones(33, np.int64)])
+    model.close()
+    model.close()
+    text = OrtStepModel(make("llama", 0).folder, 1)
+    with pytest.raises(InputError, match="takes no context, came hidden"):
+        text.open(0, small.context(0, 4))
+
+
+def test_what_cannot_be_loaded(make: Make, tmp_path: Path) -> None:
+    folder = make("llama", 0).folder
+    with pytest.raises(ConfigError, match="slots: expected 1 or more"):
+        OrtStepModel(folder, 0)
+    with pytest.raises(ConfigError, match="has no CUDAExecutionProvider; install onnxruntime-gpu"):
+        OrtStepModel(folder, 1, provider="cuda")
+    with pytest.raises(BundleError, match=r"which has no program\.json"):
+        OrtStepModel(tmp_path)
+    (tmp_path / "program.json").write_bytes((folder / "program.json").read_bytes())
+    (tmp_path / "step.onnx").write_bytes(b"damaged")
+    with pytest.raises(BundleError, match=r"cannot load step\.onnx"):
+        OrtStepModel(tmp_path)
+
+
+def test_the_cache_reads_in_place_and_is_no_longer_than_its_streams(make: Make) -> None:
+    small = make("moonshine", 0)
+    model = OrtStepModel(small.folder, 4)
+    for slot, frames in enumerate((100, 3, 3)):
+        model.open(slot, small.context(slot, frames))
+    rows = [model._cache.rows([slot])[0] for slot in range(3)]
+    assert rows == [0, 1, 2]
+    before = model._cache.version
+    for _ in range(10):
+        model.step([0, 1, 2], [np.array([3])] * 3)
+    assert model._cache.version == before, "nothing was replaced"
+    bound = model._binding._held
+    assert all(np.shares_memory(bound[name], array) for name, array in model._cache.past.items())
+    assert all(np.shares_memory(bound[name], array) for name, array in model._cache.cross.items())
+    model.close_slot(0)
+    assert model._cache.rows([2, 1]) == [0, 1]
+    assert model.bytes_for(17, 0) == 2 * model.bytes_for(16, 0) == 2 * model.bytes_for(1, 0)
+
+
+ACTIONS = st.tuples(
+    st.sampled_from(["add", "append", "remove", "copy", "truncate"]), st.integers(0, 3), st.integers(0, 40)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(ACTIONS, max_size=40))
+def test_the_cache_against_lists(actions: list[tuple[str, int, int]]) -> None:
+    cache = SlotCache(4, {"past": (2, 3)}, {"cross": (1, 2)})
+    held: dict[int, tuple[list[float], list[float]]] = {}
+    value = 0.0
+    for action, slot, size in actions:
+        value += 1
+        if action == "add" and slot not in held:
+            context = [value + frame / 64 for frame in range(size)]
+            array = np.array(context, np.float32).reshape(1, 1, -1, 1).repeat(2, 3)
+            cache.fill(cache.add(slot, size), {"cross": array})
+            held[slot] = ([], context)
+        elif action == "append" and slot in held:
+            count = 1 + size % 5
+            new = [value + token / 64 for token in range(count)]
+            cache.reserve(len(held[slot][0]) + count)
+            array = np.array(new, np.float32).reshape(1, 1, -1, 1).repeat(2, 1).repeat(3, 3)
+            cache.append(cache.rows([slot]), [0], [count], {"past": array})
+            held[slot][0].extend(new)
+        elif action == "remove":
+            cache.remove(slot)
+            held.pop(slot, None)
+        elif action == "copy" and slot in held and size % 4 != slot:
+            cache.copy(slot, size % 4)
+            held[size % 4] = (list(held[slot][0]), held[slot][1])
+        elif action == "truncate" and slot in held:
+            cache.truncate(slot, size)
+            del held[slot][0][size:]
+        assert sorted(cache.rows(list(held))) == list(range(len(held)))
+        for each, (tokens, frames) in held.items():
+            (row,) = cache.rows([each])
+            assert cache.lengths[row] == len(tokens)
+            assert cache.frames[row] == len(frames)
+            assert (cache.past["past"][row, :, : len(tokens)] == np.array(tokens, np.float32)[None, :, None]).all()
+            assert (cache.cross["cross"][row, 0, : len(frames), 0] == np.array(frames, np.float32)).all()
