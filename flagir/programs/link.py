@@ -91,7 +91,7 @@ def _loop(g: GraphWriter, program: Program, prompt: ir.Value, cross: dict[str, i
     start = _State(prompt, g.constant([0], np.int64), [empty] * len(facts.past_names))
     since = g.size
     rounds, go_on = _formal("loop.round", WHOLE, []), _formal("loop.go_on", ir.DataType.BOOL, [])
-    cache = [1, facts.kv_heads, "past", facts.head_size]
+    cache: list[int | str] = [1, facts.kv_heads, "past", facts.head_size]
     state = _State(
         _formal("loop.chunk", WHOLE, [1, "chunk"]),
         _formal("loop.made", WHOLE, [1]),
