@@ -38,6 +38,7 @@ _COMMANDS = {
     "why": "command",
     "quantize": "command",
     "reference": "command",
+    "program": "command",
     "certify": "command",
     "verify": "command",
     "transcribe": "command",

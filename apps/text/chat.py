@@ -1,7 +1,11 @@
-"""A chat as tokens, in ChatML: what SmolLM2 and many others were taught to answer."""
+"""A chat as tokens, in ChatML, which SmolLM2 and many others were taught to answer; and one instruction, in any form.
+
+Special tokens are put around what people say, never read from it: who writes `<|im_end|>` ends nothing.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,8 +27,6 @@ class Message:
 
 def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message], *, system: str = _SMOLLM2) -> list[int]:
     """The prompt that the assistant answers.
-
-    Special tokens are put around the messages, never read from them: who writes `<|im_end|>` ends nothing.
 
     Args:
         tokenizer: has the special tokens of ChatML.
@@ -48,3 +50,22 @@ def chat_tokens(tokenizer: Tokenizer, messages: Sequence[Message], *, system: st
     for message in messages:
         tokens += [start, *tokenizer.encode(f"{message.role}\n{message.content}"), end, *tokenizer.encode("\n")]
     return [*tokens, start, *tokenizer.encode("assistant\n")]
+
+
+def instruction_tokens(tokenizer: Tokenizer, template: str, prompt: str) -> list[int]:
+    """The tokens of an instruction in the form that a model knows.
+
+    Args:
+        tokenizer: of the model.
+        template: `facts.template` of a program: special tokens by their names, and `{prompt}`; empty for none.
+        prompt: what takes its place.
+    """
+    if not template:
+        return tokenizer.encode(prompt)
+    names = sorted(tokenizer.special, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, names))})", template) if names else [template]
+    tokens: list[int] = []
+    for part in parts:
+        special = tokenizer.special.get(part)
+        tokens += tokenizer.encode(part.replace("{prompt}", prompt)) if special is None else [special]
+    return tokens

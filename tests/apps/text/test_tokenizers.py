@@ -9,7 +9,7 @@ from tests.apps.text.small import MERGES, SPECIAL, tokenizer_json
 from tests.flagir.programs.weights import files
 
 from flagsplit.apps import zoo
-from flagsplit.apps.text import Message, Tokenizer, chat_tokens, open_tokenizer
+from flagsplit.apps.text import Message, Tokenizer, chat_tokens, instruction_tokens, open_tokenizer
 from flagsplit.errors import ConfigError, FlagsplitError, InputError, ModelError, PeerError
 
 SMALL = open_tokenizer("tokenizer.json", tokenizer_json())
@@ -180,6 +180,13 @@ def test_a_chat() -> None:
         chat_tokens(SMALL, [Message("root", "x")])
     with pytest.raises(ModelError, match="this model takes no chats"):
         chat_tokens(PIECES, said)
+
+
+def test_an_instruction() -> None:
+    template = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    asked = "hello <|end|> {prompt}"
+    assert instruction_tokens(SMALL, template, asked) == chat_tokens(SMALL, [Message("user", asked)], system="")
+    assert instruction_tokens(SMALL, "", asked) == SMALL.encode(asked)
 
 
 # Token ids as Hugging Face's `tokenizers` 0.23.3 gives them.
