@@ -29,6 +29,10 @@ class Recognizer(Protocol):
     """A speech recognizer; one thread uses it."""
 
     @property
+    def plan(self) -> str:
+        """Which tier does what."""
+
+    @property
     def rate_hz(self) -> int:
         """Samples per second of the sound that it takes."""
 

@@ -45,7 +45,7 @@ class Transcription:
             reader = stack.enter_context(WavReader(self.audio))
             self.result.seconds, self.result.notes = reader.seconds, reader.notes
             self.progress("load", 0.0)
-            recognizer = open_recognizer(self.choice)
+            recognizer = open_recognizer(self.choice, lambda line: self.progress(line, 0.0))
             stack.callback(recognizer.close)
             detector = open_detector()
             stack.callback(detector.close)

@@ -32,11 +32,18 @@ class VoiceDetector:
 
     def __init__(self, engine: Executable) -> None:
         self._engine = engine
+        self._forget()
+
+    def _forget(self) -> None:
         self._state = np.zeros(_STATE_SHAPE, np.float32)
         self._context = np.zeros(_CONTEXT, np.float32)
 
     def push(self, block: Samples) -> float:
         """The probability, 0..1, that somebody speaks in the next `BLOCK` samples of the stream."""
+        if not block.any():
+            # What was muted, cut out or never recorded; the network need not be asked, and hours of it take seconds.
+            self._forget()
+            return 0.0
         samples = np.concatenate([self._context, block])[None]
         found = self._engine.run({"input": samples, "state": self._state, "sr": np.array(RATE_HZ, np.int64)})
         self._state, self._context = found["stateN"], block[-_CONTEXT:]

@@ -18,6 +18,9 @@ _DROPPED = re.compile(r"[^\w']+")
 
 # How far from the border of two words, by their letters, a pause may come and still be taken for it.
 _NEAR_PAUSE_S: Final = 1.0
+# By how much farther it may come from one after punctuation than from others.
+_PUNCTUATION_S: Final = 0.5
+_PUNCTUATION: Final = ".,;:!?\u2014\u2026"
 _ROUNDING_S: Final = 1e-6
 
 
@@ -50,7 +53,7 @@ def normalized(text: str) -> list[str]:
 def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word]:
     """When each word was said: as long as its letters are of all letters, one after the other where somebody speaks.
 
-    A pause is taken to lie between two words, if it comes near the border of two.
+    A pause is taken to lie between two words, if it comes near the border of two, best after punctuation.
 
     Args:
         words: in their order, each with the tier that made it.
@@ -58,7 +61,7 @@ def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word
     """
     if not words:
         return []
-    borders = _borders([len(text) + 1 for text, _ in words], [end - start for start, end in speech])
+    borders = _borders([text for text, _ in words], [end - start for start, end in speech])
     found = []
     for (text, where), begins, ends in zip(words, borders, borders[1:], strict=False):
         start = _moment(begins, speech, at_end=False)
@@ -66,16 +69,20 @@ def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word
     return found
 
 
-def _borders(letters: Sequence[int], lengths_s: Sequence[float]) -> list[float]:
+def _borders(words: Sequence[str], lengths_s: Sequence[float]) -> list[float]:
     """Where words begin and end, in seconds of speech: by their letters, but that pauses are borders too."""
+    letters = [len(word) + 1 for word in words]
     spoken_s = sum(lengths_s)
     by_letters = [spoken_s * done / sum(letters) for done in accumulate(letters, initial=0)]
     anchors = [(0.0, 0.0)]
     for pause in accumulate(lengths_s[:-1]):
-        free = (each for each in by_letters[1:-1] if each > anchors[-1][0])
-        nearest = min(free, key=lambda each: abs(each - pause), default=None)
-        if nearest is not None and abs(nearest - pause) <= _NEAR_PAUSE_S:
-            anchors.append((nearest, pause))
+        costs = {
+            border: abs(border - pause) - _PUNCTUATION_S * (word[-1] in _PUNCTUATION)
+            for border, word in zip(by_letters[1:-1], words, strict=False)
+            if border > anchors[-1][0] and abs(border - pause) <= _NEAR_PAUSE_S
+        }
+        if costs:
+            anchors.append((min(costs, key=lambda border: costs[border]), pause))
     anchors.append((spoken_s, spoken_s))
     return [float(each) for each in np.interp(by_letters, *zip(*anchors, strict=True))]
 

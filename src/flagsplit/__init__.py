@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
     from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
+    from flagsplit.apps.speech.transcribe import transcribe
+    from flagsplit.apps.speech.transcript import Transcript
     from flagsplit.apps.verification import VerifyReport
     from flagsplit.apps.verify import verify
     from flagsplit.errors import FlagsplitError
@@ -50,6 +52,7 @@ _HOMES = {
     "SLA": "flagsplit.splitter.sla",
     "Session": "flagsplit.runtime.session",
     "SessionSettings": "flagsplit.runtime.session_settings",
+    "Transcript": "flagsplit.apps.speech.transcript",
     "VerifyReport": "flagsplit.apps.verification",
     "build": "flagsplit.apps.api",
     "build_async": "flagsplit.apps.api",
@@ -59,6 +62,7 @@ _HOMES = {
     "open": "flagsplit.apps.api",
     "open_async": "flagsplit.apps.api",
     "plan": "flagsplit.apps.api",
+    "transcribe": "flagsplit.apps.speech.transcribe",
     "verify": "flagsplit.apps.verify",
 }
 
@@ -73,6 +77,7 @@ __all__ = [
     "PlanReport",
     "Session",
     "SessionSettings",
+    "Transcript",
     "VerifyReport",
     "__version__",
     "build",
@@ -83,6 +88,7 @@ __all__ = [
     "open",
     "open_async",
     "plan",
+    "transcribe",
     "verify",
 ]
 

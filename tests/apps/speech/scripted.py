@@ -61,6 +61,7 @@ class Hearer:
     """Hears the words of a script that are whole, and something else of those that are cut, never the same twice."""
 
     rate_hz = RATE_HZ
+    plan = "all-phone"
 
     def __init__(self, said: list[Said], max_input_s: float, where: str = "phone") -> None:
         self._said, self.max_input_s, self._where = said, max_input_s, where

@@ -58,6 +58,8 @@ def test_times() -> None:
     assert timed([("abc", ""), ("abc", "")], [(1.0, 2.1), (3.0, 4.0)])[1].start_s == 3.0
     words = timed([("abc", ""), ("abc", "")], [(1.0, 2.0), (3.0, 4.0)])
     assert [(word.start_s, word.end_s) for word in words] == [(1.0, 2.0), (3.0, 4.0)]
+    words = timed([(text, "") for text in "No matter, try again.".split()], [(1.0, 2.0), (3.0, 3.8)])
+    assert [word.start_s >= 3.0 for word in words] == [False, False, True, True]
     assert timed([], [(1.0, 2.0)]) == []
 
 
