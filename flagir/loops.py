@@ -13,7 +13,7 @@ from typing import Literal
 import onnx
 import onnx_ir as ir
 
-from flagsplit.flagir.inference import forget_shapes, graphs_of, infer, share_constants
+from flagsplit.flagir.inference import forget_shapes, graphs_of, known_types, settled, share_constants
 from flagsplit.flagir.opset import IR_VERSION, OPSET
 from flagsplit.flagir.reads import reads_of, subgraphs_of
 from flagsplit.flagir.types import ValueType, dims_of
@@ -173,14 +173,7 @@ def _inferred(body: ir.Graph, types: Types, given: Types, versions: Mapping[str,
         elif name in types:
             proto.graph.input.append(_info(name, types[name]))
     share_constants(proto.graph)
-    found = {}
-    for each in graphs_of(infer(proto, strict=False).graph):
-        for info in (*each.input, *each.value_info, *each.output):
-            kind = info.type.tensor_type
-            if kind.elem_type and kind.HasField("shape"):
-                shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim)
-                found[info.name] = ValueType(ir.DataType(kind.elem_type), shape)
-    return found
+    return known_types(settled(proto).graph)
 
 
 def _from_outside(body: ir.Graph) -> list[ir.Value]:

@@ -93,6 +93,11 @@ def is_view(node: ir.Node) -> bool:
     return node.op_type in _VIEWS and not node.domain
 
 
+def launches_of(nodes: Iterable[ir.Node]) -> int:
+    """The contractions among nodes, each of which an engine dispatches."""
+    return sum(node.op_type in _CONTRACTIONS and not node.domain for node in nodes)
+
+
 @dataclass(frozen=True)
 class _BodyWork:
     """What one run of a subgraph costs."""
@@ -120,7 +125,7 @@ def _of_nodes(nodes: Iterable[ir.Node], types: Types) -> _BodyWork:
             if flops:
                 by_class[name] = by_class.get(name, 0.0) + flops
         touched += work.touched_weight_bytes
-        launches += work.loop.trips * work.loop.launches if work.loop else int(node.op_type in _CONTRACTIONS)
+        launches += work.loop.trips * work.loop.launches if work.loop else launches_of((node,))
         if work.note:
             notes[work.note] = None
     return _BodyWork(by_class, touched, launches, tuple(notes))

@@ -1,9 +1,9 @@
 """Plans that divide a decoder's loop itself: the first layers on one tier, the rest on others, for every token anew.
 
-The graph is a chain: embedding, layers, head. Every token goes up through it and comes back, so each link between two
-tiers that share it carries a message up and one down for each step. A chain has so few rising placements that all of
-them are looked at: the optimum is exact, caps and bounds included. What a chain's blocks cost is read off a program in
-`flagsplit.flagir.programs.chain`.
+The graph is a chain of layers, the embedding in the first and the head in the last. Every token goes up through it and
+comes back, so each link between two tiers that share it carries a message up and one down for each step. A chain has so
+few rising placements that all of them are looked at: the optimum is exact, caps and bounds included. What a chain's
+blocks cost is read off a program in `flagsplit.flagir.programs.chain`.
 """
 
 import itertools
@@ -35,9 +35,8 @@ _MS = 1e3
 
 
 def layers_before(placement: Sequence[int]) -> int:
-    """How many layers run before the last tier in use; the embedding is no layer."""
-    last = placement[-1]
-    return max(0, sum(tier != last for tier in placement) - 1)
+    """How many layers run before the last tier in use."""
+    return sum(tier != placement[-1] for tier in placement)
 
 
 def plan_name(tiers: Sequence[str], placement: Sequence[int]) -> str:
@@ -45,7 +44,7 @@ def plan_name(tiers: Sequence[str], placement: Sequence[int]) -> str:
     if len(set(placement)) == 1:
         return tier_set_name(tiers, placement)
     turns = [at for at in range(1, len(placement)) if placement[at] != placement[at - 1]]
-    return "+".join([tiers[placement[0]], *(f"{tiers[placement[at]]}@{at - 1}" for at in turns)])
+    return "+".join([tiers[placement[0]], *(f"{tiers[placement[at]]}@{at}" for at in turns)])
 
 
 def rising_placements(problem: Problem) -> NDArray[np.int64]:
@@ -58,7 +57,7 @@ def rising_placements(problem: Problem) -> NDArray[np.int64]:
     rows = []
     for count, turns in enumerate(itertools.combinations_with_replacement(range(blocks + 1), tiers - 1)):
         if count == _MOST_PLACEMENTS:
-            raise PolicyError(f"{blocks - 2} layers on {tiers} tiers have over {count} plans; plan for fewer tiers")
+            raise PolicyError(f"{blocks} layers on {tiers} tiers have over {count} plans; plan for fewer tiers")
         row = np.searchsorted(np.array(turns), np.arange(blocks), side="right")
         if problem.constraints.allowed[np.arange(blocks), row].all():
             rows.append(row)

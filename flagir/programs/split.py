@@ -41,7 +41,8 @@ def split_step(program: Program, layers: int) -> tuple[ir.Model, ir.Model]:
     _take_sizes_of(b.graph, {**dict.fromkeys(early, late[0]), "tokens": "positions"})
     first = _outputs(a, facts.new_names[: 2 * layers])
     second = _outputs(b, ("logits", *facts.new_names[2 * layers :]))
-    for before, after in _rows_of(a, b, facts.width):
+    # From the end: the rows within the last layer of the first part, after its attention, would do as well.
+    for before, after in reversed(list(_rows_of(a, b, facts.width))):
         read = _inputs_of(second, after)
         makes = _inputs_of([before, *first])
         if after in read and _names(read).isdisjoint(("tokens", *early)) and _names(makes).isdisjoint(late):
@@ -65,7 +66,7 @@ def _outputs(model: ir.Model, names: Sequence[str]) -> list[ir.Value]:
 
 
 def _rows_of(a: ir.Model, b: ir.Model, width: int) -> Iterator[tuple[ir.Value, ir.Value]]:
-    """The values of two copies of a graph that can be rows, those read first at first."""
+    """The values of two copies of a graph that can be rows, in the order of the graph."""
     for node, twin in zip(a.graph, b.graph, strict=True):
         yield from (pair for pair in zip(node.outputs, twin.outputs, strict=True) if _is_rows(pair[0], width))
 

@@ -1,5 +1,6 @@
 """What loops cost, against counts of what runs and against sums by hand."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,13 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from tests.flagir.models import canonical, parse
+from tests.flagir.programs import oracle
+from tests.flagir.programs.made import program_of
 
 from flagsplit.flagir import Block, Skeleton, block_graph, canonicalize
 from flagsplit.flagir.analysis import peak_activations
 from flagsplit.flagir.loops import EXPECTED_TRIPS, say_trips, trips_of
+from flagsplit.flagir.programs.link import link
 
 WIDTH, HEADS, PROMPT, FRAMES = 8, 2, 3, 5
 HEAD = WIDTH // HEADS
@@ -185,3 +189,21 @@ def test_a_first_trip_that_takes_more_is_counted_as_what_it_is(trips: int) -> No
     cache = 6 + trips - 1
     assert loop.loops[0].last_state_bytes == 32 * (1 + cache)
     assert loop.touched_weight_bytes == trips * (256 + 3 * 8) + 3 * 8  # and what reads the end of it
+
+
+@pytest.mark.parametrize("family", [oracle.whisper_like, oracle.moonshine_like])
+def test_the_loop_of_a_linked_program(family: Callable[[np.random.Generator], oracle.Made]) -> None:
+    """Its masks and positions are computed from the sizes of its cache."""
+    made = family(np.random.default_rng(3))
+    program = program_of(made, [1, 4, 6])
+    model = link(program, 20)
+    assert say_trips(model, 9) == 1
+    facts, skeleton = program.facts, Skeleton(model)
+    dims = dict.fromkeys(skeleton.symbols, 4000 if facts.input == "audio" else 64)
+    (loop,) = next(block for block in block_graph(model, dims, skeleton).blocks if block.loops).loops
+    of_token = 2 * 4 * facts.layers * facts.kv_heads * facts.head_size
+    assert loop.growth_bytes == of_token
+    assert loop.state_bytes == 3 * of_token + 16  # of the prompt, with the last token and the number made
+    frames = skeleton.types(dims)["encode.hidden"].shape[1]
+    of_cross = frames * 2 * 4 * facts.layers * facts.heads * facts.head_size
+    assert loop.captured_bytes in (of_cross, of_cross + 8)  # with their length, unless that is fixed

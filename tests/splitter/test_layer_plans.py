@@ -22,20 +22,18 @@ ROW = 4 * WIDTH
 
 
 def chain(layers: int, weights: int = 14_000_000, prompt: int = PROMPT, tokens: int = TOKENS) -> BlockGraph:
-    """Embedding, layers and head of a small language model."""
-    names = ["embedding", *(f"layer.{i}" for i in range(layers)), "head"]
-    blocks, values = [], [BlockValue("tokens", 8 * prompt, -1, (0,))]
-    for at, name in enumerate(names):
-        inner = 0 < at <= layers
-        own = weights if at else 100_000_000
-        read = own if at else ROW
-        loop = LoopWork(name, tokens + 1, "said", 0.0, read, 0, prompt * KV * inner, KV * inner, 0, 7)
-        flops = {"matmul": 2.0 * own / 4 * (prompt + tokens) if at else 0.0}
-        rows = ROW * (prompt + tokens)
-        out = 8 * (tokens + 1) if at == layers + 1 else rows
-        blocks.append(Block(at, name, (name,), ("Loop",), flops, rows, out, own, read * (1 + tokens), loops=(loop,)))
-        last = at == layers + 1
-        values.append(BlockValue("made" if last else f"rows.{at}", out, at, () if last else (at + 1,), last))
+    """The layers of a small language model, the table of its tokens in the first."""
+    blocks, values = [], [BlockValue("prompt", 8 * prompt, -1, (0,))]
+    rows = ROW * (prompt + tokens)
+    for at in range(layers):
+        name, last = f"layer.{at}", at == layers - 1
+        loop = LoopWork(name, tokens + 1, "said", 0.0, weights, 0, prompt * KV, KV, 0, 7)
+        held, out = weights + 100_000_000 * (at == 0), 8 * (tokens + 1) if last else rows
+        flops = {"matmul": 2.0 * weights / 4 * (prompt + tokens)}
+        touched = weights * (1 + tokens)
+        read = values[-1].size_bytes
+        blocks.append(Block(at, name, (name,), ("Loop",), flops, read, out, held, touched, loops=(loop,)))
+        values.append(BlockValue("tokens" if last else f"rows.{at + 1}", out, at, () if last else (at + 1,), last))
     return BlockGraph("decoder", tuple(blocks), tuple(values), {})
 
 
@@ -102,7 +100,7 @@ def test_the_plan_is_that_of_exhaustive_search(catalogue: Catalogue, seed: int) 
     three = rng.random() < 0.5
     devices = ("raspberry-pi-5", "generic-edge-cpu", "t4") if three else ("raspberry-pi-5", "t4")
     links = tuple(rng.choice(["1mbit/1ms", "100mbit/50us", "10gbit/10us", "20mbit/40ms"]) for _ in devices[1:])
-    caps = {"memory_mb": {"phone": rng.choice([105, 130, 180, 400])}} if rng.random() < 0.6 else {}
+    caps = {"memory_mb": {"phone": rng.choice([120, 135, 180, 400])}} if rng.random() < 0.6 else {}
     privacy = {"min_blocks_deep": rng.randint(0, 2)}
     problem = problem_of(catalogue, graph, caps | privacy, devices, links)
     cap = problem.memory_bytes * (1 + 1e-9)
@@ -124,14 +122,16 @@ def test_privacy_keeps_embedding_and_layers_on_the_phone(catalogue: Catalogue) -
     graph = chain(30)
     free = plan_layers(problem_of(catalogue, graph)).chosen.plan
     assert free.name == "all-cloud"
-    kept = plan_layers(problem_of(catalogue, graph, {"min_blocks_deep": 2}, links=FAST)).chosen.plan
+    kept = plan_layers(problem_of(catalogue, graph, {"min_blocks_deep": 1}, links=FAST)).chosen.plan
     assert kept.name == "phone+cloud@1"
     assert layers_before(kept.placement) == 1
     assert kept.features.up_messages == (TOKENS + 1,)
     assert kept.features.up_bytes == (ROW * (PROMPT + TOKENS),)
     assert kept.features.down_bytes == (8 * (TOKENS + 1),)
     only = plan_layers(problem_of(catalogue, graph, {"keep_on": {"inputs": "phone"}}, links=FAST)).chosen.plan
-    assert only.name == "phone+cloud@0"
+    assert only.name == "phone+cloud@1"
+    deeper = plan_layers(problem_of(catalogue, graph, {"min_blocks_deep": 3}, links=FAST)).chosen.plan
+    assert deeper.name == "phone+cloud@3"
 
 
 def test_a_slow_link_says_do_not_split(catalogue: Catalogue) -> None:
@@ -140,7 +140,7 @@ def test_a_slow_link_says_do_not_split(catalogue: Catalogue) -> None:
     said = " ".join(planned.reasons)
     assert "Do not split the loop: the best division, phone+cloud@" in said
     assert f"in {TOKENS + 1} round trips" in said
-    assert "all-cloud is not allowed: block 'embedding' (and 1 more blocks) cannot run there: min_blocks_deep 2" in said
+    assert "all-cloud is not allowed: block 'layer.0' (and 1 more blocks) cannot run there: min_blocks_deep 2" in said
 
 
 def test_the_pool_has_single_tiers_and_what_is_best_somewhere(catalogue: Catalogue) -> None:
@@ -148,7 +148,7 @@ def test_the_pool_has_single_tiers_and_what_is_best_somewhere(catalogue: Catalog
     pool = Pool.from_json(planned.pool.to_json())
     names = [plan.name for plan in pool.plans]
     assert names[0] == planned.chosen.plan.name
-    assert {"all-phone", "phone+cloud@0"} <= set(names)
+    assert {"all-phone", "phone+cloud@1"} <= set(names)
     assert pool.absent.keys() == {"all-cloud"}
     assert pool.certificate.exact
     dead = replace(planned.problem.nominal, alive=(True, False))
@@ -156,13 +156,13 @@ def test_the_pool_has_single_tiers_and_what_is_best_somewhere(catalogue: Catalog
 
 
 def test_the_table_has_every_division_and_says_which_may_not_be(catalogue: Catalogue) -> None:
-    rows = every_division(problem_of(catalogue, chain(3), {"min_blocks_deep": 2, "memory_mb": {"phone": 118}}))
-    assert [row.plan.name for row in rows] == [f"phone+cloud@{n}" for n in range(4)]
-    assert [row.allowed for row in rows] == [False, True, False, False]
-    assert rows[0].reason == "layer.0: min_blocks_deep 2 keeps it on phone"
+    rows = every_division(problem_of(catalogue, chain(4), {"min_blocks_deep": 2, "memory_mb": {"phone": 132}}))
+    assert [row.plan.name for row in rows] == [f"phone+cloud@{n}" for n in range(1, 4)]
+    assert [row.allowed for row in rows] == [False, True, False]
+    assert rows[0].reason == "layer.1: min_blocks_deep 2 keeps it on phone"
     assert "memory_mb of phone would be" in str(rows[2].reason)
 
 
 def test_names() -> None:
     assert plan_name(("phone", "cloud"), (1, 1, 1)) == "all-cloud"
-    assert plan_name(("phone", "edge", "cloud"), (0, 0, 1, 1, 2)) == "phone+edge@1+cloud@3"
+    assert plan_name(("phone", "edge", "cloud"), (0, 0, 1, 1, 2)) == "phone+edge@2+cloud@4"
