@@ -5,19 +5,22 @@ import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 from flagsplit.apps.decoder_service.gateway_backend import Cut, ModelFacts, Piece, Sound, Wanted
 from flagsplit.apps.decoder_service.gateway_source import Source
+from flagsplit.apps.speech.features import speech_features
 from flagsplit.apps.speech.recognizer import Heard
 from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
 from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.text.tokenizer import Tokenizer
+from flagsplit.errors import InputError
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.token_stream import TokenStream
-from flagsplit.targets.interface import Executable
+from flagsplit.targets.interface import Executable, TensorSpec
 
 _WORDS_AHEAD = 64
 
@@ -99,6 +102,8 @@ class SpeechBackend(ProgramBackend):
         source: of its tokens.
         program: what the program is.
         open_detector: opens the network that finds speech; each recording has its own.
+        spec: what the encoder reads.
+        plan: under which it is sent just that.
     """
 
     def __init__(
@@ -108,9 +113,11 @@ class SpeechBackend(ProgramBackend):
         source: Source,
         program: ProgramFacts,
         open_detector: Callable[[], Executable],
+        spec: TensorSpec,
+        plan: str,
     ) -> None:
         super().__init__(facts, tokenizer, source)
-        self._program = program
+        self._program, self._spec, self._plan = program, spec, plan
         self._open_detector = open_detector
 
     def open_sound(self, data: bytes) -> Sound:
@@ -123,7 +130,8 @@ class SpeechBackend(ProgramBackend):
 
     async def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
         """See `Listener.listen`."""
-        recognizer = StreamRecognizer(self._program, self.tokenizer, self._source, wanted)
+        wanted = replace(wanted, plan=self._plan)
+        recognizer = StreamRecognizer(self._program, self._spec, self.tokenizer, self._source, wanted)
         loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
         queue: asyncio.Queue[NewWord | Segment | BaseException | None] = asyncio.Queue()
 
@@ -162,16 +170,30 @@ class StreamRecognizer:
 
     Args:
         program: what it is.
+        spec: what its encoder reads.
         tokenizer: of it.
         source: of its tokens.
         wanted: what each stream is to be like.
     """
 
-    def __init__(self, program: ProgramFacts, tokenizer: Tokenizer, source: Source, wanted: Wanted) -> None:
-        self._program, self._tokenizer, self._source, self._wanted = program, tokenizer, source, wanted
+    def __init__(
+        self, program: ProgramFacts, spec: TensorSpec, tokenizer: Tokenizer, source: Source, wanted: Wanted
+    ) -> None:
+        self._program, self._spec, self._tokenizer = program, spec, tokenizer
+        self._source, self._wanted = source, wanted
         self._lock = threading.Lock()
         self._stream: TokenStream | None = None
-        self.is_closed = False
+        self._closed = threading.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody wants more of it."""
+        return self._closed.is_set()
+
+    @property
+    def plan(self) -> str:
+        """Which tier does what."""
+        return self._wanted.plan
 
     @property
     def rate_hz(self) -> int:
@@ -187,15 +209,8 @@ class StreamRecognizer:
         """The text of a sound, token by token."""
         if self.is_closed:
             return
-        wanted = self._wanted
-        stream = self._source.stream(
-            Wanted(
-                wanted.client,
-                wanted.options,
-                tensors={"audio": samples[None]},
-                input_s=len(samples) / self.rate_hz,
-            )
-        )
+        tensors = speech_features(self._program, self._spec, samples)
+        stream = self._source.stream(replace(self._wanted, tensors=tensors, input_s=len(samples) / self.rate_hz))
         with self._lock:
             self._stream = stream
         if self.is_closed:
@@ -211,7 +226,7 @@ class StreamRecognizer:
     def close(self) -> None:
         """End the stream that goes on, and begin no more. From any thread."""
         with self._lock:
-            self.is_closed = True
+            self._closed.set()
             if self._stream is not None:
                 self._stream.cancel()
 
@@ -247,6 +262,9 @@ class _Upload:
             self._file.write(data)
             self._file.flush()
             self._reader = WavReader(Path(self._file.name))
+        except InputError as error:
+            self._file.close()
+            raise InputError(str(error).replace(self._file.name, "what came")) from None
         except BaseException:
             self._file.close()
             raise

@@ -7,6 +7,7 @@ with the same tokens. Needs Ray.
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -20,6 +21,7 @@ from flagsplit.apps.decoder_service.ray_replica import event_of, message_of
 from flagsplit.apps.decoder_service.ray_serve import RayServe
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
+from flagsplit.runtime.generation.stats import EngineStats
 
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
@@ -82,6 +84,8 @@ class RayEngine:
         self._thread = threading.Thread(target=self._loop.run_forever, name="flagsplit-ray", daemon=True)
         self._stopping = False
         self._wait_s = 0.0
+        self._tokens = 0
+        self._ended: Counter[str] = Counter()
         self.moves: Counter[str] = Counter()
 
     def start(self) -> None:
@@ -111,9 +115,31 @@ class RayEngine:
         del client
         return self._wait_s
 
+    def stats(self) -> EngineStats:
+        """How it goes, as far as this side knows: replicas tell no more than their tokens. From any thread."""
+        live = list(self._live.values())
+        running = sum(bool(each.where) for each in live)
+        return EngineStats(
+            streams={"waiting": len(live) - running, "running": running, "parked": 0},
+            slots=self._settings.slots * self._settings.replicas,
+            kv_bytes=0,
+            kv_budget_bytes=0,
+            tokens=self._tokens,
+            tokens_per_s=0.0,
+            prefilled=0,
+            evictions=0,
+            failures=self.moves.total(),
+            is_broken=False,
+            batches={},
+            ended=dict(self._ended),
+            first_ms_p50=math.nan,
+            first_ms_p95=math.nan,
+        )
+
     def replicas(self) -> dict[str, int]:
         """How many streams each replica that gave a token lately goes on with: HOST/PID."""
-        return self._call(self._count())
+        found: dict[str, int] = self._call(self._count())
+        return found
 
     def upgrade(self, open_model: Callable[[], Any] | None = None) -> None:
         """Replace all replicas one after the other, by ones with another model or, without one, with this software.
@@ -256,6 +282,11 @@ class RayEngine:
         return True
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, Refused):
+            self._ended[event.code] += 1
+        else:
+            self._tokens += len(event.tokens)
+            self._ended.update([event.reason] if event.done else [])
         try:
             self._emit(event)
         except Exception:  # noqa: BLE001 - the other streams go on
