@@ -207,14 +207,14 @@ class StreamRecognizer:
 
     def recognize(self, samples: Samples) -> Iterator[Heard]:
         """The text of a sound, token by token."""
-        if self.is_closed:
+        if self._closed.is_set():
             return
         tensors = speech_features(self._program, self._spec, samples)
         stream = self._source.stream(replace(self._wanted, tensors=tensors, input_s=len(samples) / self.rate_hz))
         with self._lock:
             self._stream = stream
-        if self.is_closed:
-            stream.cancel()
+            if self._closed.is_set():
+                stream.cancel()
         text = self._tokenizer.decode_stream()
         try:
             for token in stream:
