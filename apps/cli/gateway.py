@@ -18,12 +18,12 @@ from flagsplit.apps.cli.gateway_options import (
     TlsKey,
 )
 from flagsplit.apps.cli.output import print_json
-from flagsplit.apps.decoder_service.program_source import folder_source
+from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.errors import ConfigError
 
 
 def command(
-    program: Annotated[Path, typer.Argument(help="A folder of flagsplit program; what the services serve.")],
+    program: Annotated[str, typer.Argument(help="What the services serve: a bundle, a program's folder, or zoo:NAME.")],
     cloud: Annotated[
         str,
         typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
@@ -60,7 +60,7 @@ def command(
     options = GatewayOptions(
         listen, api_keys, tls_cert, tls_key, insecure_public, allow_origin or [], max_upload_mb, drain_s
     )
-    source = folder_source(program, ("phone", tier))
+    source = open_source(program, tier)
     with (
         ending() as (ended, _),
         StreamClient(addresses, source.digest, settings=ClientSettings(tier=tier, keys=keys)) as client,

@@ -43,7 +43,7 @@ def whole_input(source: ProgramSource) -> str:
     """
     entered = () if source.facts.kind == "decoder-only" else (encoder_input(source).name,)
     for plan, names in source.cuts.items():
-        if names == entered and plan != HIDDEN:
+        if names == entered and plan != HIDDEN and not source.takes_rows:
             return plan
     there = ", ".join(source.cuts)
     raise ConfigError(f"the gateway needs a plan of {source.name} that runs all of it in the cloud; there are {there}")
@@ -56,7 +56,7 @@ def encoder_input(source: ProgramSource) -> TensorSpec:
         ModelError: it cannot be told.
     """
     path = source.steps / "encode.onnx"
-    found = read_model(path).graph.inputs
+    found = read_model(path, source.weights.parent if source.weights is not None else None).graph.inputs
     shape = found[0].shape if len(found) == 1 else None
     if shape is None:
         raise ModelError(f"expected an encoder of one input with a shape, {path} has {len(found)}")

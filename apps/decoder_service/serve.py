@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
@@ -11,6 +13,7 @@ from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.events import Event
 from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService, TokenEngine
+from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel
 
@@ -57,10 +60,28 @@ def local_engine(source: ProgramSource, settings: DecoderSettings, emit: Callabl
         BundleError: a graph cannot be loaded.
         ConfigError: the provider is not there.
     """
+    return GenerationEngine(step_opener(source, settings)(), emit, settings.scheduler)
+
+
+def step_opener(source: ProgramSource, settings: DecoderSettings) -> Callable[[], StepModel]:
+    """What opens a program's steps, here or in another process, whose host must have its files at the same place."""
+    return partial(
+        _open_steps,
+        source.steps.absolute(),
+        settings.slots,
+        settings.threads,
+        settings.provider,
+        source.step,
+        source.weights.absolute() if source.weights is not None else None,
+    )
+
+
+def _open_steps(
+    folder: Path, slots: int, threads: int, provider: Literal["cpu", "cuda"], step: str, weights: Path | None
+) -> StepModel:
     from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
 
-    model = OrtStepModel(source.steps, settings.slots, settings.threads, settings.provider)
-    return GenerationEngine(model, emit, settings.scheduler)
+    return OrtStepModel(folder, slots, threads, provider, step=step, weights=weights)
 
 
 class DecoderService:

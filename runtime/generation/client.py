@@ -185,7 +185,7 @@ class StreamClient:
 
     @property
     def moves(self) -> dict[str, int]:
-        """How often streams left a replica, by the reason: "lost", "stalled", "gap", or a code of the protocol."""
+        """How often streams left a replica, by reason: "lost", "silent", "stalled", "gap", or a code of Failed."""
         return self._shell.ask(lambda: dict(self._machine.moves))
 
     @property

@@ -90,7 +90,11 @@ def test_it_serves_every_cut_is_watched_and_drains(program: Small, running: Deco
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("/nowhere", "--listen", "tcp://127.0.0.1:0"), "expected a program, /nowhere has no program.json"),
+        (
+            ("/nowhere", "--listen", "tcp://127.0.0.1:0"),
+            "zoo:NAME or the folder of a program, came '/nowhere'",
+        ),
+        (("PROGRAM", "--listen", "x", "--plan", "p1"), "a program has no plans"),
         (("PROGRAM",), "missing option '--listen'"),
         (("PROGRAM", "--listen", "x", "--slots", "0"), "'--slots': Input should be greater than or equal to 1"),
         (("PROGRAM", "--listen", "nowhere"), "nowhere"),
