@@ -38,18 +38,23 @@ def load_program(folder: Path) -> Program:
     Raises:
         ModelError: a file is missing, damaged or too large, or the graphs are not those that the facts promise.
     """
-    facts = ProgramFacts.from_json(_read(folder / FACTS_NAME, MAX_FACTS_BYTES))
-    tokenizer = _read(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
+    facts = ProgramFacts.from_json(read_file(folder / FACTS_NAME, MAX_FACTS_BYTES))
+    tokenizer = read_file(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     graphs = {name: read_model(folder / f"{name}.onnx") for name in graph_names(facts.kind)}
     program = Program(facts, graphs, tokenizer)
     check_graphs(program)
     return program
 
 
-def _read(path: Path, most_bytes: int) -> bytes:
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """A file of a folder that a stranger may have written.
+
+    Raises:
+        ModelError: it is not there, no file, or larger than that.
+    """
     try:
         if not path.is_file():
-            raise ModelError(f"expected a program, {path.parent} has no file {path.name}; is it the right folder?")
+            raise ModelError(f"expected {path.name} in {path.parent}, there is none; is it the right folder?")
         if path.stat().st_size > most_bytes:
             raise ModelError(f"expected {path} to have at most {most_bytes} bytes, it has {path.stat().st_size}")
         return path.read_bytes()

@@ -112,14 +112,14 @@ def put_a_folder(folder: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no facts": (lambda folder: (folder / "program.json").unlink(), "no file program.json"),
-    "facts are a folder": (put_a_folder, "no file program.json"),
+    "no facts": (lambda folder: (folder / "program.json").unlink(), "expected program.json in"),
+    "facts are a folder": (put_a_folder, "expected program.json in"),
     "no JSON": (lambda folder: (folder / "program.json").write_bytes(b"\xff\xfe"), "as JSON"),
     "deep JSON": (lambda folder: (folder / "program.json").write_text("[" * 100_000), "as JSON"),
     "a list": (lambda folder: (folder / "program.json").write_text("[]"), "JSON object"),
     "fields missing": (lambda folder: (folder / "program.json").write_text("{}"), "incomplete"),
     "huge facts": (lambda folder: (folder / "program.json").write_bytes(b" " * (2 << 20)), "at most"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer").unlink(), "no file tokenizer"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer").unlink(), "expected tokenizer in"),
     "no step": (lambda folder: (folder / "step.onnx").unlink(), "no such model file"),
     "no weights": (lambda folder: (folder / "weights.bin").write_bytes(b""), "truncated|expects"),
     "more layers": (lambda folder: change_facts(folder, layers=2), "missing input"),
