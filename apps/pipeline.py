@@ -21,11 +21,14 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.graph_tensors import tensor_of
-from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
+from flagsplit.apps.layered import is_divisible, pose_layers, rules_for
+from flagsplit.apps.linked import Linked, answer_of, expect_trips, link_program, program_of
 from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.profiled import load_profiles
+from flagsplit.apps.program_members import ProgramBuild, hidden_plans, program_members, shared_models
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
@@ -33,12 +36,15 @@ from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.flagir.passes.float_products import float_products
+from flagsplit.flagir.programs import Program
+from flagsplit.flagir.store import save_all
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
+from flagsplit.splitter.layer_plans import plan_layers
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.profiles import Profile
@@ -86,12 +92,14 @@ class Canonical:
         weights: the file of the weights.
         origin: name and digest of the model as it was given.
         nodes_read: of the model as it was given.
+        program: the program that was linked to this model, if it was one; its weights are mapped from `weights` too.
     """
 
     graph: ir.Model
     weights: Path
     origin: Model
     nodes_read: int
+    program: Program | None = None
 
 
 def build(
@@ -133,6 +141,13 @@ def build(
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = Clock(progress)
     with _scratch_beside(output) as folder:
+        program = program_of(source)
+        if program is not None:
+            clock.step("link", 0.0)
+            linked = link_program(program, options)
+            canonical = _store_linked(linked, folder, clock)
+            built = assemble(canonical, output, deployment, sla or SLA(), linked.options, clock, profiles)
+            return replace(built, notes=(*linked.notes, *built.notes))
         canonical = _read(source, folder, clock, options)
         return assemble(canonical, output, deployment, sla or SLA(), options, clock, profiles)
 
@@ -157,11 +172,23 @@ def _read(source: Source, folder: Path, clock: "Clock", options: BuildOptions) -
     flagir.canonicalize(model)
     if options.float_products:
         float_products(model)
+    expect_trips(model, options.expected_tokens)
     flagir.check(model)
     clock.step("store weights", 0.3)
     flagir.save(model, folder)
     origin = Model(name=source.name, sha256=_sha256(source.path or folder / flagir.MODEL_NAME))
     return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read)
+
+
+def _store_linked(linked: Linked, folder: Path, clock: "Clock") -> Canonical:
+    """Store the weights of a program in a folder, once for the linked model and the program's own graphs."""
+    model = linked.model
+    nodes_read = len(model.graph)
+    flagir.check(model)
+    clock.step("store weights", 0.3)
+    save_all(shared_models(model, linked.program), folder)
+    origin = Model(name=linked.program.facts.name, sha256=_sha256(folder / flagir.MODEL_NAME))
+    return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read, linked.program)
 
 
 def assemble(
@@ -182,9 +209,13 @@ def assemble(
     model = canonical.graph
     clock.step("plan", 0.5)
     ground = prepare(model, deployment, options, profiles or {})
-    graph = ground.graph
-    problem = pose(ground, deployment, sla, options)
+    graph, program = ground.graph, canonical.program
+    layers = _plan_layers(program, ground, deployment, sla, options)
+    rules = sla if layers is None else rules_for(graph, sla, layers.problem.graph)
+    problem = pose(ground, deployment, rules, options)
     planning = plan_problem(problem)
+    if program is not None:
+        planning = add_plans(planning, hidden_plans)
     extra: tuple[str, ...] = ()
     if options.extra_plans is not None:
         pooled = {plan.name for plan in planning.pool.plans}
@@ -215,6 +246,9 @@ def assemble(
     if options.costs is not None or ground.profiled.costs is not None:
         members[COSTS_NAME] = costs_to_json(problem.costs)
     members |= kept_samples(options, given.samples)
+    if program is not None:
+        part = ProgramBuild(program, options.expected_tokens, layers)
+        members |= program_members(model, graphs, planning.pool.plans, part)
     tiers = [
         ManifestTier(
             name=tier.name,
@@ -258,6 +292,16 @@ def assemble(
         ground.profiled.calibrations,
         (*deployment.notes, *shape_notes(deployment, ground, options)),
     )
+
+
+def _plan_layers(
+    program: Program | None, ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions
+) -> PlanningResult | None:
+    """Of a decoder-only program, the plans that divide its layers."""
+    if program is None or not is_divisible(program):
+        return None
+    answer = answer_of(program, ground.dims, options.expected_tokens)
+    return plan_layers(pose_layers(program, answer, ground.graph, deployment, sla))
 
 
 class Clock:

@@ -8,7 +8,11 @@ import typer
 from flagsplit.apps.cli.options import (
     CHOICE_HELP,
     DIM_HELP,
+    EXPECTED_TOKENS_HELP,
     LINK_HELP,
+    MAX_TOKENS_HELP,
+    MODEL_HELP,
+    MOST_TOKENS,
     REGION_HELP,
     TARGET_HELP,
     choices,
@@ -30,7 +34,7 @@ PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "d
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model: .onnx, .ort or .pt2.")],
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
     tiers: Annotated[str, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
     devices: Annotated[
@@ -83,6 +87,8 @@ def command(
     float_products: Annotated[
         bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
     ] = False,
+    expected_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=EXPECTED_TOKENS_HELP)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=MAX_TOKENS_HELP)] = 0,
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -102,6 +108,8 @@ def command(
         keep_samples=keep_samples,
         float_products=float_products,
         residency=residency,
+        expected_tokens=expected_tokens,
+        max_tokens=max_tokens,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
     with progress_bar(quiet=as_json) as progress:

@@ -57,7 +57,7 @@ def build_step(spec: DecoderSpec, weights: Weights) -> ir.Model:
     rows = declared(g.op("Gather", table, tokens), ["batch", "chunk", spec.width])
     if not spec.rotary_size:
         rows = residual(g, rows, g.op("Gather", g.weight("positions.weight", (None, spec.width)), positions))
-    past = _past(g, spec, pasts[0][0], tokens, past_lengths)
+    past = _past(g, spec, pasts[0][0], positions, past_lengths)
     turn = rotation(g, spec, positions)
     cross_mask = _cross_mask(g, crosses[0][0]) if spec.cross else None
     made: list[ir.Value] = []
@@ -104,9 +104,9 @@ def _cache(g: GraphWriter, name: str, dims: Dims) -> ir.Value:
     return g.input(name, REAL, dims)
 
 
-def _past(g: GraphWriter, spec: DecoderSpec, key: ir.Value, tokens: ir.Value, lengths: ir.Value) -> _Past:
+def _past(g: GraphWriter, spec: DecoderSpec, key: ir.Value, positions: ir.Value, lengths: ir.Value) -> _Past:
     """Keys count that are of tokens before, or in the chunk and no later than the query."""
-    past, chunk = length_of(g, key, 2), length_of(g, tokens, 1)
+    past, chunk = length_of(g, key, 2), length_of(g, positions, 1)
     both = g.op("Add", past, chunk)
     keys = count_up(g, None, both, [0, 1, 2])
     queries = count_up(g, past, both, [0, 1, 3])

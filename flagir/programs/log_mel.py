@@ -24,10 +24,15 @@ WINDOW: Final = 400
 """Samples of a frame."""
 HOP: Final = 160
 """Samples from one frame to the next."""
+_HOPS: Final = -(-WINDOW // HOP)
+"""That a frame touches."""
 _BINS: Final = WINDOW // 2 + 1
 _LEAST: Final = 1e-10
 _DECADES: Final = 8.0
 """Of power, that count below the loudest of all bands and frames."""
+_MOVE: Final = 4.0
+_SCALE: Final = 4.0
+"""Decades are moved, then divided, to lie about 0."""
 
 
 def log_mel(samples: Floats, bands: int, steps: int) -> Floats:
@@ -51,33 +56,32 @@ def log_mel(samples: Floats, bands: int, steps: int) -> Floats:
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[: steps * HOP : HOP]
     power = np.abs(np.fft.rfft(frames * _hann(), axis=-1)) ** 2
     decades = np.log10(np.maximum(mel_bands(bands) @ power.T, _LEAST))
-    result: Floats = ((np.maximum(decades, decades.max() - _DECADES) + 4) / 4).astype(np.float32)
+    result: Floats = ((np.maximum(decades, decades.max() - _DECADES) + _MOVE) / _SCALE).astype(np.float32)
     return result
 
 
 def write_log_mel(g: GraphWriter, audio: ir.Value, bands: int, steps: int) -> ir.Value:
     """The nodes that make `log_mel` [batch, bands, steps] of `audio` [batch, samples], float32.
 
-    The Fourier transform is a convolution with 402 waves: matrix products are what every engine and chip is good at,
-    and it is under a hundredth of the work of the smallest encoder.
+    The Fourier transform is a convolution with 402 waves: products are what every engine and chip is good at, and these
+    are a hundredth of the work of the smallest encoder. Samples are laid out in rows of one hop each first: chips have
+    limits on how long an axis may be, which half a minute of samples passes.
     """
     missing = g.op("Sub", g.numbers(steps * HOP), g.op("Shape", audio, start=1))
-    silence = g.op("Concat", g.numbers(0, 0, 0), missing, axis=0)
-    half = WINDOW // 2
-    whole = g.op("Pad", audio, silence, mode="constant")
-    # Only so far as the last frame reaches: the one that would follow is left out.
-    whole = g.op("Pad", whole, g.numbers(0, half, 0, half - HOP), mode="reflect")
-    waves = g.constant(_waves()[:, None, :], np.float32, "log_mel.waves")
-    whole = declared(g.op("Unsqueeze", whole, g.numbers(1)), ["batch", 1, steps * HOP + WINDOW - HOP])
-    spectrum = g.op("Conv", whole, waves, kernel_shape=[WINDOW], strides=[HOP])
+    whole = g.op("Pad", audio, g.op("Concat", g.numbers(0, 0, 0), missing, axis=0), mode="constant")
+    rows = steps + _HOPS - 1
+    mirrored = g.op("Pad", whole, g.numbers(0, WINDOW // 2, 0, (rows - steps) * HOP - WINDOW // 2), mode="reflect")
+    laid_out = g.op("Transpose", g.op("Reshape", mirrored, g.numbers(0, rows, HOP)), perm=[0, 2, 1])
+    waves = g.constant(_waves(), np.float32, "log_mel.waves")
+    spectrum = g.op("Conv", declared(laid_out, ["batch", HOP, rows]), waves, kernel_shape=[_HOPS])
     real, imaginary = g.ops("Split", g.op("Mul", spectrum, spectrum), outputs=2, axis=1, num_outputs=2)
     weights = g.constant(mel_bands(bands), np.float32, "log_mel.bands")
     power = g.op("Max", g.op("MatMul", weights, g.op("Add", real, imaginary)), g.constant(_LEAST, np.float32))
-    decades = g.op("Mul", g.op("Log", power), g.constant(1 / np.log(10), np.float32))
-    loudest = g.op("ReduceMax", decades, g.numbers(1, 2), keepdims=1)
-    audible = g.op("Max", decades, g.op("Sub", loudest, g.constant(_DECADES, np.float32)))
-    moved = g.op("Add", audible, g.constant(4, np.float32))
-    return declared(g.op("Mul", moved, g.constant(0.25, np.float32), name="log_mel"), ["batch", bands, steps])
+    scaled = g.op("Mul", g.op("Log", power), g.constant(1 / np.log(10) / _SCALE, np.float32))
+    scaled = g.op("Add", scaled, g.constant(_MOVE / _SCALE, np.float32))
+    loudest = g.op("ReduceMax", scaled, g.numbers(1, 2), keepdims=1)
+    floor = g.op("Sub", loudest, g.constant(_DECADES / _SCALE, np.float32))
+    return declared(g.op("Max", scaled, floor, name="log_mel"), ["batch", bands, steps])
 
 
 def mel_bands(bands: int) -> Doubles:
@@ -113,6 +117,8 @@ def _hann() -> Doubles:
 
 
 def _waves() -> Doubles:
-    """Cosines, then sines of all frequencies under the window, [402, 400]."""
+    """Cosines, then sines of all frequencies under the window, in rows of one hop: [402, 160, 3], zeros at the end."""
     angles = 2 * np.pi * np.outer(np.arange(_BINS), np.arange(WINDOW)) / WINDOW
-    return np.concatenate([np.cos(angles), np.sin(angles)]) * _hann()
+    waves = np.concatenate([np.cos(angles), np.sin(angles)]) * _hann()
+    padded = np.pad(waves, ((0, 0), (0, _HOPS * HOP - WINDOW)))
+    return padded.reshape(2 * _BINS, _HOPS, HOP).transpose(0, 2, 1)

@@ -132,6 +132,7 @@ class GraphWriter:
         for value in list(graph.inputs):
             value.replace_all_uses_with(inputs[value.name or ""], replace_graph_outputs=True)
         outputs = dict(zip([value.name or "" for value in model.graph.outputs], graph.outputs, strict=True))
+        graph.outputs.clear()
         for value in list(graph.initializers.values()):
             value.const_value = copy(value.const_value)  # renaming a value renames its tensor
             value.name = f"{prefix}.{value.name}"

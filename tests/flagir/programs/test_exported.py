@@ -1,0 +1,231 @@
+"""Exported decoders in slot form against plain numpy, and those that cannot be brought into it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from tests.flagir.models import Array, parse
+from tests.flagir.programs import oracle
+from tests.flagir.programs.driver import Engine, close
+from tests.flagir.programs.made import program_of
+
+from flagsplit.errors import ModelError
+from flagsplit.flagir.programs import Program, check_graphs
+from flagsplit.flagir.programs.exported import slot_form
+
+KV, SIZE, WIDTH, VOCABULARY = 2, 4, 8, 11
+
+LAYER = """
+    flat_q_{i} = MatMul(x_{i}, wq_{i})
+    flat_k_{i} = MatMul(x_{i}, wk_{i})
+    flat_v_{i} = MatMul(x_{i}, wv_{i})
+    wide_q_{i} = Reshape(flat_q_{i}, heads)
+    wide_k_{i} = Reshape(flat_k_{i}, heads)
+    wide_v_{i} = Reshape(flat_v_{i}, heads)
+    q_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_q_{i})
+    k_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_k_{i})
+    v_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_v_{i})
+    present_{i}_key = Concat<axis = -2>(past_{i}_key, k_{i})
+    present_{i}_value = Concat<axis = 2>(past_{i}_value, v_{i})
+    turned_{i} = Transpose<perm = [0, 1, 3, 2]>(present_{i}_key)
+    scores_{i} = MatMul(q_{i}, turned_{i})
+    scaled_{i} = Mul(scores_{i}, scale)
+    masked_{i} = Add(scaled_{i}, mask)
+    parts_{i} = Softmax<axis = -1>(masked_{i})
+    mixed_{i} = MatMul(parts_{i}, present_{i}_value)
+    back_{i} = Transpose<perm = [0, 2, 1, 3]>(mixed_{i})
+    joined_{i} = Reshape(back_{i}, rows)
+    out_{i} = MatMul(joined_{i}, wo_{i})
+    x_{j} = Add(x_{i}, out_{i})
+"""
+
+BODY = """
+g (int64[b, s] input_ids, int64[b, t] attention_mask{inputs}, {pasts})
+=> (float[b, s, 11] logits, {presents}) {{
+    words = Gather(table, input_ids)
+    {places}
+    places = Gather(positions_table, position_ids)
+    x_0 = Add(words, places)
+    shape_p = Shape<start = 2, end = 3>(past_0_key)
+    shape_s = Shape<start = 1, end = 2>(input_ids)
+    both = Add(shape_p, shape_s)
+    p = Squeeze(shape_p)
+    all = Squeeze(both)
+    keys = Range(zero, all, one)
+    queries = Range(p, all, one)
+    queries_2 = Unsqueeze(queries, last_axis)
+    causal = LessOrEqual(keys, queries_2)
+    given = Cast<to = 9>(attention_mask)
+    given_4 = Unsqueeze(given, middle)
+    allowed = And(causal, given_4)
+    mask = Where(allowed, nought, minus)
+    {layers}
+    logits = MatMul(x_{count}, head)
+}}
+"""
+
+
+def exported(
+    layers: int = 2,
+    places: str = "",
+    inputs: str = ", int64[b, s] position_ids",
+    change: Callable[[str], str] = lambda text: text,
+) -> tuple[ir.Model, dict[str, Array]]:
+    """A decoder with learned positions and no norms, and its weights."""
+    pairs = [f"{i}_{part}" for i in range(layers) for part in ("key", "value")]
+    body = BODY.format(
+        inputs=inputs,
+        places=places,
+        pasts=", ".join(f"float[b, 2, p, 4] past_{pair}" for pair in pairs),
+        presents=", ".join(f"float[b, 2, t, 4] present_{pair}" for pair in pairs),
+        layers="".join(LAYER.format(i=i, j=i + 1) for i in range(layers)),
+        count=layers,
+    )
+    proto = parse(change(body), opset=18)
+    rng = np.random.default_rng(layers)
+    weights = {
+        "table": rng.standard_normal((VOCABULARY, WIDTH)),
+        "positions_table": rng.standard_normal((40, WIDTH)),
+        "head": rng.standard_normal((WIDTH, VOCABULARY)),
+        **{f"w{part}_{i}": rng.standard_normal((WIDTH, WIDTH)) * 0.4 for i in range(layers) for part in "qkvo"},
+        "scale": np.array(0.5),
+        "nought": np.array(0.0),
+        "minus": np.array(-1e9),
+    }
+    whole = {
+        "heads": [0, 0, KV, SIZE],
+        "rows": [0, 0, WIDTH],
+        "zero": 0,
+        "one": 1,
+        "last_axis": [1],
+        "middle": [1, 2],
+    }
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, np.float32), name))
+    for name, numbers in whole.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(numbers, np.int64), name))
+    model = ir.from_proto(proto)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        kind, *rest = (value.name or "").split("_")
+        if kind in ("past", "present"):
+            value.name = ".".join(("past_key_values" if kind == "past" else kind, *rest))
+    return model, weights
+
+
+def wanted(weights: dict[str, Array], tokens: list[int]) -> Array:
+    """Logits of every token."""
+    rows = weights["table"][tokens] + weights["positions_table"][: len(tokens)]
+    for i in range(sum(name.startswith("wq_") for name in weights)):
+        q, k, v = ((rows @ weights[f"w{part}_{i}"]).reshape(-1, KV, SIZE).transpose(1, 0, 2) for part in "qkv")
+        scores = np.where(np.tri(len(rows), dtype=bool), q @ k.transpose(0, 2, 1) * 0.5, -np.inf)
+        parts = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = parts / parts.sum(-1, keepdims=True) @ v
+        rows = rows + mixed.transpose(1, 0, 2).reshape(len(rows), -1) @ weights[f"wo_{i}"]
+    return np.asarray(rows @ weights["head"])
+
+
+COUNTED = """
+    counted_from_1 = CumSum(attention_mask, one)
+    counted = Sub(counted_from_1, one)
+    minus_s_0 = Shape<start = 1, end = 2>(input_ids)
+    minus_s = Neg(minus_s_0)
+    position_ids = Slice(counted, minus_s, far, last_axis)
+"""
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_batches_of_an_exported_decoder(counted: bool) -> None:
+    if counted:
+        model, weights = exported(places=COUNTED.replace("far", "big"), inputs="")
+        big = ir.Value(name="big", const_value=ir.Tensor(np.array([2**62], np.int64), name="big"))
+        (old,) = (value for node in model.graph for value in node.inputs if value is not None and value.name == "big")
+        old.replace_all_uses_with(big)
+        model.graph.register_initializer(big)
+    else:
+        model, weights = exported()
+    before = ir.to_proto(model).SerializeToString(deterministic=True)
+    steps = Engine(slot_form(model))
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+    rng = np.random.default_rng(0)
+    streams = [steps.open([int(token) for token in rng.integers(0, VOCABULARY, length)]) for length in (8, 5, 12)]
+    for counts, spare in (((3, 1, 6), 0), ((2, 2, 1), 2), ((1, 1, 1), 0), ((1, 1, 4), 3)):
+        found = steps.run(streams, counts, spare)
+        close(found, np.stack([wanted(weights, stream.tokens)[stream.done - 1] for stream in streams]))
+
+
+def test_its_graph_is_that_of_a_program() -> None:
+    made = program_of(oracle.llama_like(np.random.default_rng(0)), [1])
+    sizes = {"layers": 2, "heads": KV, "kv_heads": KV, "head_size": SIZE, "width": WIDTH, "vocabulary": VOCABULARY}
+    check_graphs(Program(replace(made.facts, **sizes), {"step": slot_form(exported()[0])}, b""))  # type: ignore[arg-type]
+
+
+def test_only_the_rows_asked_for_meet_the_vocabulary() -> None:
+    (logits,) = (value for value in slot_form(exported()[0]).graph.outputs if value.name == "logits")
+    product = logits.producer()
+    assert product is not None
+    assert product.op_type == "MatMul"
+    assert product.inputs[0] is not None
+    assert product.inputs[0].shape == ir.Shape(["batch", WIDTH])
+
+
+def other(old: str, new: str) -> Callable[[str], str]:
+    def change(text: str) -> str:
+        assert old in text
+        return text.replace(old, new)
+
+    return change
+
+
+REFUSED = {
+    "no cache": (other("past_", "old_"), "export it with its cache"),
+    "a layer missing": (other("past_1_", "past_2_"), "past_key_values.0.key"),
+    "no mask": (other("attention_mask", "mask_of_tokens"), "'attention_mask', it has none"),
+    "half floats": (
+        lambda text: text.replace("float[b, 2, p, 4]", "float16[b, 2, p, 4]").replace(
+            "Concat<axis = -2>(past_0_key, k_0)", "Identity(k_0)"
+        ),
+        "in float32",
+    ),
+    "fixed batch": (other("float[b, 2, p, 4]", "float[1, 2, p, 4]"), "batch and length open"),
+    "merged": (other("int64[b, t] attention_mask", "int64[b, t] attention_mask, bool[1] use_cache_branch"), "merging"),
+    "an encoder": (
+        other("int64[b, t] attention_mask", "int64[b, t] attention_mask, float[b, f, 8] encoder_hidden_states"),
+        "only decoders without encoder",
+    ),
+    "no logits": (other("logits", "scores"), "output 'logits'"),
+    "other caches": (
+        other("present_1_value = Concat<axis = 2>(past_1_value, v_1)", "present_1_value = Identity(v_1)"),
+        "'present.1.value'.*growing cache",
+    ),
+    "rows in front": (other("Concat<axis = 2>(past_0_value, v_0)", "Concat<axis = 2>(v_0, past_0_value)"), "behind it"),
+    "unused positions": (
+        other("places = Gather(positions_table, position_ids)", "places = Gather(positions_table, input_ids)"),
+        "size of its cache",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case: str) -> None:
+    change, wanted_words = REFUSED[case]
+    model, _ = exported(change=change)
+    with pytest.raises(ModelError, match=wanted_words) as caught:
+        slot_form(model)
+    assert "\n" not in str(caught.value)
+
+
+def test_positions_from_sizes_are_refused() -> None:
+    model, _ = exported(places="position_ids = Range(p, all, one)", inputs="", change=reordered)
+    with pytest.raises(ModelError, match="takes the position of a token from the size of its cache"):
+        slot_form(model)
+
+
+def reordered(text: str) -> str:
+    """The sizes before the positions that are made of them."""
+    sizes, rest = text.split("    keys = Range")
+    head, places = sizes.split("    position_ids = Range(p, all, one)")
+    between, computed = places.split("    shape_p = ")
+    return f"{head}    shape_p = {computed}    position_ids = Range(p, all, one){between}    keys = Range{rest}"
