@@ -47,6 +47,7 @@ class RecognizerChoice:
         cloud: addresses of decoder services; where a plan needs one and there are none, one is started here.
         keys: the key folder; None for the user's own.
         threads: of the engine here; 0 lets it choose.
+        connect_s: how long to wait for a service at the start.
 
     Raises:
         ConfigError: there is no such plan.
@@ -57,6 +58,7 @@ class RecognizerChoice:
     cloud: tuple[str, ...] = ()
     keys: Path | None = None
     threads: int = 1
+    connect_s: float = 5.0
 
     def __post_init__(self) -> None:
         if self.plan and self.plan not in PLANS:
@@ -127,7 +129,7 @@ def _streams(
         addresses = (str(service.streams.address),)
     loop = PhoneLoop(facts, parts.encode, parts.steps)
     stack.callback(loop.close)
-    settings = ClientSettings(own=PHONE, keys=choice.keys)
+    settings = ClientSettings(own=PHONE, keys=choice.keys, connect_s=choice.connect_s)
     client = stack.enter_context(StreamClient(addresses, source.digest, local=loop, settings=settings))
     _check_replicas(client)
     if plan == ALL_CLOUD:

@@ -29,7 +29,7 @@ def recordings(own_folders: None, speech_cache: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def beckett(speech_cache: Path) -> NDArray[np.float32]:
     with wave.open(str(speech_cache / "zoo" / "beckett.wav")) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return np.asarray(np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768, np.float32)
 
 
 def test_beckett(cli: Cli, recordings: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, 
 
 def test_nobody_there() -> None:
     with pytest.raises(UnavailableError, match=r"no decoder service takes streams at tcp://127\.0\.0\.1:9: "):
-        open_recognizer(RecognizerChoice(cloud=("tcp://127.0.0.1:9",)))
+        open_recognizer(RecognizerChoice(cloud=("tcp://127.0.0.1:9",), connect_s=0.3))
 
 
 def test_choices_that_cannot_be() -> None:
