@@ -10,7 +10,7 @@ import typer
 from flagsplit.apps.cli.ending import ending, wait_for_end
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.cli.serve import LogLevel
-from flagsplit.apps.decoder_service.program_source import folder_source
+from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.errors import PeerError
 from flagsplit.runtime.generation.admission import SchedulerSettings
@@ -23,9 +23,14 @@ from flagsplit.transport.zeromq import ZmqChannel
 
 
 def command(
-    program: Annotated[Path, typer.Argument(help="A folder of flagsplit program.")],
+    program: Annotated[
+        str, typer.Argument(metavar="BUNDLE|FOLDER|zoo:NAME", help="A bundle of a program, or a program itself.")
+    ],
     listen: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT; port 0 takes a free one.")],
     tier: Annotated[str, typer.Option(help="The tier to serve.")] = "cloud",
+    plan: Annotated[
+        str, typer.Option(help="Serve this plan of the bundle alone; needed for one that divides a decoder's layers.")
+    ] = "",
     slots: Annotated[int, typer.Option(min=1, help="Streams that make tokens at the same time.")] = 16,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
     provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the steps run.")] = "cpu",
@@ -55,7 +60,7 @@ def command(
     Only clients whose keys are allowed are heard (flagsplit keys).
     """
     configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
-    source = folder_source(program, ("phone", tier))
+    source = open_source(program, tier, plan)
     store = KeyStore(keys)
     machine = WorkerOptions(
         max_flights=max_streams,
@@ -93,7 +98,7 @@ def command(
         raise PeerError(f"the decoder service of tier {tier} broke: {broken[0]}")
 
 
-def _announce(service: DecoderService, tier: str, program: Path, *, as_json: bool) -> None:
+def _announce(service: DecoderService, tier: str, program: str, *, as_json: bool) -> None:
     source, streams = service.source, service.streams
     if as_json:
         about = {

@@ -33,6 +33,9 @@ class ProgramSource:
         cuts: by plan, the names of the tensors that cross its cut.
         steps: the folder with `program.json`, `step.onnx` and, for programs with an encoder, `prefill.onnx`.
         encoders: by plan, what opens the rest of its encoder; a plan without has hidden states that cross.
+        step: file of the step graph in there.
+        weights: file of the weights; None is the folder's own.
+        takes_rows: whether the step graph begins between two layers, so that streams come as rows.
     """
 
     name: str
@@ -42,11 +45,15 @@ class ProgramSource:
     cuts: Mapping[str, tuple[str, ...]]
     steps: Path
     encoders: Mapping[str, Callable[[LoadOptions], Executable]] = field(default_factory=dict)
+    step: str = "step.onnx"
+    weights: Path | None = None
+    takes_rows: bool = False
 
     @property
     def stream_facts(self) -> StreamFacts:
         """What streams begin from."""
-        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt)
+        width = self.facts.width if self.takes_rows else 0
+        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt, width)
 
 
 class Remainders:
@@ -97,6 +104,8 @@ def folder_source(folder: Path, tiers: tuple[str, ...] = ("phone", "cloud")) -> 
         ConfigError: it is no such folder.
         ModelError: its facts are damaged.
     """
+    if tiers[0] in tiers[1:]:
+        raise ConfigError(f"expected a tier beyond the clients' own, which is {tiers[0]!r}; see --tier")
     file = folder / FACTS_NAME
     if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
         raise ConfigError(

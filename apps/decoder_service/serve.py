@@ -95,8 +95,15 @@ class DecoderService:
     def _make_engine(self, emit: Callable[[Event], None]) -> GenerationEngine:
         from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
 
-        settings = self._settings
-        model = OrtStepModel(self.source.steps, settings.slots, settings.threads, settings.provider)
+        settings, source = self._settings, self.source
+        model = OrtStepModel(
+            source.steps,
+            settings.slots,
+            settings.threads,
+            settings.provider,
+            step=source.step,
+            weights=source.weights,
+        )
         return GenerationEngine(model, emit, settings.scheduler)
 
     def stop(self) -> None:

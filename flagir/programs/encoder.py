@@ -13,7 +13,7 @@ from flagsplit.flagir.programs.layers import (
     norm,
     project,
     residual,
-    rotate,
+    rotate_plainly,
     rotation,
 )
 from flagsplit.flagir.programs.log_mel import write_log_mel
@@ -53,7 +53,7 @@ def build_encode(spec: EncoderSpec, weights: Weights) -> ir.Model:
     for i in range(spec.layers):
         name = f"layers.{i}.self"
         queries, keys, values = project(g, spec, norm(g, spec, rows, f"{name}.norm"), name, [])
-        mixed = attend(g, rotate(g, spec, queries, turn), rotate(g, spec, keys, turn), values, None)
+        mixed = attend(g, rotate_plainly(g, spec, queries, turn), rotate_plainly(g, spec, keys, turn), values, None)
         rows = mlp(g, spec, join_heads(g, spec, mixed, name, rows), f"layers.{i}.mlp")
     bias = (g.weight("norm.bias", (spec.width,)),) if g.has("norm.bias") else ()
     operator = "RMSNormalization" if spec.norm == "rms" else "LayerNormalization"
@@ -103,5 +103,16 @@ def _conv(g: GraphWriter, spec: EncoderSpec, rows: ir.Value, conv: Conv, name: s
     rows = g.op("Gelu" if conv.activation == "gelu" else "Tanh", rows)
     if not conv.norm:
         return rows
-    scale, shift = (g.weight(f"{name}.norm.{part}", (outputs,)) for part in ("weight", "bias"))
-    return g.op("GroupNormalization", rows, scale, shift, num_groups=1, epsilon=spec.conv_epsilon)
+    scale, shift = (
+        g.constant(g.array(f"{name}.norm.{part}", (outputs,))[:, None], np.float32, f"{name}.norm.{part}")
+        for part in ("weight", "bias")
+    )
+    return g.op("Add", g.op("Mul", _of_spread_1(g, spec, rows), scale), shift)
+
+
+def _of_spread_1(g: GraphWriter, spec: EncoderSpec, rows: ir.Value) -> ir.Value:
+    """A group norm of one group, written out: not every chip has the operator."""
+    axes = g.numbers(1, 2)
+    centered = g.op("Sub", rows, g.op("ReduceMean", rows, axes))
+    variance = g.op("ReduceMean", g.op("Mul", centered, centered), axes)
+    return g.op("Div", centered, g.op("Sqrt", g.op("Add", variance, g.constant(spec.conv_epsilon, np.float32))))

@@ -72,6 +72,24 @@ def rotate(g: GraphWriter, spec: Spec, heads: ir.Value, by: Rotation | None, nam
     )
 
 
+def rotate_plainly(g: GraphWriter, spec: Spec, heads: ir.Value, by: Rotation | None) -> ir.Value:
+    """As `rotate`, in operators that every chip has: the partners come by a product with a matrix of 0, 1 and -1."""
+    if by is None:
+        return heads
+    half, size = spec.rotary_size // 2, spec.head_size
+    first = np.arange(half) * 2 if spec.rotary_interleaved else np.arange(half)
+    second = first + 1 if spec.rotary_interleaved else first + half
+    spread, partners = np.zeros((half, size)), np.zeros((size, size))
+    spread[np.arange(half), first] = spread[np.arange(half), second] = 1
+    partners[second, first], partners[first, second] = -1, 1
+    still = g.constant(1 - spread.sum(0), np.float32, "rotary.still")
+    to_all = g.constant(spread, np.float32, "rotary.spread")
+    cos = g.op("Unsqueeze", g.op("Add", g.op("MatMul", by.cos, to_all), still), g.numbers(1))
+    sin = g.op("Unsqueeze", g.op("MatMul", by.sin, to_all), g.numbers(1))
+    turned = g.op("MatMul", heads, g.constant(partners, np.float32, "rotary.partners"))
+    return g.op("Add", g.op("Mul", heads, cos), g.op("Mul", turned, sin))
+
+
 def project(g: GraphWriter, spec: Spec, rows: ir.Value, name: str, names: Sequence[str | None]) -> Sequence[ir.Value]:
     """Queries, keys and values of rows [batch, chunk, width], each [batch, heads or kv_heads, chunk, head_size].
 

@@ -12,8 +12,10 @@ from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause
 from flagsplit.runtime.generation.events import Event as EngineEvent
 from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.service_machine import StreamFacts, StreamMachine
+from flagsplit.runtime.generation.stats import EngineStats
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
 from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.telemetry.observer import Observer, Observers
 from flagsplit.runtime.telemetry.settings import About, TelemetrySettings
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions, WorkerStats
 from flagsplit.targets.interface import Array, TensorSpec
@@ -42,6 +44,9 @@ class TokenEngine(Protocol):
 
     def expected_wait_s(self, client: str = "") -> float:
         """How long a new stream would wait."""
+
+    def stats(self) -> EngineStats:
+        """How it goes."""
 
     def stop(self) -> None:
         """Free everything."""
@@ -129,9 +134,8 @@ class StreamService:
                 hooks=replace(self._settings.hooks, wait_us=lambda: int(min(self.engine.expected_wait_s(), 1e6) * 1e6)),
             )
             self._telemetry = self._watched(program, channel.instance)
-            observer = None if self._telemetry is None else self._telemetry.observer
             self._shell = Shell(
-                self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", observer
+                self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", self._observer()
             )
             self.address = channel.listen(address)
             self._engines.start(tuple(program.facts.cuts))
@@ -179,6 +183,15 @@ class StreamService:
 
         about = About("worker", program.tier, program.tiers, tuple(program.facts.cuts), program.digest, instance)
         return Telemetry(about, self._settings.telemetry)
+
+    def _observer(self) -> Observer | None:
+        telemetry, engine = self._telemetry, self.engine
+        if telemetry is None:
+            return None
+        from flagsplit.runtime.telemetry.stream_metrics import StreamMetrics, engine_snapshot
+
+        telemetry.extras["generation"] = lambda: engine_snapshot(engine.stats())
+        return Observers([telemetry.observer, StreamMetrics(telemetry.metrics.registry, engine.stats)])
 
     def _unwatch(self) -> None:
         if self._telemetry is not None:

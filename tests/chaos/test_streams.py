@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from tests.targets.generation.programs import Small, small_program
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.own_parts import SequentialLoop
 from flagsplit.runtime.generation.sequential import generate
-from flagsplit.runtime.generation.stream_events import StreamRequest
 from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.runtime.liveness import LivenessOptions
 from flagsplit.targets.generation.ort_step import OrtStepModel
@@ -24,17 +23,6 @@ pytestmark = pytest.mark.slow
 
 _STREAMS, _BURST = 32, 16
 _PATIENCE_S = 60.0
-
-
-@dataclass
-class _Own:
-    """The sequential loop, on the client's side."""
-
-    model: OrtStepModel
-
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
-        so_far = (*request.prompt, *delivered)
-        yield from generate(self.model, request.tensors, so_far, request.options, generated=len(delivered))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +61,8 @@ def test_streams_are_whole_whoever_is_killed(program: Small, decoders: Decoders,
     assert np.mean([len(tokens) for tokens in wanted]) > 10
     machine = ClientOptions(choice="load", liveness=LivenessOptions(0.25, 6), local_after_s=0.1, max_failures=40)
     settings = ClientSettings(deadline_s=_PATIENCE_S, connect_s=20, machine=machine)
-    own = _Own(OrtStepModel(program.folder, 1, 1)) if local else None
+    model = OrtStepModel(program.folder, 1, 1)
+    own = SequentialLoop(model) if local else None
     with StreamClient(decoders.addresses, decoders.digest, local=own, settings=settings) as client:
         for first in range(0, _STREAMS, _BURST):
             decoders.revive()
@@ -90,8 +79,7 @@ def test_streams_are_whole_whoever_is_killed(program: Small, decoders: Decoders,
             assert any(len(set(stream.where)) > 1 for stream in streams)
         assert client.moves["lost"] >= _STREAMS / _BURST
         assert client.live == 0
-    if own is not None:
-        own.model.close()
+    model.close()
 
 
 def _ask(client: StreamClient, program: Small, number: int) -> TokenStream:

@@ -73,6 +73,18 @@ def test_an_encoder(family: str, seed: int) -> None:
     close(found, np.stack([oracle.encode(made.encoder, made.encoder_weights, signal) for signal in signals]))
 
 
+@pytest.mark.parametrize("family", ["moonshine", "whisper"])
+def test_an_encoder_is_made_of_what_every_chip_has(family: str) -> None:
+    made = oracle.FAMILIES[family](np.random.default_rng(1))
+    assert made.encoder is not None
+    assert made.encoder_weights is not None
+    graph = build_encode(made.encoder, made.encoder_weights).graph
+    of_sizes = {"Shape", "Range", "Expand", "Cast"}  # folded where the length is fixed
+    plain = "Add Mul Sub Div Sqrt MatMul Conv Gelu Tanh Softmax LayerNormalization ReduceMean Cos Sin".split()
+    moving = "Transpose Reshape Unsqueeze Split Concat".split()
+    assert {node.op_type for node in graph} <= {*of_sizes, *plain, *moving}
+
+
 def test_learned_positions_fix_the_length() -> None:
     made = oracle.whisper_like(np.random.default_rng(0))
     assert made.encoder is not None
