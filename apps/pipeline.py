@@ -71,6 +71,7 @@ class BuildResult:
         planning: plans, choice, reasons.
         calibrations: by name of each tier with a profile, which of its blocks were measured.
         notes: what was assumed.
+        layers: of a decoder-only program, the plans that divide its layers.
     """
 
     path: Path
@@ -81,6 +82,7 @@ class BuildResult:
     planning: PlanningResult
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: PlanningResult | None = None
 
 
 @dataclass(frozen=True)
@@ -186,9 +188,11 @@ def _store_linked(linked: Linked, folder: Path, clock: "Clock") -> Canonical:
     nodes_read = len(model.graph)
     flagir.check(model)
     clock.step("store weights", 0.3)
-    save_all(shared_models(model, linked.program), folder)
-    origin = Model(name=linked.program.facts.name, sha256=_sha256(folder / flagir.MODEL_NAME))
-    return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read, linked.program)
+    # A copy: the caller's program must not map weights from a folder that goes away.
+    program = replace(linked.program, graphs={name: graph.clone() for name, graph in linked.program.graphs.items()})
+    save_all(shared_models(model, program), folder)
+    origin = Model(name=program.facts.name, sha256=_sha256(folder / flagir.MODEL_NAME))
+    return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read, program)
 
 
 def assemble(
@@ -291,6 +295,7 @@ def assemble(
         planning,
         ground.profiled.calibrations,
         (*deployment.notes, *shape_notes(deployment, ground, options)),
+        layers,
     )
 
 

@@ -139,6 +139,7 @@ def _data(result: BuildResult) -> dict[str, Any]:
         "plan": result.planning.chosen.plan.name,
         "plans": [plan_data(plan) for plan in pool.plans],
         "absent": dict(pool.absent),
+        "layer_plans": [] if result.layers is None else [plan_data(plan) for plan in result.layers.pool.plans],
         "reasons": list(result.planning.reasons),
         "notes": list(result.notes),
         "seconds": {name: round(seconds, 4) for name, seconds in result.seconds.items()},
@@ -158,6 +159,12 @@ def _show(result: BuildResult) -> None:
     out.print()
     for sentence in (*result.planning.reasons, *result.notes):
         say(out, sentence)
+    if result.layers is not None:
+        out.print()
+        layered = result.layers.pool
+        out.print(table("Plans that divide its layers (modelled)", PLAN_COLUMNS, plan_rows(layered.plans), left=2))
+        for sentence in result.layers.reasons:
+            say(out, sentence)
     for sentence in calibration_texts(result.calibrations):
         say(out, sentence)
     out.print()
