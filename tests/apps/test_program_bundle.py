@@ -111,7 +111,7 @@ def test_what_crosses_leads_to_the_hidden_state(tmp_path: Path, family: str, see
     assert whole is not None
     hidden = whole.run(inputs)["hidden"]
     alone = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
-    np.testing.assert_allclose(hidden, alone, atol=1e-4)  # the same, but for what its open batch changes in rounding
+    assert np.allclose(hidden, alone, atol=1e-4)  # the same, but for what its open batch changes in rounding
     pooled = {plan.name for plan in bundle.plans.pool.plans}
     assert set(parts.plans) | set(parts.unserved) == pooled
     assert {"all-phone", "all-cloud", "phone+cloud-hidden"} <= set(parts.plans)
@@ -145,8 +145,8 @@ def test_a_plan_with_a_codec_has_what_decodes(tmp_path: Path) -> None:
     values = run_steps(bundle, each.before, inputs)
     decode = parts.load_hidden(plan.name, HOST)
     assert decode is not None
-    found = decode.run({tensor.name: values[tensor.name] for tensor in each.boundary})["hidden"]
-    exact = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
+    found: Any = decode.run({tensor.name: values[tensor.name] for tensor in each.boundary})["hidden"]
+    exact: Any = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
     assert 0 < np.abs(found - exact).max() <= np.ptp(exact) / 255
 
 
@@ -189,8 +189,10 @@ def test_the_program_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again.tokenizer == program.tokenizer
     weights = again.graphs["step"].graph.initializers
     for name, value in program.graphs["step"].graph.initializers.items():
-        assert value.const_value is not None
-        assert np.array_equal(weights[name].const_value.numpy(), value.const_value.numpy())
+        came, given = weights[name].const_value, value.const_value
+        assert came is not None
+        assert given is not None
+        assert np.array_equal(came.numpy(), given.numpy())
 
 
 def test_the_layers_of_a_decoder_in_parts(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def counted(model: ir.Model, **more: Any) -> float:
     """Operations of all products that a run makes."""
     total = 0.0
 
-    class MatMul(OpRun):  # type: ignore[misc]
+    class MatMul(OpRun):
         op_domain = ""
 
         def _run(self, a: Any, b: Any) -> Any:
