@@ -17,6 +17,8 @@ from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
 from flagsplit.errors import ConfigError
 
+pytest.importorskip("aiohttp")
+
 ANNA, BERT = "anna-0123456789abcdef", "bert-0123456789abcdef"
 PAGE = "https://page.example"
 
