@@ -2,9 +2,9 @@
 
 A client opens streams of Moonshine ten at a time, each of its own stretch of the zoo's recordings, from the hidden
 states behind the encoder; every other stream draws its tokens. They go by ZeroMQ to a decoder service with
-`--engine ray` and two replicas on this machine. At a random moment after ten were asked for, a replica that makes tokens
-is killed (SIGKILL); Ray Serve brings another up. Half-way all replicas are replaced, as an upgrade does. What each
-stream gives is compared with the sequential loop in this process.
+`--engine ray` and two replicas on this machine. At a random moment after ten were asked for, a replica that makes
+tokens is killed (SIGKILL); Ray Serve brings another up. Half-way all replicas are replaced, as an upgrade does. What
+each stream gives is compared with the sequential loop in this process.
 
 Figures: `lost`, streams that ended with an error or are not complete; `doubled`, tokens that were given twice or out of
 order; `different`, streams whose tokens are not those of the sequential loop. All have to be 0. Needs `flagsplit[ray]`.

@@ -12,6 +12,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from flagsplit.apps.decoder_service.gateway_backend import Backend
 from flagsplit.apps.decoder_service.gateway_load import Load
 from flagsplit.apps.decoder_service.gateway_metrics import GatewayMetrics
@@ -31,6 +33,7 @@ class Gateway:
     Args:
         backends: what answers; used on the gateway's event loop only.
         settings: choices.
+        registry: where its figures are to be found; by default one of its own.
 
     Attributes:
         url: where, such as `http://127.0.0.1:8000`.
@@ -40,14 +43,19 @@ class Gateway:
         ConfigError: aiohttp is not installed, the address is taken or open to others, or files of keys cannot be used.
     """
 
-    def __init__(self, backends: Sequence[Backend], settings: GatewaySettings | None = None) -> None:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        settings: GatewaySettings | None = None,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
         require_aiohttp()
         self._settings = settings or GatewaySettings()
         self._models = Models(backends)
         self._tls = self._settings.tls()
         self._listening = _listen(*self._settings.address())
         self._load = Load(self._settings)
-        self.metrics = GatewayMetrics(self._load)
+        self.metrics = GatewayMetrics(self._load, registry)
         host, port = self._listening.getsockname()[:2]
         scheme = "http" if self._tls is None else "https"
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -122,13 +122,18 @@ class Backend(Protocol):
 class Sound(Protocol):
     """A recording, read block by block."""
 
-    seconds: float
+    @property
+    def seconds(self) -> float:
+        """How long it is, as far as it is known."""
 
     def __enter__(self) -> Self:
         """It is open already."""
 
     def __exit__(self, *_: object) -> None:
         """Free what it holds."""
+
+    def interrupt(self) -> None:
+        """Nobody listens any more: what waits for more of it is to end. From any thread."""
 
     def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
         """One channel from the beginning, float32 in -1..1, so many samples a second."""
@@ -144,8 +149,13 @@ class Listener(Backend, Protocol):
             InputError: it is none that can be read.
         """
 
-    def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
+    def listen(self, sound: Sound, wanted: Wanted, *, live: bool = False) -> AsyncGenerator[NewWord | Segment, None]:
         """Words as they become certain, and after those of a window its segment. Closing the generator cancels it.
+
+        Args:
+            sound: is read as it is listened to.
+            wanted: what the streams of its windows are to be like.
+            live: give words before their window ends, which is several times the work.
 
         Raises: as `generate`.
         """

@@ -28,7 +28,8 @@ class GatewayBeside:
         tier = service.streams.program.tier
         self._tokens = EngineSource(service.hub.user, service.encode, tier, lambda: service.streams.readiness()[1])
         try:
-            self._gateway = Gateway([open_backend(source, self._tokens, name)], settings)
+            backend = open_backend(source, self._tokens, name)
+            self._gateway = Gateway([backend], settings, service.streams.registry)
         except BaseException:
             self._tokens.close()
             raise

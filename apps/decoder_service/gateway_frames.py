@@ -15,6 +15,8 @@ import numpy as np
 from flagsplit.apps.decoder_service.gateway_backend import Cut, ModelFacts
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
 from flagsplit.apps.decoder_service.gateway_fields import Fields, wrong
+from flagsplit.apps.decoder_service.gateway_sound import to_samples
+from flagsplit.apps.speech.transcriber import Samples
 from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.runtime.generation.options import GenerationOptions, options_from_json
 from flagsplit.targets.interface import Array
@@ -24,7 +26,7 @@ LAST: Final = 1
 MAX_STREAM: Final = (1 << 32) - 1
 MAX_TENSORS: Final = 8
 RATE_HZ: Final = 16_000
-_AUDIO: dict[str, np.dtype[Any]] = {"s16le": np.dtype("<i2"), "f32le": np.dtype("<f4")}
+_AUDIO: dict[str, int] = {"s16le": 2, "f32le": 4}
 _DTYPES = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("float32", "float16", "int64", "int32", "int16", "int8", "uint8")
@@ -57,31 +59,50 @@ def read_frame(data: bytes) -> Frame:
 
 @dataclass(frozen=True)
 class Expected:
-    """One input of a stream: its element type, and its shape, None for audio, whose length is not known."""
+    """A tensor that a stream begins with."""
 
     name: str
     dtype: np.dtype[Any]
-    shape: tuple[int, ...] | None
+    shape: tuple[int, ...]
 
     @property
     def size_bytes(self) -> int:
-        """Of the complete input; 0 if that is not known."""
-        return prod(self.shape) * self.dtype.itemsize if self.shape is not None else 0
+        """Of all of it."""
+        return prod(self.shape) * self.dtype.itemsize
 
     def array(self, data: bytearray) -> Array:
-        """The input from its bytes, in the byte order of this host. Audio becomes float32 from -1 to 1.
+        """The tensor from its bytes, in the byte order of this host.
 
         Raises:
-            ApiError: the bytes are not as many as the shape says, or no whole elements.
+            ApiError: the bytes are not as many as the shape says.
         """
-        if (self.shape is not None and len(data) != self.size_bytes) or len(data) % self.dtype.itemsize:
-            expected = f"{self.size_bytes} bytes" if self.shape is not None else "whole samples"
-            raise ApiError(400, f"{self.name}: expected {expected}, came {len(data)} bytes", "bad_input")
+        if len(data) != self.size_bytes:
+            raise ApiError(400, f"{self.name}: expected {self.size_bytes} bytes, came {len(data)}", "bad_input")
         found = np.frombuffer(bytes(data), self.dtype)
-        if self.shape is not None:
-            return found.astype(self.dtype.newbyteorder("="), copy=False).reshape(self.shape)
-        samples = found.astype(np.float32)
-        return samples / np.float32(32768) if self.dtype.kind == "i" else samples
+        return found.astype(self.dtype.newbyteorder("="), copy=False).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class AudioForm:
+    """Samples that a stream begins with.
+
+    Attributes:
+        name: "s16le" or "f32le".
+        live: whether words are wanted before their window ends.
+    """
+
+    name: str
+    live: bool
+
+    def samples(self, data: bytes) -> Samples:
+        """The samples of some bytes.
+
+        Raises:
+            ApiError: they are no whole samples.
+        """
+        if len(data) % _AUDIO[self.name]:
+            raise ApiError(400, f"audio: expected whole samples of {self.name}, came {len(data)} bytes", "bad_input")
+        return to_samples(data, self.name)
 
 
 @dataclass(frozen=True)
@@ -93,8 +114,8 @@ class Opening:
         options: choices.
         prompt: tokens to go on from; none is the model's own prompt.
         generated: tokens that the client has already.
-        inputs: what comes in binary frames.
-        audio: whether that is audio.
+        inputs: tensors that come in binary frames.
+        audio: what comes in binary frames if that is audio.
         plan: whose cut the tensors cross.
     """
 
@@ -103,7 +124,7 @@ class Opening:
     prompt: tuple[int, ...]
     generated: tuple[int, ...]
     inputs: tuple[Expected, ...]
-    audio: bool
+    audio: AudioForm | None
     plan: str
 
 
@@ -127,11 +148,12 @@ def read_opening(stream: int, fields: Fields, facts: ModelFacts, tokenizer: Toke
         raise ApiError(400, "expected audio, tensors or prompt: what is the stream to go on from?", "invalid_value")
     if audio is not None and facts.kind != "speech":
         raise ApiError(400, f"{facts.name} does not listen; give it a prompt", "wrong_model", "audio")
-    inputs = (_audio(audio),) if audio is not None else _tensors(tensors or [], facts.cuts.get(plan, {}))
+    form = _audio(audio) if audio is not None else None
+    inputs = _tensors(tensors or [], facts.cuts.get(plan, {}))
     asked = tuple(tokenizer.encode(prompt)) if isinstance(prompt, str) else _tokens("prompt", prompt, facts)
     if len(asked) + len(generated) >= facts.max_positions:
         raise ApiError(400, f"{facts.name} takes {facts.max_positions} tokens; give fewer", "context_length_exceeded")
-    return Opening(stream, options, asked, generated, inputs, audio is not None, plan)
+    return Opening(stream, options, asked, generated, inputs, form, plan)
 
 
 def _tokens(name: str, given: Any, facts: ModelFacts) -> tuple[int, ...]:
@@ -142,18 +164,18 @@ def _tokens(name: str, given: Any, facts: ModelFacts) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _audio(given: Any) -> Expected:
+def _audio(given: Any) -> AudioForm:
     if not isinstance(given, Mapping):
         raise wrong("audio", 'an object such as {"format": "s16le", "rate": 16000}', given)
     fields = Fields(given)
-    dtype = _AUDIO[fields.choice("format", _AUDIO, "s16le")]
+    form = AudioForm(fields.choice("format", _AUDIO, "s16le"), fields.flag("live"))
     rate = fields.whole("rate", RATE_HZ, 1, 1 << 20)
     fields.end()
     if rate != RATE_HZ:
         raise ApiError(
             400, f"rate: expected {RATE_HZ} samples a second of one channel, came {rate}; resample", "bad_input", "rate"
         )
-    return Expected("audio", dtype, None)
+    return form
 
 
 def _tensors(given: Any, cut: Cut) -> tuple[Expected, ...]:

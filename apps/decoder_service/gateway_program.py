@@ -1,28 +1,27 @@
 """Backends of programs: the facts of a program, its tokenizer, and where its tokens come from."""
 
 import asyncio
-import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import Self
 
-from flagsplit.apps.decoder_service.gateway_backend import Cut, ModelFacts, Piece, Sound, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import BusyError, Cut, ModelFacts, Piece, Sound, Wanted
+from flagsplit.apps.decoder_service.gateway_sound import Upload
 from flagsplit.apps.decoder_service.gateway_source import Source
 from flagsplit.apps.speech.features import speech_features
 from flagsplit.apps.speech.recognizer import Heard
 from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
-from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.text.tokenizer import Tokenizer
-from flagsplit.errors import InputError
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.targets.interface import Executable, TensorSpec
 
 _WORDS_AHEAD = 64
+_MOST_RECORDINGS = 64
+"""Each is followed by a thread."""
 
 
 def model_facts(facts: ProgramFacts, name: str = "", cuts: Mapping[str, Cut] | None = None) -> ModelFacts:
@@ -101,7 +100,7 @@ class SpeechBackend(ProgramBackend):
         tokenizer: of the program.
         source: of its tokens.
         program: what the program is.
-        open_detector: opens the network that finds speech; each recording has its own.
+        open_detector: opens the network that finds speech; no two recordings use one at once.
         spec: what the encoder reads.
         plan: under which it is sent just that.
     """
@@ -119,6 +118,9 @@ class SpeechBackend(ProgramBackend):
         super().__init__(facts, tokenizer, source)
         self._program, self._spec, self._plan = program, spec, plan
         self._open_detector = open_detector
+        self._detectors: list[Executable] = []
+        self._threads = ThreadPoolExecutor(_MOST_RECORDINGS, thread_name_prefix="flagsplit-listen")
+        self._recordings = 0
 
     def open_sound(self, data: bytes) -> Sound:
         """A WAV file that somebody sent. It lies in a temporary file until it is closed.
@@ -126,10 +128,29 @@ class SpeechBackend(ProgramBackend):
         Raises:
             InputError: it is none.
         """
-        return _Upload(data)
+        return Upload(data)
 
-    async def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
+    def close(self) -> None:
+        """Free what no recording needs any more. A second call does nothing."""
+        self._threads.shutdown(cancel_futures=True)
+        while self._detectors:
+            self._detectors.pop().close()
+
+    async def listen(
+        self, sound: Sound, wanted: Wanted, *, live: bool = False
+    ) -> AsyncGenerator[NewWord | Segment, None]:
         """See `Listener.listen`."""
+        if self._recordings >= _MOST_RECORDINGS:
+            raise BusyError(f"{_MOST_RECORDINGS} recordings are listened to already; try again soon")
+        self._recordings += 1
+        try:
+            async with aclosing(self._follow(sound, wanted, live=live)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._recordings -= 1
+
+    async def _follow(self, sound: Sound, wanted: Wanted, *, live: bool) -> AsyncGenerator[NewWord | Segment, None]:
         wanted = replace(wanted, plan=self._plan)
         recognizer = StreamRecognizer(self._program, self._spec, self.tokenizer, self._source, wanted)
         loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
@@ -141,8 +162,9 @@ class SpeechBackend(ProgramBackend):
 
         def work() -> None:
             try:
-                with closing(self._open_detector()) as detector:
-                    for event in Transcriber(recognizer, detector).events(sound.blocks(self._program.sample_rate_hz)):
+                with self._detector() as detector:
+                    transcriber = Transcriber(recognizer, detector, live=live)
+                    for event in transcriber.events(sound.blocks(self._program.sample_rate_hz)):
                         room.acquire()
                         if recognizer.is_closed:
                             return
@@ -151,7 +173,7 @@ class SpeechBackend(ProgramBackend):
             except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
                 put(error)
 
-        working = asyncio.ensure_future(asyncio.to_thread(work))
+        working = loop.run_in_executor(self._threads, work)
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, BaseException):
@@ -161,8 +183,20 @@ class SpeechBackend(ProgramBackend):
         finally:
             recognizer.close()
             room.release()
+            sound.interrupt()
             # The thread reads from the recording, which whoever called closes next.
             await asyncio.shield(working)
+
+    @contextmanager
+    def _detector(self) -> Iterator[Executable]:
+        try:
+            detector = self._detectors.pop()
+        except IndexError:
+            detector = self._open_detector()
+        try:
+            yield detector
+        finally:
+            self._detectors.append(detector)
 
 
 class StreamRecognizer:
@@ -229,55 +263,3 @@ class StreamRecognizer:
             self._closed.set()
             if self._stream is not None:
                 self._stream.cancel()
-
-
-class PcmSound:
-    """Samples that are here already.
-
-    Args:
-        samples: float32 [samples], one channel.
-        rate_hz: how many make a second.
-    """
-
-    def __init__(self, samples: Samples, rate_hz: int) -> None:
-        self._samples = samples
-        self.seconds = len(samples) / rate_hz
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to free."""
-
-    def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
-        """All of them; of the rate that they are."""
-        del rate_hz
-        yield self._samples
-
-
-class _Upload:
-    def __init__(self, data: bytes) -> None:
-        self._file = tempfile.NamedTemporaryFile(prefix="flagsplit-", suffix=".wav")  # noqa: SIM115 - closed in close
-        try:
-            self._file.write(data)
-            self._file.flush()
-            self._reader = WavReader(Path(self._file.name))
-        except InputError as error:
-            self._file.close()
-            raise InputError(str(error).replace(self._file.name, "what came")) from None
-        except BaseException:
-            self._file.close()
-            raise
-        self.seconds = self._reader.seconds
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Free what it holds."""
-        self._reader.close()
-        self._file.close()
-
-    def blocks(self, rate_hz: int = 0) -> Iterator[Samples]:
-        """One channel from the beginning."""
-        return self._reader.blocks(rate_hz)

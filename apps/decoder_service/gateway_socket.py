@@ -6,9 +6,10 @@ For browsers and React Native, which have no ZeroMQ. What the messages are is in
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -17,11 +18,20 @@ from aiohttp import WSMsgType, web
 from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Listener, Piece, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError, api_error
 from flagsplit.apps.decoder_service.gateway_fields import Fields, read_json
-from flagsplit.apps.decoder_service.gateway_frames import HEAD, MAX_STREAM, RATE_HZ, Opening, read_frame, read_opening
+from flagsplit.apps.decoder_service.gateway_frames import (
+    HEAD,
+    MAX_STREAM,
+    RATE_HZ,
+    AudioForm,
+    Frame,
+    Opening,
+    read_frame,
+    read_opening,
+)
 from flagsplit.apps.decoder_service.gateway_load import Load
 from flagsplit.apps.decoder_service.gateway_models import Models
-from flagsplit.apps.decoder_service.gateway_program import PcmSound
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
+from flagsplit.apps.decoder_service.gateway_sound import PcmSound
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 
 SUBPROTOCOL: Final = "flagsplit.v1"
@@ -40,6 +50,7 @@ class _Stream:
     held: ExitStack
     data: list[bytearray] = field(default_factory=list)
     complete: set[int] = field(default_factory=set)
+    sound: PcmSound | None = None
     task: asyncio.Task[None] | None = None
 
 
@@ -116,7 +127,9 @@ class SocketClient:
             held = stack.pop_all()
         stream = _Stream(opening, backend, held, [bytearray() for _ in opening.inputs])
         self._streams[number] = stream
-        if not opening.inputs:
+        if opening.audio is not None:
+            self._listen_to(stream, opening.audio)
+        elif not opening.inputs:
             self._start(stream)
 
     async def _fed(self, data: bytes) -> None:
@@ -127,6 +140,9 @@ class SocketClient:
             if stream is None:
                 return  # It failed or was cancelled while this was on its way.
             number = frame.stream
+            if stream.sound is not None and stream.opening.audio is not None:
+                self._hear(stream.sound, stream.opening.audio, frame)
+                return
             if frame.tensor >= len(stream.data) or frame.tensor in stream.complete or stream.task is not None:
                 raise ApiError(400, f"stream {number} expects no more of tensor {frame.tensor}", "bad_input")
             self._append(stream, frame.tensor, frame.data)
@@ -139,31 +155,38 @@ class SocketClient:
 
     def _append(self, stream: _Stream, index: int, data: memoryview) -> None:
         expected, have = stream.opening.inputs[index], stream.data[index]
-        limit = expected.size_bytes or self._settings.max_audio_bytes
-        if len(have) + len(data) > limit:
-            raise ApiError(413, f"{expected.name}: expected at most {limit} bytes, more came", "too_large")
-        if not expected.size_bytes:
-            stream.held.enter_context(self._load.take_bytes(len(data)))
+        if len(have) + len(data) > expected.size_bytes:
+            raise ApiError(413, f"{expected.name}: expected {expected.size_bytes} bytes, more came", "too_large")
         have += data
 
     def _start(self, stream: _Stream) -> None:
-        arrays = {each.name: each.array(data) for each, data in zip(stream.opening.inputs, stream.data, strict=True)}
         opening = stream.opening
-        tensors = {} if opening.audio else arrays
+        tensors = {each.name: each.array(data) for each, data in zip(opening.inputs, stream.data, strict=True)}
         wanted = Wanted(self._client, opening.options, opening.prompt, opening.generated, opening.plan, tensors)
-        if opening.audio:
-            listener = cast("Listener", stream.backend)
-            samples = arrays["audio"].astype(np.float32, copy=False)
-            work = self._listen(opening.stream, listener.listen(PcmSound(samples, RATE_HZ), wanted))
-        else:
-            work = self._generate(opening.stream, stream.backend, wanted)
         stream.data = []
-        stream.task = asyncio.create_task(self._run(opening.stream, work))
+        work = partial(self._generate, opening.stream, stream.backend, wanted)
+        stream.task = asyncio.create_task(self._run(opening.stream, work, self._settings.request_s))
 
-    async def _run(self, number: int, work: Any) -> None:
+    def _listen_to(self, stream: _Stream, form: AudioForm) -> None:
+        stream.sound = PcmSound(RATE_HZ)
+        listener, opening = cast("Listener", stream.backend), stream.opening
+        wanted = Wanted(self._client, opening.options)
+        work = partial(self._listen, opening.stream, listener.listen(stream.sound, wanted, live=form.live))
+        # Somebody may speak for hours.
+        stream.task = asyncio.create_task(self._run(opening.stream, work, None))
+
+    def _hear(self, sound: PcmSound, form: AudioForm, frame: Frame) -> None:
+        waiting = sound.waiting * np.dtype(np.float32).itemsize
+        if waiting + len(frame.data) > self._settings.max_audio_bytes:
+            raise ApiError(413, "audio came faster than it is listened to; send it as it is spoken", "too_large")
+        sound.push(form.samples(bytes(frame.data)))
+        if frame.last:
+            sound.end()
+
+    async def _run(self, number: int, work: Callable[[], Awaitable[str]], longest_s: float | None) -> None:
         try:
-            async with asyncio.timeout(self._settings.request_s):
-                reason = await work
+            async with asyncio.timeout(longest_s):
+                reason = await work()
             await self._send({"type": "done", "stream": number, "reason": reason})
         except ConnectionError:
             pass
@@ -217,9 +240,9 @@ class SocketClient:
             stream.held.close()
 
     async def _fail(self, number: int | None, error: Exception) -> None:
-        """A message could not be followed: if it was of a stream that still waits for its input, that is over."""
+        """A message could not be followed: if it was of a stream that still gets its input, that is over."""
         stream = self._streams.get(number) if number is not None else None
-        if stream is not None and stream.task is None and number is not None:
+        if stream is not None and number is not None and (stream.task is None or stream.sound is not None):
             await self._drop(number)
         await self._tell(number, error)
 

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
@@ -78,10 +79,29 @@ class RayServe:
         with self._lock:
             self._open_model = open_model or self._open_model
             application = self._deployment(serve).bind(self._open_model, self._scheduler)
+            self._handle = self._run(serve, application)
+
+    def _run(self, serve: Any, application: Any) -> Any:
+        """Deploy on a thread of its own: Ray Serve waits without an end for machines that the cluster has not."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
             try:
-                self._handle = serve.run(application, name=self._settings.name, route_prefix=None)
-            except (RuntimeError, TimeoutError) as error:
-                raise PeerError(f"no replica came up: {' '.join(str(error).split())[-300:]}") from None
+                done.set_result(serve.run(application, name=self._settings.name, route_prefix=None))
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                done.set_exception(error)
+
+        threading.Thread(target=run, name="flagsplit-ray-deploy", daemon=True).start()
+        try:
+            return done.result(self._settings.start_s)
+        except TimeoutError:
+            wanted = f"{self._settings.replicas} times {self._settings.cpus:g} CPUs"
+            raise PeerError(
+                f"no replicas came up within {self._settings.start_s:g} s; ray status tells whether the cluster has "
+                f"{wanted} free"
+            ) from None
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises, it is told in one line
+            raise PeerError(f"no replicas came up: {' '.join(str(error).split())[-300:]}") from None
 
     def _deployment(self, serve: Any) -> Any:
         from ray.serve.config import RequestRouterConfig  # only here, because Ray is an extra

@@ -12,6 +12,8 @@ ENVIRONMENT: Final = {
     # How long the router waits for a replica to say how busy it is: a dead one must not hold streams up.
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Ray prints what its processes say to the standard output, which is for what the command says.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
 """What has to be said before Ray is imported."""
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from flagsplit.apps.decoder_service.gateway_backend import BusyError, ModelFacts, Piece, Sound, Wanted
-from flagsplit.apps.decoder_service.gateway_program import PcmSound
+from flagsplit.apps.decoder_service.gateway_sound import PcmSound
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.apps.speech.words import Word
 from flagsplit.apps.text.tokenizer import Tokenizer
@@ -87,21 +87,28 @@ class RoteListener(Rote):
     def open_sound(self, data: bytes) -> PcmSound:
         if not data.startswith(b"RIFF"):
             raise InputError("expected a recording, came something else")
-        return PcmSound(np.frombuffer(data[4:], np.int16).astype(np.float32), 16000)
+        return PcmSound(16000, np.frombuffer(data[4:], np.int16).astype(np.float32))
 
-    async def listen(self, sound: Sound, wanted: Wanted) -> AsyncGenerator[NewWord | Segment, None]:
+    async def listen(
+        self, sound: Sound, wanted: Wanted, *, live: bool = False
+    ) -> AsyncGenerator[NewWord | Segment, None]:
         self.asked.append(wanted)
         self.open += 1
         try:
-            for second in range(int(sound.seconds)):
-                await asyncio.sleep(self.gap_s)
-                word = VERSE.split()[second % 4]
-                yield NewWord(word, "here", second)
-                yield Segment(second, (Word(word, second, second + 1, "here"),), len(word))
+            blocks, samples, second = sound.blocks(), 0, 0
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                samples += len(block)
+                while samples >= (second + 1) * 16000:
+                    await asyncio.sleep(self.gap_s)
+                    word = VERSE.split()[second % 4]
+                    yield NewWord(word, "here now" if live else "here", second)
+                    yield Segment(second, (Word(word, second, second + 1, "here"),), len(word))
+                    second += 1
         except (GeneratorExit, asyncio.CancelledError):
             self.cancelled += 1
             raise
         finally:
+            sound.interrupt()
             self.open -= 1
 
 

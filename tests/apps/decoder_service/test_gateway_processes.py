@@ -81,6 +81,7 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
     tokens.write_text("anna anna-0123456789abcdef\n")
     tokens.chmod(0o600)
     words = ("--gateway", "127.0.0.1:0", "--model-name", "small", "--slots", "2", "--api-keys", str(tokens))
+    words = (*words, "--http", "127.0.0.1:0")
     expected = wanted(program)
     with Decoders(program.folder, 1, home, *words) as decoders:
         near = client_of(decoders.about[0]["gateway"])
@@ -99,6 +100,9 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         assert 'flagsplit_gateway_requests_total{route="/v1/completions",status="200"} 1.0' in metrics
         assert f'flagsplit_gateway_tokens_total{{route="/v1/completions"}} {len(expected)}.0' in metrics
         assert client_of(decoders.about[0]["gateway"]).get("/readyz").status == 200
+        metrics = client_of(decoders.about[0]["http"]).get("/metrics").body.decode()
+        assert f'flagsplit_gateway_tokens_total{{route="/v1/completions"}} {len(expected)}.0' in metrics
+        assert f"flagsplit_tokens_total {2 * len(expected)}.0" in metrics
         decoders.processes[0].send_signal(signal.SIGTERM)
         assert decoders.processes[0].wait(20) == 0
         assert watching.get("/readyz").status == far.get("/readyz").status == 503
