@@ -20,6 +20,11 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise ApiError(400, "expected a JSON object in the body, came something else", "bad_input") from None
     if not isinstance(found, dict):
         raise ApiError(400, f"expected a JSON object in the body, came {type(found).__name__}", "bad_input")
+    try:
+        if b"\\ud" in body.lower():
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ApiError(400, "expected texts of whole characters, came one with half of a pair", "bad_input") from None
     return found
 
 

@@ -249,13 +249,14 @@ class StreamRecognizer:
             self._stream = stream
             if self._closed.is_set():
                 stream.cancel()
-        text = self._tokenizer.decode_stream()
+        text, where = self._tokenizer.decode_stream(), ""
         try:
             for token in stream:
-                yield Heard(text.feed([token.token]), where_of(token.place))
+                where = where_of(token.place)
+                yield Heard(text.feed([token.token]), where)
         finally:
             stream.cancel()
-        yield Heard(text.finish(), "", 0)
+        yield Heard(text.finish(), where, 0)
 
     def close(self) -> None:
         """End the stream that goes on, and begin no more. From any thread."""
