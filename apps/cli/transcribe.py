@@ -3,14 +3,14 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 
 from flagsplit.apps.cli.output import print_json, progress_bar, say
 from flagsplit.apps.speech.opening import RecognizerChoice
-from flagsplit.apps.speech.subtitles import cue_text, cues, file_start
+from flagsplit.apps.speech.subtitles import SubtitleFormat, cue_text, cues, file_start
 from flagsplit.apps.speech.transcribe import Transcription
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.apps.speech.transcript import Transcript
@@ -71,12 +71,12 @@ def _print(transcription: Transcription, form: Format, *, timestamps: bool) -> N
         for event in transcription.events():
             lines.take(event)
     else:
-        number = 0
-        _write(file_start(form.value))
+        number, kind = 0, cast("SubtitleFormat", form.value)
+        _write(file_start(kind))
         for event in transcription.events():
             for cue in cues(event.words) if isinstance(event, Segment) else ():
                 number += 1
-                _write(cue_text(number, cue, form.value))
+                _write(cue_text(number, cue, kind))
 
 
 class _Lines:

@@ -14,30 +14,9 @@ from tests.apps.speech.conftest import BECKETT, TWO_CITIES
 from tests.apps.speech.wav_files import chunk, fmt, pcm16, riff, sparse_silence
 
 import flagsplit
-from flagsplit.apps import zoo
 from flagsplit.apps.speech.wer import word_errors
-from flagsplit.errors import PeerError
 
 pytestmark = pytest.mark.slow
-
-# As it was before the tests set one of their own.
-_CACHE = Path(os.environ.get("FLAGSPLIT_CACHE", "~/.cache/flagsplit")).expanduser()
-_MODELS = ("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer", "silero-vad")
-_RECORDINGS = ("beckett.wav", "two-cities.wav")
-
-
-@pytest.fixture(scope="session")
-def speech_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the files of the zoo that are needed, in which the program is made once."""
-    cache = tmp_path_factory.mktemp("speech")
-    (cache / "zoo").mkdir()
-    for name in (*_MODELS, *_RECORDINGS):
-        try:
-            path = zoo.pull(name, cache=_CACHE)
-        except PeerError as error:
-            pytest.skip(f"offline: {error}")
-        (cache / "zoo" / path.name).symlink_to(path)
-    return cache
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +29,7 @@ def recordings(own_folders: None, speech_cache: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def beckett(speech_cache: Path) -> NDArray[np.float32]:
     with wave.open(str(speech_cache / "zoo" / "beckett.wav")) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return np.asarray(np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768, np.float32)
 
 
 def test_beckett(cli: Cli, recordings: Path) -> None:

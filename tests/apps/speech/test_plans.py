@@ -1,0 +1,122 @@
+"""Every plan gives the text that the unsplit model gives: the program linked into one ordinary model."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.apps.speech.conftest import BECKETT, TWO_CITIES
+
+from flagsplit.apps.decoder_service.program_source import folder_source
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
+from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.opening import PLANS, RecognizerChoice, open_recognizer
+from flagsplit.apps.speech.recognizer import Heard, Recognizer
+from flagsplit.apps.speech.transcriber import Segment, Transcriber
+from flagsplit.apps.speech.vad import RATE_HZ, open_detector
+from flagsplit.apps.speech.wav import WavReader
+from flagsplit.apps.speech.wer import word_errors
+from flagsplit.apps.text import open_tokenizer
+from flagsplit.errors import ConfigError, UnavailableError
+from flagsplit.flagir.programs import load_program
+from flagsplit.flagir.programs.link import link
+from flagsplit.flagir.reference import write_reference
+from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def folder(own_folders: None, speech_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The program's folder."""
+    monkeypatch.setenv("FLAGSPLIT_CACHE", str(speech_cache))
+    return program_folder("zoo:moonshine")
+
+
+class Unsplit:
+    """The linked model, sound to tokens in one run."""
+
+    rate_hz = RATE_HZ
+    max_input_s = 29.0
+    plan = "unsplit"
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        program = load_program(folder)
+        self._tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
+        model = link(program, 448)
+        file, *_ = write_reference(model, scratch / "linked.onnx")
+        data = file.with_name(file.name + ".data")
+        self._engine = open_onnx(file, data if data.is_file() else None, "fast", 1)
+
+    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
+        tokens = self._engine.run({"audio": samples[None]})["tokens"][0]
+        yield Heard(self._tokenizer.decode([int(token) for token in tokens]), "unsplit", len(tokens))
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def text_of(recognizer: Recognizer, path: Path) -> str:
+    detector = open_detector()
+    with WavReader(path) as reader:
+        events = list(Transcriber(recognizer, detector).events(reader.blocks(RATE_HZ)))
+    detector.close()
+    return " ".join(event.text for event in events if isinstance(event, Segment))
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "most_errors"), [("beckett.wav", BECKETT, 0), ("two-cities.wav", TWO_CITIES, 3)]
+)
+def test_all_plans_give_the_text_of_the_unsplit_model(
+    folder: Path, speech_cache: Path, tmp_path: Path, name: str, said: str, most_errors: int
+) -> None:
+    path = speech_cache / "zoo" / name
+    unsplit = Unsplit(folder, tmp_path)
+    wanted = text_of(unsplit, path)
+    unsplit.close()
+    errors = word_errors(said, wanted)
+    assert errors.substitutions + errors.insertions + errors.deletions <= most_errors
+    for plan in PLANS:
+        recognizer = open_recognizer(RecognizerChoice(plan=plan))
+        try:
+            assert recognizer.plan == plan
+            assert text_of(recognizer, path) == wanted, plan
+        finally:
+            recognizer.close()
+
+
+@pytest.mark.parametrize("plan", PLANS[1:])
+def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, plan: str) -> None:
+    """The words after it went are made here, the same ones."""
+    channel = ZmqChannel(security=KeyStore(None).security())
+    service = DecoderService(folder_source(folder), channel, "tcp://127.0.0.1:0", DecoderSettings(slots=1, threads=1))
+    heard: list[Heard] = []
+    with WavReader(speech_cache / "zoo" / "beckett.wav") as reader:
+        samples = np.concatenate(list(reader.blocks(RATE_HZ)))
+    recognizer = open_recognizer(RecognizerChoice(plan=plan, cloud=(str(service.streams.address),)))
+    try:
+        for piece in recognizer.recognize(samples):
+            heard.append(piece)
+            if len(heard) == 4:
+                service.stop()
+    finally:
+        recognizer.close()
+        service.stop()
+    assert "".join(piece.text for piece in heard).strip() == BECKETT
+    assert [piece.where for piece in heard[:4]] == ["cloud"] * 4
+    assert {piece.where for piece in heard} <= {"cloud", "phone"}
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(UnavailableError, match=r"no decoder service takes streams at tcp://127\.0\.0\.1:9: "):
+        open_recognizer(RecognizerChoice(cloud=("tcp://127.0.0.1:9",), connect_s=0.3))
+
+
+def test_choices_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="a plan of all-phone, split, all-cloud"):
+        RecognizerChoice(plan="spilt")
+    with pytest.raises(ConfigError, match="leave out one"):
+        RecognizerChoice(plan="all-phone", cloud=("tcp://127.0.0.1:9",))
