@@ -64,15 +64,15 @@ def encoder_input(source: ProgramSource) -> TensorSpec:
 
 
 def _cuts(source: ProgramSource, spec: TensorSpec) -> Mapping[str, Cut]:
-    known: dict[str, tuple[int | None, ...]] = {
-        HIDDEN: (1, None, source.facts.width),
-        spec.name: (1, *(size if isinstance(size, int) else None for size in spec.shape[1:])),
-    }
-    return {
-        plan: {name: ("float32", known[name]) for name in names}
-        for plan, names in source.cuts.items()
-        if set(names) <= set(known)
-    }
+    plain = {HIDDEN: (TensorSpec(HIDDEN, "float32", (1, "frames", source.facts.width)),), spec.name: (spec,)}
+    specs = {plan: each for plan, each in {**plain, **source.specs}.items() if plan in source.cuts}
+    return {plan: {each.name: (each.dtype, _sizes(each)) for each in tensors} for plan, tensors in specs.items()}
+
+
+def _sizes(spec: TensorSpec) -> tuple[int | None, ...]:
+    """Of one stream: what is open in the first dimension is the batch."""
+    first = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+    return (first, *(size if isinstance(size, int) else None for size in spec.shape[1:]))
 
 
 def _bytes(source: ProgramSource, name: str) -> bytes:
