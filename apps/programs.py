@@ -31,7 +31,9 @@ from flagsplit.runtime.bundle import default_cache
 
 ZOO_PREFIX: Final = "zoo:"
 _UNUSED_S: Final = 24 * 3600.0
-"""After which a program that other importers made is deleted."""
+"""After which a program that other importers made is deleted when one is made."""
+_MOST_OTHERS, _IN_USE_S = 2, 900.0
+"""How many of these stay, and for how long more than that do."""
 
 Progress = Callable[[str], None]
 
@@ -173,9 +175,12 @@ def _make(recipe: _Recipe, paths: Sequence[Path], folder: Path) -> None:
 
 
 def _forget_old(name: str, folder: Path) -> None:
-    """Programs are large: those of other versions, or of a process that died, go when unused for a while."""
-    for other in (*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}-*")):
-        if other != folder and other.stat().st_mtime < time.time() - _UNUSED_S:
+    """Programs are large: those of other versions, or of a process that died, go when they are many, or not used."""
+    beside = [*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}-*")]
+    others = sorted((each.stat().st_mtime, each) for each in beside if each != folder)
+    for rank, (used, other) in enumerate(reversed(others)):
+        unused_s = time.time() - used
+        if unused_s > _UNUSED_S or (rank >= _MOST_OTHERS and unused_s > _IN_USE_S):
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from flagsplit.errors import ModelError
 from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.programs.program import Program, ProgramFacts, check_graphs, graph_names
 from flagsplit.flagir.store import save_all
+from flagsplit.flagir.verify import check
 
 FACTS_NAME = "program.json"
 TOKENIZER_NAME = "tokenizer"
@@ -36,11 +37,14 @@ def load_program(folder: Path) -> Program:
     """Read what `save_program` wrote; weights stay on disk until used.
 
     Raises:
-        ModelError: a file is missing, damaged or too large, or the graphs are not those that the facts promise.
+        ModelError: a file is missing, damaged or too large, or the graphs are not canonical or not those that the
+            facts promise.
     """
     facts = ProgramFacts.from_json(read_file(folder / FACTS_NAME, MAX_FACTS_BYTES))
     tokenizer = read_file(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     graphs = {name: read_model(folder / f"{name}.onnx") for name in graph_names(facts.kind)}
+    for model in graphs.values():
+        check(model)
     program = Program(facts, graphs, tokenizer)
     check_graphs(program)
     return program
