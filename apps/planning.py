@@ -28,6 +28,7 @@ from flagsplit.splitter.baselines import Baseline, all_baselines
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.devices import load_catalogue
 from flagsplit.splitter.input_forms import InputTensor, forms_of
+from flagsplit.splitter.layer_flips import layer_flips
 from flagsplit.splitter.layer_plans import plan_layers
 from flagsplit.splitter.links import Link
 from flagsplit.splitter.pareto import Frontier, pareto_frontier
@@ -163,8 +164,11 @@ def plan(
         compared = compared_with(problem, planning.baselines, chosen)
         beside = layer_rivals(problem, chosen, compared)
     clock.done("compare")
-    thresholds = thresholds and layered is None
-    flips = Thresholds(problem, chosen.placement, _THRESHOLD_SECONDS).flips() if thresholds else ()
+    flips: tuple[Flip, ...] = ()
+    if thresholds and layered is not None:
+        flips = layer_flips(problem, chosen)
+    elif thresholds:
+        flips = Thresholds(problem, chosen.placement, _THRESHOLD_SECONDS).flips()
     breaks = breaking_points(problem, chosen) if thresholds else ()
     clock.done("thresholds")
     if len(problem.tiers) > 1 and not forms and layered is None:

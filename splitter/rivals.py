@@ -118,8 +118,6 @@ def breaking_sentences(points: Sequence[BreakingPoint]) -> tuple[str, ...]:
 
 def no_flips_because(problem: Problem) -> str:
     """Why there are no flips to tell."""
-    if problem.steps > 1:
-        return "Thresholds are not told for the layers of a decoder; --what-if shows another world."
     if problem.sla.objective.goal != "latency":
         return "Thresholds are for the goal latency; this SLA asks for throughput."
     if problem.sla.mode is not None:

@@ -8,6 +8,7 @@ number in the stream, so each is given once. Sockets and threads are `client.py`
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 from flagsplit.errors import InputError, InternalError, UnavailableError
 from flagsplit.runtime.events import Event, Instruction, Leave, Send, Tick
@@ -39,6 +40,9 @@ from flagsplit.transport.messages import (
 )
 from flagsplit.transport.tensors import chunks_of
 
+_ENDS: Final = ("stop", "length")
+_CODES: Final = ("busy", "draining", "no-state", "input", "compute", "protocol", "bundle", "deadline")
+
 
 class ClientMachine(StreamPlaces):
     """All streams of one process; arguments as for `StreamPlaces`."""
@@ -60,7 +64,7 @@ class ClientMachine(StreamPlaces):
     def _handle(self, event: Event) -> Iterator[Instruction]:
         match event:
             case Ask(rid, request):
-                stream = self.streams[rid] = LiveStream(rid, request, self.now)
+                stream = self.streams[rid] = LiveStream(rid, request, self.now, made=list(request.delivered))
                 if stream.has_rows:
                     yield from self.make_rows(stream)
                 yield from self.place(stream)
@@ -107,8 +111,8 @@ class ClientMachine(StreamPlaces):
                 yield from self._on_have(peer, message)
             case Drain(bundle=bundle):
                 self.replicas.drains(peer, bundle)
-            case Pong(queue=queue):
-                self.replicas[peer].peer.queue = queue
+            case Pong():
+                self.replicas.ponged(peer, message)
             case Bye(reason):
                 yield from self._lose(peer, reason or "it left")
             case _:
@@ -146,14 +150,20 @@ class ClientMachine(StreamPlaces):
         if stream is None or (stream.at, stream.attempt) != (peer, message.attempt):
             return
         if message.offset > len(stream.made):
-            self.moves["gap"] += 1
-            stream.failures += 1
-            yield from self.send(stream, self.replicas[peer])
+            self._pass_by(stream, peer, 0.0)
+            yield from self._leave(stream, "gap", f"{peer} left out tokens")
+            return
+        if message.offset + len(message.tokens) > stream.request.options.max_tokens:
+            stream.passed[peer] = math.inf
+            yield from self._leave(stream, "excess", f"{peer} made more tokens than it was asked for")
             return
         place = Place(self.facts.tier, peer)
         yield from self._take(stream, message.offset, message.tokens, place)
-        if message.last:
-            yield from self.end(stream, message.reason or "stop")
+        if message.last and message.reason in _ENDS:
+            yield from self.end(stream, message.reason)
+        elif message.last:
+            self._pass_by(stream, peer, self.options.pause_s)
+            yield from self._leave(stream, "other", f"{peer} ended the stream: {message.reason}")
         elif stream.has_rows and stream.row_count < len(stream.request.prompt) + len(stream.made):
             yield from self.make_rows(stream)
 
@@ -201,28 +211,34 @@ class ClientMachine(StreamPlaces):
         stream = self.streams.get(message.rid)
         if stream is None or (stream.at, stream.attempt) != (peer, message.attempt):
             return
-        self.moves[message.code] += 1
+        code = message.code if message.code in _CODES else "other"
         text = f"{peer}: {message.code}: {message.reason}"
-        if message.code == "deadline":
-            yield from self.end(stream, "deadline")
-            return
-        if message.code == "input":
+        if code == "input":
             yield from self.end(stream, "", InputError(message.reason))
             return
-        if message.code == "no-state":
-            stream.states.pop(peer, None)
-            stream.failures += 1
-            yield from self.send(stream, self.replicas[peer])
-            return
-        had = stream.failures
-        self.leave_place(stream, text)
-        again_s = message.retry_ms / 1e3 or self.options.pause_s * 2.0 ** min(stream.failures, 6)
-        stream.passed[peer] = self.now + again_s if message.retryable else math.inf
-        if message.code in ("busy", "draining"):
-            stream.failures = had  # no fault of the stream's
+        if code == "no-state":
+            stream.states.pop(peer, None)  # it gets everything, or another does
+            self._pass_by(stream, peer, 0.0)
+        elif message.retryable:
+            self._pass_by(stream, peer, message.retry_ms / 1e3 or self.options.pause_s)
+        else:
+            stream.passed[peer] = math.inf
         if not self._has_local and all(stream.passed.get(name, 0.0) == math.inf for name in self.replicas):
-            yield from self.end(stream, "", error_of(message.code, text))
+            yield from self.end(stream, "", error_of(code, text))
             return
+        yield from self._leave(stream, code, text, is_failure=code not in ("busy", "draining"))
+
+    def _pass_by(self, stream: LiveStream, peer: str, first_s: float) -> None:
+        """Leave a replica alone for a while: the longer, the more often the stream failed since its last token."""
+        longer_s = self.options.pause_s * (2.0 ** min(stream.failures, 6) - 1)
+        stream.passed[peer] = self.now + max(first_s, longer_s)
+
+    def _leave(self, stream: LiveStream, kind: str, text: str, *, is_failure: bool = True) -> Iterator[Instruction]:
+        """A stream goes on elsewhere, or at the same place in another attempt."""
+        had = stream.failures
+        self.moves[kind] += 1
+        self.leave_place(stream, text)
+        stream.failures = stream.failures if is_failure else had
         yield from self.place(stream)
 
     def _on_tick(self) -> Iterator[Instruction]:
@@ -254,11 +270,8 @@ class ClientMachine(StreamPlaces):
         if stream.waits_for_rows or not (others or (self._has_local and not stream.has_rows)):
             stream.look_at = self.now + self.options.stall_s
             return
-        self.moves["stalled"] += 1
-        at = stream.at
-        self.leave_place(stream, f"{at} made no token in {self.options.stall_s:g} s")
-        stream.passed[at] = self.now + self.options.stall_s
-        yield from self.place(stream)
+        stream.passed[stream.at] = self.now + self.options.stall_s
+        yield from self._leave(stream, "stalled", f"{stream.at} made no token in {self.options.stall_s:g} s")
 
     def _on_leave(self) -> Iterator[Instruction]:
         for stream in list(self.streams.values()):

@@ -105,7 +105,8 @@ class StreamPlaces:
             return
         if stream.at != name:
             chosen.streams += 1
-        stream.at, stream.since, stream.look_at = name, self.now, self.now + self.options.stall_s
+        stream.at, stream.since = name, self.now
+        stream.look_at = self.now + self.options.stall_s + 2 * min(chosen.wait_s, self.options.stall_s)
         stream.states[name], stream.rows_told = chosen.instance, stream.row_count
         yield Send(name, departure.opened)
         if departure.opened.resume:

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flagsplit.errors import BundleError, ConfigError, InputError
+from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.programs.program import ProgramFacts
-from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES
 from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.targets.generation.slot_cache import Floats, SlotCache, padded_length
+from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
 from flagsplit.targets.generation.step_model import Logits
 from flagsplit.targets.interface import Array
 from flagsplit.targets.onnx_engine import refuse_fallback, session_settings
@@ -73,7 +73,7 @@ class OrtStepModel:
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {slots}")
-        self.facts = _facts(folder)
+        self.facts = read_facts(folder)
         self.slots = slots
         self._step = _open(folder / step, threads, provider, weights)
         self._prefill = None
@@ -88,7 +88,7 @@ class OrtStepModel:
             {name: form for name, form in forms.items() if name.startswith("cross.")},
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
-        self._binding = _Binding(self._step, self._cache, self._new, self.facts.vocabulary)
+        self._binding = _Binding(self._step, self._cache, self._new, self.facts)
         per_token = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("past."))
         per_frame = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("cross."))
         self._bytes_per_token, self._bytes_per_frame = 4 * int(per_token), 4 * int(per_frame)
@@ -99,16 +99,10 @@ class OrtStepModel:
 
     def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
         """Begin a stream; see `StepModel.open`."""
-        if self._prefill is None:
-            if context:
-                raise InputError(f"program {self.facts.name} takes no context, came {', '.join(context)}")
+        hidden = check_hidden(self.facts, context)
+        if hidden is None or self._prefill is None:
             self._cache.add(slot, 0)
             return
-        hidden = (context or {}).get("hidden")
-        width = self.facts.width
-        if hidden is None or hidden.dtype != np.float32 or hidden.ndim != 3 or hidden.shape[::2] != (1, width):
-            came = "none" if hidden is None else f"{hidden.dtype} {list(hidden.shape)}"
-            raise InputError(f"expected hidden states float32 [1, frames, {width}], came {came}")
         names = [value.name for value in self._prefill.get_outputs()]
         made = dict(zip(names, self._prefill.run(names, {"hidden": hidden}), strict=True))
         self._cache.fill(self._cache.add(slot, hidden.shape[1]), made)
@@ -116,7 +110,8 @@ class OrtStepModel:
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
-        self._check(rows, tokens)
+        for row, each in zip(rows, tokens, strict=True):
+            check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._takes_rows)
         self._cache.reserve(max(int(self._cache.lengths[row]) + count for row, count in zip(rows, counts, strict=True)))
         runs = _runs(rows, counts)
         for run in runs:
@@ -146,30 +141,15 @@ class OrtStepModel:
         self._binding = None  # type: ignore[assignment]
         self._cache = SlotCache(1, {}, {})
 
-    def _check(self, rows: Sequence[int], tokens: Sequence[Array]) -> None:
-        width, most = self.facts.width, self.facts.max_positions
-        for row, each in zip(rows, tokens, strict=True):
-            if self._takes_rows:
-                fits = each.dtype == np.float32 and each.ndim == 2 and each.shape[1] == width
-            else:
-                fits = each.dtype == np.int64 and each.ndim == 1 and len(each) > 0
-                fits = fits and int(each.min()) >= 0 and int(each.max()) < self.facts.vocabulary
-            if not fits or not len(each):
-                wanted = f"rows float32 [n, {width}]" if self._takes_rows else f"tokens below {self.facts.vocabulary}"
-                raise InputError(f"expected {wanted}, came {each.dtype} {list(each.shape)}")
-            length = int(self._cache.lengths[row])
-            if length + len(each) > most:
-                raise InputError(f"a stream has at most {most} tokens, came {len(each)} more than {length}")
-
 
 class _Binding:
     """A step graph that reads the cache in place."""
 
-    def __init__(self, session: Any, cache: SlotCache, new: Mapping[str, str], vocabulary: int) -> None:
+    def __init__(self, session: Any, cache: SlotCache, new: Mapping[str, str], facts: ProgramFacts) -> None:
         self._session = session
         self._cache = cache
         self._new = new
-        self._vocabulary = vocabulary
+        self._vocabulary, self._most_positions = facts.vocabulary, facts.max_positions
         self._inputs = {value.name: value for value in session.get_inputs()}
         self._bound: tuple[int, ...] = ()
         self._io: Any = None
@@ -190,7 +170,7 @@ class _Binding:
         held, rows = self._held, slice(run.first, run.first + run.count)
         lengths = self._cache.lengths[rows]
         held["past_lengths"][:] = lengths
-        held["positions"][:] = lengths[:, None] + np.arange(chunk)
+        held["positions"][:] = np.minimum(lengths[:, None] + np.arange(chunk), self._most_positions - 1)
         if "cross_lengths" in held:
             held["cross_lengths"][:] = self._cache.frames[rows]
         last, given = held["last"], held["rows" if "rows" in held else "tokens"]
@@ -241,13 +221,6 @@ def _runs(rows: Sequence[int], counts: Sequence[int]) -> list[_Run]:
 def _run_of(part: Sequence[int], rows: Sequence[int], counts: Sequence[int]) -> _Run:
     first, end = rows[part[0]], rows[part[-1]] + 1
     return _Run(first, end - first, [rows[at] for at in part], part, [counts[at] for at in part])
-
-
-def _facts(folder: Path) -> ProgramFacts:
-    file = folder / FACTS_NAME
-    if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
-        raise BundleError(f"expected a program in {folder}, which has no {FACTS_NAME} of a sensible size")
-    return ProgramFacts.from_json(file.read_bytes())
 
 
 def _open(file: Path, threads: int, provider: Provider, weights: Path | None) -> Any:

@@ -28,6 +28,8 @@ from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.targets.interface import LoadOptions
 
+pytestmark = pytest.mark.slow
+
 HOST = LoadOptions(threads=1)
 FAMILIES: dict[str, Callable[[np.random.Generator], oracle.Made]] = {
     "moonshine": oracle.moonshine_like,
