@@ -39,7 +39,7 @@ class VoiceDetector:
         self._context: Samples = np.zeros(_CONTEXT, np.float32)
 
     def push(self, block: Samples) -> float:
-        """The probability, 0..1, that somebody speaks in the next `BLOCK` samples of the stream, or the last fewer ones."""
+        """The probability, 0..1, that somebody speaks in the next `BLOCK` samples, or the fewer ones that are left."""
         if not block.any():
             # What was muted, cut out or never recorded; the network need not be asked, and hours of it take seconds.
             self._forget()
