@@ -20,6 +20,7 @@ from flagsplit.apps.zoo.catalogue import find
 from flagsplit.errors import ConfigError, InternalError, ModelError
 from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.programs import Program, load_program, save_program
+from flagsplit.flagir.programs.exported_folder import is_exported, read_exported
 from flagsplit.flagir.programs.llama import read_llama
 from flagsplit.flagir.programs.moonshine import read_moonshine
 from flagsplit.flagir.programs.store import FACTS_NAME
@@ -30,7 +31,9 @@ from flagsplit.runtime.bundle import default_cache
 
 ZOO_PREFIX: Final = "zoo:"
 _UNUSED_S: Final = 24 * 3600.0
-"""After which a program that other importers made is deleted."""
+"""After which a program that other importers made is deleted when one is made."""
+_MOST_OTHERS, _IN_USE_S = 2, 900.0
+"""How many of these stay, and for how long more than that do."""
 
 Progress = Callable[[str], None]
 
@@ -82,7 +85,8 @@ def open_program(source: str | Path, *, cache: Path | None = None, progress: Pro
     """A program, with its weights mapped from disk.
 
     Args:
-        source: `zoo:NAME` for one of `PROGRAMS`, the folder of a program, or a `.gguf` file.
+        source: `zoo:NAME` for one of `PROGRAMS`, the folder of a program, or what programs are made of: a `.gguf` file,
+            or the folder of a decoder that was exported to ONNX with its configuration.
         cache: where programs of the zoo are kept; by default `runtime.bundle.default_cache()`.
         progress: told in lines what is being done.
 
@@ -94,6 +98,8 @@ def open_program(source: str | Path, *, cache: Path | None = None, progress: Pro
     path = Path(source)
     if path.suffix == ".gguf" and not str(source).startswith(ZOO_PREFIX):
         return read_llama(read_gguf(path), name=path.stem, source=path.name)
+    if not _is_folder(path) and is_exported(path):
+        return read_exported(path)
     return load_program(program_folder(source, cache=cache, progress=progress))
 
 
@@ -169,9 +175,12 @@ def _make(recipe: _Recipe, paths: Sequence[Path], folder: Path) -> None:
 
 
 def _forget_old(name: str, folder: Path) -> None:
-    """Programs are large: those of other versions go when nobody has opened them for a while."""
-    for other in folder.parent.glob(f"{name}-*"):
-        if other != folder and other.stat().st_mtime < time.time() - _UNUSED_S:
+    """Programs are large: those of other versions, or of a process that died, go when they are many, or not used."""
+    beside = [*folder.parent.glob(f"{name}-*"), *folder.parent.glob(f".{name}-*")]
+    others = sorted((each.stat().st_mtime, each) for each in beside if each != folder)
+    for rank, (used, other) in enumerate(reversed(others)):
+        unused_s = time.time() - used
+        if unused_s > _UNUSED_S or (rank >= _MOST_OTHERS and unused_s > _IN_USE_S):
             shutil.rmtree(other, ignore_errors=True)
 
 

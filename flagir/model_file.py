@@ -47,6 +47,7 @@ def _read_onnx(path: Path, weights_folder: Path | None = None) -> ir.Model:
         raise ModelError(f"expected an ONNX model, {path} is not one: {_first_words(error)}{_hint(path)}") from error
     if not model.opset_imports and len(model.graph) == 0:
         raise ModelError(f"expected an ONNX model, {path} holds no graph{_hint(path)}")
+    _check_names(model)
     check_version(model)
     if weights_folder is not None:
         for tensor in _tensors(model):
@@ -86,6 +87,28 @@ def _hint(path: Path) -> str:
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return "; it looks like a text file"
     return "; is it complete?"
+
+
+def _check_names(model: ir.Model) -> None:
+    """A name that is no UTF-8 comes out of the parser as bytes, which nothing expects."""
+    for name in _names(model):
+        if isinstance(name, bytes):
+            raise ModelError(f"expected the names of the model to be UTF-8, came {name[:40]!r}; the model is damaged")
+
+
+def _names(model: ir.Model) -> Iterator[object]:
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    yield from (part for scope in scopes for pair in scope.metadata_props.items() for part in pair)
+    yield from (part for pair in model.metadata_props.items() for part in pair)
+    yield from (name for scope in (model, *scopes) for name in scope.opset_imports)
+    for scope in scopes:
+        yield scope.name
+        graphs = (scope, *scope.subgraphs())
+        yield from (name for graph in graphs if isinstance(graph, ir.Graph) for name in graph.initializers)
+        yield from (value.name for graph in graphs for value in graph.inputs)
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            yield from (node.name, node.op_type, node.domain, node.overload)
+            yield from (value.name for value in (*node.inputs, *node.outputs) if value is not None)
 
 
 def _check_tensors(model: ir.Model, folder: Path) -> None:

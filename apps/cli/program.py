@@ -16,7 +16,8 @@ def command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="zoo:NAME|FOLDER|FILE.gguf", help="zoo:moonshine, zoo:whisper-base, zoo:smollm2, a program, a file."
+            metavar="zoo:NAME|FOLDER|FILE.gguf",
+            help="zoo:moonshine, zoo:whisper-base, zoo:smollm2, a program, an export.",
         ),
     ],
     output: Annotated[

@@ -18,6 +18,8 @@ from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.errors import ModelError
 
 MAX_TOKENS: Final = 4_000_000
+_MAX_ITEMS: Final = 6_000_000
+"""Of the file's JSON; parsed, one of two bytes may take sixty."""
 _CACHED_WORDS: Final = 16_384
 
 Cut = Callable[[str], Iterator[str]]
@@ -100,6 +102,8 @@ class ByteLevelTokenizer(Tokenizer):
 
 
 def _object(data: bytes) -> dict[str, Any]:
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_ITEMS:
+        raise ModelError(f"expected a tokenizer.json of at most {_MAX_ITEMS} items, came more")
     try:
         read = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -28,6 +28,9 @@ _HOPS: Final = -(-WINDOW // HOP)
 """That a frame touches."""
 _BINS: Final = WINDOW // 2 + 1
 _LEAST: Final = 1e-10
+"""Power that silence counts as."""
+_NO_ZERO, _LEAST_PEAK = 1e-12, 1e-4
+"""What keeps logarithms finite; both are below what comes out."""
 _DECADES: Final = 8.0
 """Of power, that count below the loudest of all bands and frames."""
 _MOVE: Final = 4.0
@@ -72,15 +75,22 @@ def write_log_mel(g: GraphWriter, audio: ir.Value, bands: int, steps: int) -> ir
     rows = steps + _HOPS - 1
     mirrored = g.op("Pad", whole, g.numbers(0, WINDOW // 2, 0, (rows - steps) * HOP - WINDOW // 2), mode="reflect")
     laid_out = g.op("Transpose", g.op("Reshape", mirrored, g.numbers(0, rows, HOP)), perm=[0, 2, 1])
+    laid_out = declared(laid_out, ["batch", HOP, rows])
+    # As loud as can be, and what that took put back after the logarithm: the power of a quiet voice is below float16.
+    peak = g.op("ReduceMax", g.op("Abs", laid_out), g.numbers(1, 2), keepdims=1)
+    peak = g.op("Max", peak, g.constant(_LEAST_PEAK, np.float32))
     waves = g.constant(_waves(), np.float32, "log_mel.waves")
-    spectrum = g.op("Conv", declared(laid_out, ["batch", HOP, rows]), waves, kernel_shape=[_HOPS])
+    spectrum = g.op("Conv", g.op("Div", laid_out, peak), waves, kernel_shape=[_HOPS])
     real, imaginary = g.ops("Split", g.op("Mul", spectrum, spectrum), outputs=2, axis=1, num_outputs=2)
     weights = g.constant(mel_bands(bands), np.float32, "log_mel.bands")
-    power = g.op("Max", g.op("MatMul", weights, g.op("Add", real, imaginary)), g.constant(_LEAST, np.float32))
-    scaled = g.op("Mul", g.op("Log", power), g.constant(1 / np.log(10) / _SCALE, np.float32))
-    scaled = g.op("Add", scaled, g.constant(_MOVE / _SCALE, np.float32))
+    power = g.op("Max", g.op("MatMul", weights, g.op("Add", real, imaginary)), g.constant(_NO_ZERO, np.float32))
+    decade = 1 / np.log(10) / _SCALE
+    moved = g.op("Mul", g.op("Log", peak), g.constant(2 * decade, np.float32))
+    moved = g.op("Add", moved, g.constant(_MOVE / _SCALE, np.float32))
+    scaled = g.op("Add", g.op("Mul", g.op("Log", power), g.constant(decade, np.float32)), moved)
     loudest = g.op("ReduceMax", scaled, g.numbers(1, 2), keepdims=1)
     floor = g.op("Sub", loudest, g.constant(_DECADES / _SCALE, np.float32))
+    floor = g.op("Max", floor, g.constant((np.log10(_LEAST) + _MOVE) / _SCALE, np.float32))
     return declared(g.op("Max", scaled, floor, name="log_mel"), ["batch", bands, steps])
 
 

@@ -9,6 +9,7 @@ from flagsplit.errors import ModelError
 from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.programs.program import Program, ProgramFacts, check_graphs, graph_names
 from flagsplit.flagir.store import save_all
+from flagsplit.flagir.verify import check
 
 FACTS_NAME = "program.json"
 TOKENIZER_NAME = "tokenizer"
@@ -36,20 +37,28 @@ def load_program(folder: Path) -> Program:
     """Read what `save_program` wrote; weights stay on disk until used.
 
     Raises:
-        ModelError: a file is missing, damaged or too large, or the graphs are not those that the facts promise.
+        ModelError: a file is missing, damaged or too large, or the graphs are not canonical or not those that the
+            facts promise.
     """
-    facts = ProgramFacts.from_json(_read(folder / FACTS_NAME, MAX_FACTS_BYTES))
-    tokenizer = _read(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
+    facts = ProgramFacts.from_json(read_file(folder / FACTS_NAME, MAX_FACTS_BYTES))
+    tokenizer = read_file(folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
     graphs = {name: read_model(folder / f"{name}.onnx") for name in graph_names(facts.kind)}
+    for model in graphs.values():
+        check(model)
     program = Program(facts, graphs, tokenizer)
     check_graphs(program)
     return program
 
 
-def _read(path: Path, most_bytes: int) -> bytes:
+def read_file(path: Path, most_bytes: int) -> bytes:
+    """A file of a folder that a stranger may have written.
+
+    Raises:
+        ModelError: it is not there, no file, or larger than that.
+    """
     try:
         if not path.is_file():
-            raise ModelError(f"expected a program, {path.parent} has no file {path.name}; is it the right folder?")
+            raise ModelError(f"expected {path.name} in {path.parent}, there is none; is it the right folder?")
         if path.stat().st_size > most_bytes:
             raise ModelError(f"expected {path} to have at most {most_bytes} bytes, it has {path.stat().st_size}")
         return path.read_bytes()

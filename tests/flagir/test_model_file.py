@@ -53,6 +53,23 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_model(tmp_path)
 
 
+NAMED = """g (float[2, 4] entry) => (float[2, 4] leaves) {
+    mid = LeakyRelu<alpha = 0.5>(entry)
+    leaves = Tanh(mid)
+}"""
+
+
+@pytest.mark.parametrize("name", ["entry", "leaves", "mid", "LeakyRelu", "remark", "value"])
+def test_a_name_that_is_no_text(tmp_path: Path, name: str) -> None:
+    proto = parse(NAMED)
+    onnx.helper.set_model_props(proto, {"remark": "value"})
+    data = proto.SerializeToString()
+    assert name.encode() in data
+    (tmp_path / "m.onnx").write_bytes(data.replace(name.encode(), b"\xff" + name[1:].encode()))
+    with pytest.raises(ModelError, match=r"names of the model to be UTF-8, came b'\\xff"):
+        read_model(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

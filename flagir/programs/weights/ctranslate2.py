@@ -25,9 +25,11 @@ _MAX_TEXT_BYTES: Final = 1024
 
 @dataclass(frozen=True)
 class Ctranslate2File:
-    """Attributes:
-    specification: name of the architecture, such as "WhisperSpec".
-    weights: the variables, and the aliases as further names of theirs.
+    """What a model.bin holds.
+
+    Attributes:
+        specification: name of the architecture, such as "WhisperSpec".
+        weights: the variables, and the aliases as further names of theirs.
     """
 
     specification: str

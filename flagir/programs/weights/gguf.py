@@ -37,10 +37,12 @@ Fact = str | int | float | bool | tuple[str, ...] | tuple[float, ...]
 
 @dataclass(frozen=True)
 class GgufFile:
-    """Attributes:
-    name: of the file, for messages.
-    facts: by their names, such as "llama.block_count".
-    weights: the tensors, the outermost axis first, as float32.
+    """What a GGUF file holds.
+
+    Attributes:
+        name: of the file, for messages.
+        facts: by their names, such as "llama.block_count".
+        weights: the tensors, the outermost axis first, as float32.
     """
 
     name: str

@@ -47,8 +47,45 @@ def _q4_1(blocks: Bytes) -> Floats:
     return _nibbles(blocks[:, 4:]) * _half(blocks, 0) + _half(blocks, 2)
 
 
+def _fifth_bits(packed: Bytes) -> Floats:
+    """Sixteen for each bit that is set, [blocks, 32]."""
+    return np.unpackbits(packed, axis=1, bitorder="little").astype(np.float32) * np.float32(16)
+
+
+def _q5_0(blocks: Bytes) -> Floats:
+    return (_nibbles(blocks[:, 6:]) + _fifth_bits(blocks[:, 2:6]) - np.float32(16)) * _half(blocks, 0)
+
+
+def _q5_1(blocks: Bytes) -> Floats:
+    return (_nibbles(blocks[:, 8:]) + _fifth_bits(blocks[:, 4:8])) * _half(blocks, 0) + _half(blocks, 2)
+
+
 def _q8_0(blocks: Bytes) -> Floats:
     return blocks[:, 2:].view(np.int8).astype(np.float32) * _half(blocks, 0)
+
+
+def _q4_k(blocks: Bytes) -> Floats:
+    """256 numbers in eight runs of 32, each with a scale and an offset of six bits."""
+    numbers = _nibbles(blocks[:, 16:].reshape(-1, 32)).reshape(-1, 8, 32)
+    return _scaled_runs(numbers, blocks)
+
+
+def _q5_k(blocks: Bytes) -> Floats:
+    """The same with a fifth bit: bit i of byte j is that of number j of run i."""
+    numbers = _nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 8, 32)
+    fifth = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little").swapaxes(1, 2)
+    return _scaled_runs(numbers + fifth.astype(np.float32) * np.float32(16), blocks)
+
+
+def _scaled_runs(numbers: Floats, blocks: Bytes) -> Floats:
+    """Numbers [blocks, 8, 32] with the twelve bytes of scales and offsets that `get_scale_min_k4` takes apart."""
+    first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
+    scales = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
+    offsets = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
+    scale = scales.astype(np.float32) * _half(blocks, 0)
+    offset = offsets.astype(np.float32) * _half(blocks, 2)
+    result: Floats = (numbers * scale[:, :, None] - offset[:, :, None]).reshape(-1, 256)
+    return result
 
 
 def _q6_k(blocks: Bytes) -> Floats:
@@ -75,7 +112,11 @@ TYPES: Final = {
     1: BlockType("F16", 1, 2, plain("<f2")),
     2: BlockType("Q4_0", 32, 18, _blocks(18, _q4_0)),
     3: BlockType("Q4_1", 32, 20, _blocks(20, _q4_1)),
+    6: BlockType("Q5_0", 32, 22, _blocks(22, _q5_0)),
+    7: BlockType("Q5_1", 32, 24, _blocks(24, _q5_1)),
     8: BlockType("Q8_0", 32, 34, _blocks(34, _q8_0)),
+    12: BlockType("Q4_K", 256, 144, _blocks(144, _q4_k)),
+    13: BlockType("Q5_K", 256, 176, _blocks(176, _q5_k)),
     14: BlockType("Q6_K", 256, 210, _blocks(210, _q6_k)),
     24: BlockType("I8", 1, 1, plain("<i1")),
     25: BlockType("I16", 1, 2, plain("<i2")),

@@ -21,8 +21,8 @@ from flagsplit.flagir.programs.weights.tensors import (
     plain,
 )
 
-_MAX_HEADER_BYTES: Final = 100_000_000
-"""The limit of the format's own library."""
+_MAX_HEADER_BYTES: Final = 16 << 20
+"""Some hundred bytes for each tensor."""
 _WIDTHS: Final = {
     "F64": 8,
     "F32": 4,

@@ -138,6 +138,7 @@ def test_a_tokenizer_json_of_another_kind_is_refused(change: dict[str, Any], rea
     [
         ("tokenizer.json", b"\xff", "expected a tokenizer.json"),
         ("tokenizer.json", b"[" * 100_000, "expected a tokenizer.json"),
+        ("tokenizer.json", b"[" + b"[]," * 3_000_001, "at most 6000000 items"),
         ("tokenizer.json", b"[]", "which is an object; came list"),
         ("moonshine", b"\x05ab", "it ends within a piece"),
         ("moonshine", b"\xff", "it ends within a piece"),
@@ -147,6 +148,7 @@ def test_a_tokenizer_json_of_another_kind_is_refused(change: dict[str, Any], rea
         ("gguf", files.gguf({"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "x"}), "came llama, x"),
         ("other", b"", "moonshine, tokenizer.json or gguf, came 'other'"),
     ],
+    ids=lambda each: str(each)[:30],
 )
 def test_a_damaged_tokenizer_is_one_line(kind: str, data: bytes, reason: str) -> None:
     with pytest.raises((ModelError, ConfigError), match=reason) as caught:

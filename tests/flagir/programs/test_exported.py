@@ -1,7 +1,9 @@
 """Exported decoders in slot form against plain numpy, and those that cannot be brought into it."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,12 +11,15 @@ import onnx_ir as ir
 import pytest
 from tests.flagir.models import Array, parse
 from tests.flagir.programs import oracle
-from tests.flagir.programs.driver import Engine, close
+from tests.flagir.programs.driver import Engine, answers, close, engine
 from tests.flagir.programs.made import program_of
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.programs import Program, check_graphs
 from flagsplit.flagir.programs.exported import slot_form
+from flagsplit.flagir.programs.exported_folder import is_exported, read_exported
+from flagsplit.flagir.programs.link import link
+from flagsplit.flagir.programs.split import split_step
 
 KV, SIZE, WIDTH, VOCABULARY = 2, 4, 8, 11
 
@@ -229,3 +234,85 @@ def reordered(text: str) -> str:
     head, places = sizes.split("    position_ids = Range(p, all, one)")
     between, computed = places.split("    shape_p = ")
     return f"{head}    shape_p = {computed}    position_ids = Range(p, all, one){between}    keys = Range{rest}"
+
+
+CONFIG = {
+    "model_type": "tiny",
+    "num_attention_heads": KV,
+    "hidden_size": WIDTH,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 40,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What an exporter writes."""
+    model, _ = exported()
+    (tmp_path / "model.onnx").write_bytes(ir.to_proto(model).SerializeToString())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return tmp_path
+
+
+def test_an_exported_folder(folder: Path) -> None:
+    assert is_exported(folder)
+    assert not is_exported(folder.parent)
+    facts = read_exported(folder).facts
+    assert (facts.layers, facts.heads, facts.kv_heads, facts.head_size) == (2, KV, KV, SIZE)
+    assert (facts.width, facts.vocabulary, facts.max_positions) == (WIDTH, VOCABULARY, 40)
+    assert (facts.prompt, facts.stop_tokens, facts.template) == ((), (2,), "")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": true, "chat_template": "<|im_start|>"}')
+    program = read_exported(folder)
+    assert (program.facts.prompt, program.facts.stop_tokens) == ((1,), (2, 5))
+    assert "{prompt}" in program.facts.template
+
+
+def test_an_exported_decoder_linked_and_cut(folder: Path) -> None:
+    """It is a program as those that were built: one loop gives the greedy tokens, and it divides between layers."""
+    _, weights = exported()
+    tokens = [3, 1, 4]
+    for _ in range(6):
+        tokens.append(int(wanted(weights, tokens)[-1].argmax()))
+    never_made = min(set(range(VOCABULARY)) - set(tokens))
+    program = read_exported(folder)
+    program = replace(program, facts=replace(program.facts, stop_tokens=(never_made,)))
+    found = answers(engine(link(program, 6)), {"prompt": np.array([tokens[:3]])})["tokens"]
+    assert found.tolist() == [tokens[3:]]
+    first, second = split_step(program, 1)
+    near, far = Engine(first), Engine(second)
+    one, other_one = near.open(tokens), far.open(tokens)
+    for count in (4, 1, 1):
+        rows = near.run([one], [count])
+        close(far.run([other_one], [count], rows=rows)[0], wanted(weights, tokens)[one.done - 1])
+
+
+HARM: dict[str, tuple[dict[str, str | None], str]] = {
+    "no graph": ({"model.onnx": None}, "none is there"),
+    "no tokenizer": ({"tokenizer.json": None}, "expected tokenizer.json in"),
+    "no JSON": ({"config.json": "{"}, "to be JSON"),
+    "deep JSON": ({"config.json": "[" * 100_000}, "to be JSON"),
+    "a list": ({"config.json": "[]"}, "JSON object, came list"),
+    "large": ({"config.json": " " * (2 << 20)}, "at most"),
+    "no width": ({"config.json": json.dumps({**CONFIG, "hidden_size": "8"})}, "hidden_size or n_embd as a number"),
+    "no end": ({"config.json": json.dumps({**CONFIG, "eos_token_id": None})}, "no stop token"),
+    "nested end": ({"config.json": json.dumps({**CONFIG, "eos_token_id": [[1]]})}, "is no token"),
+    "another vocabulary": ({"config.json": json.dumps({**CONFIG, "vocab_size": 12})}, "output 'logits'"),
+    "an encoder": ({"config.json": json.dumps({**CONFIG, "is_encoder_decoder": True})}, "has an encoder"),
+}
+
+
+@pytest.mark.parametrize("case", HARM)
+def test_a_damaged_folder(folder: Path, case: str) -> None:
+    files, words = HARM[case]
+    for name, text in files.items():
+        if text is None:
+            (folder / name).unlink()
+        else:
+            (folder / name).write_text(text)
+    with pytest.raises(ModelError, match=words) as caught:
+        read_exported(folder)
+    assert "\n" not in str(caught.value)

@@ -1,6 +1,7 @@
 """A program on disk: what is written is read again, and a hostile folder gets one clear error."""
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import onnx_ir as ir
 import pytest
 from tests.flagir.models import canonical, parse
 
-from flagsplit.errors import ModelError
+from flagsplit.errors import FlagsplitError, ModelError
 from flagsplit.flagir.programs import Program, ProgramFacts, load_program, save_program
+from flagsplit.flagir.programs.link import link
 from flagsplit.flagir.store import save_all
 
 FACTS = ProgramFacts(
@@ -112,14 +114,14 @@ def put_a_folder(folder: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no facts": (lambda folder: (folder / "program.json").unlink(), "no file program.json"),
-    "facts are a folder": (put_a_folder, "no file program.json"),
+    "no facts": (lambda folder: (folder / "program.json").unlink(), "expected program.json in"),
+    "facts are a folder": (put_a_folder, "expected program.json in"),
     "no JSON": (lambda folder: (folder / "program.json").write_bytes(b"\xff\xfe"), "as JSON"),
     "deep JSON": (lambda folder: (folder / "program.json").write_text("[" * 100_000), "as JSON"),
     "a list": (lambda folder: (folder / "program.json").write_text("[]"), "JSON object"),
     "fields missing": (lambda folder: (folder / "program.json").write_text("{}"), "incomplete"),
     "huge facts": (lambda folder: (folder / "program.json").write_bytes(b" " * (2 << 20)), "at most"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer").unlink(), "no file tokenizer"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer").unlink(), "expected tokenizer in"),
     "no step": (lambda folder: (folder / "step.onnx").unlink(), "no such model file"),
     "no weights": (lambda folder: (folder / "weights.bin").write_bytes(b""), "truncated|expects"),
     "more layers": (lambda folder: change_facts(folder, layers=2), "missing input"),
@@ -149,3 +151,23 @@ def test_most_tokens() -> None:
     assert FACTS.most_tokens(1.0) == 15
     assert replace(FACTS, tokens_per_s=6.5).most_tokens(1.0) == 6
     assert replace(FACTS, tokens_per_s=6.5).most_tokens(1000.0) == 15
+
+
+@pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
+def test_damage_anywhere_is_refused_or_does_not_matter(folder: Path) -> None:
+    rng = random.Random(0)
+    whole = {name: (folder / name).read_bytes() for name in ("program.json", "step.onnx")}
+    seen = set()
+    for _ in range(200):
+        name = rng.choice(list(whole))
+        data = bytearray(whole[name])
+        at = rng.randrange(len(data))
+        data[at : at + rng.choice([0, 1, 1, 5])] = rng.randbytes(rng.choice([0, 1, 1, 3]))
+        (folder / name).write_bytes(data)
+        try:
+            link(load_program(folder), 3)
+            seen.add("sound")
+        except FlagsplitError:
+            seen.add("refused")
+        (folder / name).write_bytes(whole[name])
+    assert seen == {"sound", "refused"}
