@@ -1,8 +1,9 @@
 """Streams over replicas of `flagsplit decode-serve` that are killed at random moments while they make tokens.
 
-A client opens streams of Moonshine ten at a time, each of its own stretch of the zoo's recordings, from the hidden
-states behind the encoder. Two replicas serve them; at a random moment after ten were asked for, one of them is killed
-(SIGKILL) and started again. What each stream gives is compared with the sequential loop in this process.
+A client opens streams of Moonshine ten at a time, and the next ten when at most ten are left, each of its own stretch
+of the zoo's recordings, from the hidden states behind the encoder. Two replicas serve them; at a random moment after
+ten were asked for, one of them is killed (SIGKILL) and started again. What each stream gives is compared with the
+sequential loop in this process.
 
 Figures: `lost`, streams that ended with an error or are not complete; `doubled`, tokens that were given twice or out of
 order; `different`, streams whose tokens are not those of the sequential loop. All have to be 0. Conditions say how many
@@ -151,7 +152,7 @@ def wanted_tokens(folder: Path, contexts: list[dict[str, Array]]) -> list[tuple[
 
 
 def run(count: int, every_s: float, seed: int) -> dict[str, Any]:
-    """Ask for so many streams, ten every so many seconds, while replicas are killed."""
+    """Ask for so many streams, ten at a time, while replicas are killed."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["FLAGSPLIT_HOME"] = f"{scratch}/home"
@@ -203,6 +204,8 @@ def _ask(
             streams += [client.stream(context, plan="hidden") for context in contexts[first : first + BURST]]
             killer.strike()
             time.sleep(every_s)
+            while client.live > BURST:
+                time.sleep(0.01)
         for stream in streams:
             for _ in stream if not _failed(stream) else ():
                 pass
@@ -245,7 +248,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="30 streams")
     parser.add_argument("--streams", type=int, default=200, help="how many")
-    parser.add_argument("--every-s", type=float, default=2.0, help="seconds from ten to the next ten")
+    parser.add_argument("--every-s", type=float, default=1.0, help="least seconds from ten to the next ten")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the stretches of audio")
     arguments = parser.parse_args()
     found = run(30 if arguments.quick else arguments.streams, arguments.every_s, arguments.seed)

@@ -75,5 +75,5 @@ class CachedFirstLayers:
 
 def _nothing(spec: TensorSpec) -> Array:
     """Keys or values of no tokens."""
-    heads, size = int(spec.shape[1]), int(spec.shape[3])  # type: ignore[arg-type]  # fixed in slot form
+    heads, size = int(spec.shape[1]), int(spec.shape[3])
     return np.zeros((1, heads, 0, size), np.float32)
