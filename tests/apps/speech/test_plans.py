@@ -92,6 +92,29 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
         assert found == wanted, plan
 
 
+def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: Path) -> None:
+    """A quarter of the bytes; the phone may not make tokens."""
+    path = speech_cache / "zoo" / "two-cities.wav"
+    sla = {
+        "pins": {"encode.*": "phone", "prefill.*": "cloud"},
+        "accuracy": {"every_cut": {"codecs": ["u8"]}},
+    }
+    program = str(program_folder("zoo:moonshine"))
+    lossy = flagsplit.build(
+        program, "phone,cloud", speech_cache / "u8.flagsplit", sla=sla, links={"cloud": "1mbit/20ms"}
+    )
+    choice = RecognizerChoice(str(lossy.path), "phone+cloud-1")
+    model = open_model(choice)
+    assert not model.can_run_here
+    chain = model.plans["phone+cloud-1"].open_before()
+    crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
+    chain.close()
+    assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
+    unsplit = Unsplit(flagsplit.open(bundle))
+    assert heard_under(choice, path) == text_of(unsplit, path)
+    unsplit.close()
+
+
 def test_all_plans_of_a_program_give_the_same_text(speech_cache: Path) -> None:
     for plan in PLANS:
         assert heard_under(RecognizerChoice(plan=plan), speech_cache / "zoo" / "beckett.wav") == BECKETT, plan
