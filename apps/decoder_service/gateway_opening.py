@@ -6,6 +6,8 @@ from flagsplit.apps.decoder_service.gateway_backend import Backend, Cut
 from flagsplit.apps.decoder_service.gateway_program import ProgramBackend, SpeechBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import Source
 from flagsplit.apps.decoder_service.program_source import HIDDEN, ProgramSource
+from flagsplit.apps.speech.features import sound_input
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.vad import open_detector
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, ModelError
@@ -32,7 +34,9 @@ def open_backend(source: ProgramSource, tokens: Source, name: str = "") -> Backe
     spec = encoder_input(source)
     open_detector().close()  # So that it is known at the start if it cannot be had.
     facts = model_facts(source.facts, name, _cuts(source, spec))
-    return SpeechBackend(facts, tokenizer, tokens, source.facts, open_detector, spec, whole_input(source))
+    sound = sound_input(source.facts, spec.name, spec.shape)
+    about = SpeechFacts(whole_input(source), source.facts, sound, tokenizer)
+    return SpeechBackend(facts, about, tokens, open_detector)
 
 
 def whole_input(source: ProgramSource) -> str:
