@@ -13,8 +13,10 @@ from tests.apps.decoder_service.rote import ByteTokenizer
 
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
-from flagsplit.apps.decoder_service.gateway_program import ProgramBackend, model_facts
+from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
+from flagsplit.apps.speech.features import sound_input
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.errors import InputError, UnavailableError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
