@@ -38,6 +38,7 @@ def model_facts(facts: ProgramFacts, name: str = "", cuts: Mapping[str, Cut] | N
         facts.max_positions,
         # Moonshine's and Whisper's prompts here are English.
         languages=("en",) if facts.kind == "encoder-decoder" else (),
+        begin=facts.prompt if facts.kind == "decoder-only" else (),
         cuts=cuts or {},
     )
 
