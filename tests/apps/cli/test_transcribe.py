@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.apps.cli.conftest import COMMAND, Cli, Spawn
-from tests.apps.speech.conftest import BECKETT, TWO_CITIES
 from tests.apps.speech.wav_files import chunk, fmt, pcm16, riff, sparse_silence
 
 import flagsplit
+from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.wer import word_errors
 
 pytestmark = pytest.mark.slow

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.apps.speech.conftest import BECKETT, TWO_CITIES
 
 import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
