@@ -29,7 +29,8 @@ from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.plan_views import LayerView
 from flagsplit.apps.profiled import load_profiles
-from flagsplit.apps.program_members import ProgramBuild, hidden_plans, program_members, shared_models
+from flagsplit.apps.program_members import ProgramBuild, program_members, shared_models
+from flagsplit.apps.program_plans import add_program_plans, beside_chips
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
@@ -215,11 +216,14 @@ def assemble(
     ground = prepare(model, deployment, options, profiles or {})
     graph, program = ground.graph, canonical.program
     layers = _plan_layers(program, ground, deployment, sla, options)
-    rules = sla if layers is None else rules_for(graph, sla, layers.problem.graph)
-    problem = pose(ground, deployment, rules, options)
+    if layers is not None:
+        whole = beside_chips(ground, deployment)
+        problem = pose(whole, deployment, rules_for(graph, sla, layers.problem.graph), options)
+    else:
+        problem = pose(ground, deployment, sla, options)
     planning = plan_problem(problem)
-    if program is not None:
-        planning = add_plans(planning, hidden_plans)
+    if program is not None and layers is None:
+        planning = add_program_plans(planning, ground, deployment, options)
     extra: tuple[str, ...] = ()
     if options.extra_plans is not None:
         pooled = {plan.name for plan in planning.pool.plans}
