@@ -29,9 +29,8 @@ def talker(**facts: Any) -> Rote:
 
 def ask(client: Any, **fields: Any) -> Any:
 
-    return client.ask(
-        "POST", "/v1/chat/completions", json.dumps({"messages": SAY_HI, "temperature": 0, **fields}).encode()
-    )
+    body = json.dumps({"messages": SAY_HI, "temperature": 0, **fields})
+    return client.ask("POST", "/v1/chat/completions", body.encode())
 
 
 def test_an_answer(gateway: Open) -> None:
@@ -87,7 +86,7 @@ def test_events(gateway: Open) -> None:
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
             "content",
-            "parts that have a text",
+            "that have a text",
         ),
         ({"messages": [{"role": "user", "content": "x", "odd": 1}]}, "odd", "there is no field 'odd'"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "prompt", "takes 512 tokens"),
