@@ -52,9 +52,9 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-torch: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
-	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py \
-		tests/targets/cloud/cuda
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0' 'transformers==5.23.0'
+	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/flagir/programs/test_torch_exports.py \
+		tests/apps/test_minilm_on_phones.py tests/targets/cloud/cuda
 
 test-ray: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'ray[serve]==2.60.0'

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.plan_graphs import PlanGraphs
+from flagsplit.apps.program_plans import LINKED_HIDDEN
 from flagsplit.apps.tier_parts import original_name
 from flagsplit.errors import ModelError
 from flagsplit.flagir import Segment, Step
@@ -25,17 +26,12 @@ from flagsplit.runtime.archive import Member
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.manifest import Tensor
 from flagsplit.runtime.program_parts import FOLDER, LAYER_PLANS_NAME, PARTS_NAME, PartsFile, PlanParts
-from flagsplit.splitter.baselines import why_not
 from flagsplit.splitter.layer_plans import layers_before
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.plan import Plan
-from flagsplit.splitter.plan_maker import tier_set_name
-from flagsplit.splitter.problem import Problem
 
-LINKED_HIDDEN = "encode.hidden"
-"""The hidden state in a linked model."""
 HIDDEN = "hidden"
-"""And in the program's own graphs."""
+"""The hidden state in the program's own graphs."""
 
 
 @dataclass(frozen=True)
@@ -179,26 +175,3 @@ def _divided(program: Program, plan: Plan, files: dict[str, bytes]) -> PlanParts
 def shared_models(linked: ir.Model, program: Program) -> Mapping[str, ir.Model]:
     """The models that share the weights of a bundle, by the names of their files."""
     return {flagir.MODEL_NAME: linked} | {f"{name}.onnx": graph for name, graph in program.graphs.items()}
-
-
-def hidden_plans(problem: Problem) -> dict[str, list[int]]:
-    """The encoder on the first tier and the rest on another, by name, for each other tier that may run it.
-
-    The cut at the hidden state is what a stream resumes from wherever it goes on, so a bundle has it whatever is best.
-    """
-    graph = problem.graph
-    hidden = next((value for value in graph.values if value.name == LINKED_HIDDEN), None)
-    if hidden is None or hidden.producer < 0:
-        return {}
-    before, todo = set[int](), [hidden.producer]
-    while todo:
-        block = todo.pop()
-        if block not in before:
-            before.add(block)
-            todo += problem.predecessors[block]
-    found = {}
-    for tier in range(1, len(problem.tiers)):
-        placement = [0 if block.index in before else tier for block in graph.blocks]
-        if why_not(problem, placement) is None:
-            found[f"{tier_set_name(problem.tier_names, placement)}-hidden"] = placement
-    return found

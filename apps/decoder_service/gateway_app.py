@@ -11,10 +11,11 @@ from typing import Any, Final, TypeVar
 from aiohttp import hdrs, web
 
 from flagsplit._version import VERSION
+from flagsplit.apps.decoder_service import gateway_chat as chat
 from flagsplit.apps.decoder_service import gateway_completions as completions
 from flagsplit.apps.decoder_service import gateway_transcriptions as transcriptions
 from flagsplit.apps.decoder_service.gateway_access import Access
-from flagsplit.apps.decoder_service.gateway_backend import Listener
+from flagsplit.apps.decoder_service.gateway_backend import Listener, ModelFacts
 from flagsplit.apps.decoder_service.gateway_errors import ApiError, api_error, busy
 from flagsplit.apps.decoder_service.gateway_fields import Fields, read_json
 from flagsplit.apps.decoder_service.gateway_load import Load
@@ -25,6 +26,7 @@ from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
 from flagsplit.apps.decoder_service.gateway_socket import SocketClient
 from flagsplit.apps.decoder_service.gateway_sse import EventStream
 from flagsplit.apps.speech.transcriber import Segment
+from flagsplit.apps.text.tokenizer import Tokenizer
 
 _HEALTH: Final = ("/healthz", "/readyz")
 _COPIES_OF_AUDIO: Final = 3
@@ -35,6 +37,7 @@ _CLIENT = web.RequestKey("client", str)
 _STARTED = web.RequestKey("started", float)
 
 Item = TypeVar("Item")
+ReadAsked = Callable[[Fields, ModelFacts, Tokenizer], completions.Completion]
 _log = logging.getLogger("flagsplit.gateway")
 
 
@@ -78,6 +81,7 @@ class GatewayApp:
                 web.get("/v1/models", self._list_models),
                 web.get("/v1/models/{name}", self._show_model),
                 web.post("/v1/completions", self._complete),
+                web.post("/v1/chat/completions", self._chat),
                 web.post("/v1/audio/transcriptions", self._transcribe),
                 web.get("/v1/stream", self._socket),
                 web.get("/healthz", self._alive),
@@ -143,22 +147,28 @@ class GatewayApp:
         return web.json_response(self._models.shown(request.match_info["name"]))
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        return await self._write(request, completions.read_completion, completions.SHAPE)
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        return await self._write(request, chat.read_chat, chat.SHAPE)
+
+    async def _write(self, request: web.Request, read: ReadAsked, shape: completions.Shape) -> web.StreamResponse:
         limit = self._settings.max_json_bytes
         with self._load.take_bytes(min(request.content_length or limit, limit)):
             data = read_json(await self._body(request, limit))
         fields = Fields(data)
         backend = self._models.text(fields.text("model", longest=256))
         # Tokenizing a megabyte takes a while.
-        asked = await asyncio.to_thread(completions.read_completion, fields, backend.facts, backend.tokenizer)
+        asked = await asyncio.to_thread(read, fields, backend.facts, backend.tokenizer)
         with self._load.take_streams(request[_CLIENT], asked.choices):
             made = completions.choices(backend, asked, request[_CLIENT])
             deltas = self._counted(made, request, lambda item: item[1].tokens)
-            beginning = completions.head(backend.facts.name)
+            writer = completions.Writer(asked, shape, backend.facts.name)
             async with aclosing(deltas):
                 if asked.stream:
-                    return await self._send_events(request, completions.events(deltas, asked, beginning), "[DONE]")
+                    return await self._send_events(request, writer.events(deltas), "[DONE]")
                 async with self._in_time(request):
-                    answer = await completions.whole_answer(deltas, asked, beginning)
+                    answer = await writer.whole_answer(deltas)
             return web.json_response(answer)
 
     async def _transcribe(self, request: web.Request) -> web.StreamResponse:

@@ -43,6 +43,7 @@ class ModelFacts:
         max_positions: tokens that a stream may have, prompt included.
         owner: who made it.
         languages: ISO 639-1 codes of what it understands; none says nothing.
+        begin: tokens before a text that is gone on from.
         created: seconds since 1970, or 0.
         cuts: by name of a plan, the tensors that a WebSocket client may send instead of audio or text.
     """
@@ -53,6 +54,7 @@ class ModelFacts:
     max_positions: int
     owner: str = "flagsplit"
     languages: tuple[str, ...] = ()
+    begin: tuple[int, ...] = ()
     created: int = 0
     cuts: Mapping[str, Cut] = field(default_factory=dict)
 

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -18,6 +18,8 @@ from flagsplit.runtime.generation.options import GenerationOptions
 MAX_PROMPTS: Final = 64
 MAX_STOPS: Final = 4
 _SEEDS: Final = 1 << 62
+_LEAST_SHARE: Final = 1e-9
+"""A `top_p` of 0 takes the likeliest token alone."""
 
 
 @dataclass(frozen=True)
@@ -60,51 +62,56 @@ def read_completion(fields: Fields, facts: ModelFacts, tokenizer: Tokenizer) -> 
         ApiError: a field has a wrong value, is not supported, or the prompt is too long.
     """
     prompts = _prompts(fields.raw("prompt"), facts, tokenizer)
-    count = fields.whole("n", 1, 1, 128)
-    fields.refuse("best_of", (1, count), "ask for n answers and choose")
+    fields.refuse("suffix", ("",), "only what comes after a prompt is generated")
+    fields.refuse("logprobs", (), "probabilities of tokens are not kept")
+    fields.refuse("best_of", (1, fields.peek("n")), "ask for n answers and choose")
+    echo = fields.flag("echo")
+    echoed = tuple(tokenizer.decode(prompt) if echo else "" for prompt in prompts)
+    return read_choices(fields, facts, prompts, echoed, fields.whole("max_tokens", 16, 1, facts.max_positions))
+
+
+def read_choices(
+    fields: Fields,
+    facts: ModelFacts,
+    prompts: tuple[tuple[int, ...], ...],
+    echoed: tuple[str, ...],
+    max_tokens: int,
+) -> Completion:
+    """The rest of a request: what all that ask for text have in common.
+
+    Raises:
+        ApiError: a field has a wrong value, is not supported or not known, or the prompt is too long.
+    """
     for name in ("frequency_penalty", "presence_penalty"):
         fields.refuse(name, (0,), "leave it out")
     fields.refuse("logit_bias", ({},), "leave it out")
-    fields.refuse("logprobs", (), "probabilities of tokens are not kept")
-    fields.refuse("suffix", ("",), "only what comes after a prompt is generated")
     fields.text("user", longest=512)
-    echo, stream = fields.flag("echo"), fields.flag("stream")
+    count, stream = fields.whole("n", 1, 1, 128), fields.flag("stream")
     stream_options = fields.raw("stream_options") or {}
     if not isinstance(stream_options, Mapping) or (stream_options and not stream):
         raise wrong("stream_options", "an object, together with stream", stream_options)
     inner = Fields(stream_options)
     include_usage = inner.flag("include_usage")
     inner.end()
-    found = Completion(
-        prompts,
-        tuple(tokenizer.decode(prompt) if echo else "" for prompt in prompts),
-        count,
-        _options(fields, facts),
-        fields.texts("stop", MAX_STOPS, 512),
-        stream,
-        include_usage,
-    )
-    fields.end()
-    longest = max(map(len, prompts))
-    if longest + found.options.max_tokens > facts.max_positions:
-        raise ApiError(
-            400,
-            f"{facts.name} takes {facts.max_positions} tokens; {longest} of the prompt and {found.options.max_tokens} "
-            "of the answer are more; shorten one",
-            "context_length_exceeded",
-            "prompt",
-        )
-    return found
-
-
-def _options(fields: Fields, facts: ModelFacts) -> GenerationOptions:
-    return GenerationOptions(
-        max_tokens=fields.whole("max_tokens", 16, 1, facts.max_positions),
+    options = GenerationOptions(
+        max_tokens=max_tokens,
         temperature=fields.number("temperature", 1.0, 0.0, 2.0),
-        top_p=max(fields.number("top_p", 1.0, 0.0, 1.0), 1e-9),
+        top_p=max(fields.number("top_p", 1.0, 0.0, 1.0), _LEAST_SHARE),
         top_k=fields.whole("top_k", 0, 0, facts.vocabulary),
         seed=fields.whole("seed", secrets.randbelow(_SEEDS), 0, _SEEDS),
     )
+    stops = fields.texts("stop", MAX_STOPS, 512)
+    fields.end()
+    longest = max(map(len, prompts))
+    if longest + max_tokens > facts.max_positions:
+        raise ApiError(
+            400,
+            f"{facts.name} takes {facts.max_positions} tokens; {longest} of the prompt and {max_tokens} of the answer "
+            "are more; shorten one",
+            "context_length_exceeded",
+            "prompt",
+        )
+    return Completion(prompts, echoed, count, options, stops, stream, include_usage)
 
 
 def _prompts(asked: Any, facts: ModelFacts, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
@@ -116,7 +123,7 @@ def _prompts(asked: Any, facts: ModelFacts, tokenizer: Tokenizer) -> tuple[tuple
     for each in listed:
         if not isinstance(each, str) and not _are_tokens(each, facts):
             raise wrong("prompt", f"texts, or tokens from 0 to {facts.vocabulary - 1}", each)
-        found.append(tuple(tokenizer.encode(each) if isinstance(each, str) else each))
+        found.append((*facts.begin, *tokenizer.encode(each)) if isinstance(each, str) else tuple(each))
         if not found[-1]:
             raise wrong("prompt", "at least one token to go on from", each)
     return tuple(found)
@@ -165,46 +172,70 @@ async def choices(backend: Backend, asked: Completion, client: str) -> AsyncGene
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def head(model: str) -> dict[str, Any]:
-    """What every event and every answer of one request begins with."""
-    return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": model,
-    }
+@dataclass(frozen=True)
+class Shape:
+    """How a page writes its answers.
+
+    Attributes:
+        id_prefix: of their ids.
+        whole, part: what an answer and an event are called.
+        choice: one answer, of its index, its text and why it ended.
+        more: more of it, of the same and whether it is the first.
+    """
+
+    id_prefix: str
+    whole: str
+    part: str
+    choice: Callable[[int, str, str], dict[str, Any]]
+    more: Callable[[int, str, str, bool], dict[str, Any]]
 
 
-def choice(index: int, text: str, reason: str) -> dict[str, Any]:
-    """One answer, or more of it."""
+def _choice(index: int, text: str, reason: str) -> dict[str, Any]:
     return {"index": index, "text": text, "logprobs": None, "finish_reason": reason or None}
 
 
-async def whole_answer(
-    deltas: AsyncGenerator[tuple[int, Delta], None], asked: Completion, beginning: dict[str, Any]
-) -> dict[str, Any]:
-    """The answer in one piece."""
-    texts: list[list[str]] = [[asked.echoed[index // asked.count]] for index in range(asked.choices)]
-    reasons, generated = [""] * asked.choices, 0
-    async for index, delta in deltas:
-        texts[index].append(delta.text)
-        reasons[index] = delta.reason
-        generated += delta.tokens
-    listed = [choice(index, "".join(text), reasons[index]) for index, text in enumerate(texts)]
-    return {**beginning, "choices": listed, "usage": asked.usage(generated)}
+SHAPE: Final = Shape(
+    "cmpl-", "text_completion", "text_completion", _choice, lambda index, text, reason, _: _choice(index, text, reason)
+)
 
 
-async def events(
-    deltas: AsyncGenerator[tuple[int, Delta], None], asked: Completion, beginning: dict[str, Any]
-) -> AsyncGenerator[dict[str, Any], None]:
-    """The answer as events, without the end mark."""
-    generated, begun = 0, set[int]()
-    more = {"usage": None} if asked.include_usage else {}
-    async for index, delta in deltas:
-        generated += delta.tokens
-        text = delta.text if index in begun else asked.echoed[index // asked.count] + delta.text
-        begun.add(index)
-        if text or delta.reason:
-            yield {**beginning, "choices": [choice(index, text, delta.reason)], **more}
-    if asked.include_usage:
-        yield {**beginning, "choices": [], "usage": asked.usage(generated)}
+class Writer:
+    """Writes the answers to one request.
+
+    Args:
+        asked: the request.
+        shape: of the page.
+        model: who answers.
+    """
+
+    def __init__(self, asked: Completion, shape: Shape, model: str) -> None:
+        self._asked, self._shape = asked, shape
+        name = f"{shape.id_prefix}{secrets.token_hex(12)}"
+        self._about = {"id": name, "created": int(time.time()), "model": model}
+
+    async def whole_answer(self, deltas: AsyncGenerator[tuple[int, Delta], None]) -> dict[str, Any]:
+        """The answer in one piece."""
+        asked = self._asked
+        texts: list[list[str]] = [[asked.echoed[index // asked.count]] for index in range(asked.choices)]
+        reasons, generated = [""] * asked.choices, 0
+        async for index, delta in deltas:
+            texts[index].append(delta.text)
+            reasons[index] = delta.reason
+            generated += delta.tokens
+        listed = [self._shape.choice(index, "".join(text), reasons[index]) for index, text in enumerate(texts)]
+        return {**self._about, "object": self._shape.whole, "choices": listed, "usage": asked.usage(generated)}
+
+    async def events(self, deltas: AsyncGenerator[tuple[int, Delta], None]) -> AsyncGenerator[dict[str, Any], None]:
+        """The answer as events, without the end mark."""
+        asked, about = self._asked, {**self._about, "object": self._shape.part}
+        generated, begun = 0, set[int]()
+        usage = {"usage": None} if asked.include_usage else {}
+        async for index, delta in deltas:
+            generated += delta.tokens
+            text = delta.text if index in begun else asked.echoed[index // asked.count] + delta.text
+            if text or delta.reason:
+                choice = self._shape.more(index, text, delta.reason, index not in begun)
+                yield {**about, "choices": [choice], **usage}
+                begun.add(index)
+        if asked.include_usage:
+            yield {**about, "choices": [], "usage": asked.usage(generated)}

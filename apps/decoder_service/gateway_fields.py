@@ -91,6 +91,10 @@ class Fields:
         """The value as it came; None if it did not."""
         return self._left.pop(name, None)
 
+    def peek(self, name: str) -> Any:
+        """The value as it came, which is left to be taken; None if it did not come."""
+        return self._left.get(name)
+
     def refuse(self, name: str, neutral: Iterable[Any], instead: str) -> None:
         """A field that is known elsewhere but not here: only values that change nothing are taken."""
         value = self._left.pop(name, None)

@@ -90,7 +90,7 @@ def _name(head: bytes) -> tuple[str, str | None]:
     if message.get("content-transfer-encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
         raise _damaged("fields with a transfer encoding are not taken")
     name = message.get_param("name", None, "content-disposition", unquote=True)
-    if message.get_content_disposition() != "form-data" or not isinstance(name, str):
+    if message.get_content_disposition() != "form-data" or not isinstance(name, str) or not name:
         raise _damaged("a field has no name")
     return name, message.get_filename()
 

@@ -6,6 +6,8 @@ from flagsplit.apps.decoder_service.gateway_backend import Backend, Cut
 from flagsplit.apps.decoder_service.gateway_program import ProgramBackend, SpeechBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import Source
 from flagsplit.apps.decoder_service.program_source import HIDDEN, ProgramSource
+from flagsplit.apps.speech.features import sound_input
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.vad import open_detector
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, ModelError
@@ -32,7 +34,9 @@ def open_backend(source: ProgramSource, tokens: Source, name: str = "") -> Backe
     spec = encoder_input(source)
     open_detector().close()  # So that it is known at the start if it cannot be had.
     facts = model_facts(source.facts, name, _cuts(source, spec))
-    return SpeechBackend(facts, tokenizer, tokens, source.facts, open_detector, spec, whole_input(source))
+    sound = sound_input(source.facts, spec.name, spec.shape)
+    about = SpeechFacts(whole_input(source), source.facts, sound, tokenizer)
+    return SpeechBackend(facts, about, tokens, open_detector)
 
 
 def whole_input(source: ProgramSource) -> str:
@@ -64,15 +68,15 @@ def encoder_input(source: ProgramSource) -> TensorSpec:
 
 
 def _cuts(source: ProgramSource, spec: TensorSpec) -> Mapping[str, Cut]:
-    known: dict[str, tuple[int | None, ...]] = {
-        HIDDEN: (1, None, source.facts.width),
-        spec.name: (1, *(size if isinstance(size, int) else None for size in spec.shape[1:])),
-    }
-    return {
-        plan: {name: ("float32", known[name]) for name in names}
-        for plan, names in source.cuts.items()
-        if set(names) <= set(known)
-    }
+    plain = {HIDDEN: (TensorSpec(HIDDEN, "float32", (1, "frames", source.facts.width)),), spec.name: (spec,)}
+    specs = {plan: each for plan, each in {**plain, **source.specs}.items() if plan in source.cuts}
+    return {plan: {each.name: (each.dtype, _sizes(each)) for each in tensors} for plan, tensors in specs.items()}
+
+
+def _sizes(spec: TensorSpec) -> tuple[int | None, ...]:
+    """Of one stream: what is open in the first dimension is the batch."""
+    first = spec.shape[0] if isinstance(spec.shape[0], int) else 1
+    return (first, *(size if isinstance(size, int) else None for size in spec.shape[1:]))
 
 
 def _bytes(source: ProgramSource, name: str) -> bytes:

@@ -10,14 +10,13 @@ from dataclasses import replace
 from flagsplit.apps.decoder_service.gateway_backend import BusyError, Cut, ModelFacts, Piece, Sound, Wanted
 from flagsplit.apps.decoder_service.gateway_sound import Upload
 from flagsplit.apps.decoder_service.gateway_source import Source
-from flagsplit.apps.speech.features import speech_features
-from flagsplit.apps.speech.recognizer import Heard
+from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
 from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
 from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.token_stream import TokenStream
-from flagsplit.targets.interface import Executable, TensorSpec
+from flagsplit.targets.interface import Executable
 
 _WORDS_AHEAD = 64
 _MOST_RECORDINGS = 64
@@ -39,6 +38,7 @@ def model_facts(facts: ProgramFacts, name: str = "", cuts: Mapping[str, Cut] | N
         facts.max_positions,
         # Moonshine's and Whisper's prompts here are English.
         languages=("en",) if facts.kind == "encoder-decoder" else (),
+        begin=facts.prompt if facts.kind == "decoder-only" else (),
         cuts=cuts or {},
     )
 
@@ -97,26 +97,16 @@ class SpeechBackend(ProgramBackend):
 
     Args:
         facts: what clients are told.
-        tokenizer: of the program.
+        about: the program, what it reads of a sound, and the plan under which it is sent just that.
         source: of its tokens.
-        program: what the program is.
         open_detector: opens the network that finds speech; no two recordings use one at once.
-        spec: what the encoder reads.
-        plan: under which it is sent just that.
     """
 
     def __init__(
-        self,
-        facts: ModelFacts,
-        tokenizer: Tokenizer,
-        source: Source,
-        program: ProgramFacts,
-        open_detector: Callable[[], Executable],
-        spec: TensorSpec,
-        plan: str,
+        self, facts: ModelFacts, about: SpeechFacts, source: Source, open_detector: Callable[[], Executable]
     ) -> None:
-        super().__init__(facts, tokenizer, source)
-        self._program, self._spec, self._plan = program, spec, plan
+        super().__init__(facts, about.tokenizer, source)
+        self._about = about
         self._open_detector = open_detector
         self._detectors: list[Executable] = []
         self._threads = ThreadPoolExecutor(_MOST_RECORDINGS, thread_name_prefix="flagsplit-listen")
@@ -151,8 +141,7 @@ class SpeechBackend(ProgramBackend):
             self._recordings -= 1
 
     async def _follow(self, sound: Sound, wanted: Wanted, *, live: bool) -> AsyncGenerator[NewWord | Segment, None]:
-        wanted = replace(wanted, plan=self._plan)
-        recognizer = StreamRecognizer(self._program, self._spec, self.tokenizer, self._source, wanted)
+        recognizer = GatewayRecognizer(self._about, self._source, replace(wanted, plan=self._about.plan))
         loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
         queue: asyncio.Queue[NewWord | Segment | BaseException | None] = asyncio.Queue()
 
@@ -164,7 +153,7 @@ class SpeechBackend(ProgramBackend):
             try:
                 with self._detector() as detector:
                     transcriber = Transcriber(recognizer, detector, live=live)
-                    for event in transcriber.events(sound.blocks(self._program.sample_rate_hz)):
+                    for event in transcriber.events(sound.blocks(self._about.rate_hz)):
                         room.acquire()
                         if recognizer.is_closed:
                             return
@@ -199,21 +188,17 @@ class SpeechBackend(ProgramBackend):
             self._detectors.append(detector)
 
 
-class StreamRecognizer:
-    """Recognizes each window of a recording by a stream.
+class GatewayRecognizer(SpeechFacts):
+    """Recognizes each window of a recording by a stream; it can be closed from another thread.
 
     Args:
-        program: what it is.
-        spec: what its encoder reads.
-        tokenizer: of it.
+        about: the model.
         source: of its tokens.
         wanted: what each stream is to be like.
     """
 
-    def __init__(
-        self, program: ProgramFacts, spec: TensorSpec, tokenizer: Tokenizer, source: Source, wanted: Wanted
-    ) -> None:
-        self._program, self._spec, self._tokenizer = program, spec, tokenizer
+    def __init__(self, about: SpeechFacts, source: Source, wanted: Wanted) -> None:
+        super().__init__(about.plan, about.facts, about.sound, about.tokenizer)
         self._source, self._wanted = source, wanted
         self._lock = threading.Lock()
         self._stream: TokenStream | None = None
@@ -224,32 +209,17 @@ class StreamRecognizer:
         """Whether nobody wants more of it."""
         return self._closed.is_set()
 
-    @property
-    def plan(self) -> str:
-        """Which tier does what."""
-        return self._wanted.plan
-
-    @property
-    def rate_hz(self) -> int:
-        """Samples per second."""
-        return self._program.sample_rate_hz
-
-    @property
-    def max_input_s(self) -> float:
-        """The longest sound at once."""
-        return self._program.max_input_s
-
     def recognize(self, samples: Samples) -> Iterator[Heard]:
         """The text of a sound, token by token."""
         if self._closed.is_set():
             return
-        tensors = speech_features(self._program, self._spec, samples)
-        stream = self._source.stream(replace(self._wanted, tensors=tensors, input_s=len(samples) / self.rate_hz))
+        seconds = len(samples) / self.rate_hz
+        stream = self._source.stream(replace(self._wanted, tensors=self.sound.tensors(samples), input_s=seconds))
         with self._lock:
             self._stream = stream
             if self._closed.is_set():
                 stream.cancel()
-        text, where = self._tokenizer.decode_stream(), ""
+        text, where = self.tokenizer.decode_stream(), ""
         try:
             for token in stream:
                 where = where_of(token.place)

@@ -1,4 +1,4 @@
-"""The recognizer that was asked for: all of a program here, or its loop, or all of it, at decoder services."""
+"""The recognizer that was asked for: all of a model here, or its loop, or all of it, at decoder services."""
 
 from __future__ import annotations
 
@@ -8,31 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flagsplit.apps.decoder_service.program_source import folder_source
+from flagsplit.apps import api
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
+from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding import Rest
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
-from flagsplit.apps.speech.recognizer import Recognizer
-from flagsplit.apps.speech.stream_recognizer import (
-    HIDDEN,
-    PhoneLoop,
-    StreamRecognizer,
-    prepare_features,
-    prepare_hidden,
-)
-from flagsplit.apps.text import Tokenizer, open_tokenizer
+from flagsplit.apps.speech.recognizer import Recognizer, SpeechFacts
+from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_model, folder_model
+from flagsplit.apps.speech.stream_recognizer import PhoneLoop, StreamRecognizer
+from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
-from flagsplit.flagir.programs import ProgramFacts, load_program
-from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
-from flagsplit.targets.generation.ort_step import OrtStepModel
-from flagsplit.targets.interface import Executable, TensorSpec
-from flagsplit.targets.onnx_engine import open_onnx
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
-PHONE: Final = "phone"
-ALL_PHONE, SPLIT, ALL_CLOUD = PLANS = ("all-phone", "split", "all-cloud")
 _LOOPBACK: Final = "tcp://127.0.0.1:0"
 
 
@@ -41,16 +31,13 @@ class RecognizerChoice:
     """What recognizes speech, and where.
 
     Attributes:
-        model: `zoo:NAME`, or a folder of a program.
-        plan: "all-phone"; "split", the encoder here and the loop at a service; "all-cloud"; or "" for all-phone, and
-            split where there are services.
+        model: `zoo:NAME`, a folder of a program, or a bundle of one.
+        plan: of the bundle; of a program "all-phone", "split" behind the encoder, or "all-cloud"; "" for the best one
+            that runs here, or where there are services for the best one whose loop is there.
         cloud: addresses of decoder services; where a plan needs one and there are none, one is started here.
         keys: the key folder; None for the user's own.
         threads: of the engine here; 0 lets it choose.
         connect_s: how long to wait for a service at the start.
-
-    Raises:
-        ConfigError: there is no such plan.
     """
 
     model: str = "zoo:moonshine"
@@ -60,84 +47,54 @@ class RecognizerChoice:
     threads: int = 1
     connect_s: float = 5.0
 
-    def __post_init__(self) -> None:
-        if self.plan and self.plan not in PLANS:
-            raise ConfigError(f"expected a plan of {', '.join(PLANS)}, came {self.plan!r}")
-        if self.plan == ALL_PHONE and self.cloud:
-            raise ConfigError("the plan all-phone needs no decoder service; leave out one of the two")
-
 
 def open_recognizer(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> Recognizer:
     """Open what was chosen; `progress` is told in lines what takes its time.
 
     Raises:
-        ConfigError: there is no such model, or it is not for speech.
-        ModelError: the model is damaged.
+        BundleError, ModelError: the model is damaged.
+        ConfigError: there is no such model or plan, or it is not for speech.
         PeerError: it cannot be fetched, or no decoder service answers.
     """
-    folder = program_folder(choice.model, progress=progress)
-    program = load_program(folder)
-    facts = program.facts
-    if facts.input == "text":
-        raise ConfigError(f"expected a program that reads sound, {facts.name} reads text")
-    tokenizer = open_tokenizer(facts.tokenizer, program.tokenizer)
-    parts = _Parts(folder, choice.threads)
-    plan = choice.plan or (SPLIT if choice.cloud else ALL_PHONE)
-    if plan == ALL_PHONE:
-        return ProgramRecognizer(facts, tokenizer, parts.encode(), parts.steps(), PHONE, plan)
-    (source,) = program.graphs["encode"].graph.inputs
-    spec = TensorSpec(source.name or "", "float32", tuple(_dim(each) for each in source.shape or ()))
+    model = open_model(choice, progress)
+    plan = model.plan(choice.plan, elsewhere=bool(choice.cloud))
+    about = SpeechFacts(plan.name, model.facts, model.sound, open_tokenizer(model.facts.tokenizer, model.tokenizer))
+    if plan.tier == model.own:
+        if choice.cloud:
+            raise ConfigError(f"plan {plan.name} needs no decoder service; leave out --cloud or --plan")
+        return ProgramRecognizer(about, model.own, plan.open_before(), Rest(plan.open_rest), model.open_steps())
     with ExitStack() as stack:
         progress("connect")
-        return _streams(choice, plan, facts, tokenizer, parts, spec, stack)
+        client = _client(choice, model, plan, stack)
+        before = plan.open_before()
+        stack.callback(before.close)
+        return StreamRecognizer(about, plan.cut, before, client, stack.pop_all())
 
 
-def _dim(dim: object) -> int | str:
-    return dim if isinstance(dim, int) else str(dim)
+def open_model(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> SpeechModel:
+    """The model of a choice; errors as for `open_recognizer`."""
+    if is_bundle(Path(choice.model)):
+        return bundle_model(api.open(choice.model), choice.threads)
+    return folder_model(program_folder(choice.model, progress=progress), choice.threads)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The graphs of a program, to be opened here."""
-
-    folder: Path
-    threads: int
-
-    def encode(self) -> Executable:
-        weights = self.folder / WEIGHTS_NAME
-        return open_onnx(self.folder / "encode.onnx", weights if weights.is_file() else None, "fast", self.threads)
-
-    def steps(self) -> OrtStepModel:
-        return OrtStepModel(self.folder, slots=1, threads=self.threads)
-
-
-def _streams(
-    choice: RecognizerChoice,
-    plan: str,
-    facts: ProgramFacts,
-    tokenizer: Tokenizer,
-    parts: _Parts,
-    spec: TensorSpec,
-    stack: ExitStack,
-) -> StreamRecognizer:
-    source = folder_source(parts.folder)
+def _client(choice: RecognizerChoice, model: SpeechModel, plan: SpeechPlan, stack: ExitStack) -> StreamClient:
+    """A client of the services that were named, or of one that is started here."""
     addresses = choice.cloud
     if not addresses:
         channel = ZmqChannel(security=KeyStore(choice.keys).security())
-        service = DecoderService(source, channel, _LOOPBACK, DecoderSettings(slots=1, threads=choice.threads))
+        settings = DecoderSettings(tier=plan.tier, slots=1, threads=choice.threads)
+        service = DecoderService(model.source(plan.tier), channel, _LOOPBACK, settings)
         stack.callback(service.stop)
         addresses = (str(service.streams.address),)
-    loop = PhoneLoop(facts, parts.encode, parts.steps)
-    stack.callback(loop.close)
-    settings = ClientSettings(own=PHONE, keys=choice.keys, connect_s=choice.connect_s)
-    client = stack.enter_context(StreamClient(addresses, source.digest, local=loop, settings=settings))
+    loop = None
+    if model.can_run_here:
+        loop = PhoneLoop(model.facts, Rest(plan.open_rest), model.open_steps)
+        stack.callback(loop.close)
+    chosen = ClientSettings(plan.tier, model.own, keys=choice.keys, connect_s=choice.connect_s)
+    client = stack.enter_context(StreamClient(addresses, model.digest, local=loop, settings=chosen))
     _check_replicas(client)
-    if plan == ALL_CLOUD:
-        cut = next(name for name, tensors in source.cuts.items() if tensors != (HIDDEN,))
-        return StreamRecognizer(facts, tokenizer, client, cut, prepare_features(facts, spec), plan, stack.pop_all())
-    encode = parts.encode()
-    stack.callback(encode.close)
-    return StreamRecognizer(facts, tokenizer, client, HIDDEN, prepare_hidden(facts, encode), plan, stack.pop_all())
+    return client
 
 
 def _check_replicas(client: StreamClient) -> None:
@@ -147,5 +104,5 @@ def _check_replicas(client: StreamClient) -> None:
         address, why = next(iter(states.items()))
         raise UnavailableError(
             f"no decoder service takes streams at {address}: {why or 'no answer'}; start flagsplit decode-serve there "
-            "with the same program, or leave out --cloud"
+            "with the same program or bundle, or leave out --cloud"
         )

@@ -99,7 +99,7 @@ class CudaStepModel:
         padded[:, :frames] = hidden
         row = self._cache.add(slot, frames)
         made = self._graph("prefill", 1, 1, padded.shape[1])(padded)
-        self._cache.fill(row, {name: made[name][:, :, :frames] for name in self._cache.cross})
+        self._cache.fill(row, 0, {name: made[name][:, :, :frames] for name in self._cache.cross})
 
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
@@ -108,6 +108,8 @@ class CudaStepModel:
             check_tokens(self.facts, int(self._cache.lengths[row]), each)
         one = [at for at, count in enumerate(counts) if count == 1]
         more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
+        if len(one) == len(rows):
+            return self._decode(rows, tokens, one)
         if one:
             self._decode(rows, tokens, one)
         for first in range(0, len(more), _PROMPTS):
@@ -145,7 +147,7 @@ class CudaStepModel:
             self._graph("decode", min(1 << power, self.slots), 1, 0)
         self._cache.remove(0)
 
-    def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> None:
+    def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> Logits:
         """One token for some rows; the rows up to the last of them step too, and what they write does not count."""
         count = self._cache.count
         self._cache.reserve(int(self._cache.lengths[:count].max()) + 1)
@@ -154,13 +156,16 @@ class CudaStepModel:
         for at in one:
             given[rows[at]] = tokens[at]
         lengths = np.where(np.arange(batch) < count, self._cache.lengths[:batch], 0)
-        made = self._graph("decode", batch, 1, 0)(
+        logits = self._graph("decode", batch, 1, 0).logits(
             given, *self._told(lengths, np.zeros(batch), self._cache.frames[:batch], 1)
         )
-        logits = _host(made["logits"])
+        for at in one:
+            self._cache.lengths[rows[at]] += 1
+        if [rows[at] for at in one] == list(range(len(rows))):
+            return logits[: len(rows)]
         for at in one:
             self._logits[at] = logits[rows[at]]
-            self._cache.lengths[rows[at]] += 1
+        return self._logits[: len(rows)]
 
     def _prompt(self, rows: Sequence[int], tokens: Sequence[Array], some: Sequence[int]) -> None:
         """Several tokens for a few rows, which are gathered; places that are left take the spare row."""
@@ -177,8 +182,7 @@ class CudaStepModel:
             np.array([values[row] if row < self.slots else 0 for row in chosen])
             for values in (self._cache.lengths, self._cache.frames)
         )
-        made = self._graph("prompt", batch, chunk, 0)(given, *self._told(lengths, last, frames, chunk), chosen)
-        logits = _host(made["logits"])
+        logits = self._graph("prompt", batch, chunk, 0).logits(given, *self._told(lengths, last, frames, chunk), chosen)
         for place, at in enumerate(some):
             self._logits[at] = logits[place]
             self._cache.lengths[rows[at]] += len(tokens[at])
@@ -277,10 +281,11 @@ class _Graph:
         self._outputs = outputs
         self._run = run
         self._replay: Replay | None = None
+        self._pinned: dict[str, Any] = {}
         if device == "cuda":
             examples = [torch.zeros(s, dtype=as_dtype(t), device=device) for s, t in zip(shapes, types, strict=True)]
             self._replay = Replay(run, examples)
-            self._pinned = [torch.empty_like(each, device="cpu", pin_memory=True) for each in examples]
+            self._given = [torch.empty_like(each, device="cpu", pin_memory=True) for each in examples]
 
     def __call__(self, *arrays: Array) -> dict[str, Any]:
         """Tensors by name; the next call overwrites them."""
@@ -289,12 +294,19 @@ class _Graph:
             if self._replay is None:
                 made = self._run(*given)
             else:
-                for pinned, tensor in zip(self._pinned, given, strict=True):
+                torch.cuda.current_stream().synchronize()  # what was given before has been copied by then
+                for pinned, tensor in zip(self._given, given, strict=True):
                     pinned.copy_(tensor)
-                made = self._replay(*self._pinned)
+                made = self._replay(*self._given)
         return dict(zip(self._outputs, made, strict=True))
 
-
-def _host(tensor: Any) -> Logits:
-    array: Logits = tensor.to("cpu").numpy()
-    return array
+    def logits(self, *arrays: Array) -> Logits:
+        """The logits on the host; the next call overwrites them."""
+        made = self(*arrays)["logits"]
+        if made.is_cuda:
+            if "logits" not in self._pinned:
+                self._pinned["logits"] = torch.empty_like(made, device="cpu", pin_memory=True)
+            made = self._pinned["logits"].copy_(made, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        array: Logits = made.numpy()
+        return array

@@ -119,10 +119,10 @@ class SlotCache:
         (row,) = self.rows([slot])
         self.lengths[row] = min(tokens, int(self.lengths[row]))
 
-    def fill(self, row: int, arrays: Mapping[str, Any]) -> None:
-        """The context of a row, each [1, heads, frames, head_size]."""
+    def fill(self, row: int, at: int, arrays: Mapping[str, Any]) -> None:
+        """The context of a row from a frame on, each [1, heads, frames, head_size]."""
         for name, array in arrays.items():
-            self.cross[name][row, :, : array.shape[2]] = array[0]
+            self.cross[name][row, :, at : at + array.shape[2]] = array[0]
 
     def reserve(self, tokens: int) -> None:
         """Make room for streams of so many tokens."""

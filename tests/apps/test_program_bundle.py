@@ -16,7 +16,7 @@ from tests.flagir.programs.made import program_of
 import flagsplit
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
-from flagsplit.apps.program_members import LINKED_HIDDEN
+from flagsplit.apps.program_plans import LINKED_HIDDEN
 from flagsplit.apps.rebuild import rebuild
 from flagsplit.errors import BundleError, ConfigError, PolicyError
 from flagsplit.flagir.codecs import NO_CODEC
@@ -164,6 +164,33 @@ def test_keys_and_values_apart_from_the_loop_serve_no_stream(tmp_path: Path) -> 
         parts.plan("late")
     with pytest.raises(PolicyError, match="there are all-"):
         parts.plan("nothing")
+
+
+def test_a_phone_with_a_chip_decodes_beside_it(tmp_path: Path) -> None:
+    """Chips take no loops, so the plan of the phone alone is for its CPU, and the encoder is still the chip's."""
+    program = made("moonshine")
+    bundle = built(program, tmp_path, devices={"phone": "pixel8"}, options={"dims": sizes_of(program)})
+    assert [artifact.target for artifact in bundle.facts.tiers[0].artifacts] == ["ort", "litert"]
+    assert any(reason.startswith("all-phone runs on the CPU of phone") for reason in bundle.plans.reasons)
+    (alone,) = bundle.plans.steps["all-phone"]
+    assert bundle.artifact_for(0, alone.segment, "litert").target == "ort"
+    inputs = request(bundle, 2)
+    tokens = bundle.load_whole(HOST).run(inputs)["tokens"]
+    assert np.array_equal(run_steps(bundle, [alone], inputs)["tokens"], tokens)
+    assert bundle.program is not None
+    (encode,) = next(parts.before for parts in bundle.program.plans.values() if parts.hidden is None)
+    assert bundle.artifact_for(0, encode.segment, "litert").target == "litert"
+
+
+def test_a_decoder_on_a_phone_with_a_chip(tmp_path: Path) -> None:
+    sla = {"keep_on": {"inputs": "phone"}}
+    bundle = built(made("llama"), tmp_path, devices={"phone": "pixel8"}, sla=sla)
+    assert [plan.name for plan in bundle.plans.pool.plans] == ["all-phone"]
+    assert [artifact.target for artifact in bundle.facts.tiers[0].artifacts] == ["ort"]
+    with pytest.raises(PolicyError, match="not phone: takes fixed shapes"):
+        built(
+            made("llama"), tmp_path, devices={"phone": "pixel8"}, sla=sla, options={"targets": {"phone": ("litert",)}}
+        )
 
 
 def test_weights_are_stored_once(tmp_path: Path) -> None:

@@ -33,9 +33,7 @@ VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
         st.lists(inner, max_size=4),
-        st.dictionaries(
-            st.sampled_from(("name", "shape", "dtype", "format", "rate", "max_tokens", "x")), inner, max_size=3
-        ),
+        st.dictionaries(st.sampled_from("name shape dtype format rate max_tokens x".split()), inner, max_size=3),
     ),
     max_leaves=8,
 )

@@ -81,9 +81,8 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
     tokens.write_text("anna anna-0123456789abcdef\n")
     tokens.chmod(0o600)
     words = ("--gateway", "127.0.0.1:0", "--model-name", "small", "--slots", "2", "--api-keys", str(tokens))
-    words = (*words, "--http", "127.0.0.1:0")
     expected = wanted(program)
-    with Decoders(program.folder, 1, home, *words) as decoders:
+    with Decoders(program.folder, 1, home, *words, "--http", "127.0.0.1:0") as decoders:
         near = client_of(decoders.about[0]["gateway"])
         assert near.complete(**ASKED).status == 401
         near.headers["Authorization"] = "Bearer anna-0123456789abcdef"

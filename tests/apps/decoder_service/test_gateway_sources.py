@@ -13,8 +13,10 @@ from tests.apps.decoder_service.rote import ByteTokenizer
 
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
-from flagsplit.apps.decoder_service.gateway_program import ProgramBackend, StreamRecognizer, model_facts
+from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
+from flagsplit.apps.speech.features import sound_input
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.errors import InputError, UnavailableError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
@@ -25,7 +27,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.service import ServiceProgram, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.testing import HashModel, tiny_facts
-from flagsplit.targets.interface import Array, TensorSpec
+from flagsplit.targets.interface import Array
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -152,13 +154,8 @@ def test_two_users_of_one_engine_do_not_hear_each_other(sources: Callable[..., E
 
 def test_a_recognizer_that_is_closed_ends_its_stream(sources: Callable[..., EngineSource]) -> None:
     source = sources(make_hub(EARS, step_s=0.01))
-    ear = StreamRecognizer(
-        EARS,
-        TensorSpec("audio", "float32", (1, "samples")),
-        ByteTokenizer(),
-        source,
-        Wanted("c", GenerationOptions(max_tokens=60)),
-    )
+    about = SpeechFacts("all-cloud", EARS, sound_input(EARS, "audio", (1, "samples")), ByteTokenizer())
+    ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)))
     heard = ear.recognize(np.ones(8, np.float32))
     assert next(heard).where == "cloud"
     ear.close()

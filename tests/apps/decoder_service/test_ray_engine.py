@@ -288,6 +288,29 @@ def test_without_ray() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own.
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; make test-ray")
+def test_ray_adds_a_replica_when_streams_queue_up() -> None:
+    settings = RaySettings(replicas=1, max_replicas=2, slots=2, waiting=16, cpus=0.5)
+    ears, seen, number = Ears(), set[str](), 0
+    engine = RayEngine(RayServe(partial(HashModel, 2, FACTS, step_s=0.02), settings), ears, FACTS.prompt, settings)
+    try:
+        engine.start()
+        until = time.monotonic() + 60
+        while len(seen) < 2 and time.monotonic() < until:
+            while number - len(ears.ends) < 8:
+                ask(engine, number, tokens=100)
+                number += 1
+            time.sleep(0.1)
+            seen |= set(engine.replicas())
+        assert len(seen) == 2
+        ears.until(lambda: len(ears.ends) == number, 60)
+        assert all(isinstance(end, Tokens) for end in ears.ends.values())
+    finally:
+        engine.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own.
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; make test-ray")
 def test_on_ray() -> None:
     """Two replicas as processes: one is killed, then both are replaced; no stream notices."""
     open_model = partial(HashModel, 16, FACTS, step_s=0.02, stop_share=0)

@@ -1,4 +1,4 @@
-"""Every plan gives the text that the unsplit model gives: the program linked into one ordinary model."""
+"""Every plan gives the text of the unsplit model, which is the program linked into one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.apps.speech.conftest import BECKETT, TWO_CITIES
 
+import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.programs import program_folder
-from flagsplit.apps.speech.opening import PLANS, RecognizerChoice, open_recognizer
+from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
+from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
 from flagsplit.apps.speech.vad import RATE_HZ, open_detector
@@ -19,12 +20,12 @@ from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.speech.wer import word_errors
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
-from flagsplit.flagir.programs import load_program
-from flagsplit.flagir.programs.link import link
-from flagsplit.flagir.reference import write_reference
-from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.runtime.bundle import Bundle
+from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
+
+PLANS = ("all-phone", "split", "all-cloud")
 
 pytestmark = pytest.mark.slow
 
@@ -36,20 +37,24 @@ def folder(own_folders: None, speech_cache: Path, monkeypatch: pytest.MonkeyPatc
     return program_folder("zoo:moonshine")
 
 
+@pytest.fixture(scope="session")
+def bundle(speech_cache: Path) -> Path:
+    """Of the program, for a phone and a cloud."""
+    program = program_folder("zoo:moonshine", cache=speech_cache)
+    return flagsplit.build(str(program), "phone,cloud", speech_cache / "m.flagsplit").path
+
+
 class Unsplit:
-    """The linked model, sound to tokens in one run."""
+    """The linked model of a bundle, sound to tokens in one run."""
 
     rate_hz = RATE_HZ
     max_input_s = 29.0
     plan = "unsplit"
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        program = load_program(folder)
-        self._tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
-        model = link(program, 448)
-        file, *_ = write_reference(model, scratch / "linked.onnx")
-        data = file.with_name(file.name + ".data")
-        self._engine = open_onnx(file, data if data.is_file() else None, "fast", 1)
+    def __init__(self, bundle: Bundle) -> None:
+        assert bundle.program is not None
+        self._tokenizer = open_tokenizer(bundle.program.facts.tokenizer, bundle.program.tokenizer)
+        self._engine = bundle.load_whole(LoadOptions(threads=1))
 
     def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
         tokens = self._engine.run({"audio": samples[None]})["tokens"][0]
@@ -71,21 +76,57 @@ def text_of(recognizer: Recognizer, path: Path) -> str:
     ("name", "said", "most_errors"), [("beckett.wav", BECKETT, 0), ("two-cities.wav", TWO_CITIES, 3)]
 )
 def test_all_plans_give_the_text_of_the_unsplit_model(
-    folder: Path, speech_cache: Path, tmp_path: Path, name: str, said: str, most_errors: int
+    bundle: Path, speech_cache: Path, name: str, said: str, most_errors: int
 ) -> None:
     path = speech_cache / "zoo" / name
-    unsplit = Unsplit(folder, tmp_path)
+    unsplit = Unsplit(flagsplit.open(bundle))
     wanted = text_of(unsplit, path)
     unsplit.close()
     errors = word_errors(said, wanted)
     assert errors.substitutions + errors.insertions + errors.deletions <= most_errors
+    plans = list(open_model(RecognizerChoice(str(bundle))).plans)
+    always = {"all-phone", "all-cloud", "phone+cloud-hidden"}
+    assert always < set(plans)
+    for plan in plans if most_errors == 0 else sorted(always):
+        found = heard_under(RecognizerChoice(str(bundle), plan), path)
+        assert found == wanted, plan
+
+
+def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: Path) -> None:
+    """A quarter of the bytes; the phone may not make tokens."""
+    path = speech_cache / "zoo" / "two-cities.wav"
+    sla = {
+        "pins": {"encode.*": "phone", "prefill.*": "cloud"},
+        "accuracy": {"every_cut": {"codecs": ["u8"]}},
+    }
+    program = str(program_folder("zoo:moonshine"))
+    lossy = flagsplit.build(
+        program, "phone,cloud", speech_cache / "u8.flagsplit", sla=sla, links={"cloud": "1mbit/20ms"}
+    )
+    choice = RecognizerChoice(str(lossy.path), "phone+cloud-1")
+    model = open_model(choice)
+    assert not model.can_run_here
+    chain = model.plans["phone+cloud-1"].open_before()
+    crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
+    chain.close()
+    assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
+    unsplit = Unsplit(flagsplit.open(bundle))
+    assert heard_under(choice, path) == text_of(unsplit, path)
+    unsplit.close()
+
+
+def test_all_plans_of_a_program_give_the_same_text(speech_cache: Path) -> None:
     for plan in PLANS:
-        recognizer = open_recognizer(RecognizerChoice(plan=plan))
-        try:
-            assert recognizer.plan == plan
-            assert text_of(recognizer, path) == wanted, plan
-        finally:
-            recognizer.close()
+        assert heard_under(RecognizerChoice(plan=plan), speech_cache / "zoo" / "beckett.wav") == BECKETT, plan
+
+
+def heard_under(choice: RecognizerChoice, path: Path) -> str:
+    recognizer = open_recognizer(choice)
+    try:
+        assert recognizer.plan == choice.plan
+        return text_of(recognizer, path)
+    finally:
+        recognizer.close()
 
 
 @pytest.mark.parametrize("plan", PLANS[1:])
@@ -115,8 +156,18 @@ def test_nobody_there() -> None:
         open_recognizer(RecognizerChoice(cloud=("tcp://127.0.0.1:9",), connect_s=0.3))
 
 
-def test_choices_that_cannot_be() -> None:
-    with pytest.raises(ConfigError, match="a plan of all-phone, split, all-cloud"):
-        RecognizerChoice(plan="spilt")
-    with pytest.raises(ConfigError, match="leave out one"):
-        RecognizerChoice(plan="all-phone", cloud=("tcp://127.0.0.1:9",))
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        (RecognizerChoice(plan="spilt"), "under plan 'spilt'; there are all-phone, split, all-cloud"),
+        (RecognizerChoice(plan="all-phone", cloud=("tcp://127.0.0.1:9",)), "leave out --cloud"),
+    ],
+)
+def test_choices_that_cannot_be(choice: RecognizerChoice, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        open_recognizer(choice)
+
+
+def test_bundles_that_cannot_be(small_bundle: Path) -> None:
+    with pytest.raises(ConfigError, match="has no program, only a model"):
+        open_recognizer(RecognizerChoice(str(small_bundle)))

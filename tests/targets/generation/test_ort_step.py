@@ -46,6 +46,17 @@ def test_streams_are_independent_of_each_other(make: Make, family: str, seed: in
     assert history.compared > 40
 
 
+def test_a_long_context_is_taken_in_pieces(make: Make) -> None:
+    small = make("moonshine", 0)
+    model = OrtStepModel(small.folder, 1)
+    for frames in (127, 128, 300):
+        context = small.context(frames, frames)
+        model.open(0, context)
+        logits = model.step([0], [np.array([1, 4])])
+        np.testing.assert_allclose(logits[0], small.logits([1, 4], context), atol=2e-4)  # type: ignore[arg-type]
+        model.close_slot(0)
+
+
 def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
     """One stream is as long as can be and idles between two that step; others are padded to a longer chunk."""
     small = make("whisper", 0)
@@ -177,7 +188,9 @@ def test_the_cache_against_lists(actions: list[tuple[str, int, int]]) -> None:
         if action == "add" and slot not in held:
             context = [value + frame / 64 for frame in range(size)]
             array = np.array(context, np.float32).reshape(1, 1, -1, 1).repeat(2, 3)
-            cache.fill(cache.add(slot, size), {"cross": array})
+            row, middle = cache.add(slot, size), size // 2
+            cache.fill(row, middle, {"cross": array[:, :, middle:]})
+            cache.fill(row, 0, {"cross": array[:, :, :middle]})
             held[slot] = ([], context)
         elif action == "append" and slot in held:
             count = 1 + size % 5
