@@ -142,7 +142,8 @@ class Hostile:
             self.tell(Tick())
         elif kind == "gone":
             self.up.discard(peer)
-            self.tell(rng.choice([Down(peer, "x"), Down(peer, "x"), Violated(peer, "x"), Received(peer, Bye())]))
+            gone: list[Event] = [Down(peer, "x"), Down(peer, "x"), Violated(peer, "x"), Received(peer, Bye())]
+            self.tell(rng.choice(gone))
 
     def _say(self, peer: str, message: Message) -> None:
         self.tell(Received(peer, message))
