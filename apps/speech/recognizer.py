@@ -37,6 +37,10 @@ class Recognizer(Protocol):
         """Which tier does what."""
 
     @property
+    def crossed_bytes(self) -> int:
+        """What it sent to other tiers so far, before the transport squeezes it."""
+
+    @property
     def rate_hz(self) -> int:
         """Samples per second of the sound that it takes."""
 
@@ -63,10 +67,12 @@ class SpeechFacts:
         facts: of the program.
         sound: what is read of a sound.
         tokenizer: turns tokens into text.
+        crossed_bytes: what was sent to other tiers so far, before the transport squeezes it.
     """
 
     def __init__(self, plan: str, facts: ProgramFacts, sound: SoundInput, tokenizer: Tokenizer) -> None:
         self.plan, self.facts, self.sound, self.tokenizer = plan, facts, sound, tokenizer
+        self.crossed_bytes = 0
 
     @property
     def rate_hz(self) -> int:
