@@ -9,7 +9,7 @@ from typing import Annotated, Protocol, cast
 import typer
 from rich.console import Console
 
-from flagsplit.apps.cli.output import print_json, progress_bar, say
+from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
 from flagsplit.apps.speech.subtitles import SubtitleFormat, cue_text, cues, file_start
 from flagsplit.apps.speech.transcribe import Transcription
@@ -162,4 +162,6 @@ def _tell(result: Transcript, audio: Path, *, pace: bool) -> None:
     if sys.stderr.isatty():
         made = ", ".join(f"{count} {where}" for where, count in result.words_by_tier.items())
         text = f"{result.seconds:.1f} s of sound in {result.took_s:.1f} s, plan {result.plan}; words: {made or 'none'}"
+        if result.crossed_bytes:
+            text += f"; {size_text(result.crossed_bytes)} crossed"
         say(Console(stderr=True, highlight=False), text)

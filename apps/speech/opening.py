@@ -14,7 +14,7 @@ from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
 from flagsplit.apps.speech.encoding import Rest
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
-from flagsplit.apps.speech.recognizer import Recognizer, SpeechFacts
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_model, folder_model
 from flagsplit.apps.speech.stream_recognizer import PhoneLoop, StreamRecognizer
 from flagsplit.apps.text import open_tokenizer
@@ -48,7 +48,9 @@ class RecognizerChoice:
     connect_s: float = 5.0
 
 
-def open_recognizer(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> Recognizer:
+def open_recognizer(
+    choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None
+) -> ProgramRecognizer | StreamRecognizer:
     """Open what was chosen; `progress` is told in lines what takes its time.
 
     Raises:

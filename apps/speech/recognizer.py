@@ -37,10 +37,6 @@ class Recognizer(Protocol):
         """Which tier does what."""
 
     @property
-    def crossed_bytes(self) -> int:
-        """What it sent to other tiers so far, before the transport squeezes it."""
-
-    @property
     def rate_hz(self) -> int:
         """Samples per second of the sound that it takes."""
 
