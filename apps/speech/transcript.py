@@ -58,10 +58,9 @@ class Transcript:
             if isinstance(event, Segment):
                 self.segments.append(event)
                 if pace is not None:
-                    now = pace.late_s(0.0)
                     came, came_at = came_at[: len(event.words)], came_at[len(event.words) :]
-                    times = zip(event.words, came or [now] * len(event.words), strict=True)
-                    self.latencies_s += [at - word.end_s for word, at in times]
+                    times = zip(event.words, came, strict=True)
+                    self.latencies_s += [at_s - word.end_s for word, at_s in times]
             elif pace is not None:
                 came_at.append(pace.late_s(0.0))
             yield event
