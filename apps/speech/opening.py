@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flagsplit.apps import api
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
@@ -19,6 +18,7 @@ from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_m
 from flagsplit.apps.speech.stream_recognizer import PhoneLoop, StreamRecognizer
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
+from flagsplit.runtime.bundle import open_bundle
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -76,7 +76,7 @@ def open_recognizer(
 def open_model(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> SpeechModel:
     """The model of a choice; errors as for `open_recognizer`."""
     if is_bundle(Path(choice.model)):
-        return bundle_model(api.open(choice.model), choice.threads)
+        return bundle_model(open_bundle(Path(choice.model)), choice.threads)
     return folder_model(program_folder(choice.model, progress=progress), choice.threads)
 
 
