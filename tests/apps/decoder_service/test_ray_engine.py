@@ -24,7 +24,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
 
 FACTS = tiny_facts(max_positions=400)
-SETTINGS = RaySettings(replicas=2, slots=8, cpus=0.5, max_failures=4)
+SETTINGS = RaySettings(replicas=2, slots=8, cpus=0.5, max_failures=4, stall_s=1.0)
 
 
 class GoneError(Exception):
@@ -41,6 +41,7 @@ class Replicas:
         self._scheduler = SchedulerSettings(max_waiting=waiting)
         self.members = [DecoderReplica(self._open, self._scheduler) for _ in range(count)]
         self.dead: set[int] = set()
+        self.hung: set[int] = set()
         self.calls: list[tuple[int, Message]] = []
         self.forgotten: list[str] = []
         self.deployed = 0
@@ -59,6 +60,8 @@ class Replicas:
             async for found in calls:
                 if index in self.dead:
                     raise GoneError("the actor died")
+                if index in self.hung:
+                    await asyncio.sleep(60)
                 yield found
         finally:
             await calls.aclose()
@@ -150,6 +153,18 @@ def test_streams_outlive_their_replica(start: Start) -> None:
     assert all(message["tokens"][0] == FACTS.prompt[0] for message in again)
 
 
+@pytest.mark.slow
+def test_streams_leave_a_replica_that_hangs(start: Start) -> None:
+    engine, replicas, ears = start()
+    ask(engine, *range(4))
+    ears.until(lambda: len(ears.tokens) == 4 and min(map(len, ears.tokens.values())) > 5)
+    replicas.hung.add(0)
+    ears.until(lambda: len(ears.ends) == 4)
+    assert [ears.tokens[f"s{number}"] for number in range(4)] == [expected(number) for number in range(4)]
+    assert set(engine.moves) == {"stalled"}
+
+
+@pytest.mark.slow
 def test_where_all_replicas_fail_the_stream_ends(start: Start) -> None:
     engine, replicas, ears = start()
     replicas.dead |= {0, 1}
