@@ -140,6 +140,7 @@ def test_streams_are_those_of_the_sequential_loop(start: Start) -> None:
     assert not engine.moves
 
 
+@pytest.mark.slow
 def test_streams_outlive_their_replica(start: Start) -> None:
     engine, replicas, ears = start()
     ask(engine, *range(6))
@@ -175,6 +176,7 @@ def test_where_all_replicas_fail_the_stream_ends(start: Start) -> None:
     assert (end.code, "5 replicas in a row failed; GoneError" in end.reason) == ("broken", True)
 
 
+@pytest.mark.slow
 def test_a_replica_that_goes_away_hands_its_streams_on(start: Start) -> None:
     engine, replicas, ears = start()
     ask(engine, *range(4))
@@ -185,6 +187,7 @@ def test_a_replica_that_goes_away_hands_its_streams_on(start: Start) -> None:
     assert engine.moves["drain"] >= 1
 
 
+@pytest.mark.slow
 def test_a_stream_that_finds_no_room_tries_another_replica_then_is_refused(start: Start) -> None:
     engine, _, ears = start(Replicas(slots=1, waiting=1, step_s=0.01))
     ask(engine, *range(8), tokens=30)
@@ -197,6 +200,7 @@ def test_a_stream_that_finds_no_room_tries_another_replica_then_is_refused(start
     assert all(ears.tokens[name] == expected(int(name[1:]), 30) for name in done)
 
 
+@pytest.mark.slow
 def test_cancel_and_deadline(start: Start) -> None:
     engine, replicas, ears = start(Replicas(step_s=0.01))
     ask(engine, 1, tokens=300)
