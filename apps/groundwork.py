@@ -52,6 +52,9 @@ class BuildOptions:
         keep_samples: whether the bundle has the samples too, so that it can be built again as well as it was.
         float_products: whether products that are quantized on the fly are turned into floating-point ones, which chips
             take; the result is the model that runs everywhere, and the reference.
+        expected_tokens: how many tokens a generative program is expected to make, or how often the loops of another
+            model run; 0 leaves that to the program's facts or to the model.
+        max_tokens: most tokens that the linked model of a program makes; 0: as many as its facts allow.
     """
 
     dims: Mapping[str, int] = field(default_factory=dict)
@@ -70,6 +73,8 @@ class BuildOptions:
     samples: Sequence[str] = ()
     keep_samples: bool = False
     float_products: bool = False
+    expected_tokens: int = 0
+    max_tokens: int = 0
 
     @property
     def spans(self) -> dict[str, tuple[int, int]]:

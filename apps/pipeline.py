@@ -21,11 +21,16 @@ from flagsplit import __version__, flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.graph_tensors import tensor_of
-from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
+from flagsplit.apps.layered import is_divisible, rules_for
+from flagsplit.apps.linked import Linked, expect_trips, link_program, program_of
 from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
+from flagsplit.apps.plan_views import LayerView
 from flagsplit.apps.profiled import load_profiles
+from flagsplit.apps.program_members import ProgramBuild, program_members, shared_models
+from flagsplit.apps.program_plans import add_program_plans, beside_chips
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
@@ -33,6 +38,8 @@ from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.flagir.passes.float_products import float_products
+from flagsplit.flagir.programs import Program
+from flagsplit.flagir.store import save_all
 from flagsplit.runtime.archive import Member, write_archive
 from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
 from flagsplit.runtime.itinerary import PlannedStep, itinerary
@@ -65,6 +72,7 @@ class BuildResult:
         planning: plans, choice, reasons.
         calibrations: by name of each tier with a profile, which of its blocks were measured.
         notes: what was assumed.
+        layers: of a decoder-only program, the plans that divide its layers.
     """
 
     path: Path
@@ -75,6 +83,7 @@ class BuildResult:
     planning: PlanningResult
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    layers: PlanningResult | None = None
 
 
 @dataclass(frozen=True)
@@ -86,12 +95,14 @@ class Canonical:
         weights: the file of the weights.
         origin: name and digest of the model as it was given.
         nodes_read: of the model as it was given.
+        program: the program that was linked to this model, if it was one; its weights are mapped from `weights` too.
     """
 
     graph: ir.Model
     weights: Path
     origin: Model
     nodes_read: int
+    program: Program | None = None
 
 
 def build(
@@ -133,6 +144,13 @@ def build(
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = Clock(progress)
     with _scratch_beside(output) as folder:
+        program = program_of(source)
+        if program is not None:
+            clock.step("link", 0.0)
+            linked = link_program(program, options)
+            canonical = _store_linked(linked, folder, clock)
+            built = assemble(canonical, output, deployment, sla or SLA(), linked.options, clock, profiles)
+            return replace(built, notes=(*linked.notes, *built.notes))
         canonical = _read(source, folder, clock, options)
         return assemble(canonical, output, deployment, sla or SLA(), options, clock, profiles)
 
@@ -157,11 +175,25 @@ def _read(source: Source, folder: Path, clock: "Clock", options: BuildOptions) -
     flagir.canonicalize(model)
     if options.float_products:
         float_products(model)
+    expect_trips(model, options.expected_tokens)
     flagir.check(model)
     clock.step("store weights", 0.3)
     flagir.save(model, folder)
     origin = Model(name=source.name, sha256=_sha256(source.path or folder / flagir.MODEL_NAME))
     return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read)
+
+
+def _store_linked(linked: Linked, folder: Path, clock: "Clock") -> Canonical:
+    """Store the weights of a program in a folder, once for the linked model and the program's own graphs."""
+    model = linked.model
+    nodes_read = len(model.graph)
+    flagir.check(model)
+    clock.step("store weights", 0.3)
+    # A copy: the caller's program must not map weights from a folder that goes away.
+    program = replace(linked.program, graphs={name: graph.clone() for name, graph in linked.program.graphs.items()})
+    save_all(shared_models(model, program), folder)
+    origin = Model(name=program.facts.name, sha256=_sha256(folder / flagir.MODEL_NAME))
+    return Canonical(model, folder / flagir.WEIGHTS_NAME, origin, nodes_read, program)
 
 
 def assemble(
@@ -182,9 +214,16 @@ def assemble(
     model = canonical.graph
     clock.step("plan", 0.5)
     ground = prepare(model, deployment, options, profiles or {})
-    graph = ground.graph
-    problem = pose(ground, deployment, sla, options)
+    graph, program = ground.graph, canonical.program
+    layers = _plan_layers(program, ground, deployment, sla, options)
+    if layers is not None:
+        whole = beside_chips(ground, deployment)
+        problem = pose(whole, deployment, rules_for(graph, sla, layers.problem.graph), options)
+    else:
+        problem = pose(ground, deployment, sla, options)
     planning = plan_problem(problem)
+    if program is not None and layers is None:
+        planning = add_program_plans(planning, ground, deployment, options)
     extra: tuple[str, ...] = ()
     if options.extra_plans is not None:
         pooled = {plan.name for plan in planning.pool.plans}
@@ -215,6 +254,9 @@ def assemble(
     if options.costs is not None or ground.profiled.costs is not None:
         members[COSTS_NAME] = costs_to_json(problem.costs)
     members |= kept_samples(options, given.samples)
+    if program is not None:
+        part = ProgramBuild(program, options.expected_tokens, layers)
+        members |= program_members(model, graphs, planning.pool.plans, part)
     tiers = [
         ManifestTier(
             name=tier.name,
@@ -257,7 +299,18 @@ def assemble(
         planning,
         ground.profiled.calibrations,
         (*deployment.notes, *shape_notes(deployment, ground, options)),
+        layers,
     )
+
+
+def _plan_layers(
+    program: Program | None, ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions
+) -> PlanningResult | None:
+    """Of a decoder-only program, the plans that divide its layers."""
+    if program is None or not is_divisible(program):
+        return None
+    view = LayerView(ground, deployment, options, program)
+    return view.plan(view.pose(sla))
 
 
 class Clock:

@@ -13,33 +13,34 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
-from flagsplit.apps.groundwork import BuildOptions, pose, prepare
+from flagsplit.apps.groundwork import BuildOptions, prepare
+from flagsplit.apps.linked import expect_trips, link_program, program_of, tell_tokens
 from flagsplit.apps.models import is_bundle
+from flagsplit.apps.plan_views import view_of
 from flagsplit.apps.profiled import load_profiles
 from flagsplit.apps.recipe import recorded_sla
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.flagir.passes.float_products import float_products
+from flagsplit.flagir.programs import Program
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, open_bundle
-from flagsplit.splitter.baselines import Baseline, all_baselines
+from flagsplit.splitter.baselines import Baseline
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.devices import load_catalogue
 from flagsplit.splitter.input_forms import InputTensor, forms_of
 from flagsplit.splitter.links import Link
-from flagsplit.splitter.pareto import Frontier, pareto_frontier
-from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.pareto import Frontier
+from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.reasons import Barred, barred_blocks
-from flagsplit.splitter.rivals import Rival, rivals
+from flagsplit.splitter.rivals import Rival
 from flagsplit.splitter.sla import SLA
-from flagsplit.splitter.solvers import Solution, solve
+from flagsplit.splitter.solvers import Solution
 from flagsplit.splitter.state import State
-from flagsplit.splitter.thresholds import BreakingPoint, Flip, Thresholds, breaking_points
+from flagsplit.splitter.thresholds import BreakingPoint, Flip, breaking_points
 from flagsplit.splitter.what_if import what_if
-
-_THRESHOLD_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Subject:
     shipped: Pool | None = None
     notes: tuple[str, ...] = ()
     sla: SLA | None = None
+    program: Program | None = None
 
 
 def plan(
@@ -136,21 +138,21 @@ def plan(
     clock.done("read")
     profiles = load_profiles(options.profiles, subject.deployment, options.numerics)
     ground = prepare(subject.model, subject.deployment, subject.options, profiles)
-    problem = pose(ground, subject.deployment, sla or subject.sla or SLA(), subject.options)
-    before = solve(problem) if what_ifs else None
+    view = view_of(ground, subject.deployment, subject.options, subject.program)
+    problem = view.pose(sla or subject.sla or SLA())
+    before = view.solve(problem) if what_ifs else None
     problem = what_if(problem, what_ifs, load_catalogue(options.catalogues).links)
-    planning = plan_problem(problem)
+    planning = view.plan(problem)
     clock.done("plan")
     forms = forms_of(_inputs(subject.model, ground.dims))
-    compared = all_baselines(problem, forms)
-    chosen = planning.chosen.plan
-    beside = rivals(problem, planning.pool, chosen, compared)
+    compared, beside = view.compare(problem, planning, forms)
     clock.done("compare")
-    flips = Thresholds(problem, chosen.placement, _THRESHOLD_SECONDS).flips() if thresholds else ()
+    chosen = planning.chosen.plan
+    flips = view.flips(problem, chosen) if thresholds else ()
     breaks = breaking_points(problem, chosen) if thresholds else ()
     clock.done("thresholds")
     notes = list(subject.notes)
-    if len(problem.tiers) > 1 and not forms:
+    if len(problem.tiers) > 1 and not forms and problem.steps == 1:
         notes.append("no input is a picture or float32, so there is no baseline with compressed inputs")
     if subject.shipped is not None and sla is None:
         old = "the bundle does not record its SLA: this is for the least latency; give another with --sla"
@@ -158,6 +160,7 @@ def plan(
             old if subject.sla is None else "without --sla the policy is the one that the bundle was built under"
         )
     given = (devices, links, sla, what_ifs, options.dims, options.shapes, options.regions, options.profiles)
+    changed = any(given) or bool(options.expected_tokens)
     return PlanReport(
         name=subject.name,
         planning=planning,
@@ -167,11 +170,11 @@ def plan(
         breaks=breaks,
         barred=barred_blocks(problem),
         before=before,
-        shipped=None if any(given) else subject.shipped,
+        shipped=None if changed else subject.shipped,
         notes=tuple(notes),
         seconds=clock.seconds,
         calibrations=ground.profiled.calibrations,
-        frontier=pareto_frontier(problem) if frontier else None,
+        frontier=view.frontier(problem) if frontier else None,
     )
 
 
@@ -188,10 +191,16 @@ def _subject(
     if tiers is None:
         raise ConfigError("expected the tiers to plan for, such as --tiers phone,edge,cloud; only a bundle has its own")
     deployment = describe_deployment(tiers, devices, links, options.catalogues, options.regions, options.targets)
+    program = program_of(source)
+    if program is not None:
+        linked = link_program(program, options)
+        name = program.facts.name
+        return Subject(name, linked.model, deployment, linked.options, notes=linked.notes, program=program)
     graph = source.read()
     flagir.canonicalize(graph)
     if options.float_products:
         float_products(graph)
+    expect_trips(graph, options.expected_tokens)
     flagir.check(graph)
     return Subject(source.name, graph, deployment, options)
 
@@ -219,9 +228,18 @@ def subject_of_bundle(
         notes.append("links without --link are those that the bundle was planned for; their medium is taken for wifi")
     if len(nominal.up_s_per_byte) > len(recorded) and not deployment.bypasses:
         notes.append("the bundle was planned with by-passes, which it does not name: give them with --link")
+    model = flagir.load((bundle.folder / GRAPH_NAME).parent)
+    program = None if bundle.program is None else bundle.program.program()
+    if program is not None and options.expected_tokens:
+        tell_tokens(model, options.expected_tokens)
+    elif program is None:
+        expect_trips(model, options.expected_tokens)
+    if bundle.program is not None and not options.expected_tokens:
+        options = replace(options, expected_tokens=bundle.program.expected_tokens)
     return Subject(
         name=bundle.facts.model.name,
-        model=flagir.load((bundle.folder / GRAPH_NAME).parent),
+        model=model,
+        program=program,
         deployment=replace(deployment, links=tuple(recorded)),
         options=_sizes_of(bundle, options),
         shipped=bundle.plans.pool,

@@ -65,7 +65,8 @@ def rebuild(bundle: Bundle, sla: SLA, output: Path, *, progress: Progress | None
         _log.warning("%s: %s", bundle.path, note)
     graph = flagir.load((bundle.folder / GRAPH_NAME).parent)
     clear_placements(graph)
-    canonical = Canonical(graph, bundle.folder / WEIGHTS_MEMBER, bundle.facts.model, nodes_read)
+    program = None if bundle.program is None else bundle.program.program()
+    canonical = Canonical(graph, bundle.folder / WEIGHTS_MEMBER, bundle.facts.model, nodes_read, program)
     built = assemble(canonical, output, deployment, sla, options, clock)
     return replace(built, notes=notes)
 
@@ -128,7 +129,10 @@ def _as_built(bundle: Bundle) -> tuple[Deployment, BuildOptions, tuple[str, ...]
     facts, recipe = bundle.facts, read_recipe(bundle)
     listed = {name: tuple(sizes) for name, sizes in facts.dim_sizes.items()}
     ranges = {name: ends for name, ends in facts.dim_ranges.items() if name not in listed}
-    options = BuildOptions(dims=facts.nominal_dims, ranges=ranges, listed=listed, costs=recorded_costs(bundle))
+    tokens = 0 if bundle.program is None else bundle.program.expected_tokens
+    options = BuildOptions(
+        dims=facts.nominal_dims, ranges=ranges, listed=listed, costs=recorded_costs(bundle), expected_tokens=tokens
+    )
     if recipe is None:
         numerics = bundle.artifact(0).options.get("numerics", "exact")
         options = replace(options, numerics=cast("Numerics", numerics))

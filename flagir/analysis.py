@@ -12,10 +12,11 @@ from fractions import Fraction
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
+from flagsplit.flagir.loops import trips_of, trips_that_count
 from flagsplit.flagir.reads import activations_read, readers_of, subgraphs_of, weights_read
 from flagsplit.flagir.static_shapes import Skeleton, nominal_dims
 from flagsplit.flagir.types import ValueType
-from flagsplit.flagir.work import work_of
+from flagsplit.flagir.work import is_view, work_of
 
 Types = Mapping[str, ValueType]
 
@@ -97,7 +98,8 @@ def figures_of(model: ir.Model, types: Types, nodes: Iterable[str] | None = None
     touched, notes = 0, dict[str, None]()
     for node in chosen:
         work = work_of(node, types)
-        flops[work.op_class] = flops.get(work.op_class, 0.0) + work.flops
+        for name, count in work.by_class.items():
+            flops[name] = flops.get(name, 0.0) + count
         touched += work.touched_weight_bytes
         if work.note:
             notes[work.note] = None
@@ -118,7 +120,7 @@ def figures_by_node(model: ir.Model, types: Types) -> dict[str, Figures]:
     for node in model.graph:
         work = work_of(node, types)
         found[node.name or ""] = Figures(
-            {work.op_class: work.flops},
+            work.by_class,
             sum(size_of(value, types) for value in activations_read(node)),
             sum(size_of(value, types) for value in node.outputs if value.name),
             sum(value.const_value.nbytes for value in weights_read(node) if value.const_value is not None),
@@ -193,7 +195,7 @@ def _spans(
 
 
 def _is_view(node: ir.Node) -> bool:
-    return bool(node.inputs) and node.inputs[0] is not None and work_of(node, {}).is_view
+    return bool(node.inputs) and node.inputs[0] is not None and is_view(node)
 
 
 def _peak(nodes: Sequence[ir.Node], spans: Mapping[ir.Value, Lifetime], types: Types) -> tuple[int, int]:
@@ -209,16 +211,20 @@ def _peak(nodes: Sequence[ir.Node], spans: Mapping[ir.Value, Lifetime], types: T
     held, best = 0, (0, 0)
     for at, node in enumerate(nodes):
         held += begins[at]
-        inner = max((_inner_peak(body, types) for body in subgraphs_of(node)), default=0)
+        inner = _inner_peak(node, types)
         if held + inner > best[0]:
             best = (held + inner, at)
         held -= ends[at]
     return best
 
 
-def _inner_peak(body: ir.Graph, types: Types) -> int:
-    nodes = list(body)
-    return _peak(nodes, _spans(body.inputs, nodes, body.outputs), types)[0]
+def _inner_peak(node: ir.Node, types: Types) -> int:
+    """The peak inside a node; of a loop that of its last trip, when what it carries is longest."""
+    bodies = subgraphs_of(node)
+    if node.op_type == "Loop" and not node.domain and len(bodies) == 1:
+        types = trips_that_count(node, types, trips_of(node).count)[-1].types
+    of_bodies = ((list(body), body) for body in bodies)
+    return max((_peak(nodes, _spans(b.inputs, nodes, b.outputs), types)[0] for nodes, b in of_bodies), default=0)
 
 
 def _chosen(model: ir.Model, names: Iterable[str] | None) -> list[ir.Node]:

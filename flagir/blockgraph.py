@@ -20,6 +20,57 @@ OP_CLASSES = (
 )
 """The classes of work that a device is rated for, one efficiency each."""
 
+
+@dataclass(frozen=True)
+class LoopWork:
+    """What a loop inside a block does, trip by trip; a decoder is one, and a trip of it a token.
+
+    Attributes:
+        name: of the loop's node.
+        trips: how often its body is expected to run.
+        basis: where that is known from: "said" for it, "constant" in the graph, or "assumed", once.
+        flops: floating-point operations of a trip, the mean of all after the first.
+        weight_bytes: initializers that a trip reads.
+        captured_bytes: activations from outside that each trip reads, such as cross-attention keys and values.
+        state_bytes: what the first trip leaves, such as the keys and values of a prompt.
+        growth_bytes: what each later trip adds to it, such as a token's keys and values.
+        scratch_bytes: the most that a trip holds beside what is carried and captured.
+        launches: contractions in a trip, each of which an engine dispatches.
+    """
+
+    name: str
+    trips: int
+    basis: str
+    flops: float
+    weight_bytes: int
+    captured_bytes: int
+    state_bytes: int
+    growth_bytes: float
+    scratch_bytes: int
+    launches: int
+
+    @property
+    def last_state_bytes(self) -> float:
+        """What is carried out of the last trip: the most that is held."""
+        return self.state_bytes + max(self.trips - 1, 0) * self.growth_bytes
+
+    @property
+    def traffic_bytes(self) -> float:
+        """State and captured activations that all trips together read, and what they add, each trip once."""
+        growing = self.growth_bytes * max(self.trips - 1, 0) / 2
+        return self.trips * (self.captured_bytes + self.state_bytes + growing)
+
+    @property
+    def held_bytes(self) -> float:
+        """What it holds beside weights and what it captures."""
+        return self.last_state_bytes + self.scratch_bytes
+
+    @property
+    def stream_bytes(self) -> float:
+        """What one more stream holds on a tier that decodes several at once."""
+        return self.last_state_bytes + self.captured_bytes
+
+
 GRAPH_INPUT = -1
 """`BlockValue.producer` of a graph input."""
 
@@ -38,9 +89,10 @@ class Block:
         write_bytes: activation bytes that leave it.
         weight_bytes: bytes of its initializers; a tensor shared between blocks counts in the first of them.
         touched_weight_bytes: weight bytes that one run reads (an embedding reads rows, not the table).
-        signature: digest of the work, the same for blocks that do the same; "" where it is unknown
-            (`flagsplit.flagir.signatures`).
+        signature: digest of the work, the same for blocks that do the same; "" where it is unknown, or is what a loop
+            is expected to do (`flagsplit.flagir.signatures`).
         features: numbers about the work that a regression over blocks can use.
+        loops: its loops, if it has any; their work over all trips is in `flops` and `touched_weight_bytes`.
     """
 
     index: int
@@ -54,6 +106,7 @@ class Block:
     touched_weight_bytes: int
     signature: str = ""
     features: Mapping[str, float] = field(default_factory=dict)
+    loops: tuple[LoopWork, ...] = ()
 
 
 @dataclass(frozen=True)

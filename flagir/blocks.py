@@ -3,15 +3,16 @@
 An engine fuses a contraction with the cheap operators around it, and a cut between them would both undo that and ship
 a tensor that the engine never writes. So fused groups (`flagsplit.flagir.groups`) and the nodes outside of them are
 units, and units are merged along edges where that cannot create a cycle: a set of units all of whose results go to one
-other set joins it. A block holds at most one unit that contracts.
+other set joins it. A block holds at most one unit that contracts, except that a loop keeps with the nodes before it
+that read its weights, and with all that lies between.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue, LoopWork
 from flagsplit.flagir.codecs.table import NO_CODEC, codecs_for, encoded_bytes
 from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
@@ -88,6 +89,7 @@ class _Grouping:
         self, units: Sequence[Unit], works: Mapping[ir.Node, NodeWork], types: Types, value_readers: Readers
     ) -> None:
         self._count = len(units)
+        self._units = units
         owner = {node: index for index, unit in enumerate(units) for node in unit}
         self._parent = list(range(len(units)))
         self._anchors = [int(any(works[node].op_class in _ANCHORS for node in unit)) for unit in units]
@@ -105,6 +107,10 @@ class _Grouping:
                 self._out_bytes[index] += _bytes(value, types) if elsewhere or value.is_graph_output() else 0
                 sendable = isinstance(value.type, ir.TensorType) and value.shape is not None
                 self._uncuttable[index] |= elsewhere and not sendable
+        self._weight_readers: dict[Hashable, set[int]] = {}
+        for node, index in owner.items():
+            for weight in filter(_is_large, weights_read(node)):
+                self._weight_readers.setdefault(_identity(weight), set()).add(index)
 
     def groups(self) -> list[list[int]]:
         for index in reversed(range(self._count)):
@@ -113,6 +119,7 @@ class _Grouping:
             if self._root(index) == index and not self._anchors[index]:
                 self._join_reader(index, with_anchor=True)
         self._join_uncuttable()
+        self._join_loops()
         members: dict[int, list[int]] = {}
         for index in range(self._count):
             members.setdefault(self._root(index), []).append(index)
@@ -154,9 +161,31 @@ class _Grouping:
         for index, uncuttable in enumerate(self._uncuttable):
             if uncuttable and any(True for _ in self._successors[index]):
                 for reader in self._successors[index]:
-                    a, b = self._root(index), self._root(reader)
-                    if a != b:
-                        self._parent[a] = b
+                    self._unite(index, reader)
+
+    def _join_loops(self) -> None:
+        """A loop goes with the nodes before it that read its weights: they are its first trip unrolled."""
+        for index, unit in enumerate(self._units):
+            for node in unit:
+                if node.op_type == "Loop" and not node.domain:
+                    for weight in filter(_is_large, weights_read(node)):
+                        for reader in self._weight_readers[_identity(weight)]:
+                            self._unite(reader, index)
+
+    def _unite(self, index: int, other: int) -> None:
+        a, b = self._root(index), self._root(other)
+        if a != b:
+            self._parent[a] = b
+
+
+def _is_large(weight: ir.Value) -> bool:
+    return weight.const_value is not None and weight.const_value.nbytes > _SMALL_BYTES
+
+
+def _identity(weight: ir.Value) -> Hashable:
+    """The same for initializers that are stored once."""
+    tensor = weight.const_value
+    return (tensor.path, tensor.offset, tensor.nbytes) if isinstance(tensor, ir.ExternalTensor) else id(tensor)
 
 
 def _bytes(value: ir.Value, types: Types) -> int:
@@ -231,11 +260,13 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
     work = [sight.work[node] for node in group]
     flops: dict[str, float] = {}
     for each in work:
-        flops[each.op_class] = flops.get(each.op_class, 0.0) + each.flops
+        for name, count in each.by_class.items():
+            flops[name] = flops.get(name, 0.0) + count
     entering = dict.fromkeys(value for node in group for value in sight.enters(node, index))
     leaving = [value for node in group for value in node.outputs if sight.leaves(value, index)]
     fresh = dict.fromkeys(value for node in group for value in weights_read(node) if value not in counted)
     counted.update(fresh)
+    loops = tuple(each.loop for each in work if each.loop is not None)
     heaviest = max(range(len(group)), key=lambda at: (work[at].op_class in _ANCHORS, work[at].flops))
     return Block(
         index=index,
@@ -247,9 +278,15 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
         write_bytes=sum(_bytes(value, sight.types) for value in leaving),
         weight_bytes=sum(value.const_value.nbytes for value in fresh if value.const_value is not None),
         touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
-        signature=signature_of(group, leaving, sight.types),
+        signature=signature_of(group, leaving, sight.types) if all(_is_fixed(loop) for loop in loops) else "",
         features=features_of(group, work, sight.types),
+        loops=loops,
     )
+
+
+def _is_fixed(loop: LoopWork) -> bool:
+    """Whether it runs as often whatever comes in, so that what it took once tells what it takes."""
+    return loop.basis != "said"
 
 
 def _values(model: ir.Model, owner: Mapping[ir.Node, int], types: Types, readers: Readers) -> tuple[BlockValue, ...]:

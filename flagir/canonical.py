@@ -12,6 +12,7 @@ import onnx_ir.passes.common as common
 from flagsplit.errors import FlagsplitError, InternalError, ModelError
 from flagsplit.flagir.passes.canonical_forms import CanonicalForms
 from flagsplit.flagir.passes.check_domains import CheckDomains
+from flagsplit.flagir.passes.clear_notes import ClearNotes
 from flagsplit.flagir.passes.drop_identities import DropIdentities
 from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
@@ -55,7 +56,7 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         UniqueNames(),
         common.TopologicalSortPass(),
         MergeEqual(),
-        common.ClearMetadataAndDocStringPass(),
+        ClearNotes(),
         InferShapes(),
         CanonicalForms(),
     )

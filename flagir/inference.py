@@ -5,15 +5,21 @@ does not say so for two-sided, and propagates the values of a constant `Range` h
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
 
-from flagsplit.flagir.types import dims_of
+from flagsplit.flagir.types import ValueType, dims_of
 
 _INLINE_BYTES = 1024
 _MAX_RANGE = 1 << 20
+_MOST_ROUNDS = 8
+_MOST_KNOWN = 1 << 16
+"""Elements of a constant that is followed; those that decide shapes are few."""
 _SAME_SHAPE = {"GroupNormalization": "InstanceNormalization", "MeanVarianceNormalization": "Relu"}
 """Operators that take and give the same types and shapes as others, for which there is a rule."""
 
@@ -49,8 +55,8 @@ def weightless_proto(model: ir.Model, *, declared: bool) -> onnx.ModelProto:
         )
     graph.output.extend(ir.serde.serialize_value(value) for value in model.graph.outputs)
     for each in graphs_of(graph):
-        _forget(each, partial_only=declared)
-    _share_constants(graph)
+        forget_shapes(each, partial_only=declared)
+    share_constants(graph)
     return proto
 
 
@@ -76,6 +82,84 @@ def infer(proto: onnx.ModelProto, *, strict: bool) -> onnx.ModelProto:
     )
 
 
+def settled(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Inference for a model of known sizes, which also follows what is computed from sizes, such as a `Range` of them.
+
+    Args:
+        proto: from `weightless_proto` or the like, its inputs of known shapes; stays as it is.
+
+    Returns:
+        The model with the types that are known; nodes of the main graph that sizes alone decide became constants.
+    """
+    proto = _copied(proto)
+    for _ in range(_MOST_ROUNDS):
+        inferred = infer(_copied(proto), strict=False)
+        if not _evaluate(proto.graph, inferred.graph):
+            break
+    return inferred
+
+
+def known_types(graph: onnx.GraphProto) -> dict[str, ValueType]:
+    """The types that inference gave to the values of a graph and of those in it; an open dimension counts as 1."""
+    found = {}
+    for each in graphs_of(graph):
+        for info in (*each.input, *each.value_info, *each.output):
+            kind = info.type.tensor_type
+            if kind.elem_type and kind.HasField("shape"):
+                shape = tuple(dim.dim_value if dim.HasField("dim_value") else 1 for dim in kind.shape.dim)
+                found[info.name] = ValueType(ir.DataType(kind.elem_type), shape)
+    return found
+
+
+def _copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy
+
+
+def _evaluate(graph: onnx.GraphProto, inferred: onnx.GraphProto) -> bool:
+    """Turn, in place, nodes that read constants and known shapes into constants; whether there were any."""
+    shapes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*inferred.input, *inferred.value_info)
+        if info.type.tensor_type.HasField("shape")
+        and all(dim.HasField("dim_value") for dim in info.type.tensor_type.shape.dim)
+    }
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = False
+    for node in graph.node:
+        if node.op_type == "Constant":
+            continue
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            feeds = {node.input[0]: np.broadcast_to(np.float32(0), shapes[node.input[0]])}
+        elif node.input and all(name in known for name in node.input if name) and not _has_body(node):
+            feeds = {name: known[name] for name in node.input if name}
+        else:
+            continue
+        made = _run(node, feeds)
+        known |= made
+        if len(node.output) == 1 and made:
+            constant = onnx.numpy_helper.from_array(made[node.output[0]])
+            node.CopyFrom(onnx.helper.make_node("Constant", [], [*node.output], name=node.name, value=constant))
+            found = True
+    return found
+
+
+def _has_body(node: onnx.NodeProto) -> bool:
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+def _run(node: onnx.NodeProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """What a node makes of small arrays; nothing where it fails, or makes much."""
+    try:
+        values = ReferenceEvaluator(node).run(None, dict(feeds))
+    except Exception:  # noqa: BLE001 - what cannot be computed stays unknown, as it was
+        return {}
+    arrays = [np.asarray(value) for value in values]
+    small = all(array.size <= _MOST_KNOWN for array in arrays)
+    return dict(zip(node.output, arrays, strict=True)) if small else {}
+
+
 def _inline(tensor: ir.TensorProtocol, name: str) -> onnx.TensorProto:
     if isinstance(tensor, ir.ExternalTensor):
         tensor = ir.Tensor(tensor.numpy(), tensor.dtype)
@@ -93,7 +177,7 @@ def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs_of(inner)
 
 
-def _share_constants(graph: onnx.GraphProto) -> None:
+def share_constants(graph: onnx.GraphProto) -> None:
     """Give subgraphs copies of the constants they capture: inference knows captured types, but not their values."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for each in itertools.islice(graphs_of(graph), 1, None):
@@ -101,7 +185,8 @@ def _share_constants(graph: onnx.GraphProto) -> None:
         each.initializer.extend(constants[name] for name in read if name in constants)
 
 
-def _forget(graph: onnx.GraphProto, *, partial_only: bool) -> None:
+def forget_shapes(graph: onnx.GraphProto, *, partial_only: bool = False) -> None:
+    """Drop the shapes of what a graph makes, all of them or those with a dimension that is unknown."""
     for info in (*graph.value_info, *graph.output):
         kind = info.type.tensor_type
         if partial_only and all(dim.WhichOneof("value") for dim in kind.shape.dim):

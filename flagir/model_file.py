@@ -18,21 +18,22 @@ from flagsplit.flagir.version import check_version
 _MAX_PROTO_BYTES = (1 << 31) - 1
 
 
-def read_model(path: Path) -> ir.Model:
+def read_model(path: Path, weights_folder: Path | None = None) -> ir.Model:
     """Read an ONNX file, or one of ONNX Runtime's own, which its first bytes tell.
 
     Args:
         path: an `.onnx` file, whose external data lies beside or below it, or an `.ort` file.
+        weights_folder: where the external data lies instead.
 
     Raises:
         ModelError: the file is missing, neither of the two, truncated, of a newer FlagIR version, or points outside
             its folder.
     """
     _size_of(path)
-    return read_ort(path, _read_onnx) if is_ort_file(_head(path)) else _read_onnx(path)
+    return read_ort(path, _read_onnx) if is_ort_file(_head(path)) else _read_onnx(path, weights_folder)
 
 
-def _read_onnx(path: Path) -> ir.Model:
+def _read_onnx(path: Path, weights_folder: Path | None = None) -> ir.Model:
     size_bytes = _size_of(path)
     if size_bytes > _MAX_PROTO_BYTES:
         raise ModelError(
@@ -48,7 +49,11 @@ def _read_onnx(path: Path) -> ir.Model:
         raise ModelError(f"expected an ONNX model, {path} holds no graph{_hint(path)}")
     _check_names(model)
     check_version(model)
-    _check_tensors(model, path)
+    if weights_folder is not None:
+        for tensor in _tensors(model):
+            if isinstance(tensor, ir.ExternalTensor):
+                tensor.base_dir = weights_folder
+    _check_tensors(model, weights_folder or path.resolve().parent)
     return model
 
 
@@ -106,10 +111,9 @@ def _names(model: ir.Model) -> Iterator[object]:
             yield from (value.name for value in (*node.inputs, *node.outputs) if value is not None)
 
 
-def _check_tensors(model: ir.Model, path: Path) -> None:
-    folder = path.resolve().parent
+def _check_tensors(model: ir.Model, folder: Path) -> None:
     for tensor in _tensors(model):
-        check_tensor(tensor, folder)
+        check_tensor(tensor, folder.resolve())
 
 
 def _tensors(model: ir.Model) -> Iterator[object]:

@@ -5,12 +5,14 @@ counting of model cards. Bytes come from the types of what a node reads and writ
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from flagsplit.flagir.reads import subgraphs_of, weights_read
+from flagsplit.flagir.blockgraph import LoopWork
+from flagsplit.flagir.loops import captured_by, trips_of, trips_that_count
+from flagsplit.flagir.reads import activations_read, subgraphs_of, weights_read
 from flagsplit.flagir.types import ValueType, dims_of
 
 _TRANSCENDENTAL = frozenset(
@@ -40,9 +42,11 @@ class NodeWork:
     Attributes:
         op_class: one of `flagsplit.flagir.blockgraph.OP_CLASSES`.
         flops: floating-point operations.
-        touched_weight_bytes: bytes of initializers that it reads.
+        touched_weight_bytes: bytes of initializers that it reads; a loop reads them once for each trip.
         is_view: whether it only renames its input's bytes.
         note: what the count supposes; "" where it supposes nothing.
+        inside: of a node that holds subgraphs, its operations by class.
+        loop: of a `Loop`, what it does trip by trip.
     """
 
     op_class: str
@@ -50,6 +54,13 @@ class NodeWork:
     touched_weight_bytes: int
     is_view: bool
     note: str = ""
+    inside: Mapping[str, float] = field(default_factory=dict)
+    loop: LoopWork | None = None
+
+    @property
+    def by_class(self) -> Mapping[str, float]:
+        """Operations by class; those of a body are of the classes of its nodes."""
+        return self.inside or {self.op_class: self.flops}
 
 
 def work_of(node: ir.Node, types: Types) -> NodeWork:
@@ -60,37 +71,128 @@ def work_of(node: ir.Node, types: Types) -> NodeWork:
         types: the type of every value that it reads and writes, inside its subgraphs too; initializers may be missing.
 
     Returns:
-        For `If` the work of the heavier branch, for `Loop` and `Scan` that of the body times the trips. A loop whose
-        trips are not constant counts once, which `note` says.
+        For `If` the work of the heavier branch, for `Scan` that of the body times the length of what it scans, for
+        `Loop` that of the body times the trips (`flagsplit.flagir.loops`), at the sizes that its state has on the way.
     """
     bodies = subgraphs_of(node)
+    if node.op_type == "Loop" and not node.domain and len(bodies) == 1:
+        return _of_loop(node, bodies[0], types)
     if bodies:
-        trips, note = _trips(node, types)
-        works = [[work_of(inner, types) for inner in body] for body in bodies]
-        notes = dict.fromkeys(filter(None, (note, *(work.note for body in works for work in body))))
-        flops = trips * max(sum(work.flops for work in body) for body in works)
-        return NodeWork("control", flops, _touched(node, types), is_view=False, note="; ".join(notes))
+        heaviest = max((_of_nodes(body, types) for body in bodies), key=lambda work: work.flops)
+        return heaviest.times(_scanned(node, types) if node.op_type == "Scan" else 1, _touched(node, types))
     count = _CONTRACTIONS.get(node.op_type)
     if count is not None and not node.domain:
         op_class, flops = count(node, [_type(v, types) for v in node.inputs], [_type(v, types) for v in node.outputs])
     else:
         op_class, flops = _pointwise(node, types)
-    return NodeWork(op_class, float(flops), _touched(node, types), node.op_type in _VIEWS)
+    return NodeWork(op_class, float(flops), _touched(node, types), is_view(node))
 
 
-def _trips(node: ir.Node, types: Types) -> tuple[int, str]:
-    """How often a subgraph runs, and what that supposes."""
-    if node.op_type == "Scan":
-        scans = node.attributes.get_int("num_scan_inputs", 1) or 1
-        axes = node.attributes.get_ints("scan_input_axes", ()) or (0,)
-        shape = _type(node.inputs[len(node.inputs) - scans], types).shape
-        return (shape[axes[0]] if -len(shape) <= axes[0] < len(shape) else 1), ""
-    if node.op_type == "Loop":
-        limit = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
-        if limit is None or limit.size != 1:
-            return 1, f"{node.name}: a Loop without constant trips counts as one"
-        return max(0, int(limit.numpy().reshape(-1)[0])), ""
-    return 1, ""
+def is_view(node: ir.Node) -> bool:
+    """Whether a node only renames its input's bytes."""
+    return node.op_type in _VIEWS and not node.domain
+
+
+def launches_of(nodes: Iterable[ir.Node]) -> int:
+    """The contractions among nodes, each of which an engine dispatches."""
+    return sum(node.op_type in _CONTRACTIONS and not node.domain for node in nodes)
+
+
+@dataclass(frozen=True)
+class _BodyWork:
+    """What one run of a subgraph costs."""
+
+    by_class: Mapping[str, float]
+    touched_weight_bytes: int
+    launches: int
+    notes: tuple[str, ...]
+
+    @property
+    def flops(self) -> float:
+        return sum(self.by_class.values())
+
+    def times(self, runs: int, touched: int) -> NodeWork:
+        inside = {name: flops * runs for name, flops in self.by_class.items()}
+        return NodeWork("control", self.flops * runs, touched, is_view=False, note="; ".join(self.notes), inside=inside)
+
+
+def _of_nodes(nodes: Iterable[ir.Node], types: Types) -> _BodyWork:
+    by_class: dict[str, float] = {}
+    touched, launches, notes = 0, 0, dict[str, None]()
+    for node in nodes:
+        work = work_of(node, types)
+        for name, flops in work.by_class.items():
+            if flops:
+                by_class[name] = by_class.get(name, 0.0) + flops
+        touched += work.touched_weight_bytes
+        launches += work.loop.trips * work.loop.launches if work.loop else launches_of((node,))
+        if work.note:
+            notes[work.note] = None
+    return _BodyWork(by_class, touched, launches, tuple(notes))
+
+
+def _of_loop(node: ir.Node, body: ir.Graph, types: Types) -> NodeWork:
+    trips = trips_of(node)
+    count = trips.count
+    first, second, last = trips_that_count(node, types, count)
+    of_first = _of_nodes(body, first.types)
+    of_second = of_first if second is first else _of_nodes(body, second.types)
+    of_last = of_second if last.types is second.types else _of_nodes(body, last.types)
+    once, rest = min(count, 1), max(count - 1, 0) / 2
+    parts = ((of_first, once), (of_second, rest), (of_last, rest))
+    names = dict.fromkeys(name for work, _ in parts for name in work.by_class)
+    inside = {name: sum(share * work.by_class.get(name, 0.0) for work, share in parts) for name in names}
+    touched = round(sum(share * work.touched_weight_bytes for work, share in parts))
+    notes = dict.fromkeys(note for work, _ in parts for note in work.notes)
+    if trips.basis == "assumed":
+        notes = {f"{node.name}: a Loop without constant trips counts as one": None} | notes
+    flops = sum(inside.values())
+    loop = LoopWork(
+        name=node.name or "",
+        trips=count,
+        basis=trips.basis,
+        flops=(of_second.flops + of_last.flops) / 2,
+        weight_bytes=of_last.touched_weight_bytes,
+        captured_bytes=sum(_size(value, types) for value in captured_by(node)),
+        state_bytes=first.left_bytes,
+        growth_bytes=(last.left_bytes - first.left_bytes) / max(count - 1, 1),
+        scratch_bytes=max(_scratch_bytes(body, len(node.inputs) - 2, trip.types) for trip in (first, last)),
+        launches=of_last.launches,
+    )
+    return NodeWork("control", flops, touched, is_view=False, note="; ".join(notes), inside=inside, loop=loop)
+
+
+def _scratch_bytes(body: ir.Graph, carried: int, types: Types) -> int:
+    """The most that a trip holds at once beside what is carried in and out and what comes from outside."""
+    nodes = list(body)
+    kept = {*body.inputs, *body.outputs[: 1 + carried]}
+    last_read = {value: at for at, node in enumerate(nodes) for value in activations_read(node)}
+    sizes = {
+        value: 0 if value in kept or is_view(node) else _size(value, types) for node in nodes for value in node.outputs
+    }
+    ends: dict[int, int] = {}
+    held = most = 0
+    for at, node in enumerate(nodes):
+        for value in node.outputs:
+            held += sizes[value]
+            end = max(last_read.get(value, at), at)
+            ends[end] = ends.get(end, 0) + sizes[value]
+        most = max(most, held)
+        held -= ends.pop(at, 0)
+    return most
+
+
+def _scanned(node: ir.Node, types: Types) -> int:
+    """How often the body of a `Scan` runs."""
+    scans = node.attributes.get_int("num_scan_inputs", 1) or 1
+    axes = node.attributes.get_ints("scan_input_axes", ()) or (0,)
+    shape = _type(node.inputs[len(node.inputs) - scans], types).shape
+    return shape[axes[0]] if -len(shape) <= axes[0] < len(shape) else 1
+
+
+def _size(value: ir.Value, types: Types) -> int:
+    kind = types.get(value.name or "")
+    return kind.size_bytes if kind is not None else 0
 
 
 def _type(value: ir.Value | None, types: Types) -> ValueType:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flagsplit.errors import BundleError, PolicyError
 from flagsplit.runtime.archive import Progress, unpack
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.manifest import Facts, Tensor, TierArtifact
+from flagsplit.runtime.program_parts import FOLDER, PARTS_NAME, ProgramFolder, ProgramParts
 from flagsplit.splitter import reading
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
@@ -165,6 +167,25 @@ class Bundle:
         if self.plans.pool.tiers != self.tiers:
             raise BundleError(f"{path}: its plans are for {self.plans.pool.tiers}, its tiers are {self.tiers}; damaged")
         self.plans.check_values({tensor.name for tensor in self.inputs}, {tensor.name for tensor in self.outputs})
+
+    @cached_property
+    def program(self) -> ProgramParts | None:
+        """The generative program that it was built from, to decode token by token; None if it was another model.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        if PARTS_NAME not in self.facts.sizes:
+            return None
+        return ProgramParts(
+            ProgramFolder(
+                folder=self.folder / FOLDER,
+                weights=self.folder / WEIGHTS_MEMBER,
+                tiers=self.tiers,
+                segments=[frozenset(self.segments_of(tier)) for tier in range(len(self.tiers))],
+                inputs=frozenset(tensor.name for tensor in self.inputs),
+            )
+        )
 
     @property
     def tiers(self) -> tuple[str, ...]:

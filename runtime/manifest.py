@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flagsplit.errors import BundleError
 
-FORMAT = (1, 4)
+FORMAT = (1, 5)
 """Major and minor version of the bundle format."""
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
 from flagsplit.splitter.costs import Tier
+from flagsplit.splitter.memory import too_large_loops
 from flagsplit.splitter.sla import INPUTS, SLA
 
 Support = Callable[[Block], str | None] | Sequence[str | None]
@@ -56,6 +57,8 @@ def build_constraints(
     for key, name in sla.keep_on.items():
         for value in _private(graph, key):
             _confine(_holders(value, key, name, tier_names), tier_names, name, f"keep_on {key!r} wants {name}", reasons)
+    for pair, why in too_large_loops(graph, tiers, sla).items():
+        reasons.setdefault(pair, why)
     allowed = np.ones((len(graph.blocks), len(tier_names)), dtype=bool)
     for block_index, tier in reasons:
         allowed[block_index, tier] = False
@@ -124,6 +127,7 @@ def _check_names(tier_names: Sequence[str], sla: SLA, supports: Mapping[str, Sup
     uses = {
         "memory_mb": list(sla.memory_mb),
         "power_w": list(sla.power_w),
+        "streams": list(sla.streams),
         "prefer_tiers": list(sla.prefer_tiers),
         "use_tiers": list(sla.use_tiers),
         "keep_on": list(sla.keep_on.values()),

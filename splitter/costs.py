@@ -1,7 +1,8 @@
 """What each block costs on each tier, in seconds, joules and dollars, from the device figures.
 
 Seconds are a roofline: work by class at its share of the peak, or bytes at the memory bandwidth, whichever takes
-longer, plus a dispatch. Measured seconds can replace the model: `dataclasses.replace(costs, seconds=...)`. Transfers
+longer, plus a dispatch. A loop moves its weights and its state anew in each trip, and each of its contractions is a
+dispatch. Measured seconds can replace the model: `dataclasses.replace(costs, seconds=...)`. Transfers
 are in `flagsplit.splitter.rates`, memory in `flagsplit.splitter.evaluate`.
 """
 
@@ -178,7 +179,9 @@ def _block_seconds(block: Block, tier: Tier, handicaps: Handicaps) -> float:
     compute = sum(flops / device.efficiency[name].value for name, flops in block.flops.items()) / peak
     extra_bytes = 0.0 if beside else handicaps.extra_bytes.get(block.index, 0.0)
     traffic = block.read_bytes + block.write_bytes + block.touched_weight_bytes + extra_bytes
-    return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value * (3 if beside else 1)
+    traffic += sum(loop.traffic_bytes for loop in block.loops)
+    dispatches = 1 + sum(loop.trips * loop.launches for loop in block.loops) + (2 if beside else 0)
+    return max(compute, traffic / device.memory_bandwidth.value) + device.dispatch.value * dispatches
 
 
 def on_other_links(

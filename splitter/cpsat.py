@@ -207,7 +207,7 @@ class CpSatProgram:
             now = np.flatnonzero((values.first_live <= n) & (values.last_live >= n) & (values.size_bytes > 0))
             if isinstance(on[n], int) and not on[n]:
                 continue
-            held = sum(int(values.size_bytes[t]) * resident[t] for t in now)
+            held = sum(int(values.size_bytes[t]) * resident[t] for t in now) + int(self.problem.held_bytes[n, tier])
             row = self.model.add(weights + held <= peak)
             if not isinstance(on[n], int):
                 row.only_enforce_if(on[n])

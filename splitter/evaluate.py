@@ -122,6 +122,10 @@ class Usage:
     def round_trips(self) -> NDArray[np.float64]:
         """How often a request passes each link and comes back, (m, K-1)."""
         once = self.used_links
+        if self.problem.steps > 1:
+            inside = self.placements.min(axis=1, keepdims=True) < self._links
+            divided: NDArray[np.float64] = once * np.where(inside, self.problem.steps, 1)
+            return divided
         made, _, _ = self.ends
         lowest_block = np.minimum.reduceat(self._block_readers, self.problem.values.starts, axis=1)
         comes_back: NDArray[np.bool_] = np.any(lowest_block < made, axis=1)
@@ -222,7 +226,7 @@ class Usage:
 
     @cached_property
     def resident_bytes(self) -> NDArray[np.float64]:
-        """Weights plus the peak of live activations on each tier, (m, K).
+        """Weights plus the peak of live activations and of the state of loops on each tier, (m, K).
 
         A value counts on the tiers that produce or consume it (the request, on tier 0, does both for graph inputs and
         outputs), from its producer to its last consumer in block order; the peak is over the blocks of that tier.
@@ -235,7 +239,13 @@ class Usage:
         mine = self.placements == tier
         here = np.logical_or.reduceat(self._with_request[:, values.endpoints] == tier, values.starts, axis=1)
         live = here @ self._life if blocks <= _MOST_DENSE_BLOCKS else _live(values, here, blocks)
-        held: NDArray[np.float64] = mine @ self.problem.weight_bytes + np.where(mine, live, 0.0).max(axis=1, initial=0)
+        states = self.problem.held_bytes[:, tier]
+        kept: NDArray[np.float64] = mine @ self.problem.weight_bytes
+        if self.problem.steps > 1:  # the parts of a loop are under way together
+            kept = kept + mine @ states
+        else:
+            live = live + states
+        held: NDArray[np.float64] = kept + np.where(mine, live, 0.0).max(axis=1, initial=0)
         return held
 
     @cached_property

@@ -10,6 +10,7 @@ from typing import Any
 
 from flagsplit.errors import PolicyError
 from flagsplit.splitter.baselines import Baseline, single_tier_baselines
+from flagsplit.splitter.loop_sentences import loop_sentences
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.plan_maker import make_plan, tier_set_name
 from flagsplit.splitter.pool import Choice, Pool
@@ -37,9 +38,9 @@ def _plan_of(problem: Problem, found: Solution) -> Plan:
 def explain_choice(problem: Problem, pool: Pool, choice: Choice) -> tuple[str, ...]:
     """Sentences that say what was chosen and what decided it, most important first."""
     plan = choice.plan
-    sentences = [_headline(plan, problem.nominal)]
+    sentences = [headline(plan, problem.nominal), *loop_sentences(problem, plan)]
     sentences += [
-        _against(plan, baseline, problem.nominal, problem.sla.objective.goal)
+        against_sentence(plan, baseline, problem.nominal, problem.sla.objective.goal)
         for baseline in single_tier_baselines(problem)
         if baseline.plan != plan
     ]
@@ -55,7 +56,8 @@ def _parts(plan: Plan, state: State) -> tuple[float, float]:
     return compute_s * _MS, (plan.latency_s(state) - compute_s) * _MS
 
 
-def _headline(plan: Plan, state: State) -> str:
+def headline(plan: Plan, state: State) -> str:
+    """What a plan is and takes."""
     compute, transfer = _parts(plan, state)
     counts = [f"{plan.placement.count(k)} on {plan.tiers[k]}" for k in plan.used_tiers]
     sent = sum(plan.features.up_bytes) + sum(plan.features.down_bytes)
@@ -68,7 +70,8 @@ def _headline(plan: Plan, state: State) -> str:
     )
 
 
-def _against(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
+def against_sentence(plan: Plan, baseline: Baseline, state: State, goal: str) -> str:
+    """Why a plan is better than a baseline."""
     other = baseline.plan
     if baseline.reason is not None:
         return f"{other.name} is not allowed: {baseline.reason}."
@@ -109,6 +112,7 @@ _RULES: Mapping[str, Mapping[str, Any]] = {
     "the bounds": {"bounds": Bounds()},
     "requests_per_s": {"requests_per_s": None, "power_w": {}},
     "memory_mb": {"memory_mb": {}},
+    "streams": {"streams": {}},
     "power_w": {"power_w": {}},
     "privacy (keep_on)": {"keep_on": {}},
     "privacy (min_blocks_deep)": {"min_blocks_deep": 0},

@@ -154,8 +154,8 @@ class HighsProgram:
 
     @cached_property
     def _everything_mb(self) -> float:
-        """No peak is above all weights and all values together."""
-        return float(self.problem.weight_bytes.sum() + self.problem.values.size_bytes.sum()) / BYTES_PER_MB
+        """No peak is above all weights, all values and all that loops hold together."""
+        return self.problem.everything_bytes / BYTES_PER_MB
 
     def _add_peak_rows(self, tier: int, peak: Any, slack_mb: float) -> None:
         """Block n on the tier implies weights + live values <= peak; off it, `slack_mb` makes the row void."""
@@ -173,7 +173,8 @@ class HighsProgram:
             now = np.flatnonzero((values.first_live <= n) & (values.last_live >= n) & (values.size_bytes > 0))
             live = self._opt.fast_sum(float(values.size_bytes[t]) * unit * resident[t] for t in now)
             void = slack_mb * BYTES_PER_MB * unit
-            self.model.add_linear_constraint(weights + live + void * on <= top + void)
+            state = float(self.problem.held_bytes[n, tier]) * unit
+            self.model.add_linear_constraint(weights + live + state + void * on <= top + void)
 
     def add_turns(self, turns: Turns) -> bool:
         """Charge the turns along a chain; false if the program does so already."""

@@ -8,6 +8,7 @@ needs no solver; what is searched where is in `flagsplit.splitter.pool_search`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +68,51 @@ def build_pool(
         if f"all-{tier.name}" not in absent:
             search.add_everywhere((k,) * len(problem.graph.blocks))
     search.run()
+    return pool_of(problem, search, first, absent, most_plans)
+
+
+class Searched(Protocol):
+    """What was found in every state: see `flagsplit.splitter.pool_search.PoolSearch`."""
+
+    @property
+    def grid(self) -> Grid:
+        """Of the states."""
+
+    @property
+    def states(self) -> Sequence[State]:
+        """Corners, then states between."""
+
+    @property
+    def sampled(self) -> int:
+        """How many are between."""
+
+    @property
+    def cells(self) -> Sequence[Sequence[int]]:
+        """Corners of each cell."""
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """All that keep the SLA."""
+
+    @property
+    def optima(self) -> Mapping[tuple[int, ...], NDArray[np.float64]]:
+        """By set of tiers, the least score in each state."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are proven."""
+
+
+def pool_of(problem: Problem, search: Searched, first: int, absent: Mapping[str, str], most_plans: int = 16) -> Pool:
+    """The pool of what was found.
+
+    Args:
+        problem: what was searched.
+        search: what was found.
+        first: index of the nominal optimum in the plans that were found.
+        absent: single-tier plans that are not among them, to the reason.
+        most_plans: as for `build_pool`.
+    """
     candidates = _Candidates(problem, search.plans, [problem.nominal, *search.states])
     chosen = candidates.select(first, search, most_plans)
     return _make_pool(problem, candidates, chosen, absent, _certify(candidates, chosen, search))
@@ -162,7 +208,7 @@ class _Candidates:
         """Which candidates compute on these tiers only."""
         return np.array([used <= set(tiers) for used in self._used])
 
-    def select(self, first: int, search: PoolSearch, most: int) -> list[int]:
+    def select(self, first: int, search: Searched, most: int) -> list[int]:
         """Indices of the plans to ship, the nominal optimum first."""
         chosen = dict.fromkeys([first])
         singles: dict[frozenset[int], list[int]] = {}
@@ -188,7 +234,7 @@ class _Candidates:
             chosen[best] = None
         return list(chosen)
 
-    def _regret(self, search: PoolSearch) -> NDArray[np.float64]:
+    def _regret(self, search: Searched) -> NDArray[np.float64]:
         """Relative excess of every candidate over the best candidate, for each set of tiers and state."""
         columns = []
         for tiers in search.optima:
@@ -207,7 +253,7 @@ def excess(costs: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.
     return relative
 
 
-def _certify(candidates: _Candidates, chosen: Sequence[int], search: PoolSearch) -> PoolCertificate:
+def _certify(candidates: _Candidates, chosen: Sequence[int], search: Searched) -> PoolCertificate:
     cells = certified = 0
     worst = sampled = 0.0
     corners_end = len(search.states) - search.sampled
@@ -240,7 +286,7 @@ def _make_pool(
     problem: Problem,
     candidates: _Candidates,
     chosen: Sequence[int],
-    absent: dict[str, str],
+    absent: Mapping[str, str],
     certificate: PoolCertificate,
 ) -> Pool:
     first, *rest = chosen
@@ -248,6 +294,9 @@ def _make_pool(
     seen: dict[str, int] = {}
     plans = []
     for i in order:
+        if problem.steps > 1:
+            plans.append(candidates.plans[i])
+            continue
         base = tier_set_name(problem.tier_names, candidates.plans[i].placement)
         seen[base] = seen.get(base, 0) + 1
         numbered = "+" in base or seen[base] > 1
@@ -258,7 +307,7 @@ def _make_pool(
         latency_weight=problem.sla.objective.latency,
         bias=tuple(float(candidates.bias[i]) for i in order),
         latency_bound_s=None if bound_ms is None else bound_ms / MS_PER_S,
-        absent=absent,
+        absent=dict(absent),
         certificate=certificate,
         goal=problem.sla.objective.goal,
         preferred=_preferred(problem, plans),

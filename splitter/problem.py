@@ -14,7 +14,8 @@ from flagsplit.splitter.codecs import CODEC_COSTS, NONE, allowed_codecs
 from flagsplit.splitter.constraints import Constraints, Support, build_constraints
 from flagsplit.splitter.costs import CostModel, Tier, check_costs, model_costs, on_other_links
 from flagsplit.splitter.links import Link
-from flagsplit.splitter.sla import BYTES_PER_MB, SLA
+from flagsplit.splitter.memory import held_bytes, memory_caps
+from flagsplit.splitter.sla import SLA
 from flagsplit.splitter.state import State
 
 
@@ -67,8 +68,12 @@ class Problem:
     Attributes:
         codecs: names of the codecs that some value may use, "none" first.
         predecessors: by block, the blocks whose results it needs.
+        held_bytes: by block and tier, what a block holds while it runs beside weights and values between blocks: the
+            state of its loops, for each of the streams that the SLA wants of the tier; shape (n, K).
         memory_bytes: by tier, cap on resident bytes: the SLA's, else the device's memory.
         nominal: the state in which bounds hold and figures are predicted.
+        steps: how often a request that is divided between tiers goes round between them: once, or for every token where
+            a loop itself is divided (`flagsplit.splitter.layer_plans`).
     """
 
     graph: BlockGraph
@@ -83,8 +88,10 @@ class Problem:
     bypasses: tuple[Bypass, ...]
     predecessors: tuple[tuple[int, ...], ...]
     weight_bytes: NDArray[np.float64]
+    held_bytes: NDArray[np.float64]
     memory_bytes: NDArray[np.float64]
     nominal: State
+    steps: int = 1
 
     @property
     def tier_names(self) -> tuple[str, ...]:
@@ -98,8 +105,8 @@ class Problem:
 
     @cached_property
     def everything_bytes(self) -> float:
-        """All weights and all values together: no tier can hold more."""
-        return float(self.weight_bytes.sum() + self.values.size_bytes.sum())
+        """All weights, all values and the state of all loops together: no tier can hold more."""
+        return float(self.weight_bytes.sum() + self.values.size_bytes.sum() + self.held_bytes.max(axis=1).sum())
 
     @cached_property
     def is_limited(self) -> bool:
@@ -149,7 +156,8 @@ class Problem:
             self,
             sla=sla,
             constraints=build_constraints(self.graph, self.tiers, sla, self.supports),
-            memory_bytes=_memory_caps(self.tiers, sla),
+            held_bytes=held_bytes(self.graph, self.tiers, sla),
+            memory_bytes=memory_caps(self.tiers, sla),
             values=values,
             codecs=codecs,
         )
@@ -215,7 +223,8 @@ def make_problem(
         bypasses=tuple(bypasses),
         predecessors=_predecessors(graph),
         weight_bytes=np.array([block.weight_bytes for block in graph.blocks], dtype=np.float64),
-        memory_bytes=_memory_caps(tiers, sla),
+        held_bytes=held_bytes(graph, tiers, sla),
+        memory_bytes=memory_caps(tiers, sla),
         nominal=State.nominal(links, [bypass.link for bypass in bypasses]),
     )
 
@@ -235,15 +244,6 @@ def _predecessors(graph: BlockGraph) -> tuple[tuple[int, ...], ...]:
         for consumer in value.consumers if value.producer != GRAPH_INPUT else ():
             needs[consumer][value.producer] = None
     return tuple(tuple(need) for need in needs)
-
-
-def _memory_caps(tiers: Sequence[Tier], sla: SLA) -> NDArray[np.float64]:
-    return np.array(
-        [
-            sla.memory_mb[tier.name] * BYTES_PER_MB if tier.name in sla.memory_mb else tier.device.memory.value
-            for tier in tiers
-        ]
-    )
 
 
 def _value_table(graph: BlockGraph, sla: SLA) -> tuple[tuple[str, ...], ValueTable]:

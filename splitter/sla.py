@@ -123,6 +123,10 @@ class SLA(_Frozen):
         default_factory=dict,
         description="Cap by tier on weights plus peak activations, in 10^6 bytes. Absent: the device's own memory.",
     )
+    streams: dict[str, Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+        default_factory=dict,
+        description="How many requests a tier has in its loops at once, by tier, the state of all held. Absent: one.",
+    )
     power_w: dict[str, _Bound] = Field(
         default_factory=dict,
         description="Cap by tier on average power above idle at `requests_per_s`, radio included, watts.",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flagsplit.errors import InternalError
-from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue, LoopWork
 from flagsplit.splitter.costs import Tier
 from flagsplit.splitter.devices import Catalogue, load_catalogue
 from flagsplit.splitter.evaluate import Usage
@@ -46,14 +46,17 @@ class GraphBuilder:
         weights: int = 0,
         op_type: str = "Conv",
         op_class: str = "conv",
+        loop: LoopWork | None = None,
     ) -> str:
-        """Add a block that reads values and makes one of `size_bytes`."""
+        """Add a block that reads values and makes one of `size_bytes`; with a loop, its weights are read every trip."""
         index, made = len(self._blocks), f"{name}_out"
         for value in dict.fromkeys(reads):
             self._readers[value].append(index)
         read_bytes = sum(self._sizes[value] for value in reads)
+        touched, loops = (weights * loop.trips, (loop,)) if loop is not None else (weights, ())
+        flops = {op_class: mflop * 1e6}
         self._blocks.append(
-            Block(index, name, (name,), (op_type,), {op_class: mflop * 1e6}, read_bytes, size_bytes, weights, weights)
+            Block(index, name, (name,), (op_type,), flops, read_bytes, size_bytes, weights, touched, loops=loops)
         )
         self._made[made], self._sizes[made], self._readers[made] = index, size_bytes, []
         return made
@@ -113,6 +116,35 @@ def transformer(layers: int = 6, tokens: int = 128, width: int = 384) -> BlockGr
         seen = graph.add(f"attention{i}", [value, "mask"], size, 8e-6 * tokens * unit, 16 * unit, "MatMul", "matmul")
         value = graph.add(f"mlp{i}", [seen, value], size, 16e-6 * tokens * unit, 32 * unit, "MatMul", "matmul")
     return graph.build(graph.add("head", [value], _FLOAT_BYTES * width, 1.0, 4 * unit, "Gemm", "matmul"))
+
+
+def speech(tokens: int = 60, layers: int = 6, width: int = 512, frames: int = 1500) -> BlockGraph:
+    """An encoder, the projections of its result for cross-attention, and a decoder's loop; the figures of Whisper."""
+    hidden, unit = _FLOAT_BYTES * frames * width, width * width
+    graph = GraphBuilder("speech", log_mel=_FLOAT_BYTES * 80 * 2 * frames)
+    value = graph.add("front", ["log_mel"], hidden, 3.0 * frames, 4_000_000)
+    for i in range(layers):
+        mflop = 1e-6 * frames * (24.0 * unit + 4.0 * frames * width)
+        value = graph.add(f"encoder{i}", [value], hidden, mflop, 48 * unit, "MatMul", "matmul")
+    cross = [
+        graph.add(f"cross{i}", [value], 2 * hidden, 4e-6 * frames * unit, 8 * unit, "MatMul", "matmul")
+        for i in range(layers)
+    ]
+    weights = 4 * (layers * 14 * unit + 51_865 * width)
+    loop = LoopWork(
+        name="decoder",
+        trips=tokens,
+        basis="said",
+        flops=weights / 2,
+        weight_bytes=weights,
+        captured_bytes=2 * hidden * layers,
+        state_bytes=4 * 2 * _FLOAT_BYTES * width * layers,
+        growth_bytes=2 * _FLOAT_BYTES * width * layers,
+        scratch_bytes=_FLOAT_BYTES * 51_865,
+        launches=16 * layers + 1,
+    )
+    mflop = 1e-6 * tokens * weights / 2
+    return graph.build(graph.add("decoder", cross, 8 * tokens, mflop, weights, "Loop", "matmul", loop))
 
 
 def fpn(levels: int = 4, depth: int = 3) -> BlockGraph:
@@ -295,12 +327,16 @@ def _travel(
 def _residents(problem: Problem, placement: Sequence[int]) -> list[float]:
     peaks = [0.0] * len(problem.tiers)
     for block, tier in zip(problem.graph.blocks, placement, strict=True):
-        live = 0
+        live = 0.0
         for value in problem.graph.values:
             last = len(placement) if value.is_output else max((value.producer, *value.consumers))
             where = {0} if value.producer == GRAPH_INPUT or value.is_output else set()
             where |= {placement[i] for i in (value.producer, *value.consumers) if i != GRAPH_INPUT}
             live += value.size_bytes * (value.producer <= block.index <= last and tier in where)
+        streams = problem.sla.streams.get(problem.tiers[tier].name, 1)
+        for loop in block.loops:
+            live += loop.last_state_bytes + loop.scratch_bytes
+            live += (streams - 1) * (loop.last_state_bytes + loop.captured_bytes)
         peaks[tier] = max(peaks[tier], live)
     weights = [sum(b.weight_bytes for b in problem.graph.blocks if placement[b.index] == k) for k in range(len(peaks))]
     return [peak + weight for peak, weight in zip(peaks, weights, strict=True)]

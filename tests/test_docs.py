@@ -24,6 +24,9 @@ from flagsplit.errors import PeerError
 ROOT = Path(__file__).parents[1]
 MISUSE: Any = typer.BadParameter.__mro__[1]
 SHELLS = {"console", "bash", "sh", "shell"}
+FETCHED = {"transcribe": ("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer", "silero-vad")}
+"""By command, what it fetches of the zoo by itself."""
+
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)``` *$", re.DOTALL | re.MULTILINE)
 _NUMBERED_REDIRECTION = re.compile(r"(?<=\s)\d(?=>)")
 _SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")
@@ -120,7 +123,9 @@ def test_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pulled = [call[2] for command in block.commands for call in calls_in(command) if call[:2] == ["zoo", "pull"]]
     cache = tmp_path / "cache"
     (cache / "zoo").mkdir(parents=True)
-    for name in pulled:
+    for call in (call for command in block.commands for call in calls_in(command)):
+        pulled += FETCHED.get(call[0], ())
+    for name in dict.fromkeys(pulled):
         try:
             model = zoo.pull(name)
         except PeerError as error:

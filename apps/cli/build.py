@@ -8,7 +8,11 @@ import typer
 from flagsplit.apps.cli.options import (
     CHOICE_HELP,
     DIM_HELP,
+    EXPECTED_TOKENS_HELP,
     LINK_HELP,
+    MAX_TOKENS_HELP,
+    MODEL_HELP,
+    MOST_TOKENS,
     REGION_HELP,
     TARGET_HELP,
     choices,
@@ -30,7 +34,7 @@ PLAN_COLUMNS = ("plan", "tiers", "latency ms", "energy mJ", "USD/1000", "up", "d
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model: .onnx, .ort or .pt2.")],
+    model: Annotated[Path, typer.Argument(help=MODEL_HELP)],
     tiers: Annotated[str, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The bundle to write.")],
     devices: Annotated[
@@ -83,6 +87,8 @@ def command(
     float_products: Annotated[
         bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
     ] = False,
+    expected_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=EXPECTED_TOKENS_HELP)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=MAX_TOKENS_HELP)] = 0,
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -102,6 +108,8 @@ def command(
         keep_samples=keep_samples,
         float_products=float_products,
         residency=residency,
+        expected_tokens=expected_tokens,
+        max_tokens=max_tokens,
         profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
     )
     with progress_bar(quiet=as_json) as progress:
@@ -131,6 +139,7 @@ def _data(result: BuildResult) -> dict[str, Any]:
         "plan": result.planning.chosen.plan.name,
         "plans": [plan_data(plan) for plan in pool.plans],
         "absent": dict(pool.absent),
+        "layer_plans": [] if result.layers is None else [plan_data(plan) for plan in result.layers.pool.plans],
         "reasons": list(result.planning.reasons),
         "notes": list(result.notes),
         "seconds": {name: round(seconds, 4) for name, seconds in result.seconds.items()},
@@ -150,6 +159,12 @@ def _show(result: BuildResult) -> None:
     out.print()
     for sentence in (*result.planning.reasons, *result.notes):
         say(out, sentence)
+    if result.layers is not None:
+        out.print()
+        layered = result.layers.pool
+        out.print(table("Plans that divide its layers (modelled)", PLAN_COLUMNS, plan_rows(layered.plans), left=2))
+        for sentence in result.layers.reasons:
+            say(out, sentence)
     for sentence in calibration_texts(result.calibrations):
         say(out, sentence)
     out.print()

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.output import console, print_json, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_notes, plan_rows
 from flagsplit.runtime.bundle import Bundle, open_bundle
+from flagsplit.runtime.program_parts import FOLDER, ProgramParts
 
 
 def command(
@@ -51,6 +53,7 @@ def _data(bundle: Bundle) -> dict[str, Any]:
         ],
         "plans": [plan_data(plan) for plan in pool.plans],
         "absent": dict(pool.absent),
+        "program": None if bundle.program is None else _program_data(bundle.program, _own_bytes(bundle)),
         "reasons": list(bundle.plans.reasons),
     }
 
@@ -81,6 +84,8 @@ def _show(bundle: Bundle) -> None:
     for note in plan_notes(bundle.plans.pool.plans):
         say(out, note)
     out.print()
+    if bundle.program is not None:
+        _show_program(out, bundle, bundle.program)
     for sentence in bundle.plans.reasons:
         say(out, sentence)
 
@@ -89,6 +94,62 @@ def _reports(bundle: Bundle, tier: int) -> dict[str, Mapping[str, Any]]:
     """By target, what it tells of a tier's segments, if anything."""
     told = {made.target: bundle.stored(made).report() for made in bundle.facts.tiers[tier].artifacts}
     return {target: report for target, report in told.items() if report is not None}
+
+
+def _program_data(program: ProgramParts, own_bytes: int) -> dict[str, Any]:
+    facts = program.facts
+    return {
+        "name": facts.name,
+        "own_bytes": own_bytes,
+        "kind": facts.kind,
+        "license": facts.license,
+        "layers": facts.layers,
+        "vocabulary": facts.vocabulary,
+        "max_positions": facts.max_positions,
+        "expected_tokens": program.expected_tokens,
+        "plans": {
+            name: {
+                "loop_tier": parts.loop_tier,
+                "boundary": [tensor.model_dump() for tensor in parts.boundary],
+                "layers": parts.layers,
+            }
+            for name, parts in program.plans.items()
+        },
+        "unserved": dict(program.unserved),
+        "layer_plans": [] if program.layer_plans is None else [plan_data(plan) for plan in program.layer_plans.plans],
+    }
+
+
+def _own_bytes(bundle: Bundle) -> int:
+    """Of the members that a bundle has for its program alone."""
+    return sum(size for name, size in bundle.facts.sizes.items() if name.startswith(f"{FOLDER}/"))
+
+
+def _show_program(out: Console, bundle: Bundle, program: ProgramParts) -> None:
+    facts = program.facts
+    own = size_text(_own_bytes(bundle))
+    say(
+        out,
+        f"Program {facts.name}: {facts.kind}, {facts.layers} layers, {facts.vocabulary} tokens, at most "
+        f"{facts.max_positions} in a stream, {program.expected_tokens} expected; {own} beside the shared weights; "
+        f"license {facts.license}",
+    )
+    rows = [
+        (
+            name,
+            bundle.tiers[parts.loop_tier],
+            ", ".join(f"{tensor.name} {shape_text(tensor.shape)}" for tensor in parts.boundary) or "tokens alone",
+        )
+        for name, parts in program.plans.items()
+    ]
+    out.print(table("Streams", ("plan", "loop on", "what crosses"), rows, left=3))
+    for name, why in program.unserved.items():
+        say(out, f"no stream under {name}: {why}")
+    if program.layer_plans is not None:
+        out.print()
+        rows_of = plan_rows(program.layer_plans.plans)
+        out.print(table("Plans that divide its layers (modelled)", PLAN_COLUMNS, rows_of, left=2))
+    out.print()
 
 
 def _sla_text(sla: dict[str, Any] | None) -> str:

@@ -11,7 +11,11 @@ from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.options import (
     CHOICE_HELP,
     DIM_HELP,
+    EXPECTED_TOKENS_HELP,
     LINK_HELP,
+    MAX_TOKENS_HELP,
+    MODEL_HELP,
+    MOST_TOKENS,
     REGION_HELP,
     TARGET_HELP,
     changes,
@@ -41,7 +45,7 @@ _WHAT_IF = "Another world: cloud=5mbit/80ms, cloud=5mbit, cloud=/80ms, edge=slow
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="The model: .onnx, .ort or .pt2; or a bundle.")],
+    model: Annotated[Path, typer.Argument(help=f"{MODEL_HELP} Or a bundle.")],
     tiers: Annotated[
         str | None, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")
     ] = None,
@@ -72,6 +76,8 @@ def command(
     float_products: Annotated[
         bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
     ] = False,
+    expected_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=EXPECTED_TOKENS_HELP)] = 0,
+    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=MAX_TOKENS_HELP)] = 0,
     trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -95,6 +101,8 @@ def command(
             targets=targets(target),
             choices=choices(choice),
             float_products=float_products,
+            expected_tokens=expected_tokens,
+            max_tokens=max_tokens,
             profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
         ),
         what_ifs=changes("--what-if", what_if),

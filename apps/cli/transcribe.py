@@ -2,15 +2,16 @@
 
 import sys
 from enum import StrEnum
+from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, cast
 
 import typer
 from rich.console import Console
 
-from flagsplit.apps.cli.output import print_json, progress_bar, say
+from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
-from flagsplit.apps.speech.subtitles import cue_text, cues, file_start
+from flagsplit.apps.speech.subtitles import SubtitleFormat, clock_text, cue_text, cues, file_start
 from flagsplit.apps.speech.transcribe import Transcription
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.apps.speech.transcript import Transcript
@@ -52,38 +53,69 @@ def command(
     if timestamps and form is not Format.text:
         raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
     addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
-    # Words that come one by one would run into the bar.
-    quiet = form is Format.text and sys.stdout.isatty()
-    with progress_bar(quiet=quiet) as progress:
-        choice = RecognizerChoice(model, plan, addresses, keys, threads)
-        transcription = Transcription(audio, choice, pace, progress)
-        _print(transcription, form, timestamps=timestamps)
+    choice = RecognizerChoice(model, plan, addresses, keys, threads)
+    transcription = Transcription(audio, choice, pace)
+    events = transcription.events()
+    printer: _Printer = _Cues(form)
+    if form in (Format.text, Format.json):
+        printer = _Lines(timestamps=timestamps) if form is Format.text else _Json()
+    # Of what comes bit by bit nothing is printed while the bar is on the same terminal: it goes with the first word.
+    shares_terminal = sys.stdout.isatty() and form is not Format.json
+    with progress_bar(quiet=False) as transcription.progress:
+        first = list(islice(events, 1)) if shares_terminal else []
+        for event in () if shares_terminal else events:
+            printer.take(event)
+    transcription.progress = lambda _what, _share: None
+    for event in chain(first, events):
+        printer.take(event)
+    printer.finish(transcription.result)
     _tell(transcription.result, audio, pace=pace)
 
 
-def _print(transcription: Transcription, form: Format, *, timestamps: bool) -> None:
-    if form is Format.json:
-        for _ in transcription.events():
-            pass
-        print_json(transcription.result.to_data())
-    elif form is Format.text:
-        lines = _Lines(timestamps=timestamps, places=sys.stdout.isatty())
-        for event in transcription.events():
-            lines.take(event)
-    else:
-        number = 0
-        _write(file_start(form.value))
-        for event in transcription.events():
-            for cue in cues(event.words) if isinstance(event, Segment) else ():
-                number += 1
-                _write(cue_text(number, cue, form.value))
+class _Printer(Protocol):
+    """Prints what comes."""
+
+    def take(self, event: NewWord | Segment) -> None:
+        """The next one."""
+
+    def finish(self, result: Transcript) -> None:
+        """Nothing follows."""
+
+
+class _Json:
+    """One object at the end."""
+
+    def take(self, event: NewWord | Segment) -> None:
+        pass
+
+    def finish(self, result: Transcript) -> None:
+        print_json(result.to_data())
+
+
+class _Cues:
+    """Subtitles, those of a segment at a time."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = cast("SubtitleFormat", form.value)
+        self._count = 0
+        self._start = file_start(self._form)
+
+    def take(self, event: NewWord | Segment) -> None:
+        for cue in cues(event.words) if isinstance(event, Segment) else ():
+            self._count += 1
+            _write(self._start + cue_text(self._count, cue, self._form))
+            self._start = ""
+
+    def finish(self, result: Transcript) -> None:
+        del result
+        _write(self._start)
 
 
 class _Lines:
     """A line for each segment, written word by word; with timestamps as a whole, since they are known at its end."""
 
-    def __init__(self, *, timestamps: bool, places: bool) -> None:
-        self._timestamps, self._places = timestamps, places
+    def __init__(self, *, timestamps: bool) -> None:
+        self._timestamps, self._places = timestamps, sys.stdout.isatty()
         self._where = ""
         self._is_open = False
 
@@ -91,7 +123,7 @@ class _Lines:
         if isinstance(event, Segment):
             if self._timestamps:
                 places = "+".join(dict.fromkeys(word.where for word in event.words))
-                times = f"{_clock(event.words[0].start_s)} {_clock(event.words[-1].end_s)}"
+                times = f"{clock_text(event.words[0].start_s)} {clock_text(event.words[-1].end_s)}"
                 _write(f"[{times} {places}] {event.text}")
             _write("\n")
             self._is_open = False
@@ -101,9 +133,8 @@ class _Lines:
             _write(f"{' ' if self._is_open else ''}{mark}{event.text}")
             self._is_open = True
 
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{seconds % 60:04.1f}"
+    def finish(self, result: Transcript) -> None:
+        pass
 
 
 def _write(text: str) -> None:
@@ -127,4 +158,6 @@ def _tell(result: Transcript, audio: Path, *, pace: bool) -> None:
     if sys.stderr.isatty():
         made = ", ".join(f"{count} {where}" for where, count in result.words_by_tier.items())
         text = f"{result.seconds:.1f} s of sound in {result.took_s:.1f} s, plan {result.plan}; words: {made or 'none'}"
+        if result.crossed_bytes:
+            text += f"; {size_text(result.crossed_bytes)} crossed"
         say(Console(stderr=True, highlight=False), text)

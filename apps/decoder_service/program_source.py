@@ -13,7 +13,7 @@ from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, TOKENIZ
 from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact
+from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact, TensorSpec
 
 HIDDEN: Final = "hidden"
 """The cut behind the encoder, and the tensor that crosses it."""
@@ -33,6 +33,10 @@ class ProgramSource:
         cuts: by plan, the names of the tensors that cross its cut.
         steps: the folder with `program.json`, `step.onnx` and, for programs with an encoder, `prefill.onnx`.
         encoders: by plan, what opens the rest of its encoder; a plan without has hidden states that cross.
+        step: file of the step graph in there.
+        weights: file of the weights; None is the folder's own.
+        takes_rows: whether the step graph begins between two layers, so that streams come as rows.
+        specs: by plan, element types and shapes of the tensors that cross its cut, where they are known.
     """
 
     name: str
@@ -42,11 +46,16 @@ class ProgramSource:
     cuts: Mapping[str, tuple[str, ...]]
     steps: Path
     encoders: Mapping[str, Callable[[LoadOptions], Executable]] = field(default_factory=dict)
+    step: str = "step.onnx"
+    weights: Path | None = None
+    takes_rows: bool = False
+    specs: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
 
     @property
     def stream_facts(self) -> StreamFacts:
         """What streams begin from."""
-        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt)
+        width = self.facts.width if self.takes_rows else 0
+        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt, width)
 
 
 class Remainders:
@@ -97,6 +106,8 @@ def folder_source(folder: Path, tiers: tuple[str, ...] = ("phone", "cloud")) -> 
         ConfigError: it is no such folder.
         ModelError: its facts are damaged.
     """
+    if tiers[0] in tiers[1:]:
+        raise ConfigError(f"expected a tier beyond the clients' own, which is {tiers[0]!r}; see --tier")
     file = folder / FACTS_NAME
     if not file.is_file() or file.stat().st_size > MAX_FACTS_BYTES:
         raise ConfigError(

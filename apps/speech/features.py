@@ -1,6 +1,9 @@
-"""What the encoder of a speech program reads: the sound as it is, or its log-mel spectrogram."""
+"""What a speech model reads of a sound: its samples, or their log-mel spectrogram, of the lengths that it takes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,27 +11,61 @@ from numpy.typing import NDArray
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.programs import ProgramFacts
 from flagsplit.flagir.programs.log_mel import HOP, log_mel
-from flagsplit.targets.interface import Array, TensorSpec
+from flagsplit.targets.interface import Array
 
 
-def speech_features(facts: ProgramFacts, spec: TensorSpec, samples: NDArray[np.float32]) -> dict[str, Array]:
-    """The inputs of `encode` for a sound at the program's rate.
+@dataclass(frozen=True)
+class SoundInput:
+    """An input of a model that takes sound.
+
+    Attributes:
+        name: of the input.
+        sizes: the only lengths along its last axis, rising; empty for all.
+        most: the greatest length; 0 for no limit.
+        bands: of a log-mel spectrogram; 0 where the samples themselves are read.
+    """
+
+    name: str
+    sizes: tuple[int, ...] = ()
+    most: int = 0
+    bands: int = 0
+
+    @property
+    def samples_each(self) -> int:
+        """How many samples a step along the last axis is."""
+        return HOP if self.bands else 1
+
+    @property
+    def max_samples(self) -> int:
+        """The longest sound; 0 for no limit."""
+        return (self.sizes[-1] if self.sizes else self.most) * self.samples_each
+
+    def tensors(self, samples: NDArray[np.float32]) -> dict[str, Array]:
+        """The input for a sound, silence after it where only certain lengths are taken."""
+        wanted = -(-len(samples) // self.samples_each)
+        length = next((size for size in self.sizes if size >= wanted), wanted)
+        if self.bands:
+            return {self.name: log_mel(samples, self.bands, length)[None]}
+        return {self.name: np.pad(samples, (0, length - len(samples)))[None]}
+
+
+def sound_input(
+    facts: ProgramFacts, name: str, shape: Sequence[int | str], sizes: Sequence[int] = (), most: int = 0
+) -> SoundInput:
+    """The input of a model.
 
     Args:
-        facts: of the program.
-        spec: the input of `encode`: [batch, samples], or [batch, bins, steps]; what has one length is padded to it.
-        samples: mono, -1..1.
+        facts: of its program.
+        name: of the input.
+        shape: [batch, samples], or [batch, bands, steps].
+        sizes: the only sizes of the last axis, if it is open.
+        most: its greatest size.
 
     Raises:
         ConfigError: the program is not for speech.
     """
-    if facts.input == "audio":
-        length = spec.shape[1]
-        missing = length - len(samples) if isinstance(length, int) else 0
-        return {spec.name: np.pad(samples, (0, max(missing, 0)))[None]}
-    if facts.input != "log-mel":
-        raise ConfigError(f"expected a program that reads sound, {facts.name} reads {facts.input}")
-    bins, steps = spec.shape[1:]
-    if isinstance(steps, str):
-        steps = -(-len(samples) // HOP)
-    return {spec.name: log_mel(samples, int(bins), steps)[None]}
+    if facts.input == "text":
+        raise ConfigError(f"expected a program that reads sound, {facts.name} reads text")
+    last = shape[-1]
+    fixed = (last,) if isinstance(last, int) else tuple(sorted(sizes))
+    return SoundInput(name, fixed, most, int(shape[1]) if facts.input == "log-mel" else 0)

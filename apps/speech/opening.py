@@ -1,24 +1,29 @@
-"""The recognizer that was asked for: a program that runs here as a whole."""
+"""The recognizer that was asked for: all of a model here, or its loop, or all of it, at decoder services."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
+from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding import Rest
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
-from flagsplit.apps.speech.recognizer import Recognizer
+from flagsplit.apps.speech.recognizer import SpeechFacts
+from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_model, folder_model
+from flagsplit.apps.speech.stream_recognizer import PhoneLoop, StreamRecognizer
 from flagsplit.apps.text import open_tokenizer
-from flagsplit.errors import ConfigError
-from flagsplit.flagir.programs import load_program
-from flagsplit.flagir.store import WEIGHTS_NAME
-from flagsplit.targets.generation.ort_step import OrtStepModel
-from flagsplit.targets.onnx_engine import open_onnx
+from flagsplit.errors import ConfigError, UnavailableError
+from flagsplit.runtime.bundle import open_bundle
+from flagsplit.runtime.generation.client import ClientSettings, StreamClient
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
 
-PHONE: Final = "phone"
-ALL_PHONE: Final = "all-phone"
+_LOOPBACK: Final = "tcp://127.0.0.1:0"
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,12 @@ class RecognizerChoice:
 
     Attributes:
         model: `zoo:NAME`, a folder of a program, or a bundle of one.
-        plan: which tier does what; empty for the best one.
-        cloud: addresses of decoder services.
+        plan: of the bundle; of a program "all-phone", "split" behind the encoder, or "all-cloud"; "" for the best one
+            that runs here, or where there are services for the best one whose loop is there.
+        cloud: addresses of decoder services; where a plan needs one and there are none, one is started here.
         keys: the key folder; None for the user's own.
         threads: of the engine here; 0 lets it choose.
+        connect_s: how long to wait for a service at the start.
     """
 
     model: str = "zoo:moonshine"
@@ -38,22 +45,66 @@ class RecognizerChoice:
     cloud: tuple[str, ...] = ()
     keys: Path | None = None
     threads: int = 1
+    connect_s: float = 5.0
 
 
-def open_recognizer(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> Recognizer:
+def open_recognizer(
+    choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None
+) -> ProgramRecognizer | StreamRecognizer:
     """Open what was chosen; `progress` is told in lines what takes its time.
 
     Raises:
+        BundleError, ModelError: the model is damaged.
         ConfigError: there is no such model or plan, or it is not for speech.
-        ModelError: the model is damaged.
-        PeerError: it cannot be fetched, or a tier that is needed does not answer.
+        PeerError: it cannot be fetched, or no decoder service answers.
     """
-    folder = program_folder(choice.model, progress=progress)
-    program = load_program(folder)
-    if program.facts.input == "text":
-        raise ConfigError(f"expected a program that reads sound, {program.facts.name} reads text")
-    tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
-    weights = folder / WEIGHTS_NAME
-    encode = open_onnx(folder / "encode.onnx", weights if weights.is_file() else None, "fast", choice.threads)
-    model = OrtStepModel(folder, slots=1, threads=choice.threads)
-    return ProgramRecognizer(program.facts, tokenizer, encode, model, PHONE, ALL_PHONE)
+    model = open_model(choice, progress)
+    plan = model.plan(choice.plan, elsewhere=bool(choice.cloud))
+    about = SpeechFacts(plan.name, model.facts, model.sound, open_tokenizer(model.facts.tokenizer, model.tokenizer))
+    if plan.tier == model.own:
+        if choice.cloud:
+            raise ConfigError(f"plan {plan.name} needs no decoder service; leave out --cloud or --plan")
+        return ProgramRecognizer(about, model.own, plan.open_before(), Rest(plan.open_rest), model.open_steps())
+    with ExitStack() as stack:
+        progress("connect")
+        client = _client(choice, model, plan, stack)
+        before = plan.open_before()
+        stack.callback(before.close)
+        return StreamRecognizer(about, plan.cut, before, client, stack.pop_all())
+
+
+def open_model(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> SpeechModel:
+    """The model of a choice; errors as for `open_recognizer`."""
+    if is_bundle(Path(choice.model)):
+        return bundle_model(open_bundle(Path(choice.model)), choice.threads)
+    return folder_model(program_folder(choice.model, progress=progress), choice.threads)
+
+
+def _client(choice: RecognizerChoice, model: SpeechModel, plan: SpeechPlan, stack: ExitStack) -> StreamClient:
+    """A client of the services that were named, or of one that is started here."""
+    addresses = choice.cloud
+    if not addresses:
+        channel = ZmqChannel(security=KeyStore(choice.keys).security())
+        settings = DecoderSettings(tier=plan.tier, slots=1, threads=choice.threads)
+        service = DecoderService(model.source(plan.tier), channel, _LOOPBACK, settings)
+        stack.callback(service.stop)
+        addresses = (str(service.streams.address),)
+    loop = None
+    if model.can_run_here:
+        loop = PhoneLoop(model.facts, Rest(plan.open_rest), model.open_steps)
+        stack.callback(loop.close)
+    chosen = ClientSettings(plan.tier, model.own, keys=choice.keys, connect_s=choice.connect_s)
+    client = stack.enter_context(StreamClient(addresses, model.digest, local=loop, settings=chosen))
+    _check_replicas(client)
+    return client
+
+
+def _check_replicas(client: StreamClient) -> None:
+    """A wrong address is told at once; a service that goes later is what the phone's own loop is for."""
+    states = client.replicas
+    if "up" not in states.values():
+        address, why = next(iter(states.items()))
+        raise UnavailableError(
+            f"no decoder service takes streams at {address}: {why or 'no answer'}; start flagsplit decode-serve there "
+            "with the same program or bundle, or leave out --cloud"
+        )

@@ -9,6 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flagsplit.apps.speech.features import SoundInput
+from flagsplit.apps.text import Tokenizer
+from flagsplit.flagir.programs import ProgramFacts
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -38,7 +42,7 @@ class Recognizer(Protocol):
 
     @property
     def max_input_s(self) -> float:
-        """The longest sound that it takes at once."""
+        """The longest sound that it takes at once; 0 for no limit."""
 
     def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
         """The text of a sound, as it is made.
@@ -49,3 +53,30 @@ class Recognizer(Protocol):
 
     def close(self) -> None:
         """Free what it holds; a second call does nothing."""
+
+
+class SpeechFacts:
+    """What the recognizers of one model have in common.
+
+    Attributes:
+        plan: which tier does what.
+        facts: of the program.
+        sound: what is read of a sound.
+        tokenizer: turns tokens into text.
+        crossed_bytes: what was sent to other tiers so far, before the transport squeezes it.
+    """
+
+    def __init__(self, plan: str, facts: ProgramFacts, sound: SoundInput, tokenizer: Tokenizer) -> None:
+        self.plan, self.facts, self.sound, self.tokenizer = plan, facts, sound, tokenizer
+        self.crossed_bytes = 0
+
+    @property
+    def rate_hz(self) -> int:
+        """Samples per second."""
+        return self.facts.sample_rate_hz
+
+    @property
+    def max_input_s(self) -> float:
+        """The longest sound at once."""
+        limits = (self.facts.max_input_s, self.sound.max_samples / self.rate_hz)
+        return min((limit for limit in limits if limit), default=0.0)

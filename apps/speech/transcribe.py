@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from flagsplit.apps.speech.opening import RecognizerChoice, open_recognizer
 from flagsplit.apps.speech.pacing import Pace
@@ -13,6 +14,9 @@ from flagsplit.apps.speech.transcriber import NewWord, Segment, Transcriber
 from flagsplit.apps.speech.transcript import Transcript
 from flagsplit.apps.speech.vad import RATE_HZ, open_detector
 from flagsplit.apps.speech.wav import WavReader
+
+_STEP: Final = 1 / 500
+"""Of the sound, after which it is told again what is done."""
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Transcription:
     pace: bool = False
     progress: Callable[[str, float], None] = lambda _what, _share: None
     result: Transcript = field(default_factory=Transcript)
+    _told: float = 0.0
 
     def events(self) -> Iterator[NewWord | Segment]:
         """Words as they come, and after those of a window its segment.
@@ -55,10 +60,13 @@ class Transcription:
             pace = Pace(RATE_HZ) if self.pace else None
             events = transcriber.events(blocks if pace is None else pace.paced(blocks))
             yield from self.result.follow(events, pace)
-            self.result.notes = reader.notes
+            self.result.notes, self.result.crossed_bytes = reader.notes, recognizer.crossed_bytes
 
     def _tell(self, seconds: float) -> None:
-        self.progress("transcribe", min(seconds / self.result.seconds, 1.0))
+        share = min(seconds / self.result.seconds, 1.0)
+        if share - self._told >= _STEP:
+            self._told = share
+            self.progress("transcribe", share)
 
 
 def transcribe(

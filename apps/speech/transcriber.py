@@ -102,7 +102,7 @@ class Transcriber:
         """The words of a sound, whose samples at `RATE_HZ` come in blocks of any size, and its segments."""
         taken = 0
         for block in _of_size(blocks, BLOCK):
-            probability = self._detector.push(np.pad(block, (0, BLOCK - len(block))))
+            probability = self._detector.push(block)
             for window in list(self._windows.push(block, self._gate.push(probability))):
                 yield from self._ended(window)
             taken += len(block)

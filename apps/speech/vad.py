@@ -35,18 +35,20 @@ class VoiceDetector:
         self._forget()
 
     def _forget(self) -> None:
-        self._state = np.zeros(_STATE_SHAPE, np.float32)
-        self._context = np.zeros(_CONTEXT, np.float32)
+        self._state: Samples = np.zeros(_STATE_SHAPE, np.float32)
+        self._context: Samples = np.zeros(_CONTEXT, np.float32)
 
     def push(self, block: Samples) -> float:
-        """The probability, 0..1, that somebody speaks in the next `BLOCK` samples of the stream."""
+        """The probability, 0..1, that somebody speaks in the next `BLOCK` samples, or the fewer ones that are left."""
         if not block.any():
             # What was muted, cut out or never recorded; the network need not be asked, and hours of it take seconds.
             self._forget()
             return 0.0
+        if len(block) < BLOCK:
+            block = np.pad(block, (0, BLOCK - len(block)))
         samples = np.concatenate([self._context, block])[None]
         found = self._engine.run({"input": samples, "state": self._state, "sr": np.array(RATE_HZ, np.int64)})
-        self._state, self._context = found["stateN"], block[-_CONTEXT:]
+        self._state, self._context = found["stateN"].astype(np.float32), block[-_CONTEXT:]
         return float(found["output"][0, 0])
 
 

@@ -133,11 +133,12 @@ def decode(data: bytes, facts: WavFormat) -> Samples:
     if kind == "float":
         with np.errstate(over="ignore", invalid="ignore"):
             return np.frombuffer(data, f"{order}f{size}").astype(np.float32)
+    whole: NDArray[Any]
     if size == 1:
-        return (np.frombuffer(data, np.uint8).astype(np.float32) - 128) / 128
-    if size == 3:
-        return _widened(data, order).astype(np.float32) / np.float32(2.0**31)
-    return np.frombuffer(data, f"{order}i{size}").astype(np.float32) / np.float32(2.0 ** (8 * size - 1))
+        whole = np.frombuffer(data, np.uint8).astype(np.int16) - 128
+    else:
+        whole = _widened(data, order) if size == 3 else np.frombuffer(data, f"{order}i{size}")
+    return np.asarray(whole / np.float32(-np.iinfo(whole.dtype).min if size > 1 else 128), np.float32)
 
 
 def _widened(data: bytes, order: str) -> NDArray[Any]:
@@ -152,14 +153,14 @@ def _a_law_table() -> Samples:
     codes = np.arange(256) ^ 0x55
     exponent, mantissa = codes >> 4 & 7, codes & 15
     size = np.where(exponent > 0, (mantissa * 16 + 264) << np.maximum(exponent - 1, 0), mantissa * 16 + 8)
-    return np.where(codes & 128, size, -size).astype(np.float32) / 32768
+    return np.asarray(np.where(codes & 128, size, -size) / 32768, np.float32)
 
 
 def _mu_law_table() -> Samples:
     """ITU-T G.711, table 2: all bits inverted, sign, 3 bits of exponent, 4 of mantissa."""
     codes = np.arange(256) ^ 0xFF
     size = (((codes & 15) * 8 + 132) << (codes >> 4 & 7)) - 132
-    return np.where(codes & 128, -size, size).astype(np.float32) / 32768
+    return np.asarray(np.where(codes & 128, -size, size) / 32768, np.float32)
 
 
 _A_LAW: Final = _a_law_table()

@@ -42,6 +42,11 @@ class Word:
     end_s: float
     where: str = ""
 
+    @property
+    def plain(self) -> str:
+        """What of it is compared with others."""
+        return " ".join(normalized(self.text)) or self.text
+
 
 def normalized(text: str) -> list[str]:
     """The words of a text as they are compared: lower case, without punctuation, dashes between words taken apart."""
@@ -84,7 +89,8 @@ def _borders(words: Sequence[str], lengths_s: Sequence[float]) -> list[float]:
         if costs:
             anchors.append((min(costs, key=lambda border: costs[border]), pause))
     anchors.append((spoken_s, spoken_s))
-    return [float(each) for each in np.interp(by_letters, *zip(*anchors, strict=True))]
+    found = np.interp(np.array(by_letters), [by for by, _ in anchors], [at for _, at in anchors])
+    return [float(each) for each in found]
 
 
 def _moment(spoken_s: float, speech: Sequence[Span], *, at_end: bool) -> float:

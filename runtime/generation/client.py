@@ -111,6 +111,7 @@ class StreamClient:
         *,
         plan: str = "",
         prompt: Sequence[int] = (),
+        delivered: Sequence[int] = (),
         key: str = "",
         deadline_s: float | None = None,
         input_s: float = 0.0,
@@ -123,6 +124,7 @@ class StreamClient:
             options: of the generation; greedy by default.
             plan: whose cut the tensors cross.
             prompt: tokens to begin with; none takes the model's own.
+            delivered: tokens of this stream that came before, to another client maybe; it goes on after them.
             key: streams of one key go to the same replica as long as it is there; by default each has its own.
             deadline_s: seconds after which it ends, with what it has; by default that of the options or the settings.
             input_s: seconds of input, for models that make only so many tokens a second; 0 is not known.
@@ -133,9 +135,10 @@ class StreamClient:
             PeerError: the client is closed.
         """
         copied = {each: np.array(array, order="C") for each, array in tensors.items()}
-        return self._ask(
-            StreamRequest(copied, tuple(prompt), plan=plan, key=key, input_s=input_s, name=name), options, deadline_s
+        request = StreamRequest(
+            copied, tuple(prompt), plan=plan, key=key, input_s=input_s, name=name, delivered=tuple(delivered)
         )
+        return self._ask(request, options, deadline_s)
 
     def stream_rows(
         self,
@@ -185,7 +188,7 @@ class StreamClient:
 
     @property
     def moves(self) -> dict[str, int]:
-        """How often streams left a replica, by the reason: "lost", "stalled", "gap", or a code of the protocol."""
+        """How often streams left a replica, by reason: "lost", "silent", "stalled", "gap", or a code of Failed."""
         return self._shell.ask(lambda: dict(self._machine.moves))
 
     @property

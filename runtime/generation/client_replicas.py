@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from flagsplit.runtime.events import Connect, Disconnect, Instruction, Note, Send
 from flagsplit.runtime.liveness import Liveness, LivenessOptions
 from flagsplit.runtime.session_peers import WorkerPeer
-from flagsplit.transport.messages import GENERATE, Hello, PeerAddress, Ping, Welcome
+from flagsplit.transport.messages import GENERATE, Hello, PeerAddress, Ping, Pong, Welcome
 
 _EVERYTHING = ""
 
@@ -38,11 +38,13 @@ class Replica:
         peer: what is known of it as of any worker.
         instance: names the start of it that was welcomed.
         streams: how many streams of this client are there.
+        wait_s: how long a new stream would wait there, as it said last.
     """
 
     peer: WorkerPeer
     instance: str = ""
     streams: int = 0
+    wait_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -138,6 +140,10 @@ class Replicas:
         """The connection is gone, and with it all that was said on it."""
         self._all[name].peer.lost(reason)
         self.liveness.forget(name)
+
+    def ponged(self, name: str, message: Pong) -> None:
+        """It says how much it has to do."""
+        self._all[name].peer.queue, self._all[name].wait_s = message.queue, message.wait_us / 1e6
 
     def drains(self, name: str, bundle: str) -> None:
         """It takes nothing new, of one bundle or of any."""

@@ -44,7 +44,8 @@ class ClientOptions:
     Attributes:
         choice: "hash" sends streams of one key to one replica while the set of replicas stays as it is, and moves few
             when it changes; "load" takes the replica with the least to do.
-        stall_s: how long a stream may be without a token before another replica, if there is one, takes it.
+        stall_s: how long a stream may be without a token before another replica, if there is one, takes it; until the
+            first, it may also wait as long as the replica said that it would.
         local_after_s: how long a stream without a replica waits for one before this process goes on with it.
         pause_s: how long a replica that refused a stream without saying when to come again is passed by; twice as long
             each time.

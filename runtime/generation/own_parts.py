@@ -4,12 +4,20 @@ elsewhere. What is to run is said by `client_machine.py`.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from flagsplit.errors import FlagsplitError
+from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.stream_events import Made, MakeRows, RowsMade, RunLocal, StreamRequest
+from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
+
+Encode = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
+
+
+def _as_they_are(_plan: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+    return tensors
 
 
 class OwnLoop(Protocol):
@@ -21,6 +29,26 @@ class OwnLoop(Protocol):
         Raises:
             InputError: the model cannot run on what the stream has.
         """
+
+
+class SequentialLoop:
+    """An `OwnLoop` around a step model, one stream after another.
+
+    Args:
+        model: used by the client's thread alone from now on; its owner closes it after the client.
+        encode: what the steps look at, of a plan and the tensors that cross its cut; by default the tensors themselves.
+    """
+
+    def __init__(self, model: StepModel, encode: Encode = _as_they_are) -> None:
+        self._model, self._encode = model, encode
+
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
+        """See `OwnLoop`."""
+        context = self._encode(request.plan, request.tensors or {}) or None
+        so_far = (*(request.prompt or self._model.facts.prompt), *delivered)
+        return generate(
+            self._model, context, so_far, request.options, generated=len(delivered), input_s=request.input_s
+        )
 
 
 class FirstLayers(Protocol):

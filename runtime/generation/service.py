@@ -12,14 +12,18 @@ from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause
 from flagsplit.runtime.generation.events import Event as EngineEvent
 from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.service_machine import StreamFacts, StreamMachine
+from flagsplit.runtime.generation.stats import EngineStats
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
 from flagsplit.runtime.shell import Shell
+from flagsplit.runtime.telemetry.observer import Observer, Observers
 from flagsplit.runtime.telemetry.settings import About, TelemetrySettings
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions, WorkerStats
 from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.transport.channel import Channel
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from flagsplit.runtime.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -42,6 +46,9 @@ class TokenEngine(Protocol):
 
     def expected_wait_s(self, client: str = "") -> float:
         """How long a new stream would wait."""
+
+    def stats(self) -> EngineStats:
+        """How it goes."""
 
     def stop(self) -> None:
         """Free everything."""
@@ -129,9 +136,8 @@ class StreamService:
                 hooks=replace(self._settings.hooks, wait_us=lambda: int(min(self.engine.expected_wait_s(), 1e6) * 1e6)),
             )
             self._telemetry = self._watched(program, channel.instance)
-            observer = None if self._telemetry is None else self._telemetry.observer
             self._shell = Shell(
-                self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", observer
+                self._machine, channel, self._engines, self._tell, self._broke, "flagsplit-service", self._observer()
             )
             self.address = channel.listen(address)
             self._engines.start(tuple(program.facts.cuts))
@@ -148,6 +154,11 @@ class StreamService:
     def http(self) -> str:
         """URL of its metrics, health and stats, "" if it has none."""
         return "" if self._telemetry is None else self._telemetry.http
+
+    @property
+    def registry(self) -> "CollectorRegistry | None":
+        """Its metrics, where others of this process can add theirs; None if it is not watched."""
+        return None if self._telemetry is None else self._telemetry.metrics.registry
 
     def stop(self) -> None:
         """Say goodbye to all peers and free everything. A second call does nothing."""
@@ -179,6 +190,15 @@ class StreamService:
 
         about = About("worker", program.tier, program.tiers, tuple(program.facts.cuts), program.digest, instance)
         return Telemetry(about, self._settings.telemetry)
+
+    def _observer(self) -> Observer | None:
+        telemetry, engine = self._telemetry, self.engine
+        if telemetry is None:
+            return None
+        from flagsplit.runtime.telemetry.stream_metrics import StreamMetrics, engine_snapshot
+
+        telemetry.extras["generation"] = lambda: engine_snapshot(engine.stats())
+        return Observers([telemetry.observer, StreamMetrics(telemetry.metrics.registry, engine.stats)])
 
     def _unwatch(self) -> None:
         if self._telemetry is not None:

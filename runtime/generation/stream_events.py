@@ -55,6 +55,7 @@ class StreamRequest:
         key: streams of one key are sent to one replica as long as it is there.
         input_s: seconds of input; 0 is not known.
         name: the application's own name for it, at most 64 bytes.
+        delivered: tokens that the application has of this stream already; it goes on after them.
     """
 
     tensors: Mapping[str, Array] | None
@@ -65,6 +66,7 @@ class StreamRequest:
     key: str = ""
     input_s: float = 0.0
     name: str = ""
+    delivered: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

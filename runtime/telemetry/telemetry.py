@@ -6,9 +6,9 @@ taken last.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client.exposition import generate_latest
 
@@ -67,6 +67,7 @@ class Telemetry:
         observer: what the shell shows events to.
         state: why requests are not welcome, "" if they are as far as the owner knows.
         metrics: the counters; its registry has all metrics.
+        extras: by key, what else `/stats` says.
 
     Raises:
         ConfigError: the HTTP address is malformed or taken, or the trace file cannot be written.
@@ -77,6 +78,7 @@ class Telemetry:
         self._started = self._turned = time.monotonic()
         self._wall_offset_s = time.time() - time.monotonic()
         self.state = "loading the first segments"
+        self.extras: dict[str, Callable[[], Mapping[str, Any]]] = {}
         self._stats: Stats = WorkerStats() if about.role == "worker" else SessionStats()
         self._engine = EngineStats()
         self._taken = 0.0
@@ -169,8 +171,11 @@ class Telemetry:
             "/metrics": lambda: Page(200, _TEXT, generate_latest(self.metrics.registry)),
             "/healthz": self._healthz,
             "/readyz": self._readyz,
-            "/stats": lambda: json_page(200, snapshot(self._source())),
+            "/stats": self._stats_page,
         }
+
+    def _stats_page(self) -> Page:
+        return json_page(200, snapshot(self._source()) | {key: read() for key, read in self.extras.items()})
 
     def _source(self) -> Source:
         now = time.monotonic()

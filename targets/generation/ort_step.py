@@ -57,6 +57,8 @@ class OrtStepModel:
         slots: how many streams can be open.
         threads: how many threads a step may use; 0 lets the engine choose.
         provider: where it runs; never anywhere else.
+        step: name of the step's file; another for the later part of a program that is cut between its layers.
+        weights: the file with the weights; by default the folder's own.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -64,15 +66,24 @@ class OrtStepModel:
         ModelError: the facts are damaged.
     """
 
-    def __init__(self, folder: Path, slots: int = 16, threads: int = 0, provider: Provider = "cpu") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        slots: int = 16,
+        threads: int = 0,
+        provider: Provider = "cpu",
+        *,
+        step: str = "step.onnx",
+        weights: Path | None = None,
+    ) -> None:
         if slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {slots}")
         self.facts = read_facts(folder)
         self.slots = slots
-        self._step = _open(folder / "step.onnx", threads, provider)
+        self._step = _open(folder / step, threads, provider, weights)
         self._prefill = None
         if self.facts.kind == "encoder-decoder":
-            self._prefill = _open(folder / "prefill.onnx", threads, provider)
+            self._prefill = _open(folder / "prefill.onnx", threads, provider, weights)
         forms = {value.name: (value.shape[1], value.shape[3]) for value in self._step.get_inputs() if "." in value.name}
         self._new = {"new" + name[4:]: name for name in forms if name.startswith("past.")}
         self._takes_rows = any(value.name == "rows" for value in self._step.get_inputs())
@@ -227,14 +238,14 @@ def _weights_bytes(file: Path) -> int:
     return sum(int(size) for size in sizes)
 
 
-def _open(file: Path, threads: int, provider: Provider) -> Any:
+def _open(file: Path, threads: int, provider: Provider, weights: Path | None) -> Any:
     """A session that runs on the provider and nowhere else without a word."""
     import onnxruntime as ort
 
     name = _PROVIDERS[provider]
     if name not in ort.get_available_providers():
         raise ConfigError(f"ONNX Runtime {ort.__version__} has no {name}; {_ADVICE}")
-    options = session_settings(file.parent / WEIGHTS_NAME, "fast", threads)
+    options = session_settings(weights or file.parent / WEIGHTS_NAME, "fast", threads)
     asked = [name] if provider == "cpu" else [name, _PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(file.read_bytes(), options, providers=asked, enable_fallback=0)

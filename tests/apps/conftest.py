@@ -1,6 +1,7 @@
 """What the tests of the wired-together parts share: folders, a small model, bundles, workers on threads."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,11 +10,18 @@ import pytest
 from tests.apps import models
 
 import flagsplit
+from flagsplit.apps import zoo
+from flagsplit.errors import PeerError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.runtime.worker_options import WorkerHooks
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
+
+USERS_CACHE = Path(os.environ.get("FLAGSPLIT_CACHE", "~/.cache/flagsplit")).expanduser()
+"""As it is before tests set one of their own."""
+
+SPEECH_FILES = ("silero-vad", "beckett.wav", "two-cities.wav")
 
 Serve = Callable[[Bundle], dict[str, str]]
 
@@ -22,6 +30,20 @@ Serve = Callable[[Bundle], dict[str, str]]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the keys and the cache that all tests of a process share."""
     return tmp_path_factory.mktemp("flagsplit")
+
+
+@pytest.fixture(scope="session")
+def speech_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tests that has the zoo's files for speech; the program in it is made once."""
+    cache = tmp_path_factory.mktemp("speech")
+    (cache / "zoo").mkdir()
+    for name in (*("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer"), *SPEECH_FILES):
+        try:
+            path = zoo.pull(name, cache=USERS_CACHE)
+        except PeerError as error:
+            pytest.skip(f"offline: {error}")
+        (cache / "zoo" / path.name).symlink_to(path)
+    return cache
 
 
 @pytest.fixture

@@ -112,11 +112,11 @@ LOOP = """g (float[4] x{more}) => (float[4] y) {constants} {{
 def test_bodies_count_as_often_as_they_run() -> None:
     constant = canonical(parse(LOOP.format(more="", constants="<int64 n = {7}, bool t = {1}>"), opset=21))
     figures = figures_of(constant, types_of(constant))
-    assert figures.flops == {"control": 7 * 4}
+    assert figures.flops == {"elementwise": 7 * 4}
     assert figures.notes == ()
     free = canonical(parse(LOOP.format(more=", int64 n", constants="<bool t = {1}>"), opset=21))
     figures = figures_of(free, types_of(free))
-    assert figures.flops == {"control": 4}
+    assert figures.flops == {"elementwise": 4}
     assert "a Loop without constant trips counts as one" in figures.notes[0]
 
 
@@ -125,7 +125,7 @@ def test_a_scan_runs_once_for_each_step() -> None:
         y, z = Scan <num_scan_inputs = 1, body = b (float[2] i, float[2] n) => (float[2] o, float[2] p) {
             o = Add (i, n) p = Neg (o) }> (s, x) }"""
     model = canonical(parse(text, opset=21))
-    assert figures_of(model, types_of(model)).flops == {"control": 5 * (2 + 2)}
+    assert figures_of(model, types_of(model)).flops == {"elementwise": 5 * (2 + 2)}
 
 
 def test_of_branches_the_heavier_counts() -> None:
@@ -133,7 +133,7 @@ def test_of_branches_the_heavier_counts() -> None:
         y = If (k) <then_branch = t () => (float[4] c) { a = Sigmoid (x) c = Add (a, x) },
                     else_branch = e () => (float[4] d) { d = Neg (x) }> }"""
     model = canonical(parse(text, opset=21))
-    assert figures_of(model, types_of(model)).flops == {"control": 40 + 4}
+    assert figures_of(model, types_of(model)).flops == {"elementwise": 40 + 4}
 
 
 def test_polynomials() -> None:

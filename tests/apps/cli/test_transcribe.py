@@ -1,5 +1,6 @@
 """`flagsplit transcribe`: what it prints of real speech, and what becomes of files that are none."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,34 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.apps.cli.conftest import COMMAND, Cli, Spawn
-from tests.apps.speech.conftest import BECKETT, TWO_CITIES
 from tests.apps.speech.wav_files import chunk, fmt, pcm16, riff, sparse_silence
 
 import flagsplit
-from flagsplit.apps import zoo
+from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.wer import word_errors
-from flagsplit.errors import PeerError
 
 pytestmark = pytest.mark.slow
-
-# As it was before the tests set one of their own.
-_CACHE = Path(os.environ.get("FLAGSPLIT_CACHE", "~/.cache/flagsplit")).expanduser()
-_MODELS = ("moonshine-encoder", "moonshine-decoder", "moonshine-tokenizer", "silero-vad")
-_RECORDINGS = ("beckett.wav", "two-cities.wav")
-
-
-@pytest.fixture(scope="session")
-def speech_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the files of the zoo that are needed, in which the program is made once."""
-    cache = tmp_path_factory.mktemp("speech")
-    (cache / "zoo").mkdir()
-    for name in (*_MODELS, *_RECORDINGS):
-        try:
-            path = zoo.pull(name, cache=_CACHE)
-        except PeerError as error:
-            pytest.skip(f"offline: {error}")
-        (cache / "zoo" / path.name).symlink_to(path)
-    return cache
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +30,7 @@ def recordings(own_folders: None, speech_cache: Path, monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def beckett(speech_cache: Path) -> NDArray[np.float32]:
     with wave.open(str(speech_cache / "zoo" / "beckett.wav")) as file:
-        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / 32768
+        return np.asarray(np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768, np.float32)
 
 
 def test_beckett(cli: Cli, recordings: Path) -> None:
@@ -69,6 +49,13 @@ def test_two_cities(cli: Cli, recordings: Path) -> None:
     times = [time for word in words for time in (word["start_s"], word["end_s"])]
     assert times == sorted(times)
     assert (times[0], times[-1]) == pytest.approx((1.2, 42.0), abs=1.5)
+
+
+def test_what_crosses(cli: Cli, recordings: Path) -> None:
+    """Hidden states are 288 numbers of 4 bytes for each 384 samples, of the parts in which somebody speaks."""
+    data = cli("transcribe", recordings / "beckett.wav", "--plan", "split", "--json").data
+    assert (data["text"], data["words_by_tier"]) == (BECKETT, {"cloud": 12})
+    assert 0.8 < data["crossed_bytes"] / (data["seconds"] * 16_000 / 384 * 288 * 4) < 1
 
 
 def test_the_same_from_python(recordings: Path) -> None:
@@ -190,6 +177,22 @@ def test_two_hours(beckett: NDArray[np.float32], recordings: Path, tmp_path: Pat
     assert word_errors(BECKETT, out.partition("]")[2]).rate == 0
     _, needed_by_ten_seconds = _run_and_measure("transcribe", recordings / "beckett.wav")
     assert needed < needed_by_ten_seconds + 50e6
+
+
+def test_a_service_that_is_killed(spawn: Spawn, recordings: Path) -> None:
+    """Nothing is lost and nothing comes twice: the phone goes on."""
+    service = spawn("decode-serve", "zoo:moonshine", "--listen", "tcp://127.0.0.1:0", "--json")
+    address = json.loads(service.first_line())["address"]
+    process = spawn("transcribe", recordings / "two-cities.wav", "--cloud", address, "--timestamps")
+    first = process.first_line()
+    service.signal(signal.SIGKILL)
+    done = process.end(60)
+    lines = [first, *done.out.splitlines()]
+    assert (done.code, done.err) == (0, "")
+    assert word_errors(TWO_CITIES, " ".join(line.partition("]")[2] for line in lines)).rate < 0.03
+    places = [line.partition("]")[0].split()[-1] for line in lines]
+    assert places[0] == "cloud"
+    assert places[-1] == "phone"
 
 
 def test_an_interrupt(spawn: Spawn, recordings: Path) -> None:

@@ -50,7 +50,7 @@ class Detector:
     outputs: tuple[TensorSpec, ...] = ()
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        share = (tensors["input"][0, 64:] > 0).mean(dtype=np.float32)
+        share = (tensors["input"][0, 64:].astype(np.float32) > 0).mean(dtype=np.float32)
         return {"output": np.array([[share]], np.float32), "stateN": tensors["state"]}
 
     def close(self) -> None:

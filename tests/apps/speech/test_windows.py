@@ -15,7 +15,8 @@ RULES = WindowRules(max_s=8.0, overlap_s=2.0, target_s=4.0)
 
 def cut(speech: list[bool], rules: WindowRules = RULES) -> list[Window]:
     """Sound whose samples are their positions, so that each window shows which it holds."""
-    windows, found = Windows(rules, RATE_HZ), []
+    windows = Windows(rules, RATE_HZ)
+    found: list[Window] = []
     for at, is_speech in enumerate(speech):
         found += windows.push(np.arange(at * BLOCK, (at + 1) * BLOCK).astype(np.float32), is_speech)
         window = windows.still_open

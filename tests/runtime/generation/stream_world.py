@@ -390,7 +390,7 @@ class StreamWorld:
         match instruction:
             case GiveTokens(rid, offset, tokens, place):
                 told = self.told[node.tier, rid]
-                assert offset == len(told.tokens), f"stream {rid}: token {offset} after {len(told.tokens)}"
+                assert offset == len(told.request.delivered) + len(told.tokens), f"stream {rid}: token {offset}"
                 assert told.over is None
                 told.tokens += tokens
                 told.places += [place] * len(tokens)

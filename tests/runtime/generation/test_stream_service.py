@@ -14,10 +14,11 @@ from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.own_parts import SequentialLoop
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
-from flagsplit.runtime.generation.stream_events import Place, StreamRequest
+from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
 from flagsplit.runtime.worker_machine import WorkerOptions
 from flagsplit.targets.interface import Array
@@ -37,15 +38,6 @@ def same(_cut: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
 
 def wanted(number: int, options: GenerationOptions = OPTIONS) -> tuple[int, ...]:
     return tuple(generate(HashModel(1), hidden(number), (), options))
-
-
-class OwnHash:
-    """The whole model on the client's side."""
-
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
-        assert request.tensors is not None
-        so_far = (*(request.prompt or FACTS.prompt), *delivered)
-        yield from generate(HashModel(1), request.tensors, so_far, request.options, generated=len(delivered))
 
 
 @pytest.fixture
@@ -127,7 +119,7 @@ def test_a_service_that_stops_hands_its_streams_to_another(keys: Path, serve: Ca
 def test_without_any_replica_this_process_goes_on(keys: Path, serve: Callable[..., StreamService]) -> None:
     service = serve(step_s=0.005)
     number = max(range(20), key=lambda each: len(wanted(each)))
-    with connect(keys, service, local=OwnHash()) as client:
+    with connect(keys, service, local=SequentialLoop(HashModel(1))) as client:
         stream = client.stream(hidden(number), OPTIONS, plan="cut")
         next(stream)
         service.stop()
