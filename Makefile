@@ -4,6 +4,7 @@
 # make test-torch   the tests that need PyTorch, which is not part of the environment above
 # make bench-gpu   the cuda target against PyTorch, with PyTorch and a GPU
 # make soak    ten minutes of faults at random: 10,000 requests, each answered once and rightly, nothing left over
+# make test-ray     the decoder service in replicas of Ray Serve, which is not part of the environment above
 # make test-qnn   models of the zoo on the emulator of the Snapdragon's NPU
 # make test-onnx2coreml   packages of another converter in the interpreter of Core ML packages
 # make test-onnx2tf       files of another converter beside ours; onnx2tf needs Python 3.12 (PYTHON312=...)
@@ -28,7 +29,7 @@ READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-torch test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-openvino test-cann test-large lint bench bench-gpu soak scorecards lock clean
+.PHONY: demo test test-torch test-ray test-qnn test-onnx2coreml test-onnx2tf test-tflite-runtime test-openvino test-cann test-large lint bench bench-gpu soak scorecards lock clean
 .DEFAULT_GOAL := test
 
 # The environment is made again when what it must hold changes; otherwise it is reused as it is.
@@ -51,9 +52,13 @@ test: lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-torch: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0'
-	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/apps/test_minilm_on_phones.py \
-		tests/targets/cloud/cuda
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'torch==2.13.0' 'transformers==5.23.0'
+	$(BIN)/python -m pytest -q tests/flagir/test_torch_program.py tests/flagir/programs/test_torch_exports.py \
+		tests/apps/test_minilm_on_phones.py tests/targets/cloud/cuda
+
+test-ray: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'ray[serve]==2.60.0'
+	$(BIN)/python -m pytest -q tests/apps/decoder_service/test_ray_engine.py
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn
@@ -95,6 +100,7 @@ bench-gpu: $(READY)
 
 soak: $(READY)
 	$(BIN)/python bench/soak.py --json
+	$(BIN)/python bench/decode_chaos.py --json
 
 scorecards: $(READY)
 	$(BIN)/python tools/scorecards.py $(TARGETS)

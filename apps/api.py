@@ -58,6 +58,8 @@ def build(
     samples: Sequence[AnyPath] = (),
     keep_samples: bool = False,
     float_products: bool = False,
+    expected_tokens: int = 0,
+    max_tokens: int = 0,
     profiles: Mapping[str, AnyPath] | None = None,
     example_inputs: Sequence[Any] | None = None,
     dynamic_shapes: Any = None,
@@ -68,7 +70,7 @@ def build(
 
     Args:
         model: path of an `.onnx`, `.ort` or `.pt2` file, an `onnx_ir.Model`, a `torch.export.ExportedProgram`, or a
-            `torch.nn.Module`.
+            `torch.nn.Module`; of a generative program `zoo:NAME`, its folder, or a `flagsplit.flagir.programs.Program`.
         tiers: names from the tier that asks to the farthest, or one string with commas: `"phone,edge,cloud"`.
         output: path of the bundle to write.
         devices: device of each tier by name, from `flagsplit devices`.
@@ -88,6 +90,9 @@ def build(
         targets: compiler back ends by tier, such as `{"phone": ["coreml", "litert"]}`; the device's own by default.
         choices: what targets let choose, by target: `{"coreml": {"precision": "fp32"}}`.
         float_products: turn products that are quantized on the fly, which chips do not take, into floating-point ones.
+        expected_tokens: tokens that a program's answer is expected to have, or trips that a model's loops make; 0
+            leaves that to the program's facts or to the model.
+        max_tokens: most tokens of an answer of a program's linked model; 0: as many as its facts allow.
         samples: `.npz` files with inputs by name, folders of them, of pictures or of recordings, or `zoo:NAME`, to
             calibrate chips and check their ranges with; random by default.
         keep_samples: put them into the bundle, for `update_sla` to calibrate with; whoever has the bundle has them.
@@ -124,6 +129,8 @@ def build(
             samples=[str(path) for path in samples],
             keep_samples=keep_samples,
             float_products=float_products,
+            expected_tokens=expected_tokens,
+            max_tokens=max_tokens,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         progress=progress,
@@ -145,6 +152,8 @@ def plan(
     regions: Mapping[str, str] | None = None,
     targets: Mapping[str, Sequence[str]] | None = None,
     choices: Mapping[str, Mapping[str, str]] | None = None,
+    expected_tokens: int = 0,
+    max_tokens: int = 0,
     profiles: Mapping[str, AnyPath] | None = None,
     what_if: Mapping[str, str] | None = None,
     thresholds: bool = True,
@@ -159,6 +168,7 @@ def plan(
         model: as for `build`; or the path of a bundle, whose tiers, devices, links and sizes count where none is given.
         tiers: names from the tier that asks to the farthest, or one string with commas.
         devices, links, sla, dims, shapes, ranges, listed, catalogues, regions, targets, choices, profiles: as `build`.
+        expected_tokens, max_tokens: as for `build`.
         what_if: another world, such as `{"cloud": "5mbit/80ms"}` or `{"edge": "slower:3"}`.
         thresholds: whether to find out where another plan becomes best.
         pareto: whether to find the plans that no other beats in latency, energy and price.
@@ -185,6 +195,8 @@ def plan(
             regions=regions or {},
             targets={tier: tuple(names) for tier, names in (targets or {}).items()},
             choices=choices or {},
+            expected_tokens=expected_tokens,
+            max_tokens=max_tokens,
             profiles={tier: Path(path) for tier, path in (profiles or {}).items()},
         ),
         what_ifs=list((what_if or {}).items()),

@@ -9,6 +9,7 @@ from flagsplit.flagir import BlockGraph
 from flagsplit.flagir.programs import Program
 from flagsplit.flagir.programs.chain import layer_chain
 from flagsplit.splitter.baselines import Baseline
+from flagsplit.splitter.costs import Handicaps, model_costs
 from flagsplit.splitter.layer_plans import every_division
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.problem import Problem, make_problem
@@ -36,14 +37,17 @@ def pose_layers(program: Program, answer: Answer, linked: BlockGraph, deployment
         program: a decoder without encoder.
         answer: its length.
         linked: the program as one model, which some rules of the SLA may be for.
-        deployment: tiers and links; by-passes are left aside, and every tier runs ONNX Runtime.
+        deployment: tiers and links; by-passes are left aside, and tiers with chips run a decoder beside these.
         sla: the policy.
 
     Raises:
         PolicyError: the SLA contradicts itself, the layers or the tiers.
     """
     chain = layer_chain(program, answer.prompt, answer.tokens)
-    problem = make_problem(chain, deployment.tiers, deployment.links, rules_for(chain, sla, linked))
+    tiers, links = deployment.tiers, deployment.links
+    chips = [tier.name for tier, chosen in zip(tiers, deployment.targets, strict=True) if chosen.are_chips]
+    costs = model_costs(chain, tiers, links, dict.fromkeys(chips, Handicaps(beside=range(len(chain.blocks)))))
+    problem = make_problem(chain, tiers, links, rules_for(chain, sla, linked), costs=costs)
     return replace(problem, steps=answer.tokens + 1)
 
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.layered import Answer
-from flagsplit.apps.programs import is_program, open_program
+from flagsplit.apps.programs import ZOO_PREFIX, is_program, open_program
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import Skeleton
 from flagsplit.flagir.frontends.any_model import Source
@@ -55,7 +55,10 @@ def program_of(source: Source) -> Program | None:
     if isinstance(source.model, Program):
         return source.model
     path = source.path
-    return open_program(str(path)) if path is not None and is_program(str(path)) else None
+    if path is None:
+        return None
+    name = str(path)  # a zoo:NAME that is none is told by who knows the names
+    return open_program(name) if name.startswith(ZOO_PREFIX) or is_program(name) else None
 
 
 def link_program(program: Program, options: BuildOptions) -> Linked:

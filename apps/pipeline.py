@@ -22,13 +22,15 @@ from flagsplit.apps.deployment import Deployment, describe_deployment
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
-from flagsplit.apps.layered import is_divisible, pose_layers, rules_for
-from flagsplit.apps.linked import Linked, answer_of, expect_trips, link_program, program_of
+from flagsplit.apps.layered import is_divisible, rules_for
+from flagsplit.apps.linked import Linked, expect_trips, link_program, program_of
 from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
+from flagsplit.apps.plan_views import LayerView
 from flagsplit.apps.profiled import load_profiles
-from flagsplit.apps.program_members import ProgramBuild, hidden_plans, program_members, shared_models
+from flagsplit.apps.program_members import ProgramBuild, program_members, shared_models
+from flagsplit.apps.program_plans import add_program_plans, beside_chips
 from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import compile_options, compile_tier
 from flagsplit.apps.tier_parts import tier_parts
@@ -44,7 +46,6 @@ from flagsplit.runtime.itinerary import PlannedStep, itinerary
 from flagsplit.runtime.manifest import FORMAT, Facts, Model
 from flagsplit.runtime.manifest import Tier as ManifestTier
 from flagsplit.splitter.calibration import Calibration
-from flagsplit.splitter.layer_plans import plan_layers
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.profiles import Profile
@@ -215,11 +216,14 @@ def assemble(
     ground = prepare(model, deployment, options, profiles or {})
     graph, program = ground.graph, canonical.program
     layers = _plan_layers(program, ground, deployment, sla, options)
-    rules = sla if layers is None else rules_for(graph, sla, layers.problem.graph)
-    problem = pose(ground, deployment, rules, options)
+    if layers is not None:
+        whole = beside_chips(ground, deployment)
+        problem = pose(whole, deployment, rules_for(graph, sla, layers.problem.graph), options)
+    else:
+        problem = pose(ground, deployment, sla, options)
     planning = plan_problem(problem)
-    if program is not None:
-        planning = add_plans(planning, hidden_plans)
+    if program is not None and layers is None:
+        planning = add_program_plans(planning, ground, deployment, options)
     extra: tuple[str, ...] = ()
     if options.extra_plans is not None:
         pooled = {plan.name for plan in planning.pool.plans}
@@ -305,8 +309,8 @@ def _plan_layers(
     """Of a decoder-only program, the plans that divide its layers."""
     if program is None or not is_divisible(program):
         return None
-    answer = answer_of(program, ground.dims, options.expected_tokens)
-    return plan_layers(pose_layers(program, answer, ground.graph, deployment, sla))
+    view = LayerView(ground, deployment, options, program)
+    return view.plan(view.pose(sla))
 
 
 class Clock:

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment, describe_deployment
-from flagsplit.apps.groundwork import BuildOptions, pose, prepare
-from flagsplit.apps.layered import compared_with, is_divisible, layer_rivals, pose_layers
-from flagsplit.apps.linked import answer_of, expect_trips, link_program, program_of, tell_tokens
+from flagsplit.apps.groundwork import BuildOptions, prepare
+from flagsplit.apps.linked import expect_trips, link_program, program_of, tell_tokens
 from flagsplit.apps.models import is_bundle
+from flagsplit.apps.plan_views import view_of
 from flagsplit.apps.profiled import load_profiles
 from flagsplit.apps.recipe import recorded_sla
 from flagsplit.errors import ConfigError
@@ -24,26 +24,23 @@ from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.flagir.passes.float_products import float_products
 from flagsplit.flagir.programs import Program
 from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, open_bundle
-from flagsplit.splitter.baselines import Baseline, all_baselines
+from flagsplit.splitter.baselines import Baseline
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.devices import load_catalogue
 from flagsplit.splitter.input_forms import InputTensor, forms_of
-from flagsplit.splitter.layer_plans import plan_layers
 from flagsplit.splitter.links import Link
-from flagsplit.splitter.pareto import Frontier, pareto_frontier
-from flagsplit.splitter.pipeline import PlanningResult, plan_problem
+from flagsplit.splitter.pareto import Frontier
+from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.reasons import Barred, barred_blocks
-from flagsplit.splitter.rivals import Rival, rivals
+from flagsplit.splitter.rivals import Rival
 from flagsplit.splitter.sla import SLA
 from flagsplit.splitter.solvers import Solution
 from flagsplit.splitter.state import State
-from flagsplit.splitter.thresholds import BreakingPoint, Flip, Thresholds, breaking_points
+from flagsplit.splitter.thresholds import BreakingPoint, Flip, breaking_points
 from flagsplit.splitter.what_if import what_if
-
-_THRESHOLD_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -141,33 +138,21 @@ def plan(
     clock.done("read")
     profiles = load_profiles(options.profiles, subject.deployment, options.numerics)
     ground = prepare(subject.model, subject.deployment, subject.options, profiles)
-    rules = sla or subject.sla or SLA()
-    layered = subject.program if is_divisible(subject.program) else None
-    if layered is not None:
-        answer = answer_of(layered, ground.dims, subject.options.expected_tokens)
-        problem = pose_layers(layered, answer, ground.graph, subject.deployment, rules)
-    else:
-        problem = pose(ground, subject.deployment, rules, subject.options)
-    find = plan_problem if layered is None else plan_layers
-    before = find(problem).solution if what_ifs else None
+    view = view_of(ground, subject.deployment, subject.options, subject.program)
+    problem = view.pose(sla or subject.sla or SLA())
+    before = view.solve(problem) if what_ifs else None
     problem = what_if(problem, what_ifs, load_catalogue(options.catalogues).links)
-    planning = find(problem)
+    planning = view.plan(problem)
     clock.done("plan")
-    chosen = planning.chosen.plan
-    notes = list(subject.notes)
-    forms = forms_of(_inputs(subject.model, ground.dims)) if layered is None else ()
-    if layered is None:
-        compared = all_baselines(problem, forms)
-        beside = rivals(problem, planning.pool, chosen, compared)
-    else:
-        compared = compared_with(problem, planning.baselines, chosen)
-        beside = layer_rivals(problem, chosen, compared)
+    forms = forms_of(_inputs(subject.model, ground.dims))
+    compared, beside = view.compare(problem, planning, forms)
     clock.done("compare")
-    thresholds = thresholds and layered is None
-    flips = Thresholds(problem, chosen.placement, _THRESHOLD_SECONDS).flips() if thresholds else ()
+    chosen = planning.chosen.plan
+    flips = view.flips(problem, chosen) if thresholds else ()
     breaks = breaking_points(problem, chosen) if thresholds else ()
     clock.done("thresholds")
-    if len(problem.tiers) > 1 and not forms and layered is None:
+    notes = list(subject.notes)
+    if len(problem.tiers) > 1 and not forms and problem.steps == 1:
         notes.append("no input is a picture or float32, so there is no baseline with compressed inputs")
     if subject.shipped is not None and sla is None:
         old = "the bundle does not record its SLA: this is for the least latency; give another with --sla"
@@ -175,6 +160,7 @@ def plan(
             old if subject.sla is None else "without --sla the policy is the one that the bundle was built under"
         )
     given = (devices, links, sla, what_ifs, options.dims, options.shapes, options.regions, options.profiles)
+    changed = any(given) or bool(options.expected_tokens)
     return PlanReport(
         name=subject.name,
         planning=planning,
@@ -184,11 +170,11 @@ def plan(
         breaks=breaks,
         barred=barred_blocks(problem),
         before=before,
-        shipped=None if any(given) else subject.shipped,
+        shipped=None if changed else subject.shipped,
         notes=tuple(notes),
         seconds=clock.seconds,
         calibrations=ground.profiled.calibrations,
-        frontier=pareto_frontier(problem) if frontier and layered is None else None,
+        frontier=view.frontier(problem) if frontier else None,
     )
 
 

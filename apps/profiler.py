@@ -97,7 +97,12 @@ def profile_bundle(
     progress("load", 0.0)
     with SegmentTimer(bundle, position, options.threads) as timer:
         device = bundle.facts.tiers[position].device
-        chosen = blocks_to_measure(timer.graph, _modelled(timer.graph, device), options.share)
+        found = blocks_to_measure(timer.graph, _modelled(timer.graph, device), options.share)
+        chosen = tuple(index for index in found if timer.graph.blocks[index].signature)
+        if not chosen:
+            raise ConfigError(
+                f"{bundle.path}: nothing of it can be timed: how often its loop runs depends on the input"
+            )
         chains = chains_of(chosen)
         parts = [(EMPTY,), *((index,) for index in chosen), *chains]
         times = timer.time(parts, options.seconds, lambda share: progress("measure", share))

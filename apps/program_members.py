@@ -14,8 +14,9 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.plan_graphs import PlanGraphs
+from flagsplit.apps.program_plans import LINKED_HIDDEN
 from flagsplit.apps.tier_parts import original_name
-from flagsplit.errors import ModelError
+from flagsplit.errors import InternalError, ModelError
 from flagsplit.flagir import Segment, Step
 from flagsplit.flagir.programs.program import Program, graph_names
 from flagsplit.flagir.programs.split import split_step
@@ -25,17 +26,12 @@ from flagsplit.runtime.archive import Member
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.manifest import Tensor
 from flagsplit.runtime.program_parts import FOLDER, LAYER_PLANS_NAME, PARTS_NAME, PartsFile, PlanParts
-from flagsplit.splitter.baselines import why_not
 from flagsplit.splitter.layer_plans import layers_before
 from flagsplit.splitter.pipeline import PlanningResult
 from flagsplit.splitter.plan import Plan
-from flagsplit.splitter.plan_maker import tier_set_name
-from flagsplit.splitter.problem import Problem
 
-LINKED_HIDDEN = "encode.hidden"
-"""The hidden state in a linked model."""
 HIDDEN = "hidden"
-"""And in the program's own graphs."""
+"""The hidden state in the program's own graphs."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +98,8 @@ class _Loops:
         self._nodes = {node.name or "": node for node in graphs.model.graph}
         self._loop = _loop_of(model).name or ""
         hidden = next((v for node in model.graph for v in node.outputs if v.name == LINKED_HIDDEN), None)
-        reader = readers_of(model.graph).get(hidden, ())[:1] if hidden is not None else ()
-        self._reader = [(node.name or "", list(node.inputs).index(hidden)) for node in reader if hidden in node.inputs]
+        readers = readers_of(model.graph).get(hidden, ()) if hidden is not None else ()
+        self._readers = [(n.name or "", list(n.inputs).index(hidden)) for n in readers if hidden in n.inputs]
 
     def parts(self, plan: Plan, files: dict[str, bytes], *, encoded: bool) -> PlanParts:
         steps = self._graphs.steps[plan.name]
@@ -115,6 +111,8 @@ class _Loops:
             if before:
                 raise _NotServedError(f"its prompt is prepared on {plan.tiers[before[0].tier]}, apart from the loop")
             return PlanParts(loop_tier=tier)
+        if not self._readers:
+            raise InternalError(f"a linked program with an encoder has no value {LINKED_HIDDEN!r} that something reads")
         hidden = self._hidden(plan, steps[at])
         inside = self._leading_to(hidden, steps[at].segment)
         own = {value for node in inside for value in node.outputs}
@@ -127,7 +125,7 @@ class _Loops:
     def _hidden(self, plan: Plan, step: Step) -> ir.Value:
         """What is the hidden state on the loop's tier, whatever a codec has made of it."""
         names = {original_name(name): name for name in step.segment.nodes}
-        for reader, index in self._reader:
+        for reader, index in self._readers:
             value = self._nodes[names[reader]].inputs[index] if reader in names else None
             if value is not None:
                 return value
@@ -179,26 +177,3 @@ def _divided(program: Program, plan: Plan, files: dict[str, bytes]) -> PlanParts
 def shared_models(linked: ir.Model, program: Program) -> Mapping[str, ir.Model]:
     """The models that share the weights of a bundle, by the names of their files."""
     return {flagir.MODEL_NAME: linked} | {f"{name}.onnx": graph for name, graph in program.graphs.items()}
-
-
-def hidden_plans(problem: Problem) -> dict[str, list[int]]:
-    """The encoder on the first tier and the rest on another, by name, for each other tier that may run it.
-
-    The cut at the hidden state is what a stream resumes from wherever it goes on, so a bundle has it whatever is best.
-    """
-    graph = problem.graph
-    hidden = next((value for value in graph.values if value.name == LINKED_HIDDEN), None)
-    if hidden is None or hidden.producer < 0:
-        return {}
-    before, todo = set[int](), [hidden.producer]
-    while todo:
-        block = todo.pop()
-        if block not in before:
-            before.add(block)
-            todo += problem.predecessors[block]
-    found = {}
-    for tier in range(1, len(problem.tiers)):
-        placement = [0 if block.index in before else tier for block in graph.blocks]
-        if why_not(problem, placement) is None:
-            found[f"{tier_set_name(problem.tier_names, placement)}-hidden"] = placement
-    return found

@@ -81,8 +81,11 @@ def compile_tier(
         if name == REFERENCE_TARGET:
             continue
         segments = parts.segments[: parts.whole]
+        verdicts = ground.verdicts[tier.name][name]
         if name not in chosen.required:
-            segments = [segment for segment in segments if _takes(ground.verdicts[tier.name][name], segment)]
+            segments = [segment for segment in segments if _takes(verdicts, segment)]
+        elif not chosen.each:  # a decoder's loop runs beside the chip
+            segments = [segment for segment in segments if _takes(verdicts, segment) or not _loops(model, segment)]
         if segments:
             made.append(_compile(name, model, segments, tier, options, given))
     return made
@@ -151,6 +154,10 @@ def _check_choices(description: TargetDescription, given: Mapping[str, str]) -> 
             )
         if name in known and value not in known[name]:
             raise PolicyError(f"--choice {target}.{name}: expected {', '.join(known[name])}, came {value!r}")
+
+
+def _loops(model: ir.Model, segment: Segment) -> bool:
+    return any(node.op_type == "Loop" for node in model.graph if node.name in segment.nodes)
 
 
 def _takes(verdicts: NodeVerdicts, segment: Segment) -> bool:

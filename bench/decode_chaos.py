@@ -171,14 +171,14 @@ def run(count: int, every_s: float, seed: int) -> dict[str, Any]:
             for replica in replicas:
                 replica.kill()
     return {
-        "figures": {"streams": count, **_figures(streams, wanted)},
+        "figures": {"streams": count, **figures_of(streams, wanted)},
         "conditions": {
             "kills": killer.kills,
             "moves": moves,
             "streams_that_moved": sum(len(set(stream.where)) > 1 for stream in streams),
             "tokens": sum(map(len, wanted)),
             "took_s": took_s,
-            **_first_ms(streams),
+            **first_ms(streams),
             "replicas": REPLICAS,
             "bars": BARS,
             "cores": os.cpu_count(),
@@ -224,7 +224,8 @@ def _failed(stream: TokenStream) -> bool:
     return False
 
 
-def _figures(streams: list[TokenStream], wanted: list[tuple[int, ...]]) -> dict[str, int]:
+def figures_of(streams: list[TokenStream], wanted: list[tuple[int, ...]]) -> dict[str, int]:
+    """How many streams are lost or different, and how many tokens doubled."""
     made = [stream.made for stream in streams]
     return {
         "lost": sum(stream.reason not in ("stop", "length") for stream in streams),
@@ -235,7 +236,8 @@ def _figures(streams: list[TokenStream], wanted: list[tuple[int, ...]]) -> dict[
     }
 
 
-def _first_ms(streams: list[TokenStream]) -> dict[str, float]:
+def first_ms(streams: list[TokenStream]) -> dict[str, float]:
+    """How long the first tokens took."""
     first = sorted(1e3 * stream.made[0].at_s for stream in streams if stream.made)
     return {
         "first_token_ms_p50": round(statistics.median(first), 1),

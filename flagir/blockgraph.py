@@ -89,8 +89,8 @@ class Block:
         write_bytes: activation bytes that leave it.
         weight_bytes: bytes of its initializers; a tensor shared between blocks counts in the first of them.
         touched_weight_bytes: weight bytes that one run reads (an embedding reads rows, not the table).
-        signature: digest of the work, the same for blocks that do the same; "" where it is unknown
-            (`flagsplit.flagir.signatures`).
+        signature: digest of the work, the same for blocks that do the same; "" where it is unknown, or is what a loop
+            is expected to do (`flagsplit.flagir.signatures`).
         features: numbers about the work that a regression over blocks can use.
         loops: its loops, if it has any; their work over all trips is in `flops` and `touched_weight_bytes`.
     """

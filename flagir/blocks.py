@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue
+from flagsplit.flagir.blockgraph import GRAPH_INPUT, Block, BlockGraph, BlockValue, LoopWork
 from flagsplit.flagir.codecs.table import NO_CODEC, codecs_for, encoded_bytes
 from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
@@ -266,6 +266,7 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
     leaving = [value for node in group for value in node.outputs if sight.leaves(value, index)]
     fresh = dict.fromkeys(value for node in group for value in weights_read(node) if value not in counted)
     counted.update(fresh)
+    loops = tuple(each.loop for each in work if each.loop is not None)
     heaviest = max(range(len(group)), key=lambda at: (work[at].op_class in _ANCHORS, work[at].flops))
     return Block(
         index=index,
@@ -277,10 +278,15 @@ def _block(index: int, group: tuple[ir.Node, ...], sight: _Sight, counted: set[i
         write_bytes=sum(_bytes(value, sight.types) for value in leaving),
         weight_bytes=sum(value.const_value.nbytes for value in fresh if value.const_value is not None),
         touched_weight_bytes=sum(each.touched_weight_bytes for each in work),
-        signature=signature_of(group, leaving, sight.types),
+        signature=signature_of(group, leaving, sight.types) if all(_is_fixed(loop) for loop in loops) else "",
         features=features_of(group, work, sight.types),
-        loops=tuple(each.loop for each in work if each.loop is not None),
+        loops=loops,
     )
+
+
+def _is_fixed(loop: LoopWork) -> bool:
+    """Whether it runs as often whatever comes in, so that what it took once tells what it takes."""
+    return loop.basis != "said"
 
 
 def _values(model: ir.Model, owner: Mapping[ir.Node, int], types: Types, readers: Readers) -> tuple[BlockValue, ...]:

@@ -53,7 +53,7 @@ def _read_onnx(path: Path, weights_folder: Path | None = None) -> ir.Model:
         for tensor in _tensors(model):
             if isinstance(tensor, ir.ExternalTensor):
                 tensor.base_dir = weights_folder
-    _check_tensors(model, weights_folder or path.parent)
+    _check_tensors(model, weights_folder or path.resolve().parent)
     return model
 
 

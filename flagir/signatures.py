@@ -63,9 +63,11 @@ def features_of(nodes: Sequence[ir.Node], works: Sequence[NodeWork], types: Type
     """
     found: dict[str, float] = {}
     for node, work in zip(nodes, works, strict=True):
-        amount = _elements(node, types) if work.op_class == "movement" else work.flops
-        if not work.is_view:
-            found[f"{work.op_class}.{node.op_type}"] = found.get(f"{work.op_class}.{node.op_type}", 0.0) + amount
+        if work.is_view:
+            continue
+        done = {work.op_class: _elements(node, types)} if work.op_class == "movement" else work.by_class
+        for name, amount in done.items():
+            found[f"{name}.{node.op_type}"] = found.get(f"{name}.{node.op_type}", 0.0) + amount
     heaviest = max(zip(nodes, works, strict=True), key=lambda pair: (pair[1].op_class in _CONTRACTING, pair[1].flops))
     if heaviest[1].op_class in _CONTRACTING:
         found |= _product_of(*heaviest, types)

@@ -57,8 +57,8 @@ def build_constraints(
     for key, name in sla.keep_on.items():
         for value in _private(graph, key):
             _confine(_holders(value, key, name, tier_names), tier_names, name, f"keep_on {key!r} wants {name}", reasons)
-    for key, why in too_large_loops(graph, tiers, sla).items():
-        reasons.setdefault(key, why)
+    for pair, why in too_large_loops(graph, tiers, sla).items():
+        reasons.setdefault(pair, why)
     allowed = np.ones((len(graph.blocks), len(tier_names)), dtype=bool)
     for block_index, tier in reasons:
         allowed[block_index, tier] = False

@@ -1,8 +1,8 @@
 """Plans that divide a decoder's loop itself: the first layers on one tier, the rest on others, for every token anew.
 
 The graph is a chain of layers, the embedding in the first and the head in the last. Every token goes up through it and
-comes back, so each link between two tiers that share it carries a message up and one down for each step. A chain has so
-few rising placements that all of them are looked at: the optimum is exact, caps and bounds included. What a chain's
+comes back, so each link between the two tiers that share it carries a message up and one down for each step. There are
+so few such placements that all of them are looked at: the optimum is exact, caps and bounds included. What a chain's
 blocks cost is read off a program in `flagsplit.flagir.programs.chain`.
 """
 
@@ -29,7 +29,6 @@ from flagsplit.splitter.solvers import Solution
 from flagsplit.splitter.state import State
 
 SOLVER = "enumeration"
-_MOST_PLACEMENTS = 200_000
 _SEED = 21
 _MS = 1e3
 
@@ -40,28 +39,22 @@ def layers_before(placement: Sequence[int]) -> int:
 
 
 def plan_name(tiers: Sequence[str], placement: Sequence[int]) -> str:
-    """ "all-TIER", or the tiers joined by "+" with the number of layers that are done before each: "phone+cloud@4"."""
-    if len(set(placement)) == 1:
-        return tier_set_name(tiers, placement)
-    turns = [at for at in range(1, len(placement)) if placement[at] != placement[at - 1]]
-    return "+".join([tiers[placement[0]], *(f"{tiers[placement[at]]}@{at}" for at in turns)])
+    """ "all-TIER", or the two tiers joined by "+" with the number of layers that the first has: "phone+cloud@4"."""
+    name = tier_set_name(tiers, placement)
+    return name if len(set(placement)) == 1 else f"{name}@{layers_before(placement)}"
 
 
-def rising_placements(problem: Problem) -> NDArray[np.int64]:
-    """Every placement of a chain that never comes back towards the first tier and that the constraints allow.
+def placements_of(problem: Problem) -> NDArray[np.int64]:
+    """Every placement of a chain that the constraints allow: whole on a tier, or its first layers on the first tier.
 
-    Raises:
-        PolicyError: there are too many to look at.
+    A token goes between two tiers, so a third one may relay it and runs no layers.
     """
     blocks, tiers = problem.constraints.allowed.shape
-    rows = []
-    for count, turns in enumerate(itertools.combinations_with_replacement(range(blocks + 1), tiers - 1)):
-        if count == _MOST_PLACEMENTS:
-            raise PolicyError(f"{blocks} layers on {tiers} tiers have over {count} plans; plan for fewer tiers")
-        row = np.searchsorted(np.array(turns), np.arange(blocks), side="right")
-        if problem.constraints.allowed[np.arange(blocks), row].all():
-            rows.append(row)
-    return np.array(rows, dtype=np.int64).reshape(-1, blocks)
+    rows = [[tier] * blocks for tier in range(tiers)]
+    rows += [[0] * split + [tier] * (blocks - split) for tier in range(1, tiers) for split in range(1, blocks)]
+    found = np.array(rows, dtype=np.int64)
+    allowed = problem.constraints.allowed[np.arange(blocks), found].all(axis=1)
+    return found[allowed]
 
 
 def plan_layers(problem: Problem) -> PlanningResult:
@@ -75,7 +68,7 @@ def plan_layers(problem: Problem) -> PlanningResult:
     """
     started = time.perf_counter()
     problem = problem if not problem.bypasses else problem.with_links(problem.links, ())
-    found = rising_placements(problem)
+    found = placements_of(problem)
     plans = [_plan(problem, row) for row in found if not violations_of(problem, row)]
     absent = {f"all-{tier.name}": why for k, tier in enumerate(problem.tiers) if (why := why_not_all_on(problem, k))}
     if not plans:

@@ -88,7 +88,7 @@ def features_of_block(block: Block) -> dict[str, float]:
     return {
         **block.features,
         "nodes": float(len(block.nodes)),
-        "read_bytes": float(block.read_bytes),
+        "read_bytes": float(block.read_bytes) + sum(loop.traffic_bytes for loop in block.loops),
         "write_bytes": float(block.write_bytes),
         "weight_bytes": float(block.touched_weight_bytes),
     }

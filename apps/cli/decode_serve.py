@@ -8,10 +8,22 @@ from typing import Annotated, Literal
 import typer
 
 from flagsplit.apps.cli.ending import ending, wait_for_end
+from flagsplit.apps.cli.gateway_options import (
+    AllowOrigin,
+    ApiKeys,
+    GatewayOptions,
+    InsecurePublic,
+    MaxUploadMb,
+    ModelName,
+    TlsCert,
+    TlsKey,
+)
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.cli.serve import LogLevel
 from flagsplit.apps.decoder_service.bundle_source import open_source
-from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
+from flagsplit.apps.decoder_service.gateway_beside import GatewayBeside
+from flagsplit.apps.decoder_service.ray_settings import RaySettings
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings, EngineFactory, local_engine
 from flagsplit.errors import PeerError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.service import ServiceSettings
@@ -52,6 +64,29 @@ def command(
     ] = None,
     log_format: Annotated[LogFormat, typer.Option(help="Logs for people or for programs.")] = "text",
     log_level: Annotated[LogLevel, typer.Option(help="debug logs every message with tensors.")] = "info",
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Make tokens in this process, or in replicas of Ray Serve.")
+    ] = "local",
+    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many replicas there are.")] = 2,
+    max_replicas: Annotated[
+        int, typer.Option(min=0, help="With --engine ray: how many there may be when streams queue up.")
+    ] = 0,
+    ray_address: Annotated[
+        str, typer.Option(help="With --engine ray: the cluster to join, such as auto; starts one here without it.")
+    ] = "",
+    ray_name: Annotated[
+        str, typer.Option(help="With --engine ray: name of the replicas in the cluster; who has it takes them over.")
+    ] = "",
+    gateway: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Answer clients of OpenAI's API and WebSockets there too.")
+    ] = "",
+    model_name: ModelName = "",
+    api_keys: ApiKeys = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure_public: InsecurePublic = False,
+    allow_origin: AllowOrigin = None,
+    max_upload_mb: MaxUploadMb = 26.2144,
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
@@ -78,6 +113,10 @@ def command(
         service=ServiceSettings(
             machine, TelemetrySettings(http, trace_file, log=True), WorkerHooks(is_worker=store.is_worker)
         ),
+        engine=_engine(engine, RaySettings(replicas, max_replicas, slots, address=ray_address, name=ray_name)),
+    )
+    options = GatewayOptions(
+        gateway, api_keys, tls_cert, tls_key, insecure_public, allow_origin or [], max_upload_mb, drain_s
     )
     broken: list[Exception] = []
     with ending() as (ended, end):
@@ -87,18 +126,32 @@ def command(
             end()
 
         service = DecoderService(source, ZmqChannel(security=store.security()), listen, settings, failed, end)
+        beside: GatewayBeside | None = None
         try:
-            _announce(service, tier, program, as_json=as_json)
+            beside = GatewayBeside(service, options.settings(), model_name) if gateway else None
+            _announce(service, tier, program, beside, as_json=as_json)
             if wait_for_end(ended, watch_stdin=until_stdin_closes):
+                if beside is not None:
+                    beside.drain()
                 service.drain()
                 wait_for_end(ended, watch_stdin=until_stdin_closes)
         finally:
+            if beside is not None:
+                beside.close()
             service.stop()
     if broken:
         raise PeerError(f"the decoder service of tier {tier} broke: {broken[0]}")
 
 
-def _announce(service: DecoderService, tier: str, program: str, *, as_json: bool) -> None:
+def _engine(name: str, settings: RaySettings) -> EngineFactory:
+    if name == "local":
+        return local_engine
+    from flagsplit.apps.decoder_service.ray_choice import ray_engine  # only here, because Ray is an extra
+
+    return ray_engine(settings)
+
+
+def _announce(service: DecoderService, tier: str, program: str, beside: GatewayBeside | None, *, as_json: bool) -> None:
     source, streams = service.source, service.streams
     if as_json:
         about = {
@@ -109,7 +162,9 @@ def _announce(service: DecoderService, tier: str, program: str, *, as_json: bool
             "plans": {plan: list(names) for plan, names in source.cuts.items()},
             "pid": os.getpid(),
         }
-        print_json({**about, **({"http": streams.http} if streams.http else {})})
+        asked = {"gateway": beside.url} if beside is not None else {}
+        print_json({**about, **asked, **({"http": streams.http} if streams.http else {})})
     else:
         watched = f", watched at {streams.http}" if streams.http else ""
-        print(f"making tokens of {source.name} from {program} at {streams.address}{watched}", flush=True)
+        asked_at = f", and to clients of OpenAI's API at {beside.url}" if beside is not None else ""
+        print(f"making tokens of {source.name} from {program} at {streams.address}{asked_at}{watched}", flush=True)

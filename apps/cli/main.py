@@ -28,6 +28,7 @@ _COMMANDS = {
     "run": "command",
     "serve": "command",
     "decode-serve": "command",
+    "gateway": "command",
     "netem": "command",
     "swap": "command",
     "top": "command",

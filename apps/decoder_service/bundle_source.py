@@ -58,6 +58,11 @@ def bundle_source(bundle: Bundle, tier: str, plan: str = "") -> ProgramSource:
         step=next(iter(plans.values())).rest or "step.onnx",
         weights=parts.weights,
         takes_rows=any(found.layers for found in plans.values()),
+        specs={
+            each: tuple(TensorSpec(tensor.name, tensor.dtype, tuple(tensor.shape)) for tensor in found.boundary)
+            for each, found in plans.items()
+            if not found.layers
+        },
     )
 
 

@@ -13,7 +13,7 @@ from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, TOKENIZ
 from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact
+from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact, TensorSpec
 
 HIDDEN: Final = "hidden"
 """The cut behind the encoder, and the tensor that crosses it."""
@@ -36,6 +36,7 @@ class ProgramSource:
         step: file of the step graph in there.
         weights: file of the weights; None is the folder's own.
         takes_rows: whether the step graph begins between two layers, so that streams come as rows.
+        specs: by plan, element types and shapes of the tensors that cross its cut, where they are known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ProgramSource:
     step: str = "step.onnx"
     weights: Path | None = None
     takes_rows: bool = False
+    specs: Mapping[str, tuple[TensorSpec, ...]] = field(default_factory=dict)
 
     @property
     def stream_facts(self) -> StreamFacts:

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
+from flagsplit.apps.decoder_service.engine_hub import EngineHub
 from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.events import Event
-from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
+from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService, TokenEngine
+from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel
 
@@ -27,6 +31,7 @@ class DecoderSettings:
         provider: where the steps run.
         scheduler: memory for caches, how many streams may wait and for how long.
         service: limits of connections and tensors, times, telemetry.
+        engine: makes what makes the tokens: of a program, these settings, and where its events go.
 
     Raises:
         ConfigError: a number is below what makes sense.
@@ -38,10 +43,45 @@ class DecoderSettings:
     provider: Literal["cpu", "cuda"] = "cpu"
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
+    engine: "EngineFactory" = field(default_factory=lambda: local_engine)
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {self.slots}")
+
+
+EngineFactory = Callable[[ProgramSource, DecoderSettings, Callable[[Event], None]], TokenEngine]
+
+
+def local_engine(source: ProgramSource, settings: DecoderSettings, emit: Callable[[Event], None]) -> TokenEngine:
+    """An engine in this process.
+
+    Raises:
+        BundleError: a graph cannot be loaded.
+        ConfigError: the provider is not there.
+    """
+    return GenerationEngine(step_opener(source, settings)(), emit, settings.scheduler)
+
+
+def step_opener(source: ProgramSource, settings: DecoderSettings) -> Callable[[], StepModel]:
+    """What opens a program's steps, here or in another process, whose host must have its files at the same place."""
+    return partial(
+        _open_steps,
+        source.steps.absolute(),
+        settings.slots,
+        settings.threads,
+        settings.provider,
+        source.step,
+        source.weights.absolute() if source.weights is not None else None,
+    )
+
+
+def _open_steps(
+    folder: Path, slots: int, threads: int, provider: Literal["cpu", "cuda"], step: str, weights: Path | None
+) -> StepModel:
+    from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
+
+    return OrtStepModel(folder, slots, threads, provider, step=step, weights=weights)
 
 
 class DecoderService:
@@ -57,7 +97,9 @@ class DecoderService:
 
     Attributes:
         source: as given.
-        streams: what answers on the wire; `streams.engine` makes the tokens, for whoever else asks in this process.
+        streams: what answers on the wire.
+        hub: the engine, for whoever else asks in this process.
+        encode: makes of a plan's tensors what a stream begins with.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -77,11 +119,12 @@ class DecoderService:
         self.source, self._settings = source, settings or DecoderSettings()
         try:
             _check_tier(source, self._settings.tier)
-            self._remainders = Remainders(source, LoadOptions(threads=_THREADS_HELD_BY_ENCODERS))
+            self.encode = Remainders(source, LoadOptions(threads=_THREADS_HELD_BY_ENCODERS))
+            self.hub = EngineHub(lambda emit: self._settings.engine(source, self._settings, emit))
             self.streams = StreamService(
                 ServiceProgram(source.digest, source.tiers, self._settings.tier, source.stream_facts),
-                self._make_engine,
-                self._remainders,
+                self.hub.user,
+                self.encode,
                 channel,
                 address,
                 self._settings.service,
@@ -92,24 +135,10 @@ class DecoderService:
             channel.close()
             raise
 
-    def _make_engine(self, emit: Callable[[Event], None]) -> GenerationEngine:
-        from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
-
-        settings, source = self._settings, self.source
-        model = OrtStepModel(
-            source.steps,
-            settings.slots,
-            settings.threads,
-            settings.provider,
-            step=source.step,
-            weights=source.weights,
-        )
-        return GenerationEngine(model, emit, settings.scheduler)
-
     def stop(self) -> None:
         """Say goodbye to all clients and free everything. A second call does nothing."""
         self.streams.stop()
-        self._remainders.close()
+        self.encode.close()
 
     def drain(self, reason: str = "") -> None:
         """Finish the streams that are here, take no new ones, then end. From any thread."""

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError, UsageError
+from flagsplit.flagir.programs.parts import inputs_of, part_of
 from flagsplit.flagir.programs.program import Program
-from flagsplit.flagir.reads import activations_read, weights_read
 
 ROWS = "rows"
 """What the first part gives and the second takes in place of tokens: float32 [batch, chunk, width]."""
@@ -43,11 +43,11 @@ def split_step(program: Program, layers: int) -> tuple[ir.Model, ir.Model]:
     second = _outputs(b, ("logits", *facts.new_names[2 * layers :]))
     # From the end: the rows within the last layer of the first part, after its attention, would do as well.
     for before, after in reversed(list(_rows_of(a, b, facts.width))):
-        read = _inputs_of(second, after)
-        makes = _inputs_of([before, *first])
+        read = inputs_of(second, after)
+        makes = inputs_of([before, *first])
         if after in read and _names(read).isdisjoint(("tokens", *early)) and _names(makes).isdisjoint(late):
             before.name = after.name = ROWS
-            return _part(a, (), [before, *first]), _part(b, (after,), second)
+            return part_of(a, [before, *first], "step_to_rows"), part_of(b, second, "step_from_rows", after)
     raise ModelError(f"no value of {facts.name} has all that layers from {layers} on read of those before")
 
 
@@ -78,35 +78,3 @@ def _is_rows(value: ir.Value, width: int) -> bool:
 
 def _names(values: Iterable[ir.Value]) -> set[str]:
     return {value.name or "" for value in values}
-
-
-def _nodes_of(outputs: Sequence[ir.Value], stop: ir.Value | None = None) -> set[ir.Node]:
-    found: set[ir.Node] = set()
-    todo = [value for value in outputs if value is not stop]
-    while todo:
-        node = todo.pop().producer()
-        if node is not None and node not in found:
-            found.add(node)
-            todo += [value for value in activations_read(node) if value is not stop]
-    return found
-
-
-def _inputs_of(outputs: Sequence[ir.Value], stop: ir.Value | None = None) -> set[ir.Value]:
-    """What the nodes that make `outputs` read and do not make; the search goes no further than `stop`."""
-    nodes = _nodes_of(outputs, stop)
-    return {value for node in nodes for value in activations_read(node) if value.producer() not in nodes}
-
-
-def _part(whole: ir.Model, given: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Model:
-    nodes = _nodes_of(outputs, *given)
-    ordered = [node for node in whole.graph if node in nodes]
-    weights = dict.fromkeys(weight for node in ordered for weight in weights_read(node))
-    needed = _inputs_of(outputs, *given)
-    inputs = [*given, *(value for value in whole.graph.inputs if value in needed)]
-    name = "step_from_rows" if given else "step_to_rows"
-    view = ir.GraphView(
-        inputs, outputs, nodes=ordered, initializers=tuple(weights), opset_imports=whole.opset_imports, name=name
-    )
-    model = ir.Model(view.clone(), ir_version=whole.ir_version, producer_name="flagsplit")
-    model.metadata_props.update(whole.metadata_props)
-    return model

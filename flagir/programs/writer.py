@@ -124,13 +124,14 @@ class GraphWriter:
         return self.op("Add", product, self.constant(np.concatenate(biases), np.float32, f"{joined}.bias"))
 
     def inline(self, model: ir.Model, prefix: str, inputs: Mapping[str, ir.Value]) -> dict[str, ir.Value]:
-        """The outputs of a whole model, by name, with `inputs` in place of its inputs.
+        """The outputs of a whole model, by name, with `inputs` in place of those of its inputs that something reads.
 
         Its names get the prefix; its weights are shared, not copied.
         """
         graph = model.graph.clone()
         for value in list(graph.inputs):
-            value.replace_all_uses_with(inputs[value.name or ""], replace_graph_outputs=True)
+            if value.uses() or value.is_graph_output():
+                value.replace_all_uses_with(inputs[value.name or ""], replace_graph_outputs=True)
         outputs = dict(zip([value.name or "" for value in model.graph.outputs], graph.outputs, strict=True))
         graph.outputs.clear()
         for value in list(graph.initializers.values()):

@@ -32,8 +32,8 @@ class SchedulerSettings:
     """
 
     kv_bytes: int = 1 << 30
-    step_tokens: int = 256
-    frame_tokens: float = 1 / 16
+    step_tokens: int = 128
+    frame_tokens: float = 1 / 8
     max_waiting: int = 1024
     max_waiting_of_client: int = 256
     max_wait_s: float = 60.0

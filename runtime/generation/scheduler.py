@@ -20,6 +20,8 @@ from flagsplit.runtime.generation.seats import Seats
 from flagsplit.runtime.generation.step import Counts, Step, Work
 from flagsplit.runtime.generation.stream import State, Stream, begin
 
+_MAX_FAILURES = 3
+"""A stream may be in so many steps that failed and start over."""
 _AWAY = "this decoder is going away; ask another"
 
 
@@ -161,15 +163,21 @@ class Scheduler:
         return found
 
     def fail(self, step: Step, reason: str, now: float) -> list[Event]:
-        """A step was not done. Its streams start over, each in steps of its own; one that was alone is given up."""
+        """A step was not done. Its streams start over, each in a step of its own; those at fault are given up.
+
+        At fault is one that was alone, or that has been in too many steps that failed.
+        """
         self.counts.failures += 1
         streams = [work.stream for work in step.works if self._seats.find(work.stream.id) is work.stream]
-        if len(streams) == 1:
-            return [self._drop(streams[0], "broken", f"the step failed: {reason}; ask another decoder")]
+        found = list[Event]()
         for stream in streams:
-            stream.alone = True
-            self._seats.evict(stream, now)
-        return []
+            stream.failures += 1
+            if len(streams) == 1 or stream.failures > _MAX_FAILURES:
+                found.append(self._drop(stream, "broken", f"the step failed: {reason}; ask another decoder"))
+            else:
+                stream.alone = True
+                self._seats.evict(stream, now)
+        return found
 
     def give_up(self, stream: Stream, code: Code, reason: str) -> list[Event]:
         """A stream could not be opened."""

@@ -22,6 +22,8 @@ from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.transport.channel import Channel
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from flagsplit.runtime.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
@@ -152,6 +154,11 @@ class StreamService:
     def http(self) -> str:
         """URL of its metrics, health and stats, "" if it has none."""
         return "" if self._telemetry is None else self._telemetry.http
+
+    @property
+    def registry(self) -> "CollectorRegistry | None":
+        """Its metrics, where others of this process can add theirs; None if it is not watched."""
+        return None if self._telemetry is None else self._telemetry.metrics.registry
 
     def stop(self) -> None:
         """Say goodbye to all peers and free everything. A second call does nothing."""

@@ -46,6 +46,7 @@ class Stream:
         search: its beam search, once begun.
         alone: whether it steps alone, because a step with it and others failed.
         since: when it began to wait, this time.
+        failures: steps with it that failed.
         began: when it first got a slot.
         first: when its first token came.
         told: how many generated tokens were given out.
@@ -66,6 +67,7 @@ class Stream:
     most_held: int = 0
     search: BeamSearch | None = None
     alone: bool = False
+    failures: int = 0
     since: float = 0.0
     began: float = math.nan
     first: float = math.nan

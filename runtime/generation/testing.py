@@ -69,7 +69,7 @@ class HashModel:
         self.steps = 0
         self._step_s = step_s
         self.stop_share = stop_share
-        self._fails = fails
+        self.fails = fails
         self._open: dict[int, _Slot] = {}
 
     def bytes_for(self, tokens: int, frames: int) -> int:
@@ -90,7 +90,7 @@ class HashModel:
         if self._step_s:
             time.sleep(self._step_s)
         self.steps += 1
-        if self._fails([self._open[slot].seen for slot in slots]):
+        if self.fails([self._open[slot].seen for slot in slots]):
             raise InternalError("this step fails on purpose")
         for slot, array in zip(slots, tokens, strict=True):
             self._check(len(array) > 0, "no token")

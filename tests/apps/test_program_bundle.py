@@ -16,7 +16,7 @@ from tests.flagir.programs.made import program_of
 import flagsplit
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
-from flagsplit.apps.program_members import LINKED_HIDDEN
+from flagsplit.apps.program_plans import LINKED_HIDDEN
 from flagsplit.apps.rebuild import rebuild
 from flagsplit.errors import BundleError, ConfigError, PolicyError
 from flagsplit.flagir.codecs import NO_CODEC
@@ -27,6 +27,8 @@ from flagsplit.runtime.program_parts import PARTS_NAME, ProgramFolder, ProgramPa
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.targets.interface import LoadOptions
+
+pytestmark = pytest.mark.slow
 
 HOST = LoadOptions(threads=1)
 FAMILIES: dict[str, Callable[[np.random.Generator], oracle.Made]] = {
@@ -111,7 +113,7 @@ def test_what_crosses_leads_to_the_hidden_state(tmp_path: Path, family: str, see
     assert whole is not None
     hidden = whole.run(inputs)["hidden"]
     alone = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
-    np.testing.assert_allclose(hidden, alone, atol=1e-4)  # the same, but for what its open batch changes in rounding
+    assert np.allclose(hidden, alone, atol=1e-4)  # the same, but for what its open batch changes in rounding
     pooled = {plan.name for plan in bundle.plans.pool.plans}
     assert set(parts.plans) | set(parts.unserved) == pooled
     assert {"all-phone", "all-cloud", "phone+cloud-hidden"} <= set(parts.plans)
@@ -145,8 +147,8 @@ def test_a_plan_with_a_codec_has_what_decodes(tmp_path: Path) -> None:
     values = run_steps(bundle, each.before, inputs)
     decode = parts.load_hidden(plan.name, HOST)
     assert decode is not None
-    found = decode.run({tensor.name: values[tensor.name] for tensor in each.boundary})["hidden"]
-    exact = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
+    found: Any = decode.run({tensor.name: values[tensor.name] for tensor in each.boundary})["hidden"]
+    exact: Any = parts.load("encode.onnx", HOST).run(inputs)["hidden"]
     assert 0 < np.abs(found - exact).max() <= np.ptp(exact) / 255
 
 
@@ -162,6 +164,33 @@ def test_keys_and_values_apart_from_the_loop_serve_no_stream(tmp_path: Path) -> 
         parts.plan("late")
     with pytest.raises(PolicyError, match="there are all-"):
         parts.plan("nothing")
+
+
+def test_a_phone_with_a_chip_decodes_beside_it(tmp_path: Path) -> None:
+    """Chips take no loops, so the plan of the phone alone is for its CPU, and the encoder is still the chip's."""
+    program = made("moonshine")
+    bundle = built(program, tmp_path, devices={"phone": "pixel8"}, options={"dims": sizes_of(program)})
+    assert [artifact.target for artifact in bundle.facts.tiers[0].artifacts] == ["ort", "litert"]
+    assert any(reason.startswith("all-phone runs on the CPU of phone") for reason in bundle.plans.reasons)
+    (alone,) = bundle.plans.steps["all-phone"]
+    assert bundle.artifact_for(0, alone.segment, "litert").target == "ort"
+    inputs = request(bundle, 2)
+    tokens = bundle.load_whole(HOST).run(inputs)["tokens"]
+    assert np.array_equal(run_steps(bundle, [alone], inputs)["tokens"], tokens)
+    assert bundle.program is not None
+    (encode,) = next(parts.before for parts in bundle.program.plans.values() if parts.hidden is None)
+    assert bundle.artifact_for(0, encode.segment, "litert").target == "litert"
+
+
+def test_a_decoder_on_a_phone_with_a_chip(tmp_path: Path) -> None:
+    sla = {"keep_on": {"inputs": "phone"}}
+    bundle = built(made("llama"), tmp_path, devices={"phone": "pixel8"}, sla=sla)
+    assert [plan.name for plan in bundle.plans.pool.plans] == ["all-phone"]
+    assert [artifact.target for artifact in bundle.facts.tiers[0].artifacts] == ["ort"]
+    with pytest.raises(PolicyError, match="not phone: takes fixed shapes"):
+        built(
+            made("llama"), tmp_path, devices={"phone": "pixel8"}, sla=sla, options={"targets": {"phone": ("litert",)}}
+        )
 
 
 def test_weights_are_stored_once(tmp_path: Path) -> None:
@@ -189,8 +218,10 @@ def test_the_program_comes_back_as_it_was(tmp_path: Path) -> None:
     assert again.tokenizer == program.tokenizer
     weights = again.graphs["step"].graph.initializers
     for name, value in program.graphs["step"].graph.initializers.items():
-        assert value.const_value is not None
-        assert np.array_equal(weights[name].const_value.numpy(), value.const_value.numpy())
+        came, given = weights[name].const_value, value.const_value
+        assert came is not None
+        assert given is not None
+        assert np.array_equal(came.numpy(), given.numpy())
 
 
 def test_the_layers_of_a_decoder_in_parts(tmp_path: Path) -> None:
@@ -316,3 +347,17 @@ def test_tokens_that_cannot_be(tmp_path: Path, small_model: Path) -> None:
     options = BuildOptions(expected_tokens=5)
     with pytest.raises(ConfigError, match="--expected-tokens 5: the model has no loop"):
         build(Source(small_model), ["phone", "cloud"], tmp_path / "x.flagsplit", options=options)
+
+
+def test_layers_are_planned_again_under_another_policy(tmp_path: Path) -> None:
+    bundle = built(made("llama"), tmp_path, links={"cloud": "10gbit/10us"}, devices={"phone": "raspberry-pi-5"})
+    assert bundle.program is not None
+    assert set(bundle.program.plans) >= {"all-cloud", "all-phone"}
+    again = tmp_path / "again.flagsplit"
+    result = rebuild(bundle, parse_sla({"keep_on": {"inputs": "phone"}}), again)
+    parts = flagsplit.open(again, cache=tmp_path / "cache").program
+    assert result.layers is not None
+    assert parts is not None
+    assert "all-cloud" not in parts.plans
+    assert parts.layer_plans is not None
+    assert [plan.name for plan in parts.layer_plans.plans] == [plan.name for plan in result.layers.pool.plans]

@@ -5,16 +5,22 @@ import random
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flagsplit.errors import PolicyError
 from flagsplit.flagir.blockgraph import Block, BlockGraph, BlockValue, LoopWork
 from flagsplit.splitter.devices import Catalogue
+from flagsplit.splitter.evaluate import Usage
+from flagsplit.splitter.knobs import Knob, knobs_of, turned
+from flagsplit.splitter.layer_flips import layer_flips
 from flagsplit.splitter.layer_plans import every_division, layers_before, plan_layers, plan_name
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.problem import Problem, make_problem
+from flagsplit.splitter.rates import objective_rates
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.testing import line
+from flagsplit.splitter.thresholds import FARTHEST
 
 FAST = ("1gbit/1ms",)
 PROMPT, TOKENS, WIDTH, KV = 16, 40, 576, 1536
@@ -86,11 +92,12 @@ def _is_live(value: BlockValue, block: int) -> bool:
     return value.producer <= block <= last
 
 
-def rising(problem: Problem) -> list[tuple[int, ...]]:
-    tiers = range(len(problem.tiers))
-    every = itertools.product(tiers, repeat=len(problem.graph.blocks))
+def divisions(problem: Problem) -> list[tuple[int, ...]]:
+    """Of all placements those that rise, over one tier or from the first to one other."""
+    every = itertools.product(range(len(problem.tiers)), repeat=len(problem.graph.blocks))
     allowed = problem.constraints.allowed
-    return [p for p in every if list(p) == sorted(p) and all(allowed[i, k] for i, k in enumerate(p))]
+    rising = [p for p in every if list(p) == sorted(p) and all(allowed[i, k] for i, k in enumerate(p))]
+    return [p for p in rising if len(set(p)) == 1 or (len(set(p)) == 2 and p[0] == 0)]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -104,7 +111,7 @@ def test_the_plan_is_that_of_exhaustive_search(catalogue: Catalogue, seed: int) 
     privacy = {"min_blocks_deep": rng.randint(0, 2)}
     problem = problem_of(catalogue, graph, caps | privacy, devices, links)
     cap = problem.memory_bytes * (1 + 1e-9)
-    able = [p for p in rising(problem) if (by_hand(problem, p)[1] <= cap).all()]
+    able = [p for p in divisions(problem) if (by_hand(problem, p)[1] <= cap).all()]
     if not able:
         with pytest.raises(PolicyError, match="no plan keeps the SLA, whichever layers run where"):
             plan_layers(problem)
@@ -125,9 +132,9 @@ def test_privacy_keeps_embedding_and_layers_on_the_phone(catalogue: Catalogue) -
     kept = plan_layers(problem_of(catalogue, graph, {"min_blocks_deep": 1}, links=FAST)).chosen.plan
     assert kept.name == "phone+cloud@1"
     assert layers_before(kept.placement) == 1
-    assert kept.features.up_messages == (TOKENS + 1,)
-    assert kept.features.up_bytes == (ROW * (PROMPT + TOKENS),)
-    assert kept.features.down_bytes == (8 * (TOKENS + 1),)
+    assert list(kept.features.up_messages) == [TOKENS + 1]
+    assert list(kept.features.up_bytes) == [ROW * (PROMPT + TOKENS)]
+    assert list(kept.features.down_bytes) == [8 * (TOKENS + 1)]
     only = plan_layers(problem_of(catalogue, graph, {"keep_on": {"inputs": "phone"}}, links=FAST)).chosen.plan
     assert only.name == "phone+cloud@1"
     deeper = plan_layers(problem_of(catalogue, graph, {"min_blocks_deep": 3}, links=FAST)).chosen.plan
@@ -165,4 +172,35 @@ def test_the_table_has_every_division_and_says_which_may_not_be(catalogue: Catal
 
 def test_names() -> None:
     assert plan_name(("phone", "cloud"), (1, 1, 1)) == "all-cloud"
-    assert plan_name(("phone", "edge", "cloud"), (0, 0, 1, 1, 2)) == "phone+edge@2+cloud@4"
+    assert plan_name(("phone", "edge", "cloud"), (0, 0, 2, 2, 2)) == "phone+cloud@2"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flips_are_where_another_plan_becomes_best(catalogue: Catalogue, seed: int) -> None:
+    rng = random.Random(seed)
+    graph = chain(rng.randint(2, 6), rng.choice([200_000, 14_000_000]))
+    links = (rng.choice(["1mbit/1ms", "100mbit/1ms", "10gbit/10us"]),)
+    sla = {"keep_on": {"inputs": "phone"}} if rng.random() < 0.7 else {"objective": {"latency": 1, "price": 1}}
+    problem = problem_of(catalogue, graph, sla, ("raspberry-pi-5", "t4"), links)
+    chosen = plan_layers(problem).chosen.plan
+    flips = {(flip.knob, flip.factor < 1): flip for flip in layer_flips(problem, chosen)}
+    for knob in knobs_of(problem):
+        for below in (True, False):
+            flip = flips.get((knob, below))
+            edge = flip.factor if flip is not None else (1 / FARTHEST if below else FARTHEST)
+            inside, beyond = edge ** (1 - 1e-6), edge ** (1 + 1e-6)
+            assert best_at(problem, knob, inside) == pytest.approx(value_at(problem, knob, inside, chosen.placement))
+            if flip is not None:
+                there = value_at(problem, knob, beyond, flip.placement)
+                assert there < value_at(problem, knob, beyond, chosen.placement)
+                assert there == pytest.approx(best_at(problem, knob, beyond))
+
+
+def value_at(problem: Problem, knob: Knob, factor: float, placement: tuple[int, ...]) -> float:
+    there, state = turned(problem, knob, 1 / factor if knob.kind == "bandwidth" else factor)
+    usage = Usage(there, np.array([placement]))
+    return float(usage.measure(objective_rates(there, state))[0])
+
+
+def best_at(problem: Problem, knob: Knob, factor: float) -> float:
+    return min(value_at(problem, knob, factor, placement) for placement in divisions(problem))

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from tests.flagir.models import Array, parse
 from tests.flagir.programs import oracle
 from tests.flagir.programs.driver import Engine, answers, close, engine
+from tests.flagir.programs.exports import KV, SIZE, VOCABULARY, WIDTH, exported, wanted
 from tests.flagir.programs.made import program_of
 
 from flagsplit.errors import ModelError
@@ -20,117 +19,6 @@ from flagsplit.flagir.programs.exported import slot_form
 from flagsplit.flagir.programs.exported_folder import is_exported, read_exported
 from flagsplit.flagir.programs.link import link
 from flagsplit.flagir.programs.split import split_step
-
-KV, SIZE, WIDTH, VOCABULARY = 2, 4, 8, 11
-
-LAYER = """
-    flat_q_{i} = MatMul(x_{i}, wq_{i})
-    flat_k_{i} = MatMul(x_{i}, wk_{i})
-    flat_v_{i} = MatMul(x_{i}, wv_{i})
-    wide_q_{i} = Reshape(flat_q_{i}, heads)
-    wide_k_{i} = Reshape(flat_k_{i}, heads)
-    wide_v_{i} = Reshape(flat_v_{i}, heads)
-    q_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_q_{i})
-    k_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_k_{i})
-    v_{i} = Transpose<perm = [0, 2, 1, 3]>(wide_v_{i})
-    present_{i}_key = Concat<axis = -2>(past_{i}_key, k_{i})
-    present_{i}_value = Concat<axis = 2>(past_{i}_value, v_{i})
-    turned_{i} = Transpose<perm = [0, 1, 3, 2]>(present_{i}_key)
-    scores_{i} = MatMul(q_{i}, turned_{i})
-    scaled_{i} = Mul(scores_{i}, scale)
-    masked_{i} = Add(scaled_{i}, mask)
-    parts_{i} = Softmax<axis = -1>(masked_{i})
-    mixed_{i} = MatMul(parts_{i}, present_{i}_value)
-    back_{i} = Transpose<perm = [0, 2, 1, 3]>(mixed_{i})
-    joined_{i} = Reshape(back_{i}, rows)
-    out_{i} = MatMul(joined_{i}, wo_{i})
-    x_{j} = Add(x_{i}, out_{i})
-"""
-
-BODY = """
-g (int64[b, s] input_ids, int64[b, t] attention_mask{inputs}, {pasts})
-=> (float[b, s, 11] logits, {presents}) {{
-    words = Gather(table, input_ids)
-    {places}
-    places = Gather(positions_table, position_ids)
-    x_0 = Add(words, places)
-    shape_p = Shape<start = 2, end = 3>(past_0_key)
-    shape_s = Shape<start = 1, end = 2>(input_ids)
-    both = Add(shape_p, shape_s)
-    p = Squeeze(shape_p)
-    all = Squeeze(both)
-    keys = Range(zero, all, one)
-    queries = Range(p, all, one)
-    queries_2 = Unsqueeze(queries, last_axis)
-    causal = LessOrEqual(keys, queries_2)
-    given = Cast<to = 9>(attention_mask)
-    given_4 = Unsqueeze(given, middle)
-    allowed = And(causal, given_4)
-    mask = Where(allowed, nought, minus)
-    {layers}
-    logits = MatMul(x_{count}, head)
-}}
-"""
-
-
-def exported(
-    layers: int = 2,
-    places: str = "",
-    inputs: str = ", int64[b, s] position_ids",
-    change: Callable[[str], str] = lambda text: text,
-) -> tuple[ir.Model, dict[str, Array]]:
-    """A decoder with learned positions and no norms, and its weights."""
-    pairs = [f"{i}_{part}" for i in range(layers) for part in ("key", "value")]
-    body = BODY.format(
-        inputs=inputs,
-        places=places,
-        pasts=", ".join(f"float[b, 2, p, 4] past_{pair}" for pair in pairs),
-        presents=", ".join(f"float[b, 2, t, 4] present_{pair}" for pair in pairs),
-        layers="".join(LAYER.format(i=i, j=i + 1) for i in range(layers)),
-        count=layers,
-    )
-    proto = parse(change(body), opset=18)
-    rng = np.random.default_rng(layers)
-    weights = {
-        "table": rng.standard_normal((VOCABULARY, WIDTH)),
-        "positions_table": rng.standard_normal((40, WIDTH)),
-        "head": rng.standard_normal((WIDTH, VOCABULARY)),
-        **{f"w{part}_{i}": rng.standard_normal((WIDTH, WIDTH)) * 0.4 for i in range(layers) for part in "qkvo"},
-        "scale": np.array(0.5),
-        "nought": np.array(0.0),
-        "minus": np.array(-1e9),
-    }
-    whole = {
-        "heads": [0, 0, KV, SIZE],
-        "rows": [0, 0, WIDTH],
-        "zero": 0,
-        "one": 1,
-        "last_axis": [1],
-        "middle": [1, 2],
-    }
-    for name, array in weights.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array, np.float32), name))
-    for name, numbers in whole.items():
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(numbers, np.int64), name))
-    model = ir.from_proto(proto)
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        kind, *rest = (value.name or "").split("_")
-        if kind in ("past", "present"):
-            value.name = ".".join(("past_key_values" if kind == "past" else kind, *rest))
-    return model, weights
-
-
-def wanted(weights: dict[str, Array], tokens: list[int]) -> Array:
-    """Logits of every token."""
-    rows = weights["table"][tokens] + weights["positions_table"][: len(tokens)]
-    for i in range(sum(name.startswith("wq_") for name in weights)):
-        q, k, v = ((rows @ weights[f"w{part}_{i}"]).reshape(-1, KV, SIZE).transpose(1, 0, 2) for part in "qkv")
-        scores = np.where(np.tri(len(rows), dtype=bool), q @ k.transpose(0, 2, 1) * 0.5, -np.inf)
-        parts = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = parts / parts.sum(-1, keepdims=True) @ v
-        rows = rows + mixed.transpose(1, 0, 2).reshape(len(rows), -1) @ weights[f"wo_{i}"]
-    return np.asarray(rows @ weights["head"])
-
 
 COUNTED = """
     counted_from_1 = CumSum(attention_mask, one)
@@ -195,10 +83,17 @@ REFUSED = {
         "in float32",
     ),
     "fixed batch": (other("float[b, 2, p, 4]", "float[1, 2, p, 4]"), "batch and length open"),
-    "merged": (other("int64[b, t] attention_mask", "int64[b, t] attention_mask, bool[1] use_cache_branch"), "merging"),
-    "an encoder": (
-        other("int64[b, t] attention_mask", "int64[b, t] attention_mask, float[b, f, 8] encoder_hidden_states"),
-        "only decoders without encoder",
+    "merged": (
+        lambda text: other("int64[b, t] attention_mask", "int64[b, t] attention_mask, bool[1] use_cache_branch")(
+            other("And(causal, given_4)", "And(use_cache_branch, given_4)")(text)
+        ),
+        "'use_cache_branch'; export it without merging",
+    ),
+    "hidden states": (
+        lambda text: other("int64[b, t] attention_mask", "int64[b, t] attention_mask, float[b, s, 8] encoder_hidden")(
+            other("Add(words, places)", "Add(encoder_hidden, places)")(text)
+        ),
+        "'encoder_hidden'; export the step that has a cache",
     ),
     "no logits": (other("logits", "scores"), "output 'logits'"),
     "other caches": (

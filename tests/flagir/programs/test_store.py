@@ -154,6 +154,7 @@ def test_most_tokens() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Ignoring unknown external data key")
+@pytest.mark.slow
 def test_damage_anywhere_is_refused_or_does_not_matter(folder: Path) -> None:
     rng = random.Random(0)
     whole = {name: (folder / name).read_bytes() for name in ("program.json", "step.onnx")}

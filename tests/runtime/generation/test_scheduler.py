@@ -290,3 +290,34 @@ def test_parked_streams_make_way_and_are_forgotten_in_time() -> None:
     driver.step()
     driver.step()
     assert driver.model.open_slots == 0
+
+
+def fail_once(driver: Driver) -> None:
+    driver.model.fails = lambda _: True
+    driver.step()
+    driver.model.fails = lambda _: False
+
+
+def test_after_a_failure_streams_step_alone_once_and_then_together_again() -> None:
+    driver = Driver(HashModel(4, stop_share=0))
+    for number in range(3):
+        driver.submit(request(number, max_tokens=20))
+    driver.step()
+    fail_once(driver)
+    driver.run()
+    assert driver.scheduler.counts.batches == {1: 3, 3: 19}
+    assert all(
+        outcome.tokens == alone(request(int(key), max_tokens=20), driver.model)
+        for key, outcome in driver.outcomes.items()
+    )
+
+
+def test_a_stream_whose_steps_fail_again_and_again_is_given_up() -> None:
+    driver = Driver(HashModel(4, stop_share=0))
+    for number in range(2):
+        driver.submit(request(number, max_tokens=40))
+    for _ in range(4):
+        for _ in range(5):
+            driver.step()
+        fail_once(driver)
+    assert [getattr(driver.outcomes[key].last, "code", None) for key in "01"] == ["broken", "broken"]

@@ -17,7 +17,7 @@ from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.service_machine import StreamMachine
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
 from flagsplit.runtime.generation.stream_spec import StreamSpec, parse_spec
-from flagsplit.runtime.worker_machine import WorkerOptions
+from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport import messages
 from flagsplit.transport.channel import Down, Received, Up, inbound_name
@@ -368,3 +368,19 @@ def test_any_text_is_a_stream_or_a_config_error(data: dict[str, object]) -> None
         except ConfigError as error:
             outcome = str(error)
         assert isinstance(outcome, StreamSpec) or (isinstance(outcome, str) and len(outcome) < 300)
+
+
+def test_a_worker_without_a_loop_refuses_streams() -> None:
+    served = {BUNDLE: Served(("phone", "cloud"), {})}
+    worker = WorkerMachine("cloud", served, "0" * 32)
+    desk = Desk()
+    desk.machine = worker  # type: ignore[assignment]
+    worker.handle(Up(PEER), 0.0)
+    hello = Hello((1, 0), (1, 2), S, "session", BUNDLE, 1000, features=("generate",))
+    (welcome,) = sent(worker.handle(Received(PEER, hello), 0.0))
+    assert isinstance(welcome, messages.Welcome)
+    assert "generate" not in welcome.features
+    (said,) = sent(desk.open())
+    assert isinstance(said, Failed)
+    assert said.code == "protocol"
+    assert not desk.say(messages.Tokens(S, 1, 1, 0, (1,)))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flagir.programs import oracle
+from tests.targets.generation.history import History
 from tests.targets.generation.programs import Small, small_program
 
 from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
@@ -18,7 +19,6 @@ from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation.ort_step import OrtStepModel
 from flagsplit.targets.generation.slot_cache import SlotCache
-from flagsplit.targets.interface import Array
 
 CASES = [(family, seed) for family in oracle.FAMILIES for seed in range(3)]
 Make = Callable[[str, int], Small]
@@ -37,61 +37,53 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return program
 
 
-class History:
-    """Random use of a step model, each result compared with a computation of that stream alone."""
-
-    def __init__(self, small: Small, slots: int, seed: int) -> None:
-        self.small = small
-        self.random = np.random.default_rng(seed)
-        self.model = OrtStepModel(small.folder, slots, threads=1)
-        self.streams: dict[int, tuple[list[int], dict[str, Array] | None]] = {}
-        self.compared = 0
-
-    def act(self) -> None:
-        free = [slot for slot in range(self.model.slots) if slot not in self.streams]
-        ready = [slot for slot, (tokens, _) in self.streams.items() if len(tokens) < 20]
-        action = self.random.choice(["open"] * 3 + ["step"] * 6 + ["close", "copy", "truncate"])
-        if action == "open" and free:
-            context = self.small.context(int(self.random.integers(1000)), int(self.random.integers(1, 40)))
-            self.model.open(free[0], context)
-            self.streams[free[0]] = ([], context)
-        elif action == "step" and ready:
-            self.step([int(each) for each in self.random.permutation(ready)[: self.random.integers(1, len(ready) + 1)]])
-        elif action == "close" and self.streams:
-            slot = int(self.random.choice(list(self.streams)))
-            self.model.close_slot(slot)
-            self.model.close_slot(slot)
-            del self.streams[slot]
-        elif action == "copy" and len(self.streams) > 1:
-            source, target = (int(each) for each in self.random.permutation(list(self.streams))[:2])
-            target = free[0] if free else target
-            self.model.copy(source, target)
-            tokens, context = self.streams[source]
-            self.streams[target] = (list(tokens), context)
-        elif action == "truncate" and self.streams:
-            slot = int(self.random.choice(list(self.streams)))
-            kept = int(self.random.integers(len(self.streams[slot][0]) + 1))
-            self.model.truncate(slot, kept)
-            del self.streams[slot][0][kept:]
-
-    def step(self, slots: list[int]) -> None:
-        counts = [int(self.random.choice([1, 1, 1, 2, 5])) for _ in slots]
-        fed = [self.random.integers(0, self.small.facts.vocabulary, count) for count in counts]
-        logits = self.model.step(slots, fed)
-        assert logits.shape == (len(slots), self.small.facts.vocabulary)
-        for row, slot in enumerate(slots):
-            tokens, context = self.streams[slot]
-            tokens += [int(token) for token in fed[row]]
-            self.compared += 1
-            np.testing.assert_allclose(logits[row], self.small.logits(tokens, context), atol=2e-4)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(("family", "seed"), CASES)
 def test_streams_are_independent_of_each_other(make: Make, family: str, seed: int) -> None:
-    history = History(make(family, seed), slots=5, seed=seed)
+    small = make(family, seed)
+    history = History(small, OrtStepModel(small.folder, 5, threads=1), seed)
     for _ in range(80):
         history.act()
     assert history.compared > 40
+
+
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_streams_that_change_their_places(make: Make, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were there hardly any weights to read, streams would part and meet all the time."""
+    monkeypatch.setattr("flagsplit.targets.generation.ort_step._weights_bytes", lambda _: 2000)
+    small = make(family, 2)
+    model = OrtStepModel(small.folder, 6, threads=1)
+    history, most = History(small, model, 7), 0
+    for _ in range(150):
+        history.act()
+        most = max(most, len(model._banks.banks))
+    assert most > 1
+
+
+def test_a_long_context_is_taken_in_pieces(make: Make) -> None:
+    small = make("moonshine", 0)
+    model = OrtStepModel(small.folder, 1)
+    for frames in (127, 128, 300):
+        context = small.context(frames, frames)
+        model.open(0, context)
+        logits = model.step([0], [np.array([1, 4])])
+        np.testing.assert_allclose(logits[0], small.logits([1, 4], context), atol=2e-4)  # type: ignore[arg-type]
+        model.close_slot(0)
+
+
+def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
+    """One stream is as long as can be and idles between two that step; others are padded to a longer chunk."""
+    small = make("whisper", 0)
+    model = OrtStepModel(small.folder, 3)
+    contexts = [small.context(slot, 4) for slot in range(3)]
+    for slot in range(3):
+        model.open(slot, contexts[slot])
+    long = [3] * 32
+    model.step([1], [np.array(long)])
+    model.step([0, 2], [np.array(long[:20])] * 2)
+    model.step([0, 2], [np.array([5] * 9)] * 2)
+    logits = model.step([0], [np.array([6] * 3)])
+    expected = small.logits([3] * 20 + [5] * 9 + [6] * 3, contexts[0])
+    np.testing.assert_allclose(logits[0], expected, atol=2e-4)  # type: ignore[arg-type]
 
 
 def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
@@ -179,17 +171,16 @@ def test_the_cache_reads_in_place_and_is_no_longer_than_its_streams(make: Make) 
     model = OrtStepModel(small.folder, 4)
     for slot, frames in enumerate((100, 3, 3)):
         model.open(slot, small.context(slot, frames))
-    rows = [model._cache.rows([slot])[0] for slot in range(3)]
-    assert rows == [0, 1, 2]
-    before = model._cache.version
+    (bank,) = model._banks.banks
+    assert bank.cache.rows([0, 1, 2]) == [0, 1, 2]
+    before = bank.cache.version
     for _ in range(10):
         model.step([0, 1, 2], [np.array([3])] * 3)
-    assert model._cache.version == before, "nothing was replaced"
-    bound = model._binding._held
-    assert all(np.shares_memory(bound[name], array) for name, array in model._cache.past.items())
-    assert all(np.shares_memory(bound[name], array) for name, array in model._cache.cross.items())
+    assert bank.cache.version == before, "nothing was replaced"
+    assert all(np.shares_memory(bank._held[name], array) for name, array in bank.cache.past.items())
+    assert all(np.shares_memory(bank._held[name], array) for name, array in bank.cache.cross.items())
     model.close_slot(0)
-    assert model._cache.rows([2, 1]) == [0, 1]
+    assert bank.cache.rows([2, 1]) == [0, 1]
     assert model.bytes_for(17, 0) == 2 * model.bytes_for(16, 0) == 2 * model.bytes_for(1, 0)
 
 
@@ -209,7 +200,9 @@ def test_the_cache_against_lists(actions: list[tuple[str, int, int]]) -> None:
         if action == "add" and slot not in held:
             context = [value + frame / 64 for frame in range(size)]
             array = np.array(context, np.float32).reshape(1, 1, -1, 1).repeat(2, 3)
-            cache.fill(cache.add(slot, size), {"cross": array})
+            row, middle = cache.add(slot, size), size // 2
+            cache.fill(row, middle, {"cross": array[:, :, middle:]})
+            cache.fill(row, 0, {"cross": array[:, :, :middle]})
             held[slot] = ([], context)
         elif action == "append" and slot in held:
             count = 1 + size % 5

@@ -1,0 +1,236 @@
+"""Backends of programs: the facts of a program, its tokenizer, and where its tokens come from."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
+
+from flagsplit.apps.decoder_service.gateway_backend import BusyError, Cut, ModelFacts, Piece, Sound, Wanted
+from flagsplit.apps.decoder_service.gateway_sound import Upload
+from flagsplit.apps.decoder_service.gateway_source import Source
+from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
+from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
+from flagsplit.apps.text.tokenizer import Tokenizer
+from flagsplit.flagir.programs.program import ProgramFacts
+from flagsplit.runtime.generation.stream_events import Place
+from flagsplit.runtime.generation.token_stream import TokenStream
+from flagsplit.targets.interface import Executable
+
+_WORDS_AHEAD = 64
+_MOST_RECORDINGS = 64
+"""Each is followed by a thread."""
+
+
+def model_facts(facts: ProgramFacts, name: str = "", cuts: Mapping[str, Cut] | None = None) -> ModelFacts:
+    """What clients are told of a program.
+
+    Args:
+        facts: of it.
+        name: by which clients ask for it; by default its own.
+        cuts: by name of a plan, the tensors that cross its cut.
+    """
+    return ModelFacts(
+        name or facts.name,
+        "text" if facts.kind == "decoder-only" else "speech",
+        facts.vocabulary,
+        facts.max_positions,
+        # Moonshine's and Whisper's prompts here are English.
+        languages=("en",) if facts.kind == "encoder-decoder" else (),
+        begin=facts.prompt if facts.kind == "decoder-only" else (),
+        cuts=cuts or {},
+    )
+
+
+class ProgramBackend:
+    """A program that goes on from text.
+
+    Args:
+        facts: what clients are told.
+        tokenizer: of the program.
+        source: of its tokens.
+    """
+
+    def __init__(self, facts: ModelFacts, tokenizer: Tokenizer, source: Source) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self._source = source
+
+    def not_ready(self) -> str:
+        """Why it takes no streams now, "" if it does."""
+        return self._source.not_ready()
+
+    async def generate(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
+        """See `Backend.generate`."""
+        stream = await _begin(self._source, wanted)
+        try:
+            async for token in stream:
+                yield Piece((token.token,), "", where_of(token.place))
+            yield Piece((), stream.reason)
+        finally:
+            stream.cancel()
+
+
+async def _begin(source: Source, wanted: Wanted) -> TokenStream:
+    """Begin a stream on another thread; if nobody waits for it any more, it is cancelled as soon as it began."""
+    beginning = asyncio.ensure_future(asyncio.to_thread(source.stream, wanted))
+    try:
+        return await asyncio.shield(beginning)
+    except asyncio.CancelledError:
+        beginning.add_done_callback(_cancel_begun)
+        raise
+
+
+def _cancel_begun(beginning: "asyncio.Future[TokenStream]") -> None:
+    if not beginning.cancelled() and beginning.exception() is None:
+        beginning.result().cancel()
+
+
+def where_of(place: Place) -> str:
+    """A tier, and which of its replicas."""
+    return f"{place.tier} {place.replica}".strip()
+
+
+class SpeechBackend(ProgramBackend):
+    """A program that listens.
+
+    Args:
+        facts: what clients are told.
+        about: the program, what it reads of a sound, and the plan under which it is sent just that.
+        source: of its tokens.
+        open_detector: opens the network that finds speech; no two recordings use one at once.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, about: SpeechFacts, source: Source, open_detector: Callable[[], Executable]
+    ) -> None:
+        super().__init__(facts, about.tokenizer, source)
+        self._about = about
+        self._open_detector = open_detector
+        self._detectors: list[Executable] = []
+        self._threads = ThreadPoolExecutor(_MOST_RECORDINGS, thread_name_prefix="flagsplit-listen")
+        self._recordings = 0
+
+    def open_sound(self, data: bytes) -> Sound:
+        """A WAV file that somebody sent. It lies in a temporary file until it is closed.
+
+        Raises:
+            InputError: it is none.
+        """
+        return Upload(data)
+
+    def close(self) -> None:
+        """Free what no recording needs any more. A second call does nothing."""
+        self._threads.shutdown(cancel_futures=True)
+        while self._detectors:
+            self._detectors.pop().close()
+
+    async def listen(
+        self, sound: Sound, wanted: Wanted, *, live: bool = False
+    ) -> AsyncGenerator[NewWord | Segment, None]:
+        """See `Listener.listen`."""
+        if self._recordings >= _MOST_RECORDINGS:
+            raise BusyError(f"{_MOST_RECORDINGS} recordings are listened to already; try again soon")
+        self._recordings += 1
+        try:
+            async with aclosing(self._follow(sound, wanted, live=live)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._recordings -= 1
+
+    async def _follow(self, sound: Sound, wanted: Wanted, *, live: bool) -> AsyncGenerator[NewWord | Segment, None]:
+        recognizer = GatewayRecognizer(self._about, self._source, replace(wanted, plan=self._about.plan))
+        loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
+        queue: asyncio.Queue[NewWord | Segment | BaseException | None] = asyncio.Queue()
+
+        def put(item: NewWord | Segment | BaseException | None) -> None:
+            with suppress(RuntimeError):  # The loop has ended: nobody listens.
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def work() -> None:
+            try:
+                with self._detector() as detector:
+                    transcriber = Transcriber(recognizer, detector, live=live)
+                    for event in transcriber.events(sound.blocks(self._about.rate_hz)):
+                        room.acquire()
+                        if recognizer.is_closed:
+                            return
+                        put(event)
+                put(None)
+            except Exception as error:  # noqa: BLE001 - it is raised where it is waited for
+                put(error)
+
+        working = loop.run_in_executor(self._threads, work)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                room.release()
+                yield item
+        finally:
+            recognizer.close()
+            room.release()
+            sound.interrupt()
+            # The thread reads from the recording, which whoever called closes next.
+            await asyncio.shield(working)
+
+    @contextmanager
+    def _detector(self) -> Iterator[Executable]:
+        try:
+            detector = self._detectors.pop()
+        except IndexError:
+            detector = self._open_detector()
+        try:
+            yield detector
+        finally:
+            self._detectors.append(detector)
+
+
+class GatewayRecognizer(SpeechFacts):
+    """Recognizes each window of a recording by a stream; it can be closed from another thread.
+
+    Args:
+        about: the model.
+        source: of its tokens.
+        wanted: what each stream is to be like.
+    """
+
+    def __init__(self, about: SpeechFacts, source: Source, wanted: Wanted) -> None:
+        super().__init__(about.plan, about.facts, about.sound, about.tokenizer)
+        self._source, self._wanted = source, wanted
+        self._lock = threading.Lock()
+        self._stream: TokenStream | None = None
+        self._closed = threading.Event()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody wants more of it."""
+        return self._closed.is_set()
+
+    def recognize(self, samples: Samples) -> Iterator[Heard]:
+        """The text of a sound, token by token."""
+        if self._closed.is_set():
+            return
+        seconds = len(samples) / self.rate_hz
+        stream = self._source.stream(replace(self._wanted, tensors=self.sound.tensors(samples), input_s=seconds))
+        with self._lock:
+            self._stream = stream
+            if self._closed.is_set():
+                stream.cancel()
+        text, where = self.tokenizer.decode_stream(), ""
+        try:
+            for token in stream:
+                where = where_of(token.place)
+                yield Heard(text.feed([token.token]), where)
+        finally:
+            stream.cancel()
+        yield Heard(text.finish(), where, 0)
+
+    def close(self) -> None:
+        """End the stream that goes on, and begin no more. From any thread."""
+        with self._lock:
+            self._closed.set()
+            if self._stream is not None:
+                self._stream.cancel()

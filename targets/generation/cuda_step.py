@@ -1,0 +1,312 @@
+"""Steps of a program by PyTorch on an NVIDIA GPU: few sizes, each recorded once as a CUDA graph and replayed.
+
+A step of one token for every stream reads the caches where they lie and writes the new keys and values into them, all
+in one graph; how many rows, how long the caches are, come in powers of two, so there are few graphs. Prompts go
+through graphs of their own, a few rows at a time. The lowering is that of the `cuda` target.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from flagsplit.errors import ConfigError, InputError
+from flagsplit.flagir.model_file import read_model
+from flagsplit.flagir.specialize import specialize
+from flagsplit.targets.cloud.cuda.compiled import Replay
+from flagsplit.targets.cloud.cuda.lowering.program import build_program, to_module
+from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
+from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
+from flagsplit.targets.cloud.cuda.passes import optimize
+from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
+from flagsplit.targets.generation.slot_cache import SlotCache, Whole
+from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
+from flagsplit.targets.generation.step_model import Logits
+from flagsplit.targets.interface import Array
+from flagsplit.targets.written_out import write_out
+
+Precision = Literal["fp32", "fp16", "bf16"]
+_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_UNIT = 64
+"""Caches are at least this long, and grow by doubling."""
+_PROMPTS = 8
+"""How many prompts go through a graph at once."""
+
+
+def doubled(length: int) -> int:
+    """The least power of two that is enough, and no less than `_UNIT`."""
+    return max(_UNIT, 1 << (length - 1).bit_length())
+
+
+class CudaStepModel:
+    """A `StepModel` on a GPU.
+
+    Args:
+        folder: of a saved program.
+        slots: how many streams can be open.
+        precision: what is computed in, and what caches are kept in.
+        device: "cpu" runs the same program uncompiled on this host: to test, and no measure of speed.
+
+    Raises:
+        BundleError: the facts are missing.
+        ConfigError: PyTorch is not installed, or finds no GPU.
+        ModelError: a graph is damaged, or has a node that this target does not take.
+    """
+
+    def __init__(
+        self, folder: Path, slots: int = 16, precision: Precision = "fp16", device: Literal["cuda", "cpu"] = "cuda"
+    ) -> None:
+        if slots < 1:
+            raise ConfigError(f"slots: expected 1 or more, came {slots}")
+        import_torch()
+        if device == "cuda":
+            require_gpu()
+        self.facts = read_facts(folder)
+        self.slots = slots
+        self._device = device
+        self._type = _TYPES[precision]
+        self._step = read_model(folder / "step.onnx")
+        self._prefill = read_model(folder / "prefill.onnx") if self.facts.kind == "encoder-decoder" else None
+        forms = {
+            value.name: (int(value.shape[1]), int(value.shape[3]))  # type: ignore[arg-type]
+            for value in self._step.graph.inputs
+            if value.name and "." in value.name and value.shape is not None
+        }
+        past, cross = (
+            {name: form for name, form in forms.items() if name.startswith(of)} for of in ("past.", "cross.")
+        )
+        self._cache = SlotCache(slots, past, cross, zeros=self._zeros, padded=doubled, rows=slots + 1, shrinks=False)
+        self._graphs: dict[tuple[str, int, int, int], _Graph] = {}
+        self._version = 0
+        size = 4 if precision == "fp32" else 2
+        self._bytes_per = [size * sum(heads * each for heads, each in part.values()) for part in (past, cross)]
+        self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
+
+    def bytes_for(self, tokens: int, frames: int) -> int:
+        """Bytes of a row that is just long enough."""
+        return self._bytes_per[0] * doubled(tokens) + self._bytes_per[1] * doubled(frames)
+
+    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
+        """Begin a stream; see `StepModel.open`."""
+        hidden = check_hidden(self.facts, context)
+        if hidden is None:
+            self._cache.add(slot, 0)
+            return
+        frames = hidden.shape[1]
+        padded = np.zeros((1, doubled(frames), self.facts.width), np.float32)
+        padded[:, :frames] = hidden
+        row = self._cache.add(slot, frames)
+        made = self._graph("prefill", 1, 1, padded.shape[1])(padded)
+        self._cache.fill(row, 0, {name: made[name][:, :, :frames] for name in self._cache.cross})
+
+    def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
+        """Append tokens to streams; see `StepModel.step`."""
+        rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
+        for row, each in zip(rows, tokens, strict=True):
+            check_tokens(self.facts, int(self._cache.lengths[row]), each)
+        one = [at for at, count in enumerate(counts) if count == 1]
+        more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
+        if len(one) == len(rows):
+            return self._decode(rows, tokens, one)
+        if one:
+            self._decode(rows, tokens, one)
+        for first in range(0, len(more), _PROMPTS):
+            self._prompt(rows, tokens, more[first : first + _PROMPTS])
+        return self._logits[: len(slots)]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make a stream like another."""
+        self._cache.copy(source, target)
+
+    def truncate(self, slot: int, tokens: int) -> None:
+        """Keep the first tokens of a stream."""
+        self._cache.truncate(slot, tokens)
+
+    def close_slot(self, slot: int) -> None:
+        """End a stream."""
+        self._cache.remove(slot)
+
+    def close(self) -> None:
+        """Free the graphs and the caches."""
+        self._graphs.clear()
+        self._cache = SlotCache(1, {}, {})
+
+    def warm_up(self, tokens: int, frames: int) -> None:
+        """Record the graphs of steps of one token for streams up to so long, which else the first ones wait for.
+
+        Raises:
+            InputError: there are open streams.
+        """
+        if self._cache.count:
+            raise InputError("graphs can be recorded before streams are open, not while they are")
+        self._cache.add(0, frames)
+        self._cache.reserve(tokens)
+        for power in range(self.slots.bit_length() + 1):
+            self._graph("decode", min(1 << power, self.slots), 1, 0)
+        self._cache.remove(0)
+
+    def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> Logits:
+        """One token for some rows; the rows up to the last of them step too, and what they write does not count."""
+        count = self._cache.count
+        self._cache.reserve(int(self._cache.lengths[:count].max()) + 1)
+        batch = min(1 << max(rows[at] for at in one).bit_length(), self.slots)
+        given = np.zeros((batch, 1), np.int64)
+        for at in one:
+            given[rows[at]] = tokens[at]
+        lengths = np.where(np.arange(batch) < count, self._cache.lengths[:batch], 0)
+        logits = self._graph("decode", batch, 1, 0).logits(
+            given, *self._told(lengths, np.zeros(batch), self._cache.frames[:batch], 1)
+        )
+        for at in one:
+            self._cache.lengths[rows[at]] += 1
+        if [rows[at] for at in one] == list(range(len(rows))):
+            return logits[: len(rows)]
+        for at in one:
+            self._logits[at] = logits[rows[at]]
+        return self._logits[: len(rows)]
+
+    def _prompt(self, rows: Sequence[int], tokens: Sequence[Array], some: Sequence[int]) -> None:
+        """Several tokens for a few rows, which are gathered; places that are left take the spare row."""
+        chunk = 1 << (max(len(tokens[at]) for at in some) - 1).bit_length()
+        batch = min(1 << (len(some) - 1).bit_length(), _PROMPTS)
+        self._cache.reserve(max(int(self._cache.lengths[rows[at]]) for at in some) + chunk)
+        given, last = np.zeros((batch, chunk), np.int64), np.zeros(batch, np.int64)
+        chosen = np.full(batch, self.slots, np.int64)
+        for place, at in enumerate(some):
+            given[place, : len(tokens[at])] = tokens[at]
+            last[place] = len(tokens[at]) - 1
+            chosen[place] = rows[at]
+        lengths, frames = (
+            np.array([values[row] if row < self.slots else 0 for row in chosen])
+            for values in (self._cache.lengths, self._cache.frames)
+        )
+        logits = self._graph("prompt", batch, chunk, 0).logits(given, *self._told(lengths, last, frames, chunk), chosen)
+        for place, at in enumerate(some):
+            self._logits[at] = logits[place]
+            self._cache.lengths[rows[at]] += len(tokens[at])
+
+    def _told(self, lengths: Whole, last: Array, frames: Array, chunk: int) -> list[Array]:
+        """Positions, past_lengths, last and, with an encoder, cross_lengths."""
+        positions = np.minimum(lengths[:, None] + np.arange(chunk), self.facts.max_positions - 1)
+        told = [positions, lengths, last, *([frames] if self._cache.cross else [])]
+        return [np.asarray(each, np.int64) for each in told]
+
+    def _zeros(self, shape: tuple[int, ...]) -> Any:
+        return torch.zeros(shape, dtype=as_dtype(self._type), device=self._device)
+
+    def _graph(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
+        """The graph of a size; those that read arrays that were replaced are forgotten."""
+        if self._version != self._cache.version:
+            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] == "prefill"}
+            self._version = self._cache.version
+        key = (kind, batch, chunk, frames)
+        if key not in self._graphs:
+            self._graphs[key] = self._recorded(kind, batch, chunk, frames)
+        return self._graphs[key]
+
+    def _recorded(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
+        if kind == "prefill":
+            assert self._prefill is not None
+            lowered = _Lowered(self._prefill, {"batch": 1, "frames": frames}, self._type, self._device)
+            return _Graph(lowered.run, [(1, frames, self.facts.width)], ["float32"], lowered.outputs, self._device)
+        past = next(iter(self._cache.past.values())).shape[2]
+        dims = {"batch": batch, "chunk": chunk, "past": past}
+        if self._cache.cross:
+            dims["frames"] = next(iter(self._cache.cross.values())).shape[2]
+        lowered = _Lowered(self._step, dims, self._type, self._device)
+        told = ["tokens", "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
+        run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
+        shapes: list[tuple[int, ...]] = [(batch, chunk), (batch, chunk), *[(batch,)] * (len(told) - 2)]
+        if kind == "prompt":
+            shapes.append((batch,))
+        return _Graph(run, shapes, ["int64"] * len(shapes), ["logits"], self._device)
+
+
+class _Lowered:
+    """A graph of fixed sizes as a module of PyTorch, by names."""
+
+    def __init__(self, model: ir.Model, dims: Mapping[str, int], dtype: str, device: str) -> None:
+        fixed = specialize(model, dims)
+        write_out(fixed, is_taken)
+        optimize(fixed)
+        program = build_program(fixed, "" if dtype == "float32" else dtype)
+        self.inputs = [name for name, _ in program.inputs]
+        self.outputs = list(program.outputs)
+        types = ["float32" if name == "logits" else dtype for name in self.outputs]
+        self._module = to_module(program, types, device)
+
+    def run(self, *tensors: Any) -> Sequence[Any]:
+        """Outputs in order."""
+        made: Sequence[Any] = self._module(*tensors)
+        return made
+
+
+def _stepped(
+    cache: SlotCache, lowered: _Lowered, told: Sequence[str], batch: int, *, gathers: bool
+) -> Callable[..., Sequence[Any]]:
+    """A step that also writes new keys and values into the cache; gives the logits.
+
+    It takes the values of `told` in order, and if it gathers, the rows; else rows are the first ones.
+    """
+    past, cross = dict(cache.past), dict(cache.cross)
+
+    def run(*given: Any) -> Sequence[Any]:
+        values = dict(zip(told, given, strict=False))
+        rows = given[-1] if gathers else torch.arange(batch, device=given[0].device)
+        for name, array in (*past.items(), *cross.items()):
+            values[name] = array.index_select(0, rows) if gathers else array[:batch]
+        made = dict(zip(lowered.outputs, lowered.run(*(values[name] for name in lowered.inputs)), strict=True))
+        chunk = values["tokens"].shape[1]
+        places = values["past_lengths"][:, None] + torch.arange(chunk, device=rows.device)
+        for name, array in past.items():
+            array[rows[:, None], :, places] = made["new" + name.removeprefix("past")].transpose(1, 2)
+        return [made["logits"]]
+
+    return run
+
+
+class _Graph:
+    """A function of tensors of fixed sizes: replayed on a GPU, run as it is on the CPU."""
+
+    def __init__(
+        self,
+        run: Callable[..., Sequence[Any]],
+        shapes: Sequence[tuple[int, ...]],
+        types: Sequence[str],
+        outputs: Sequence[str],
+        device: str,
+    ) -> None:
+        self._outputs = outputs
+        self._run = run
+        self._replay: Replay | None = None
+        self._pinned: dict[str, Any] = {}
+        if device == "cuda":
+            examples = [torch.zeros(s, dtype=as_dtype(t), device=device) for s, t in zip(shapes, types, strict=True)]
+            self._replay = Replay(run, examples)
+            self._given = [torch.empty_like(each, device="cpu", pin_memory=True) for each in examples]
+
+    def __call__(self, *arrays: Array) -> dict[str, Any]:
+        """Tensors by name; the next call overwrites them."""
+        given = [torch.from_numpy(np.ascontiguousarray(each)) for each in arrays]
+        with torch.inference_mode():
+            if self._replay is None:
+                made = self._run(*given)
+            else:
+                torch.cuda.current_stream().synchronize()  # what was given before has been copied by then
+                for pinned, tensor in zip(self._given, given, strict=True):
+                    pinned.copy_(tensor)
+                made = self._replay(*self._given)
+        return dict(zip(self._outputs, made, strict=True))
+
+    def logits(self, *arrays: Array) -> Logits:
+        """The logits on the host; the next call overwrites them."""
+        made = self(*arrays)["logits"]
+        if made.is_cuda:
+            if "logits" not in self._pinned:
+                self._pinned["logits"] = torch.empty_like(made, device="cpu", pin_memory=True)
+            made = self._pinned["logits"].copy_(made, non_blocking=True)
+            torch.cuda.current_stream().synchronize()
+        array: Logits = made.numpy()
+        return array

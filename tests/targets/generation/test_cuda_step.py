@@ -1,0 +1,81 @@
+"""Steps by PyTorch, here on the CPU, against plain numpy; what a GPU makes of them needs one."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.flagir.programs import oracle
+from tests.targets.generation.history import History
+from tests.targets.generation.programs import small_program
+
+from flagsplit.errors import ConfigError, InputError
+from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.sequential import generate
+from flagsplit.targets.generation.cuda_step import CudaStepModel
+from flagsplit.targets.generation.ort_step import OrtStepModel
+
+torch = pytest.importorskip("torch", reason="torch is not installed", exc_type=ImportError)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_streams_are_independent_of_each_other(tmp_path: Path, family: str) -> None:
+    small = small_program(tmp_path, family, 1)
+    history = History(small, CudaStepModel(tmp_path, 5, "fp32", "cpu"), 1)
+    for _ in range(24):
+        history.act()
+    assert history.compared > 10
+
+
+@pytest.mark.slow
+def test_it_gives_the_tokens_of_onnx_runtime(tmp_path: Path) -> None:
+    small = small_program(tmp_path, "whisper", 0)
+    wanted = GenerationOptions(max_tokens=12)
+    models = (OrtStepModel(tmp_path, 2), CudaStepModel(tmp_path, 2, "fp32", "cpu"))
+    for seed in range(3):
+        first, second = (list(generate(model, small.context(seed, 9), (1, 3, 4), wanted)) for model in models)
+        assert first == second
+
+
+@pytest.mark.slow
+def test_half_precision_is_near(tmp_path: Path) -> None:
+    small = small_program(tmp_path, "moonshine", 0)
+    model = CudaStepModel(tmp_path, 2, "bf16", "cpu")
+    context = small.context(0, 70)
+    model.open(1, context)
+    logits = model.step([1], [np.array([1, 5, 6])])
+    expected = small.logits([1, 5, 6], context)
+    assert np.abs(logits[0] - expected).max() < 0.1 * np.abs(expected).max()
+    assert model.bytes_for(65, 64) == model.bytes_for(128, 1)
+    model.close()
+    model.close()
+
+
+@pytest.mark.slow
+def test_what_cannot_be(tmp_path: Path) -> None:
+    small = small_program(tmp_path, "llama", 0)
+    with pytest.raises(ConfigError, match="slots: expected 1 or more"):
+        CudaStepModel(tmp_path, 0, device="cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="CUDA"):
+            CudaStepModel(tmp_path, 1)
+    model = CudaStepModel(tmp_path, 1, "fp32", "cpu")
+    with pytest.raises(InputError, match="takes no context, came hidden"):
+        model.open(0, {"hidden": np.zeros((1, 1, 1), np.float32)})
+    model.open(0, None)
+    with pytest.raises(InputError, match=f"expected tokens below {small.facts.vocabulary}"):
+        model.step([0], [np.array([small.facts.vocabulary])])
+    with pytest.raises(InputError, match="before streams are open"):
+        model.warm_up(8, 8)
+
+
+@pytest.mark.slow
+def test_graphs_are_made_before_they_are_needed(tmp_path: Path) -> None:
+    small_program(tmp_path, "llama", 0)
+    model = CudaStepModel(tmp_path, 3, "fp32", "cpu")
+    model.warm_up(20, 0)
+    before = set(model._graphs)
+    for slot in range(3):
+        model.open(slot, None)
+        model.step(list(range(slot + 1)), [np.array([3])] * (slot + 1))
+    assert set(model._graphs) == before
