@@ -100,6 +100,7 @@ bench-gpu: $(READY)
 
 soak: $(READY)
 	$(BIN)/python bench/soak.py --json
+	$(BIN)/python bench/decode_chaos.py --json
 
 scorecards: $(READY)
 	$(BIN)/python tools/scorecards.py $(TARGETS)

@@ -65,7 +65,7 @@ def command(
         ending() as (ended, _),
         StreamClient(addresses, source.digest, settings=ClientSettings(tier=tier, keys=keys)) as client,
     ):
-        tokens = ClientSource(client, source.facts.prompt, whole_input(source))
+        tokens = ClientSource(client, whole_input(source))
         backend = open_backend(source, tokens, model_name)
         gateway = Gateway([backend], options.settings())
         pages = watch_gateway(gateway, backend, http) if http else None

@@ -5,7 +5,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Protocol
 
 from flagsplit.apps.decoder_service.gateway_backend import BusyError, Wanted
@@ -127,13 +126,11 @@ class ClientSource:
 
     Args:
         client: asks them; the caller closes it.
-        prompt: the model's own, that streams begin with.
         whole_input: the plan under which the services take the model's input as it is.
     """
 
-    def __init__(self, client: StreamClient, prompt: tuple[int, ...], whole_input: str) -> None:
+    def __init__(self, client: StreamClient, whole_input: str) -> None:
         self._client = client
-        self._prompt = prompt
         self._whole_input = whole_input
 
     def not_ready(self) -> str:
@@ -147,16 +144,15 @@ class ClientSource:
         """Begin a stream.
 
         Raises:
-            InputError: a tensor cannot be sent, or drawn tokens are to be gone on with.
+            InputError: a tensor cannot be sent.
         """
-        options, prompt = wanted.options, wanted.prompt
-        if wanted.generated:
-            if options.temperature:
-                raise InputError("generated: a stream whose tokens are drawn cannot be gone on with by this gateway")
-            left = options.max_tokens - len(wanted.generated)
-            options = replace(options, max_tokens=max(left, 1))
-            prompt = (*(prompt or self._prompt), *wanted.generated)
         plan = wanted.plan or self._whole_input
         return self._client.stream(
-            wanted.tensors, options, plan=plan, prompt=prompt, input_s=wanted.input_s, name=wanted.client[:32]
+            wanted.tensors,
+            wanted.options,
+            plan=plan,
+            prompt=wanted.prompt,
+            delivered=wanted.generated,
+            input_s=wanted.input_s,
+            name=wanted.client.encode()[:64].decode(errors="ignore"),
         )

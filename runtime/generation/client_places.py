@@ -106,13 +106,19 @@ class StreamPlaces:
         if stream.at != name:
             chosen.streams += 1
         stream.at, stream.since = name, self.now
-        stream.look_at = self.now + self.options.stall_s + 2 * min(chosen.wait_s, self.options.stall_s)
+        stream.look_at = self.now + self._patience_s(stream) + 2 * min(chosen.wait_s, self.options.stall_s)
         stream.states[name], stream.rows_told = chosen.instance, stream.row_count
         yield Send(name, departure.opened)
         if departure.opened.resume:
             self._departures[stream.rid] = departure
         else:
             yield from (Send(name, chunk) for chunk in chunks_of(departure.opened, departure.buffers))
+
+    def _patience_s(self, stream: LiveStream) -> float:
+        """How long a stream may be without a token; a search gives all of them at its end."""
+        if stream.request.options.beams == 1:
+            return self.options.stall_s
+        return max(self.options.stall_s, min((stream.request.deadline - self.now) / 2, 1e9))
 
     def leave_place(self, stream: LiveStream, error: str) -> None:
         """A stream has no place any more; counts as a failure until the next token."""

@@ -42,6 +42,12 @@ class Decoders:
         self.processes[index].kill()
         self._bury(self.processes[index])
 
+    def drain(self, index: int) -> int:
+        """Tell a process to end, and wait until it has; its exit code."""
+        self.processes[index].terminate()
+        self._bury(self.processes[index])
+        return self.processes[index].returncode
+
     def revive(self) -> None:
         """Start the processes that were killed, and wait until they listen."""
         dead = [index for index, process in enumerate(self.processes) if process.poll() is not None]

@@ -176,7 +176,7 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
     try:
         settings = ClientSettings(keys=tmp_path / "keys", connect_s=10.0)
         with StreamClient([service.address], program.digest, settings=settings) as asking:
-            far = gateway(backend(ClientSource(asking, FACTS.prompt, "all")))
+            far = gateway(backend(ClientSource(asking, "all")))
             near = gateway(backend(sources(hub)))
             assert far.get("/readyz").status == 200
             asked = {"prompt": "far", "max_tokens": 30, "temperature": 0.5, "seed": 1}

@@ -208,6 +208,20 @@ def test_a_replica_that_lives_and_makes_no_tokens_is_left() -> None:
     nothing_left(world)
 
 
+def test_a_search_may_take_its_time() -> None:
+    world = StreamWorld(2, client=ClientOptions(stall_s=3.0))
+    world.join()
+    world.run(1)
+    world.fate = lambda _source, _target, message: () if isinstance(message, Tokens) else (0.0,)
+    options = GenerationOptions(max_tokens=5, beams=4)
+    told = world.ask(dataclasses.replace(long_request(), options=options, deadline=40.0))
+    world.run(15)
+    assert not moves(world, "c")
+    world.run(10)
+    assert moves(world, "c")["stalled"] == 1
+    assert told.over is None
+
+
 def test_tokens_that_get_lost_on_the_way_are_asked_for_again() -> None:
     world = StreamWorld(1)
     world.join()
@@ -372,7 +386,7 @@ def lying(world: StreamWorld, replica: str, lie: Callable[[Tokens], Message]) ->
             message = lie(message)
         send(node, peer, message)  # type: ignore[arg-type]
 
-    network.send = changed  # type: ignore[method-assign, assignment]
+    network.send = changed  # type: ignore[method-assign]
 
 
 LIES: dict[str, Callable[[Tokens], Message]] = {

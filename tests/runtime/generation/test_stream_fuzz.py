@@ -130,7 +130,8 @@ class Hostile:
             )
         elif kind == "end":
             sid, (rid, attempt) = self._sid(instance), self._ids()
-            self._say(peer, rng.choice([Cancel(sid, rid, attempt), Done(sid, rid), Ping(0, 0)]))
+            words: list[Message] = [Cancel(sid, rid, attempt), Done(sid, rid), Ping(0, 0)]
+            self._say(peer, rng.choice(words))
         elif kind == "engine" and self.known:
             self._engine(rng.choice(self.known))
         elif kind == "ran" and self.runs:
@@ -142,7 +143,8 @@ class Hostile:
             self.tell(Tick())
         elif kind == "gone":
             self.up.discard(peer)
-            self.tell(rng.choice([Down(peer, "x"), Down(peer, "x"), Violated(peer, "x"), Received(peer, Bye())]))
+            gone: list[Event] = [Down(peer, "x"), Down(peer, "x"), Violated(peer, "x"), Received(peer, Bye())]
+            self.tell(rng.choice(gone))
 
     def _say(self, peer: str, message: Message) -> None:
         self.tell(Received(peer, message))
