@@ -144,6 +144,16 @@ def test_a_client_may_have_so_many_streams_at_a_service_and_no_more() -> None:
     check(world, streams)
 
 
+def test_with_no_replica_named_this_process_begins_at_once() -> None:
+    world = StreamWorld(0, local=True)
+    world.join()
+    told = world.ask(long_request())
+    world.run(0.5)
+    assert told.tokens
+    world.run(30)
+    check(world, [told])
+
+
 def test_a_cancelled_stream_is_freed_on_both_sides() -> None:
     world = StreamWorld(2)
     world.join()
