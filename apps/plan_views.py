@@ -11,6 +11,7 @@ from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose
 from flagsplit.apps.layered import compared_with, is_divisible, layer_rivals, pose_layers
 from flagsplit.apps.linked import answer_of
+from flagsplit.apps.program_plans import plan_beside_chip
 from flagsplit.flagir.programs import Program
 from flagsplit.splitter.baselines import Baseline, all_baselines
 from flagsplit.splitter.input_forms import InputForm
@@ -56,16 +57,17 @@ def view_of(ground: Groundwork, deployment: Deployment, options: BuildOptions, p
     """The view for a model, or for the program that was linked to it."""
     if program is not None and is_divisible(program):
         return LayerView(ground, deployment, options, program)
-    return BlockView(ground, deployment, options)
+    return BlockView(ground, deployment, options, program)
 
 
 @dataclass(frozen=True)
 class BlockView:
-    """A model's blocks."""
+    """A model's blocks; those of a program, if it was one."""
 
     ground: Groundwork
     deployment: Deployment
     options: BuildOptions
+    program: Program | None = None
 
     def pose(self, sla: SLA) -> Problem:
         """As of a build."""
@@ -84,7 +86,20 @@ class BlockView:
     ) -> tuple[tuple[Baseline, ...], tuple[Rival, ...]]:
         """Single tiers, inputs in other forms, and the splits of two papers."""
         compared = all_baselines(problem, forms)
+        if self.program is not None:
+            compared = self._beside_chip(problem, compared)
         return compared, rivals(problem, planning.pool, planning.chosen.plan, compared)
+
+    def _beside_chip(self, problem: Problem, compared: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        """With the plan that a bundle has although the first tier's chip takes no loops."""
+        plan = plan_beside_chip(problem, self.ground, self.deployment, self.options)
+        if plan is None:
+            return compared
+        note = f"on the CPU of {plan.tiers[0]}, for its chip takes no loops"
+        return tuple(
+            Baseline(plan, None, note) if each.plan.name == plan.name and not each.allowed else each
+            for each in compared
+        )
 
     def flips(self, problem: Problem, chosen: Plan) -> tuple[Flip, ...]:
         """By cuts along every knob."""

@@ -16,7 +16,7 @@ from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.plan_graphs import PlanGraphs
 from flagsplit.apps.program_plans import LINKED_HIDDEN
 from flagsplit.apps.tier_parts import original_name
-from flagsplit.errors import ModelError
+from flagsplit.errors import InternalError, ModelError
 from flagsplit.flagir import Segment, Step
 from flagsplit.flagir.programs.program import Program, graph_names
 from flagsplit.flagir.programs.split import split_step
@@ -98,8 +98,8 @@ class _Loops:
         self._nodes = {node.name or "": node for node in graphs.model.graph}
         self._loop = _loop_of(model).name or ""
         hidden = next((v for node in model.graph for v in node.outputs if v.name == LINKED_HIDDEN), None)
-        reader = readers_of(model.graph).get(hidden, ())[:1] if hidden is not None else ()
-        self._reader = [(node.name or "", list(node.inputs).index(hidden)) for node in reader if hidden in node.inputs]
+        readers = readers_of(model.graph).get(hidden, ()) if hidden is not None else ()
+        self._readers = [(n.name or "", list(n.inputs).index(hidden)) for n in readers if hidden in n.inputs]
 
     def parts(self, plan: Plan, files: dict[str, bytes], *, encoded: bool) -> PlanParts:
         steps = self._graphs.steps[plan.name]
@@ -111,6 +111,8 @@ class _Loops:
             if before:
                 raise _NotServedError(f"its prompt is prepared on {plan.tiers[before[0].tier]}, apart from the loop")
             return PlanParts(loop_tier=tier)
+        if not self._readers:
+            raise InternalError(f"a linked program with an encoder has no value {LINKED_HIDDEN!r} that something reads")
         hidden = self._hidden(plan, steps[at])
         inside = self._leading_to(hidden, steps[at].segment)
         own = {value for node in inside for value in node.outputs}
@@ -123,7 +125,7 @@ class _Loops:
     def _hidden(self, plan: Plan, step: Step) -> ir.Value:
         """What is the hidden state on the loop's tier, whatever a codec has made of it."""
         names = {original_name(name): name for name in step.segment.nodes}
-        for reader, index in self._reader:
+        for reader, index in self._readers:
             value = self._nodes[names[reader]].inputs[index] if reader in names else None
             if value is not None:
                 return value

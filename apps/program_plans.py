@@ -29,7 +29,8 @@ def beside_chips(ground: Groundwork, deployment: Deployment) -> Groundwork:
     """
     free = [t.name for t, chosen in zip(deployment.tiers, deployment.targets, strict=True) if not chosen.each]
     blocks = range(len(ground.graph.blocks))
-    supports = {name: [None for _ in blocks] if name in free else why for name, why in ground.supports.items()}
+    nothing: list[str | None] = [None for _ in blocks]
+    supports = {name: nothing if name in free else why for name, why in ground.supports.items()}
     return replace(
         ground,
         supports=supports,
@@ -43,14 +44,21 @@ def add_program_plans(
 ) -> PlanningResult:
     """The planning of a linked program with encoder, with the plans that its bundle always has."""
     planning = add_plans(planning, hidden_plans)
-    problem, name = planning.problem, f"all-{deployment.tiers[0].name}"
-    if name not in planning.pool.absent or deployment.targets[0].each:
-        return planning
+    plan = plan_beside_chip(planning.problem, ground, deployment, options)
+    return planning if plan is None or plan.name not in planning.pool.absent else _with(planning, plan)
+
+
+def plan_beside_chip(
+    problem: Problem, ground: Groundwork, deployment: Deployment, options: BuildOptions
+) -> Plan | None:
+    """The first tier alone, on the CPU beside its chip; None where it has none, has to use it, or may not run all."""
+    if deployment.targets[0].each:
+        return None
     beside = pose(beside_chips(ground, deployment), deployment, problem.sla, options)
     placement = [0] * len(problem.graph.blocks)
     if why_not(beside, placement) is not None:
-        return planning
-    return _with(planning, make_plan(beside, placement, name))
+        return None
+    return make_plan(beside, placement, f"all-{deployment.tiers[0].name}")
 
 
 def _with(planning: PlanningResult, plan: Plan) -> PlanningResult:

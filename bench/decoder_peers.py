@@ -13,6 +13,7 @@ from flagsplit.apps import zoo
 from flagsplit.flagir.codecs.functions import DOMAIN, DOMAIN_VERSION, function
 from flagsplit.flagir.opset import OPSET
 from flagsplit.targets.interface import Array, Executable
+from flagsplit.targets.onnx_engine import session_settings
 
 LAYERS, HEADS, HEAD_SIZE = 6, 8, 36
 FIRST, LAST = 1, 2
@@ -26,8 +27,10 @@ class Int8Decoder:
     """The two published graphs, run token by token as its authors do."""
 
     def __init__(self) -> None:
-        self._encoder = ort.InferenceSession(str(zoo.pull("moonshine-encoder")))
-        self._decoder = ort.InferenceSession(str(zoo.pull("moonshine-decoder")))
+        settings = session_settings(None, "fast", 0)
+        self._encoder, self._decoder = (
+            ort.InferenceSession(str(zoo.pull(f"moonshine-{part}")), settings) for part in ("encoder", "decoder")
+        )
         self._outputs = [value.name for value in self._decoder.get_outputs()]
 
     def rate(self, sounds: Sequence[tuple[NDArray[np.float32], float]]) -> float:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flagsplit.errors import BundleError, FlagsplitError, PolicyError
 from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.programs.program import Program, ProgramFacts, check_graphs, graph_names
-from flagsplit.flagir.programs.store import FACTS_NAME, TOKENIZER_NAME
+from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, MAX_TOKENIZER_BYTES, TOKENIZER_NAME
 from flagsplit.runtime.itinerary import PlannedStep
 from flagsplit.runtime.manifest import Tensor
 from flagsplit.splitter.pool import Pool
@@ -118,7 +118,7 @@ class ProgramParts:
         self._where = where
         read = _read_parts(where)
         try:
-            self.facts = ProgramFacts.from_json(_bytes(where.folder / FACTS_NAME, _MAX_PARTS_BYTES))
+            self.facts = ProgramFacts.from_json(_bytes(where.folder / FACTS_NAME, MAX_FACTS_BYTES))
         except FlagsplitError as error:
             raise BundleError(f"the bundle's program is damaged: {error}") from None
         self.plans: Mapping[str, PlanParts] = read.plans
@@ -138,7 +138,7 @@ class ProgramParts:
     @cached_property
     def tokenizer(self) -> bytes:
         """The tokenizer's file, in the format that the facts name."""
-        return _bytes(self.folder / TOKENIZER_NAME, 64 << 20)
+        return _bytes(self.folder / TOKENIZER_NAME, MAX_TOKENIZER_BYTES)
 
     @cached_property
     def layer_plans(self) -> Pool | None:

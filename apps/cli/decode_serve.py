@@ -74,6 +74,9 @@ def command(
     ray_address: Annotated[
         str, typer.Option(help="With --engine ray: the cluster to join, such as auto; starts one here without it.")
     ] = "",
+    ray_name: Annotated[
+        str, typer.Option(help="With --engine ray: name of the replicas in the cluster; who has it takes them over.")
+    ] = "",
     gateway: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Answer clients of OpenAI's API and WebSockets there too.")
     ] = "",
@@ -110,7 +113,7 @@ def command(
         service=ServiceSettings(
             machine, TelemetrySettings(http, trace_file, log=True), WorkerHooks(is_worker=store.is_worker)
         ),
-        engine=_engine(engine, RaySettings(replicas, max_replicas, slots, address=ray_address)),
+        engine=_engine(engine, RaySettings(replicas, max_replicas, slots, address=ray_address, name=ray_name)),
     )
     options = GatewayOptions(
         gateway, api_keys, tls_cert, tls_key, insecure_public, allow_origin or [], max_upload_mb, drain_s

@@ -12,7 +12,7 @@ from flagsplit.apps.cli.build import PLAN_COLUMNS
 from flagsplit.apps.cli.output import console, print_json, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_notes, plan_rows
 from flagsplit.runtime.bundle import Bundle, open_bundle
-from flagsplit.runtime.program_parts import ProgramParts
+from flagsplit.runtime.program_parts import FOLDER, ProgramParts
 
 
 def command(
@@ -53,7 +53,7 @@ def _data(bundle: Bundle) -> dict[str, Any]:
         ],
         "plans": [plan_data(plan) for plan in pool.plans],
         "absent": dict(pool.absent),
-        "program": None if bundle.program is None else _program_data(bundle.program),
+        "program": None if bundle.program is None else _program_data(bundle.program, _own_bytes(bundle)),
         "reasons": list(bundle.plans.reasons),
     }
 
@@ -96,10 +96,11 @@ def _reports(bundle: Bundle, tier: int) -> dict[str, Mapping[str, Any]]:
     return {target: report for target, report in told.items() if report is not None}
 
 
-def _program_data(program: ProgramParts) -> dict[str, Any]:
+def _program_data(program: ProgramParts, own_bytes: int) -> dict[str, Any]:
     facts = program.facts
     return {
         "name": facts.name,
+        "own_bytes": own_bytes,
         "kind": facts.kind,
         "license": facts.license,
         "layers": facts.layers,
@@ -119,12 +120,19 @@ def _program_data(program: ProgramParts) -> dict[str, Any]:
     }
 
 
+def _own_bytes(bundle: Bundle) -> int:
+    """Of the members that a bundle has for its program alone."""
+    return sum(size for name, size in bundle.facts.sizes.items() if name.startswith(f"{FOLDER}/"))
+
+
 def _show_program(out: Console, bundle: Bundle, program: ProgramParts) -> None:
     facts = program.facts
+    own = size_text(_own_bytes(bundle))
     say(
         out,
         f"Program {facts.name}: {facts.kind}, {facts.layers} layers, {facts.vocabulary} tokens, at most "
-        f"{facts.max_positions} in a stream, {program.expected_tokens} expected; license {facts.license}",
+        f"{facts.max_positions} in a stream, {program.expected_tokens} expected; {own} beside the shared weights; "
+        f"license {facts.license}",
     )
     rows = [
         (

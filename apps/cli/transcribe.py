@@ -9,9 +9,9 @@ from typing import Annotated, Protocol, cast
 import typer
 from rich.console import Console
 
-from flagsplit.apps.cli.output import print_json, progress_bar, say
+from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
-from flagsplit.apps.speech.subtitles import SubtitleFormat, cue_text, cues, file_start
+from flagsplit.apps.speech.subtitles import SubtitleFormat, clock_text, cue_text, cues, file_start
 from flagsplit.apps.speech.transcribe import Transcription
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.apps.speech.transcript import Transcript
@@ -123,7 +123,7 @@ class _Lines:
         if isinstance(event, Segment):
             if self._timestamps:
                 places = "+".join(dict.fromkeys(word.where for word in event.words))
-                times = f"{_clock(event.words[0].start_s)} {_clock(event.words[-1].end_s)}"
+                times = f"{clock_text(event.words[0].start_s)} {clock_text(event.words[-1].end_s)}"
                 _write(f"[{times} {places}] {event.text}")
             _write("\n")
             self._is_open = False
@@ -135,10 +135,6 @@ class _Lines:
 
     def finish(self, result: Transcript) -> None:
         pass
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02}:{seconds % 60:04.1f}"
 
 
 def _write(text: str) -> None:
@@ -162,4 +158,6 @@ def _tell(result: Transcript, audio: Path, *, pace: bool) -> None:
     if sys.stderr.isatty():
         made = ", ".join(f"{count} {where}" for where, count in result.words_by_tier.items())
         text = f"{result.seconds:.1f} s of sound in {result.took_s:.1f} s, plan {result.plan}; words: {made or 'none'}"
+        if result.crossed_bytes:
+            text += f"; {size_text(result.crossed_bytes)} crossed"
         say(Console(stderr=True, highlight=False), text)

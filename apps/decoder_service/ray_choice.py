@@ -1,6 +1,8 @@
 """`--engine ray`: a decoder service whose tokens are made in replicas of Ray Serve."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 from flagsplit.apps.decoder_service.program_source import ProgramSource
 from flagsplit.apps.decoder_service.ray_engine import RayEngine
@@ -8,6 +10,8 @@ from flagsplit.apps.decoder_service.ray_serve import RayServe
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
 from flagsplit.apps.decoder_service.serve import DecoderSettings, EngineFactory, step_opener
 from flagsplit.runtime.generation.events import Event
+
+_DIGITS: Final = 12
 
 
 def ray_engine(settings: RaySettings) -> EngineFactory:
@@ -18,7 +22,9 @@ def ray_engine(settings: RaySettings) -> EngineFactory:
     """
 
     def make(source: ProgramSource, decoder: DecoderSettings, emit: Callable[[Event], None]) -> RayEngine:
-        serve = RayServe(step_opener(source, decoder), settings, decoder.scheduler)
-        return RayEngine(serve, emit, source.facts.prompt, settings)
+        # Replicas of another program would go on with other tokens.
+        named = replace(settings, name=settings.name or f"flagsplit-{source.digest[:_DIGITS]}")
+        serve = RayServe(step_opener(source, decoder), named, decoder.scheduler)
+        return RayEngine(serve, emit, source.facts.prompt, named)
 
     return make

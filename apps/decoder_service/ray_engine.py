@@ -211,15 +211,22 @@ class RayEngine:
     async def _try(self, live: _Live) -> bool:
         """Ask for the stream, or its rest, at a replica; whether it is over."""
         live.attempt += 1
+        live.where = ""
         request = self._asked(live)
         calls = self._serve.generate(live.request.stream_id, live.failures, message_of(request, time.monotonic()))
         try:
-            async for items in calls:
+            while True:
+                # A stream that has not begun may wait for a slot; one that has goes on with every step.
+                async with asyncio.timeout(self._settings.stall_s if live.where else None):
+                    items = await anext(calls, None)
+                if items is None:
+                    return self._lost(live, "ended", "a replica ended a stream without a reason")
                 live.where = items["where"]
                 for plain in items["events"]:
                     if self._take(live, event_of(plain)):
                         return True
-            return self._lost(live, "ended", "a replica ended a stream without a reason")
+        except TimeoutError:
+            return self._lost(live, "stalled", f"no token came for {self._settings.stall_s:g} s from {live.where}")
         except _Elsewhere as error:
             return self._lost(live, error.code, error.reason, error.retry_after_s)
         except self._serve.errors as error:

@@ -46,6 +46,7 @@ class RayServe:
         self._owns_cluster = False
         self._handle: Any = None
         self._lock = threading.Lock()
+        self._deployed = 0.0
         self.errors: tuple[type[Exception], ...] = ()
 
     def start(self) -> None:
@@ -80,6 +81,7 @@ class RayServe:
             self._open_model = open_model or self._open_model
             application = self._deployment(serve).bind(self._open_model, self._scheduler)
             self._handle = self._run(serve, application)
+            self._deployed = self._deployed_at(serve)
 
     def _run(self, serve: Any, application: Any) -> Any:
         """Deploy on a thread of its own: Ray Serve waits without an end for machines that the cluster has not."""
@@ -174,9 +176,16 @@ class RayServe:
             self._owns_cluster = False
             serve.shutdown()
             ray.shutdown()
-        else:
-            with suppress(*self.errors):
+            return
+        with suppress(*self.errors):
+            # Somebody else may have taken the replicas over.
+            if self._deployed_at(serve) == self._deployed:
                 serve.delete(self._settings.name)
+
+    def _deployed_at(self, serve: Any) -> float:
+        """When replicas were deployed last under this name, by whomever."""
+        found = serve.status().applications.get(self._settings.name)
+        return float(found.last_deployed_time_s) if found is not None else 0.0
 
     def _join(self, ray: Any) -> None:
         settings = self._settings

@@ -30,10 +30,11 @@ class RaySettings:
         cpus: of each replica.
         gpus: of each replica.
         address: of the cluster; "" starts one on this host, which ends with the engine.
-        name: of the application in the cluster.
+        name: of the application in the cluster. Who deploys under a name that is there takes its replicas over.
         object_store_bytes: shared memory of a cluster on this host.
         start_s: how long the first replica may take to come up.
         stop_s: how long a replica that is replaced may go on with its streams.
+        stall_s: how long a stream that has begun at a replica may be without a token before another takes it.
         max_failures: how often in a row a stream may lose its replica without a token in between.
     """
 
@@ -48,6 +49,7 @@ class RaySettings:
     object_store_bytes: int = 128 << 20
     start_s: float = 120.0
     stop_s: float = 60.0
+    stall_s: float = 30.0
     max_failures: int = 20
 
     def __post_init__(self) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from flagsplit.apps.speech.merge import SLACK_S, seam
 from flagsplit.apps.speech.wer import distances
-from flagsplit.apps.speech.words import Span, Word, normalized
+from flagsplit.apps.speech.words import Span, Word
 
 
 class Joiner:
@@ -37,7 +37,7 @@ class Joiner:
         """
         rest = self._rest(words, shared)
         agreed = next(
-            (i for i, (a, b) in enumerate(zip(rest, self._next, strict=False)) if key(a) != key(b)),
+            (i for i, (a, b) in enumerate(zip(rest, self._next, strict=False)) if a.plain != b.plain),
             min(len(rest), len(self._next)),
         )
         self._given += rest[:agreed]
@@ -104,14 +104,9 @@ def _in_order(words: Sequence[Word]) -> list[Word]:
     return found
 
 
-def key(word: Word) -> str:
-    """What of a word is compared."""
-    return " ".join(normalized(word.text)) or word.text
-
-
 def _taken(given: Sequence[Word], words: Sequence[Word]) -> int:
     """For how many of `words`, from their beginning, those that were given out stand: those most alike."""
     if not given:
         return 0
-    row = distances([key(word) for word in given], [key(word) for word in words])[-1].tolist()
+    row = distances([word.plain for word in given], [word.plain for word in words])[-1].tolist()
     return min(range(len(row)), key=lambda count: (row[count], abs(count - len(given))))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from flagsplit.apps.speech.words import Span, Word, normalized
+from flagsplit.apps.speech.words import Span, Word
 
 _EQUAL: Final = 2.0
 _UNEQUAL: Final = -1.5
@@ -57,13 +57,9 @@ def _by_time(before: Sequence[Word], after: Sequence[Word], middle: float) -> tu
     return kept, sum((word.start_s + word.end_s) / 2 < middle for word in after)
 
 
-def _key(word: Word) -> str:
-    return " ".join(normalized(word.text)) or word.text
-
-
 def _aligned(before: Sequence[Word], after: Sequence[Word]) -> list[tuple[int, int]]:
     """Pairs of equal words of the best alignment of an end of `before` with a beginning of `after`."""
-    keys, others = [_key(word) for word in before], [_key(word) for word in after]
+    keys, others = [word.plain for word in before], [word.plain for word in after]
     rows, columns = len(keys), len(others)
     # best[i][j]: of alignments of before[..i] with after[..j]; how each came about, to go back by.
     best = [[_LEFT_OVER * j for j in range(columns + 1)] for _ in range(rows + 1)]

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flagsplit.apps import api
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
 from flagsplit.apps.speech.encoding import Rest
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
-from flagsplit.apps.speech.recognizer import Recognizer, SpeechFacts
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_model, folder_model
 from flagsplit.apps.speech.stream_recognizer import PhoneLoop, StreamRecognizer
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
+from flagsplit.runtime.bundle import open_bundle
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -48,7 +48,9 @@ class RecognizerChoice:
     connect_s: float = 5.0
 
 
-def open_recognizer(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> Recognizer:
+def open_recognizer(
+    choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None
+) -> ProgramRecognizer | StreamRecognizer:
     """Open what was chosen; `progress` is told in lines what takes its time.
 
     Raises:
@@ -74,7 +76,7 @@ def open_recognizer(choice: RecognizerChoice, progress: Callable[[str], None] = 
 def open_model(choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None) -> SpeechModel:
     """The model of a choice; errors as for `open_recognizer`."""
     if is_bundle(Path(choice.model)):
-        return bundle_model(api.open(choice.model), choice.threads)
+        return bundle_model(open_bundle(Path(choice.model)), choice.threads)
     return folder_model(program_folder(choice.model, progress=progress), choice.threads)
 
 

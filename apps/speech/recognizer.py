@@ -63,10 +63,12 @@ class SpeechFacts:
         facts: of the program.
         sound: what is read of a sound.
         tokenizer: turns tokens into text.
+        crossed_bytes: what was sent to other tiers so far, before the transport squeezes it.
     """
 
     def __init__(self, plan: str, facts: ProgramFacts, sound: SoundInput, tokenizer: Tokenizer) -> None:
         self.plan, self.facts, self.sound, self.tokenizer = plan, facts, sound, tokenizer
+        self.crossed_bytes = 0
 
     @property
     def rate_hz(self) -> int:

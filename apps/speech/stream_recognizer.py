@@ -40,6 +40,7 @@ class StreamRecognizer(SpeechFacts):
             UnavailableError: no service took it, and it cannot be done here.
         """
         crossing = self._before.run(self.sound.tensors(samples))
+        self.crossed_bytes += sum(array.nbytes for array in crossing.values())
         tokens = self._client.stream(crossing, plan=self._cut, input_s=len(samples) / self.rate_hz)
         text = self.tokenizer.decode_stream()
         where = ""

@@ -69,6 +69,12 @@ def cue_text(number: int, cue: Cue, form: SubtitleFormat) -> str:
     return f"{number}\n{_time(cue.start_s, ',')} --> {_time(cue.end_s, ',')}\n{text}\n\n"
 
 
+def clock_text(seconds: float) -> str:
+    """A time for people, to a tenth of a second."""
+    tenths = round(seconds * 10)
+    return f"{tenths // 36_000}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}.{tenths % 10}"
+
+
 def _lines(text: str) -> Iterator[str]:
     """One line, or two that are about as long."""
     spaces = [at for at, letter in enumerate(text) if letter == " "]

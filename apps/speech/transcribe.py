@@ -60,7 +60,7 @@ class Transcription:
             pace = Pace(RATE_HZ) if self.pace else None
             events = transcriber.events(blocks if pace is None else pace.paced(blocks))
             yield from self.result.follow(events, pace)
-            self.result.notes = reader.notes
+            self.result.notes, self.result.crossed_bytes = reader.notes, recognizer.crossed_bytes
 
     def _tell(self, seconds: float) -> None:
         share = min(seconds / self.result.seconds, 1.0)

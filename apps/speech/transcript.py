@@ -20,6 +20,7 @@ class Transcript:
     Attributes:
         seconds: length of the sound.
         plan: which tier did what.
+        crossed_bytes: what was sent to other tiers, before the transport squeezes it; tokens come back.
         notes: what was not as it should be in the file, a line each.
         segments: groups of words, in order.
         took_s: from the first sample to the last word.
@@ -28,6 +29,7 @@ class Transcript:
 
     seconds: float = 0.0
     plan: str = ""
+    crossed_bytes: int = 0
     notes: tuple[str, ...] = ()
     segments: list[Segment] = field(default_factory=list)
     took_s: float = 0.0
@@ -56,10 +58,9 @@ class Transcript:
             if isinstance(event, Segment):
                 self.segments.append(event)
                 if pace is not None:
-                    now = pace.late_s(0.0)
                     came, came_at = came_at[: len(event.words)], came_at[len(event.words) :]
-                    times = zip(event.words, came or [now] * len(event.words), strict=True)
-                    self.latencies_s += [at - word.end_s for word, at in times]
+                    times = zip(event.words, came, strict=True)
+                    self.latencies_s += [at_s - word.end_s for word, at_s in times]
             elif pace is not None:
                 came_at.append(pace.late_s(0.0))
             yield event
@@ -72,6 +73,7 @@ class Transcript:
             "seconds": round(self.seconds, 3),
             "took_s": round(self.took_s, 3),
             "plan": self.plan,
+            "crossed_bytes": self.crossed_bytes,
             "words_by_tier": self.words_by_tier,
             "notes": list(self.notes),
             "times": "estimated",

@@ -42,6 +42,11 @@ class Word:
     end_s: float
     where: str = ""
 
+    @property
+    def plain(self) -> str:
+        """What of it is compared with others."""
+        return " ".join(normalized(self.text)) or self.text
+
 
 def normalized(text: str) -> list[str]:
     """The words of a text as they are compared: lower case, without punctuation, dashes between words taken apart."""

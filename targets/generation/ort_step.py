@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.flagir.store import WEIGHTS_NAME
+from flagsplit.targets.generation.banks import Banks
 from flagsplit.targets.generation.slot_cache import Floats, SlotCache, padded_length
 from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
 from flagsplit.targets.generation.step_model import Logits
@@ -85,65 +87,67 @@ class OrtStepModel:
         forms = {value.name: (value.shape[1], value.shape[3]) for value in self._step.get_inputs() if "." in value.name}
         self._new = {"new" + name[4:]: name for name in forms if name.startswith("past.")}
         self._takes_rows = any(value.name == "rows" for value in self._step.get_inputs())
-        self._cache = SlotCache(
-            slots,
-            {name: form for name, form in forms.items() if name.startswith("past.")},
-            {name: form for name, form in forms.items() if name.startswith("cross.")},
+        self._past, self._cross = (
+            {name: form for name, form in forms.items() if name.startswith(of)} for of in ("past.", "cross.")
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
-        self._binding = _Binding(self._step, self._cache, self._new, self.facts)
-        per_token = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("past."))
-        per_frame = sum(heads * size for name, (heads, size) in forms.items() if name.startswith("cross."))
-        self._bytes_per_token, self._bytes_per_frame = 4 * int(per_token), 4 * int(per_frame)
+        self._bytes_per = [4 * sum(heads * size for heads, size in part.values()) for part in (self._past, self._cross)]
+        self._banks = Banks(self._bank, _weights_bytes(folder / "step.onnx"), self.bytes_for)
 
     def bytes_for(self, tokens: int, frames: int) -> int:
         """Bytes of a row that is just long enough."""
-        return self._bytes_per_token * padded_length(tokens) + self._bytes_per_frame * padded_length(frames)
+        return int(self._bytes_per[0] * padded_length(tokens) + self._bytes_per[1] * padded_length(frames))
 
     def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
         """Begin a stream; see `StepModel.open`."""
         hidden = check_hidden(self.facts, context)
         if hidden is None or self._prefill is None:
-            self._cache.add(slot, 0)
+            self._banks.add(slot, 0)
             return
-        row, names = self._cache.add(slot, hidden.shape[1]), [value.name for value in self._prefill.get_outputs()]
+        bank, row = self._banks.add(slot, hidden.shape[1])
+        names = [value.name for value in self._prefill.get_outputs()]
         for at in range(0, hidden.shape[1], _FRAMES):
             made = self._prefill.run(names, {"hidden": hidden[:, at : at + _FRAMES]})
-            self._cache.fill(row, at, dict(zip(names, made, strict=True)))
+            bank.cache.fill(row, at, dict(zip(names, made, strict=True)))
 
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
-        rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
-        for row, each in zip(rows, tokens, strict=True):
-            check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._takes_rows)
-        self._cache.reserve(max(int(self._cache.lengths[row]) + count for row, count in zip(rows, counts, strict=True)))
-        runs = _runs(rows, counts)
-        for run in runs:
-            logits, new = self._binding.run(run, [tokens[at] for at in run.asked])
-            places = [row - run.first for row in run.rows]
-            self._cache.append(run.rows, places, run.counts, new)
-            if len(runs) == 1 and list(run.asked) == list(range(len(slots))) and run.count == len(slots):
-                return logits
-            self._logits[list(run.asked)] = logits[places]
+        for slot, each in zip(slots, tokens, strict=True):
+            check_tokens(self.facts, self._banks.length(slot), each, are_rows=self._takes_rows)
+        for slot, each in zip(slots, tokens, strict=True):
+            self._banks.reserve(slot, self._banks.length(slot) + len(each))
+        for bank in list(self._banks.banks):
+            asked = [at for at, slot in enumerate(slots) if self._banks.of(slot) is bank]
+            rows = bank.cache.rows([slots[at] for at in asked])
+            for run in _runs(rows, asked, [len(tokens[at]) for at in asked]):
+                logits, new = bank.run(run, [tokens[at] for at in run.asked])
+                places = [row - run.first for row in run.rows]
+                bank.cache.append(run.rows, places, run.counts, new)
+                if list(run.asked) == list(range(len(slots))) and run.count == len(slots):
+                    return logits
+                self._logits[list(run.asked)] = logits[places]
         return self._logits[: len(slots)]
 
     def copy(self, source: int, target: int) -> None:
         """Make a stream like another."""
-        self._cache.copy(source, target)
+        self._banks.copy(source, target)
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a stream."""
-        self._cache.truncate(slot, tokens)
+        self._banks.truncate(slot, tokens)
 
     def close_slot(self, slot: int) -> None:
         """End a stream."""
-        self._cache.remove(slot)
+        self._banks.remove(slot)
 
     def close(self) -> None:
         """Free the engine and the caches."""
         self._step = self._prefill = None
-        self._binding = None  # type: ignore[assignment]
-        self._cache = SlotCache(1, {}, {})
+        self._banks.clear()
+
+    def _bank(self) -> "_Binding":
+        cache = SlotCache(self.slots, self._past, self._cross)
+        return _Binding(self._step, cache, self._new, self.facts)
 
 
 class _Binding:
@@ -151,7 +155,7 @@ class _Binding:
 
     def __init__(self, session: Any, cache: SlotCache, new: Mapping[str, str], facts: ProgramFacts) -> None:
         self._session = session
-        self._cache = cache
+        self.cache = cache
         self._new = new
         self._vocabulary, self._most_positions = facts.vocabulary, facts.max_positions
         self._inputs = {value.name: value for value in session.get_inputs()}
@@ -162,7 +166,7 @@ class _Binding:
     def run(self, run: _Run, tokens: Sequence[Array]) -> tuple[Logits, dict[str, Floats]]:
         """Logits and new keys and values of all rows of a run, by names of the cache; valid until the next."""
         chunk = max(run.counts)
-        wanted = (self._cache.version, run.first, run.count, chunk)
+        wanted = (self.cache.version, run.first, run.count, chunk)
         if wanted != self._bound:
             self._bind(run.first, run.count, chunk)
             self._bound = wanted
@@ -172,11 +176,11 @@ class _Binding:
 
     def _write(self, run: _Run, tokens: Sequence[Array], chunk: int) -> None:
         held, rows = self._held, slice(run.first, run.first + run.count)
-        lengths = self._cache.lengths[rows]
+        lengths = self.cache.lengths[rows]
         held["past_lengths"][:] = lengths
         held["positions"][:] = np.minimum(lengths[:, None] + np.arange(chunk), self._most_positions - 1)
         if "cross_lengths" in held:
-            held["cross_lengths"][:] = self._cache.frames[rows]
+            held["cross_lengths"][:] = self.cache.frames[rows]
         last, given = held["last"], held["rows" if "rows" in held else "tokens"]
         last[:] = 0
         given[:] = 0
@@ -187,8 +191,8 @@ class _Binding:
     def _bind(self, first: int, count: int, chunk: int) -> None:
         held: dict[str, Any] = {}
         for name, value in self._inputs.items():
-            if name in self._cache.past or name in self._cache.cross:
-                array = (self._cache.past if name in self._cache.past else self._cache.cross)[name]
+            if name in self.cache.past or name in self.cache.cross:
+                array = (self.cache.past if name in self.cache.past else self.cache.cross)[name]
                 held[name] = array[first : first + count]
             elif name == "rows":
                 held[name] = np.zeros((count, chunk, value.shape[2]), np.float32)
@@ -196,7 +200,7 @@ class _Binding:
                 held[name] = np.zeros((count, chunk)[: len(value.shape)], np.int64)
         outputs = {"logits": np.zeros((count, self._vocabulary), np.float32)}
         for name, past in self._new.items():
-            _, heads, _, size = self._cache.past[past].shape
+            _, heads, _, size = self.cache.past[past].shape
             outputs[name] = np.zeros((count, heads, chunk, size), np.float32)
         self._io = self._session.io_binding()
         for name, array in held.items():
@@ -206,25 +210,32 @@ class _Binding:
         self._held = {**held, **outputs}
 
 
-def _runs(rows: Sequence[int], counts: Sequence[int]) -> list[_Run]:
+def _runs(rows: Sequence[int], asked: Sequence[int], counts: Sequence[int]) -> list[_Run]:
     """Which rows step in one call: like numbers of tokens, next to each other or nearly so."""
-    found = list[_Run]()
     sizes = [(count - 1).bit_length() for count in counts]
+    found = list[_Run]()
     for size in sorted(set(sizes)):
-        asked = sorted((at for at in range(len(rows)) if sizes[at] == size), key=lambda at: rows[at])
-        part = [asked[0]]
-        for at in asked[1:]:
+        some = sorted((at for at in range(len(rows)) if sizes[at] == size), key=lambda at: rows[at])
+        part = [some[0]]
+        for at in some[1:]:
             if rows[at] - rows[part[-1]] > 2 + len(part) // 4:
-                found.append(_run_of(part, rows, counts))
+                found.append(_run_of(part, rows, asked, counts))
                 part = []
             part.append(at)
-        found.append(_run_of(part, rows, counts))
+        found.append(_run_of(part, rows, asked, counts))
     return found
 
 
-def _run_of(part: Sequence[int], rows: Sequence[int], counts: Sequence[int]) -> _Run:
+def _run_of(part: Sequence[int], rows: Sequence[int], asked: Sequence[int], counts: Sequence[int]) -> _Run:
     first, end = rows[part[0]], rows[part[-1]] + 1
-    return _Run(first, end - first, [rows[at] for at in part], part, [counts[at] for at in part])
+    return _Run(first, end - first, *([values[at] for at in part] for values in (rows, asked, counts)))
+
+
+def _weights_bytes(file: Path) -> int:
+    """What a graph's weights hold, those that lie outside of it."""
+    graph = onnx.load_model(file, load_external_data=False).graph
+    sizes = (each.value for tensor in graph.initializer for each in tensor.external_data if each.key == "length")
+    return sum(int(size) for size in sizes)
 
 
 def _open(file: Path, threads: int, provider: Provider, weights: Path | None) -> Any:

@@ -72,6 +72,21 @@ class SlotCache:
         """How many slots are open."""
         return len(self._slot_of)
 
+    @property
+    def slots(self) -> list[int]:
+        """The open ones, by row."""
+        return list(self._slot_of)
+
+    @property
+    def capacity(self) -> tuple[int, int]:
+        """How many tokens and frames a row can have."""
+        return _length_of(self.past), _length_of(self.cross)
+
+    def longest(self, without: int) -> tuple[int, int]:
+        """The most tokens and frames that a row has, but for one slot."""
+        rows = [row for slot, row in self._row_of.items() if slot != without]
+        return int(self.lengths[rows].max(initial=1)), int(self.frames[rows].max(initial=0))
+
     def rows(self, slots: Sequence[int]) -> list[int]:
         """The rows of open slots.
 
@@ -114,6 +129,22 @@ class SlotCache:
             self.add(target, int(self.frames[row]))
         self._copy_row(row, self._row_of[target])
 
+    def move(self, slot: int, other: "SlotCache") -> None:
+        """Move a slot to another cache."""
+        (row,) = self.rows([slot])
+        length = int(self.lengths[row])
+        to = other.add(slot, int(self.frames[row]))
+        other.reserve(length)
+        other._copy_row(row, to, self)
+        self.remove(slot)
+
+    def tighten(self) -> None:
+        """Make arrays no longer than the rows in use need."""
+        for arrays, lengths in ((self.past, self.lengths), (self.cross, self.frames)):
+            needed = int(lengths[: self.count].max(initial=1))
+            if arrays and self._padded(needed) < _length_of(arrays):
+                self._replace(arrays, len(next(iter(arrays.values()))), self._padded(needed))
+
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a slot."""
         (row,) = self.rows([slot])
@@ -150,11 +181,13 @@ class SlotCache:
                     self.past[name][row, :, at : at + count] = array[place, :, :count]
         self.lengths[list(rows)] += np.array(counts)
 
-    def _copy_row(self, source: int, target: int) -> None:
-        length, frames = int(self.lengths[source]), int(self.frames[source])
-        for arrays, count in ((self.past, length), (self.cross, frames)):
-            for array in arrays.values():
-                array[target, :, :count] = array[source, :, :count]
+    def _copy_row(self, source: int, target: int, of: "SlotCache | None" = None) -> None:
+        """Make a row like another, of this cache or another one."""
+        of = of or self
+        length, frames = int(of.lengths[source]), int(of.frames[source])
+        for arrays, others, count in ((self.past, of.past, length), (self.cross, of.cross, frames)):
+            for name, array in arrays.items():
+                array[target, :, :count] = others[name][source, :, :count]
         self.lengths[target], self.frames[target] = length, frames
 
     def _fit(self, arrays: dict[str, Any], rows: int, length: int, growth: float = 1.0) -> None:
@@ -169,13 +202,20 @@ class SlotCache:
         made_length = self._padded(max(1, length)) if is_long else has_length
         if length > has_length:
             made_length = self._padded(max(length, int(has_length * growth)))
-        kept, upto = min(rows, has_rows), min(made_length, has_length)
+        self._replace(arrays, made_rows, made_length)
+
+    def _replace(self, arrays: dict[str, Any], rows: int, length: int) -> None:
         for name, array in arrays.items():
-            larger = self._empty(made_rows, array.shape[1], array.shape[3], made_length)
-            larger[:kept, :, :upto] = array[:kept, :, :upto]
-            arrays[name] = larger
+            made = self._empty(rows, array.shape[1], array.shape[3], length)
+            kept, upto = min(self.count, rows, array.shape[0]), min(length, array.shape[2])
+            made[:kept, :, :upto] = array[:kept, :, :upto]
+            arrays[name] = made
         self.version += 1
 
     def _empty(self, rows: int, heads: int, size: int, length: int) -> Any:
         """Zeros: what is masked is still multiplied, by zero."""
         return self._zeros((rows, heads, length, size))
+
+
+def _length_of(arrays: Mapping[str, Any]) -> int:
+    return int(next(iter(arrays.values())).shape[2]) if arrays else 0

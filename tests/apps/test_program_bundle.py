@@ -347,3 +347,17 @@ def test_tokens_that_cannot_be(tmp_path: Path, small_model: Path) -> None:
     options = BuildOptions(expected_tokens=5)
     with pytest.raises(ConfigError, match="--expected-tokens 5: the model has no loop"):
         build(Source(small_model), ["phone", "cloud"], tmp_path / "x.flagsplit", options=options)
+
+
+def test_layers_are_planned_again_under_another_policy(tmp_path: Path) -> None:
+    bundle = built(made("llama"), tmp_path, links={"cloud": "10gbit/10us"}, devices={"phone": "raspberry-pi-5"})
+    assert bundle.program is not None
+    assert set(bundle.program.plans) >= {"all-cloud", "all-phone"}
+    again = tmp_path / "again.flagsplit"
+    result = rebuild(bundle, parse_sla({"keep_on": {"inputs": "phone"}}), again)
+    parts = flagsplit.open(again, cache=tmp_path / "cache").program
+    assert result.layers is not None
+    assert parts is not None
+    assert "all-cloud" not in parts.plans
+    assert parts.layer_plans is not None
+    assert [plan.name for plan in parts.layer_plans.plans] == [plan.name for plan in result.layers.pool.plans]

@@ -71,6 +71,7 @@ def test_a_bundle_shows_its_program(cli: Cli, programs: dict[str, Path]) -> None
     data = cli("inspect", "m.flagsplit", "--json").data
     assert data["format"] == [1, 5]
     assert data["program"]["expected_tokens"] == 5
+    assert 0 < data["program"]["own_bytes"] < 200_000
     assert data["program"]["plans"]["all-phone"]["loop_tier"] == 0
     again = cli("plan", "m.flagsplit", "--json").data
     assert again["plan"]["name"] == built_plan(cli)
@@ -108,3 +109,10 @@ def test_a_program_that_is_not_there(cli: Cli) -> None:
     done = cli("plan", "zoo:moonshin", *TIERS)
     assert done.code == 2
     assert "zoo:moonshine" in done.err
+
+
+def test_a_phone_with_a_chip_has_a_plan_of_its_own(cli: Cli, programs: dict[str, Path]) -> None:
+    done = cli("plan", programs["speech"], *TIERS, "--devices", "phone=pixel8", "--dim", "samples=4000", "--json")
+    alone = next(each for each in done.data["baselines"] if each["name"] == "all-phone")
+    assert alone["allowed"]
+    assert alone["note"] == "on the CPU of phone, for its chip takes no loops"

@@ -51,6 +51,13 @@ def test_two_cities(cli: Cli, recordings: Path) -> None:
     assert (times[0], times[-1]) == pytest.approx((1.2, 42.0), abs=1.5)
 
 
+def test_what_crosses(cli: Cli, recordings: Path) -> None:
+    """Hidden states are 288 numbers of 4 bytes for each 384 samples, of the parts in which somebody speaks."""
+    data = cli("transcribe", recordings / "beckett.wav", "--plan", "split", "--json").data
+    assert (data["text"], data["words_by_tier"]) == (BECKETT, {"cloud": 12})
+    assert 0.8 < data["crossed_bytes"] / (data["seconds"] * 16_000 / 384 * 288 * 4) < 1
+
+
 def test_the_same_from_python(recordings: Path) -> None:
     found = flagsplit.transcribe(recordings / "beckett.wav")
     assert found.text == BECKETT

@@ -141,6 +141,7 @@ def test_connections_too_many(gateway: Open) -> None:
             assert second.recv(100).startswith(b"HTTP/1.1 503")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", ["max_streams", "max_streams_per_client"])
 def test_streams_too_many(gateway: Open, limit: str) -> None:
     client = gateway(rote := Rote(gap_s=0.01), **{limit: 1})
@@ -215,6 +216,7 @@ def test_not_ready(gateway: Open) -> None:
     assert client.get("/healthz").status == 200
 
 
+@pytest.mark.slow
 def test_the_end_waits_for_streams() -> None:
     gateway = Gateway([rote := Rote(gap_s=0.01)], GatewaySettings("127.0.0.1:0"))
     host, _, port = gateway.url.removeprefix("http://").rpartition(":")
@@ -235,6 +237,7 @@ def test_the_end_waits_for_streams() -> None:
     gateway.close()
 
 
+@pytest.mark.slow
 def test_the_end_does_not_wait_for_ever() -> None:
     gateway = Gateway([rote := Rote(gap_s=0.01)], GatewaySettings("127.0.0.1:0", drain_s=0.05))
     host, _, port = gateway.url.removeprefix("http://").rpartition(":")

@@ -39,6 +39,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6))
 def test_completions(fields: dict[str, Any]) -> None:
@@ -48,6 +49,7 @@ def test_completions(fields: dict[str, Any]) -> None:
         assert max(map(len, found.prompts)) + found.options.max_tokens <= TEXT.max_positions
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.dictionaries(st.sampled_from(OPENING), VALUES, max_size=4))
 def test_openings(fields: dict[str, Any]) -> None:
@@ -63,6 +65,7 @@ def test_frames(data: bytes) -> None:
         assert struct.pack("<IHH", frame.stream, frame.tensor, frame.last) + bytes(frame.data) == data
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.tuples(st.sampled_from(("file", "stream", "language", "include[]", "x")), st.binary(max_size=6)), max_size=4
@@ -75,6 +78,7 @@ def test_forms(parts: list[tuple[str, bytes]]) -> None:
         assert found.form == "json"
 
 
+@pytest.mark.slow
 @given(st.one_of(st.binary(max_size=30), VALUES.map(lambda value: json.dumps(value).encode())))
 def test_bodies(body: bytes) -> None:
     with suppress(ApiError):

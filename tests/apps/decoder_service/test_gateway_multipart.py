@@ -14,6 +14,7 @@ KIND = f'multipart/form-data; boundary="{BOUNDARY}"'
 NAMES = st.text(alphabet="abc_[]", min_size=1, max_size=8)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(NAMES, st.one_of(st.binary(max_size=40), st.text(alphabet='aé😀\r\n-="', max_size=20)), max_size=5)
 )

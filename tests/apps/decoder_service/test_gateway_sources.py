@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from tests.apps.decoder_service.conftest import Open
 from tests.apps.decoder_service.rote import ByteTokenizer
 
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
+from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
 from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
 from flagsplit.apps.speech.features import sound_input
 from flagsplit.apps.speech.recognizer import SpeechFacts
-from flagsplit.errors import InputError, UnavailableError
+from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.engine import GenerationEngine
@@ -185,3 +187,9 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
                 assert found.data["choices"][0]["text"] == expected
     finally:
         service.stop()
+
+
+@pytest.mark.skipif(find_spec("aiohttp") is not None, reason="aiohttp is installed")
+def test_without_aiohttp(sources: Callable[..., EngineSource]) -> None:
+    with pytest.raises(ConfigError, match=r'needs aiohttp, which is not installed; pip install "flagsplit\[gateway\]"'):
+        Gateway([backend(sources(make_hub()))])

@@ -24,7 +24,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
 
 FACTS = tiny_facts(max_positions=400)
-SETTINGS = RaySettings(replicas=2, slots=8, cpus=0.5, max_failures=4)
+SETTINGS = RaySettings(replicas=2, slots=8, cpus=0.5, max_failures=4, stall_s=1.0)
 
 
 class GoneError(Exception):
@@ -41,6 +41,7 @@ class Replicas:
         self._scheduler = SchedulerSettings(max_waiting=waiting)
         self.members = [DecoderReplica(self._open, self._scheduler) for _ in range(count)]
         self.dead: set[int] = set()
+        self.hung: set[int] = set()
         self.calls: list[tuple[int, Message]] = []
         self.forgotten: list[str] = []
         self.deployed = 0
@@ -59,6 +60,8 @@ class Replicas:
             async for found in calls:
                 if index in self.dead:
                     raise GoneError("the actor died")
+                if index in self.hung:
+                    await asyncio.sleep(60)
                 yield found
         finally:
             await calls.aclose()
@@ -137,6 +140,7 @@ def test_streams_are_those_of_the_sequential_loop(start: Start) -> None:
     assert not engine.moves
 
 
+@pytest.mark.slow
 def test_streams_outlive_their_replica(start: Start) -> None:
     engine, replicas, ears = start()
     ask(engine, *range(6))
@@ -150,6 +154,18 @@ def test_streams_outlive_their_replica(start: Start) -> None:
     assert all(message["tokens"][0] == FACTS.prompt[0] for message in again)
 
 
+@pytest.mark.slow
+def test_streams_leave_a_replica_that_hangs(start: Start) -> None:
+    engine, replicas, ears = start()
+    ask(engine, *range(4))
+    ears.until(lambda: len(ears.tokens) == 4 and min(map(len, ears.tokens.values())) > 5)
+    replicas.hung.add(0)
+    ears.until(lambda: len(ears.ends) == 4)
+    assert [ears.tokens[f"s{number}"] for number in range(4)] == [expected(number) for number in range(4)]
+    assert set(engine.moves) == {"stalled"}
+
+
+@pytest.mark.slow
 def test_where_all_replicas_fail_the_stream_ends(start: Start) -> None:
     engine, replicas, ears = start()
     replicas.dead |= {0, 1}
@@ -160,6 +176,7 @@ def test_where_all_replicas_fail_the_stream_ends(start: Start) -> None:
     assert (end.code, "5 replicas in a row failed; GoneError" in end.reason) == ("broken", True)
 
 
+@pytest.mark.slow
 def test_a_replica_that_goes_away_hands_its_streams_on(start: Start) -> None:
     engine, replicas, ears = start()
     ask(engine, *range(4))
@@ -170,6 +187,7 @@ def test_a_replica_that_goes_away_hands_its_streams_on(start: Start) -> None:
     assert engine.moves["drain"] >= 1
 
 
+@pytest.mark.slow
 def test_a_stream_that_finds_no_room_tries_another_replica_then_is_refused(start: Start) -> None:
     engine, _, ears = start(Replicas(slots=1, waiting=1, step_s=0.01))
     ask(engine, *range(8), tokens=30)
@@ -182,6 +200,7 @@ def test_a_stream_that_finds_no_room_tries_another_replica_then_is_refused(start
     assert all(ears.tokens[name] == expected(int(name[1:]), 30) for name in done)
 
 
+@pytest.mark.slow
 def test_cancel_and_deadline(start: Start) -> None:
     engine, replicas, ears = start(Replicas(step_s=0.01))
     ask(engine, 1, tokens=300)

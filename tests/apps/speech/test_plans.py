@@ -124,7 +124,9 @@ def heard_under(choice: RecognizerChoice, path: Path) -> str:
     recognizer = open_recognizer(choice)
     try:
         assert recognizer.plan == choice.plan
-        return text_of(recognizer, path)
+        found = text_of(recognizer, path)
+        assert (recognizer.crossed_bytes > 0) == (choice.plan != "all-phone")
+        return found
     finally:
         recognizer.close()
 

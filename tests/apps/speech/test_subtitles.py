@@ -6,7 +6,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flagsplit.apps.speech.subtitles import cues, subtitles
+from flagsplit.apps.speech.subtitles import clock_text, cues, subtitles
 from flagsplit.apps.speech.words import Word
 
 
@@ -19,6 +19,11 @@ def test_srt() -> None:
     assert subtitles(words, "srt") == (
         "1\n00:59:59,000 --> 00:59:59,800\nEver tried.\n\n2\n01:00:01,500 --> 01:00:03,100\nFail better & <again>.\n\n"
     )
+
+
+def test_times_for_people() -> None:
+    times = [0.04, 59.96, 3_599.96, 7_190.4]
+    assert [clock_text(each) for each in times] == ["0:00:00.0", "0:01:00.0", "1:00:00.0", "1:59:50.4"]
 
 
 def test_vtt() -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -47,6 +47,21 @@ class Listener:
 
     def last(self, stream_id: str) -> Event:
         return self.wait(stream_id)[-1]
+
+
+class Gated(HashModel):
+    """A model that never stops, and steps only as often as it is allowed to."""
+
+    def __init__(self, slots: int, fails: Callable[[Sequence[bytes]], bool] = lambda _: False) -> None:
+        super().__init__(slots, stop_share=0, fails=fails)
+        self._allowed = threading.Semaphore(0)
+
+    def allow(self, steps: int = 1000) -> None:
+        self._allowed.release(steps)
+
+    def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
+        assert self._allowed.acquire(timeout=20)
+        return super().step(slots, tokens)
 
 
 @pytest.fixture
@@ -99,11 +114,14 @@ def test_many_streams_from_many_threads(engines: list[GenerationEngine], listene
 
 
 def test_cancel(engines: list[GenerationEngine], listener: Listener) -> None:
-    engine = start(engines, HashModel(2, stop_share=0, step_s=0.002), listener)
+    model = Gated(2)
+    engine = start(engines, model, listener)
     engine.submit(request(0, max_tokens=60))
+    model.allow(3)
     listener.wait("0", 3)
     engine.cancel("0")
     engine.cancel("unknown")
+    model.allow()
     last = listener.last("0")
     assert isinstance(last, Tokens)
     assert last.reason == "cancelled"
@@ -132,12 +150,14 @@ def test_a_stream_that_makes_steps_fail_hurts_only_itself(
 
 def test_a_broken_model_hands_every_stream_back(engines: list[GenerationEngine], listener: Listener) -> None:
     broken = threading.Event()
-    model = HashModel(4, stop_share=0, step_s=0.001, fails=lambda _: broken.is_set())
+    model = Gated(4, fails=lambda _: broken.is_set())
     engine = start(engines, model, listener)
     for number in range(12):
         engine.submit(request(number, max_tokens=60))
-    listener.wait("0", 3)
+    model.allow(3)
+    listener.wait("0", 2)
     broken.set()
+    model.allow()
     for number in range(12):
         last = listener.last(str(number))
         assert isinstance(last, Refused)
@@ -170,13 +190,15 @@ def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listene
 
 
 def test_draining(engines: list[GenerationEngine], listener: Listener) -> None:
-    model = HashModel(1, stop_share=0, step_s=0.002)
+    model = Gated(1)
     engine = start(engines, model, listener)
     engine.submit(request(0, max_tokens=20))
     engine.submit(request(1, max_tokens=20))
+    model.allow(2)
     listener.wait("0", 2)
     engine.drain()
     engine.submit(request(2))
+    model.allow()
     assert isinstance(listener.last("0"), Tokens)
     assert len(listener.tokens("0")) == 20
     assert [listener.last(key).code for key in "12"] == ["drain", "drain"]  # type: ignore[union-attr]
@@ -184,24 +206,33 @@ def test_draining(engines: list[GenerationEngine], listener: Listener) -> None:
 
 
 def test_draining_with_little_patience(engines: list[GenerationEngine], listener: Listener) -> None:
-    engine = start(engines, HashModel(1, stop_share=0, step_s=0.01), listener)
+    model = Gated(1)
+    engine = start(engines, model, listener)
     engine.submit(request(0, max_tokens=60))
+    model.allow(2)
     listener.wait("0", 2)
-    engine.drain(grace_s=0.03)
+    engine.drain(grace_s=0.0)
+    model.allow()
     last = listener.last("0")
     assert isinstance(last, Refused)
     assert last.code == "drain"
-    assert len(listener.tokens("0")) < 15
+    assert len(listener.tokens("0")) in (2, 3)
 
 
 def test_stopping_hands_back_what_is_left_and_closes_the_model(listener: Listener) -> None:
-    model = HashModel(1, stop_share=0, step_s=0.002)
+    model = Gated(1)
     engine = GenerationEngine(model, listener)
     engine.start()
     engine.submit(request(0, max_tokens=60))
     engine.submit(request(1, max_tokens=60))
+    model.allow(1)
     listener.wait("0", 1)
-    engine.stop()
+    stopping = threading.Thread(target=engine.stop)
+    stopping.start()
+    while not engine._stopping:
+        time.sleep(0.001)
+    model.allow()
+    stopping.join()
     engine.stop()
     assert [listener.last(key).code for key in "01"] == ["drain", "drain"]  # type: ignore[union-attr]
     assert model.is_closed
@@ -249,12 +280,14 @@ def test_logits_of_the_wrong_form_are_the_models_fault(engines: list[GenerationE
 def test_a_bug_of_the_engine_leaves_nobody_without_an_answer(
     listener: Listener, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = HashModel(2, stop_share=0, step_s=0.002)
+    model = Gated(2)
     engine = GenerationEngine(model, listener)
     engine.start()
     engine.submit(request(0, max_tokens=60))
+    model.allow(1)
     listener.wait("0", 1)
     monkeypatch.setattr("flagsplit.runtime.generation.seats.Seats.admit", lambda *_: 1 / 0)
+    model.allow()
     assert listener.last("0") == Refused("0", "broken", "this decoder has a bug and stops; ask another")
     engine.submit(request(1))
     assert isinstance(listener.last("1"), Refused)

@@ -1,0 +1,78 @@
+"""Where streams are put: what a step reads is what counts."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from flagsplit.errors import InternalError
+from flagsplit.targets.generation.banks import Banks
+from flagsplit.targets.generation.slot_cache import SlotCache
+
+
+@dataclass(eq=False)
+class Bank:
+    """A cache that nobody steps."""
+
+    cache: SlotCache = field(default_factory=lambda: SlotCache(16, {"past": (1, 1)}, {"cross": (1, 1)}))
+
+
+def banks(weights: int) -> Banks[Bank]:
+    return Banks(Bank, weights, lambda tokens, frames: tokens + frames)
+
+
+def grow(made: Banks[Bank], slot: int, tokens: int) -> None:
+    made.reserve(slot, made.length(slot) + tokens)
+    cache = made.of(slot).cache
+    row = cache.rows([slot])
+    value = np.full((1, 1, tokens, 1), slot, np.float32)
+    cache.append(row, [0], [tokens], {"past": value})
+
+
+def test_one_place_is_enough_while_weights_are_most_of_it() -> None:
+    made = banks(100_000)
+    for slot in range(16):
+        made.add(slot, 10 * slot)
+        grow(made, slot, 100 * (slot + 1))
+    assert len(made.banks) == 1
+
+
+def test_a_long_stream_does_not_make_all_others_long() -> None:
+    made = banks(1000)
+    for slot in range(8):
+        made.add(slot, 30)
+        grow(made, slot, 10)
+    for _ in range(40):
+        grow(made, 3, 20)
+    assert [bank.cache.count for bank in made.banks] == [7, 1]
+    assert made.of(0).cache.capacity == (16, 32)
+    assert made.of(3).cache.capacity[0] >= 810
+    assert (made.of(3).cache.past["past"][0, 0, :810] == 3).all()
+    made.add(9, 30)
+    assert made.of(9) is made.of(0)
+    grow(made, 9, 700)
+    assert made.of(9) is made.of(3), "it costs more to read the weights once more"
+    for slot in (0, 1, 2, 4, 5):
+        made.remove(slot)
+    assert len(made.banks) == 2
+    made.remove(9)
+    made.remove(6)
+    assert len(made.banks) == 1, "one that is alone pays no reading of its own"
+    assert made.length(3) == 810
+    assert made.length(7) == 10
+    assert (made.of(7).cache.past["past"][made.of(7).cache.rows([7])[0], 0, :10] == 7).all()
+
+
+def test_a_copy_is_where_its_source_is() -> None:
+    made = banks(100)
+    for slot, frames in ((0, 10), (1, 2000)):
+        made.add(slot, frames)
+    assert len(made.banks) == 2
+    made.copy(1, 0)
+    assert made.of(0) is made.of(1)
+    assert len(made.banks) == 1
+    made.copy(0, 5)
+    assert made.of(5).cache.count == 3
+    made.clear()
+    with pytest.raises(InternalError, match="slot 0 has no stream"):
+        made.of(0)
