@@ -301,7 +301,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer streams and pieces, one round")
     parser.add_argument("--streams", default="", help="numbers of streams, as in 1,16")
+    parser.add_argument("--gpu", action="store_true", help="a language model on the GPU instead, see decoder_gpu.py")
     given = parser.parse_args()
+    if given.gpu:
+        import decoder_gpu
+
+        streams = [int(each) for each in (given.streams or "1,16,64").split(",")]
+        decoder_gpu.report(decoder_gpu.measure("cuda", streams, 128, 3), given.json, "cuda")
+        return
     streams = [int(each) for each in (given.streams or ("1,16" if given.quick else "1,4,16,64")).split(",")]
     conditions = {"program": "moonshine", "cores": os.cpu_count(), "host": platform.machine(), "ort": ort.__version__}
     report(measure(streams, given.quick), conditions, given.json)
