@@ -178,6 +178,10 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
         with StreamClient([service.address], program.digest, settings=settings) as asking:
             far = gateway(backend(ClientSource(asking, "all")))
             near = gateway(backend(sources(hub)))
+            options = GenerationOptions(max_tokens=30, temperature=0.5, seed=1)
+            whole = ClientSource(asking, "all").stream(Wanted("c", options, (5, 6))).result(5.0)
+            rest = ClientSource(asking, "all").stream(Wanted("c", options, (5, 6), whole[:10])).result(5.0)
+            assert rest == whole[10:]
             assert far.get("/readyz").status == 200
             asked = {"prompt": "far", "max_tokens": 30, "temperature": 0.5, "seed": 1}
             expected = text_of("far", GenerationOptions(max_tokens=30, temperature=0.5, seed=1))
