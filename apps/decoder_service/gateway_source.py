@@ -32,7 +32,7 @@ class EngineSource:
 
     Args:
         make_engine: makes it or lends it, such as `engine_hub.EngineHub.user`.
-        encode: makes of a plan's tensors what a stream begins with; one call at a time.
+        encode: makes of a plan's tensors what a stream begins with; called from any thread.
         tier: what is said of where tokens are made.
         not_ready: why no streams are taken, "" if they are.
     """
@@ -50,7 +50,6 @@ class EngineSource:
         self._why_not = not_ready
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._one = threading.Lock()
         self._streams: dict[str, TokenStream] = {}
         self._engine.start()
 
@@ -66,8 +65,7 @@ class EngineSource:
         """
         context: Mapping[str, Array] | None = None
         if wanted.tensors:
-            with self._one:
-                context = self._encode(wanted.plan, wanted.tensors)
+            context = self._encode(wanted.plan, wanted.tensors)
         number = next(self._numbers)
         name = str(number)
         found = TokenStream(number, lambda _: self._engine.cancel(name))

@@ -1,7 +1,9 @@
 """Gateways over real engines: one in the process, which a service shares, and services on sockets."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
 from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
+from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
 from flagsplit.apps.speech.features import sound_input
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.errors import ConfigError, InputError, UnavailableError
@@ -29,7 +32,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.service import ServiceProgram, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.testing import HashModel, tiny_facts
-from flagsplit.targets.interface import Array
+from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -197,3 +200,27 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
 def test_without_aiohttp(sources: Callable[..., EngineSource]) -> None:
     with pytest.raises(ConfigError, match=r'needs aiohttp, which is not installed; pip install "flagsplit\[gateway\]"'):
         Gateway([backend(sources(make_hub()))])
+
+
+def test_a_rest_of_an_encoder_runs_once_at_a_time() -> None:
+    """A service and a gateway beside it ask from threads of their own."""
+    running: list[int] = []
+
+    class Slow:
+        inputs = outputs = ()
+
+        def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+            assert not running
+            running.append(1)
+            time.sleep(0.01)
+            running.pop()
+            return dict(tensors)
+
+        def close(self) -> None:
+            pass
+
+    source = ProgramSource("", "", (), FACTS, {}, Path(), {"cut": lambda _: Slow()})
+    rest = Remainders(source, LoadOptions())
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: rest("cut", {}), range(8))) == [{}] * 8
+    rest.close()
