@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.apps.speech.wav_files import sparse_silence
 
 import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
@@ -14,6 +15,7 @@ from flagsplit.apps.programs import program_folder
 from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
+from flagsplit.apps.speech.transcribe import Transcription
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
 from flagsplit.apps.speech.vad import RATE_HZ, open_detector
 from flagsplit.apps.speech.wav import WavReader
@@ -162,6 +164,19 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, 
     assert "".join(piece.text for piece in heard).strip() == BECKETT
     assert [piece.where for piece in heard[:4]] == ["cloud"] * 4
     assert {piece.where for piece in heard} <= {"cloud", "phone"}
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    path = sparse_silence(tmp_path / "x.wav", 600)
+    transcription = Transcription(path, progress=lambda what, share: told.append((what, share)))
+    assert list(transcription.events()) == []
+    assert transcription.result.seconds == 600
+    shares = [share for what, share in told if what == "transcribe"]
+    assert told[0] == ("load", 0.0)
+    assert shares == sorted(shares)
+    assert 400 < len(shares) <= 500
+    assert shares[-1] > 0.99
 
 
 def test_nobody_there() -> None:
