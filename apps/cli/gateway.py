@@ -38,6 +38,9 @@ def command(
     allow_origin: AllowOrigin = None,
     max_upload_mb: MaxUploadMb = 26.2144,
     drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
+    max_wait_s: Annotated[
+        float, typer.Option(min=0.1, help="Refuse a stream that has not begun after so long.")
+    ] = 20.0,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     http: Annotated[
         str,
@@ -68,7 +71,7 @@ def command(
         ending() as (ended, end),
         StreamClient(addresses, source.digest, settings=ClientSettings(tier=tier, keys=keys)) as client,
     ):
-        tokens = ClientSource(client, whole_input(source))
+        tokens = ClientSource(client, whole_input(source), max_wait_s)
         backend = open_backend(source, tokens, model_name)
         gateway = Gateway([backend], options.settings())
         pages = watch_gateway(gateway, backend, http) if http else None
@@ -84,5 +87,6 @@ def command(
                 wait_for_end(ended, watch_stdin=until_stdin_closes)
         finally:
             gateway.close(at_once=True)
+            tokens.close()
             if pages is not None:
                 pages.close()

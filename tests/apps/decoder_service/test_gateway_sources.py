@@ -71,6 +71,19 @@ def sources() -> Iterator[Callable[..., EngineSource]]:
         yield start
 
 
+@pytest.fixture
+def client_sources() -> Iterator[Callable[[StreamClient], ClientSource]]:
+    """Sources of services; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(client: StreamClient) -> ClientSource:
+            found = ClientSource(client, "all", 0.3)
+            stack.callback(found.close)
+            return found
+
+        yield start
+
+
 def backend(source: Any, facts: Any = FACTS) -> Backend:
     return ProgramBackend(model_facts(facts), ByteTokenizer(), source)
 
@@ -169,9 +182,14 @@ def test_a_recognizer_that_is_closed_ends_its_stream(sources: Callable[..., Engi
 
 
 @pytest.mark.slow
-def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., EngineSource]) -> None:
+def test_over_services(
+    gateway: Open,
+    tmp_path: Path,
+    sources: Callable[..., EngineSource],
+    client_sources: Callable[[StreamClient], ClientSource],
+) -> None:
     """A gateway of its own asks a service by sockets; the service shares its engine with a gateway beside it."""
-    hub = make_hub(step_s=0.001)
+    hub = make_hub(step_s=0.001, slots=2)
     keys = KeyStore(tmp_path / "keys")
     program = ServiceProgram("p" * 64, ("phone", "cloud"), "cloud", StreamFacts({"all": ()}, 256))
     channel = ZmqChannel(security=keys.security())
@@ -179,11 +197,12 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
     try:
         settings = ClientSettings(keys=tmp_path / "keys", connect_s=10.0)
         with StreamClient([service.address], program.digest, settings=settings) as asking:
-            far = gateway(backend(ClientSource(asking, "all")))
+            far = gateway(backend(client_sources(asking)))
             near = gateway(backend(sources(hub)))
             options = GenerationOptions(max_tokens=30, temperature=0.5, seed=1)
-            whole = ClientSource(asking, "all").stream(Wanted("c", options, (5, 6))).result(5.0)
-            rest = ClientSource(asking, "all").stream(Wanted("c", options, (5, 6), whole[:10])).result(5.0)
+            source = client_sources(asking)
+            whole = source.stream(Wanted("c", options, (5, 6))).result(5.0)
+            rest = source.stream(Wanted("c", options, (5, 6), whole[:10])).result(5.0)
             assert rest == whole[10:]
             assert far.get("/readyz").status == 200
             asked = {"prompt": "far", "max_tokens": 30, "temperature": 0.5, "seed": 1}
@@ -192,6 +211,16 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
                 found = client.complete(**asked)
                 assert found.status == 200, found.body
                 assert found.data["choices"][0]["text"] == expected
+            hub._engine._model._step_s = 0.05  # type: ignore[attr-defined]
+            long = GenerationOptions(max_tokens=100)
+            held = [source.stream(Wanted("c", long, (5, number))) for number in range(2)]
+            for each in held:
+                next(each)
+            full = far.complete(prompt="more", max_tokens=5)
+            assert (full.status, full.headers["retry-after"]) == (429, "5")
+            assert "no decoder service had room" in full.error
+            for each in held:
+                each.cancel()
     finally:
         service.stop()
 
