@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +19,7 @@ from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.targets.interface import Executable
 
 _WORDS_AHEAD = 64
+_PIECE_SAMPLES = 8000
 _MOST_RECORDINGS = 64
 """Each is followed by a thread."""
 
@@ -153,7 +154,7 @@ class SpeechBackend(ProgramBackend):
             try:
                 with self._detector() as detector:
                     transcriber = Transcriber(recognizer, detector, live=live)
-                    for event in transcriber.events(sound.blocks(self._about.rate_hz)):
+                    for event in transcriber.events(recognizer.wanted(sound.blocks(self._about.rate_hz))):
                         room.acquire()
                         if recognizer.is_closed:
                             return
@@ -208,6 +209,14 @@ class GatewayRecognizer(SpeechFacts):
     def is_closed(self) -> bool:
         """Whether nobody wants more of it."""
         return self._closed.is_set()
+
+    def wanted(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """Sound in short pieces, as long as anybody wants more of it."""
+        for block in blocks:
+            for start in range(0, len(block), _PIECE_SAMPLES):
+                if self._closed.is_set():
+                    return
+                yield block[start : start + _PIECE_SAMPLES]
 
     def recognize(self, samples: Samples) -> Iterator[Heard]:
         """The text of a sound, token by token."""

@@ -176,7 +176,10 @@ def test_a_recognizer_that_is_closed_ends_its_stream(sources: Callable[..., Engi
     ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)))
     heard = ear.recognize(np.ones(8, np.float32))
     assert next(heard).where == "cloud"
+    listened = ear.wanted([np.ones(20_000, np.float32)])
+    assert [len(next(listened)) for _ in range(2)] == [8000, 8000]
     ear.close()
+    assert list(listened) == []
     assert len(list(heard)) < 50
     assert list(ear.recognize(np.ones(8, np.float32))) == []
 
