@@ -173,14 +173,20 @@ def test_two_users_of_one_engine_do_not_hear_each_other(sources: Callable[..., E
 def test_a_recognizer_that_is_closed_ends_its_stream(sources: Callable[..., EngineSource]) -> None:
     source = sources(make_hub(EARS, step_s=0.01))
     about = SpeechFacts("all-cloud", EARS, sound_input(EARS, "audio", (1, "samples")), ByteTokenizer())
-    ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)))
+    turns = threading.Semaphore(1)
+    ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)), turns)
     heard = ear.recognize(np.ones(8, np.float32))
     assert next(heard).where == "cloud"
     listened = ear.wanted([np.ones(20_000, np.float32)])
     assert [len(next(listened)) for _ in range(2)] == [8000, 8000]
+    assert turns.acquire(blocking=False)  # It waits for tokens.
+    turns.release()
     ear.close()
     assert list(listened) == []
     assert len(list(heard)) < 50
+    assert turns.acquire(blocking=False)
+    assert not turns.acquire(blocking=False)
+    turns.release()
     assert list(ear.recognize(np.ones(8, np.float32))) == []
 
 
