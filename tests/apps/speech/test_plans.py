@@ -1,6 +1,7 @@
 """Every plan gives the text of the unsplit model, which is the program linked into one."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,16 @@ def text_of(recognizer: Recognizer, path: Path, rules: WindowRules | None = None
     return " ".join(event.text for event in events if isinstance(event, Segment))
 
 
+@cache
+def unsplit_text(bundle: Path, path: Path) -> str:
+    """What the unsplit model makes of a recording."""
+    unsplit = Unsplit(flagsplit.open(bundle))
+    try:
+        return text_of(unsplit, path)
+    finally:
+        unsplit.close()
+
+
 @pytest.mark.parametrize(
     ("name", "said", "most_errors"), [("beckett.wav", BECKETT, 0), ("two-cities.wav", TWO_CITIES, 3)]
 )
@@ -82,9 +93,7 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
     bundle: Path, speech_cache: Path, name: str, said: str, most_errors: int
 ) -> None:
     path = speech_cache / "zoo" / name
-    unsplit = Unsplit(flagsplit.open(bundle))
-    wanted = text_of(unsplit, path)
-    unsplit.close()
+    wanted = unsplit_text(bundle, path)
     errors = word_errors(said, wanted)
     assert errors.substitutions + errors.insertions + errors.deletions <= most_errors
     plans = list(open_model(RecognizerChoice(str(bundle))).plans)
@@ -123,9 +132,7 @@ def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: 
     crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
     chain.close()
     assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
-    unsplit = Unsplit(flagsplit.open(bundle))
-    assert heard_under(choice, path) == text_of(unsplit, path)
-    unsplit.close()
+    assert heard_under(choice, path) == unsplit_text(bundle, path)
 
 
 def test_all_plans_of_a_program_give_the_same_text(speech_cache: Path) -> None:
