@@ -48,6 +48,7 @@ class CudaStepModel:
         slots: how many streams can be open.
         precision: what is computed in, and what caches are kept in.
         device: "cpu" runs the same program uncompiled on this host: to test, and no measure of speed.
+        weights: the file with the weights; by default the folder's own.
 
     Raises:
         BundleError: the facts are missing.
@@ -56,7 +57,13 @@ class CudaStepModel:
     """
 
     def __init__(
-        self, folder: Path, slots: int = 16, precision: Precision = "fp16", device: Literal["cuda", "cpu"] = "cuda"
+        self,
+        folder: Path,
+        slots: int = 16,
+        precision: Precision = "fp16",
+        device: Literal["cuda", "cpu"] = "cuda",
+        *,
+        weights: Path | None = None,
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {slots}")
@@ -67,8 +74,11 @@ class CudaStepModel:
         self.slots = slots
         self._device = device
         self._type = _TYPES[precision]
-        self._step = read_model(folder / "step.onnx")
-        self._prefill = read_model(folder / "prefill.onnx") if self.facts.kind == "encoder-decoder" else None
+        beside = None if weights is None else weights.parent
+        self._step = read_model(folder / "step.onnx", beside)
+        self._prefill = None
+        if self.facts.kind == "encoder-decoder":
+            self._prefill = read_model(folder / "prefill.onnx", beside)
         forms = {
             value.name: (int(value.shape[1]), int(value.shape[3]))  # type: ignore[arg-type]
             for value in self._step.graph.inputs
