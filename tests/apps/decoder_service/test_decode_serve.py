@@ -95,8 +95,6 @@ def test_it_serves_every_cut_is_watched_and_drains(program: Small, running: Deco
             "zoo:NAME or the folder of a program, came '/nowhere'",
         ),
         (("PROGRAM", "--listen", "x", "--plan", "p1"), "a program has no plans"),
-        (("PROGRAM", "--listen", "tcp://127.0.0.1:0", "--provider", "ort-cuda"), "has no CUDAExecutionProvider"),
-        (("PROGRAM", "--listen", "tcp://127.0.0.1:0", "--provider", "cuda"), "the cuda target needs"),
         (("PROGRAM",), "missing option '--listen'"),
         (("PROGRAM", "--listen", "x", "--slots", "0"), "'--slots': Input should be greater than or equal to 1"),
         (("PROGRAM", "--listen", "nowhere"), "nowhere"),
