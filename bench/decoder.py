@@ -279,10 +279,10 @@ def measure(streams: Sequence[int], quick: bool) -> dict[str, float]:
     """All figures."""
     folder = program_folder("zoo:moonshine")
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", 0)
-    pieces = cut(encode, (2 if quick else 4) * max(8 if quick else 16, *streams))
+    pieces = cut(encode, 2 * max(8 if quick else 32, *streams))
     figures = race(folder, pieces, streams, 1 if quick else 3)
     figures |= uplink(pieces)
-    return figures | word_figures(folder, pieces[: 8 if quick else 64], list(RECORDINGS)[: 1 if quick else None])
+    return figures | word_figures(folder, pieces[: 8 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
 
 
 def report(figures: Mapping[str, float], conditions: Mapping[str, object], as_json: bool) -> None:
