@@ -137,10 +137,13 @@ def command(
             beside = GatewayBeside(service, options.settings(), model_name) if gateway else None
             _announce(service, tier, program, beside, as_json=as_json)
             if wait_for_end(ended, watch_stdin=until_stdin_closes):
+                going_on = 1
                 if beside is not None:
-                    beside.drain()
+                    beside.finish(end)
+                    going_on += 1
                 service.drain()
-                wait_for_end(ended, watch_stdin=until_stdin_closes)
+                while going_on and not wait_for_end(ended, watch_stdin=until_stdin_closes):
+                    going_on -= 1
         finally:
             if beside is not None:
                 beside.close()

@@ -104,7 +104,7 @@ def test_hidden_states_of_a_phone(client: Client, recording: Path) -> None:
     encoder.close()
 
     async def ask() -> list[dict[str, Any]]:
-        found = []
+        found = list[dict[str, Any]]()
         async with (
             aiohttp.ClientSession() as session,
             session.ws_connect(f"http://{client.host}:{client.port}/v1/stream", protocols=("flagsplit.v1",)) as socket,
