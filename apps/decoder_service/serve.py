@@ -93,11 +93,9 @@ def _open_steps(
     weights: Path | None,
 ) -> StepModel:
     if provider == "cuda":
-        if step != "step.onnx":
-            raise ConfigError(f"{step} has some layers of a decoder; with --provider cuda serve a whole one")
         from flagsplit.targets.generation.cuda_step import CudaStepModel  # loads PyTorch
 
-        return CudaStepModel(folder, slots, precision, weights=weights)
+        return CudaStepModel(folder, slots, precision, step=step, weights=weights)
     from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
 
     return OrtStepModel(folder, slots, threads, "cuda" if provider == "ort-cuda" else "cpu", step=step, weights=weights)

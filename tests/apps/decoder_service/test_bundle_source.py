@@ -14,7 +14,7 @@ from tests.flagir.programs.made import greedy, program_of
 import flagsplit
 from flagsplit.apps.decoder_service.bundle_source import bundle_source, open_source
 from flagsplit.apps.decoder_service.program_source import ProgramSource
-from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings, step_opener
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
 from flagsplit.errors import ConfigError, InputError, PolicyError
@@ -96,8 +96,6 @@ def test_layers_on_both_sides_give_the_tokens_of_the_whole(tmp_path: Path) -> No
     source = ProgramSource(
         "cut", "d" * 64, ("phone", "cloud"), program.facts, {"cut": ()}, tmp_path, step="rest.onnx", takes_rows=True
     )
-    with pytest.raises(ConfigError, match="serve a whole one"):
-        step_opener(source, DecoderSettings(provider="cuda"))()
     graph = get_target("ort").load(StoredArtifact(tmp_path, {"": "first.onnx"}, {}, tmp_path / "weights.bin"), "", HOST)
     layers = CachedFirstLayers(graph, program.facts.vocabulary, program.facts.max_positions)
     with served(source, tmp_path / "keys", layers=layers) as client:
