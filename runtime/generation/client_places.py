@@ -109,6 +109,7 @@ class StreamPlaces:
         stream.at, stream.since = name, self.now
         stream.look_at = self.now + self._patience_s(stream) + 2 * min(chosen.wait_s, self.options.stall_s)
         stream.states[name], stream.rows_told = chosen.instance, stream.row_count
+        stream.met.add(chosen.instance)
         yield Send(name, departure.opened)
         if departure.opened.resume:
             self._departures[stream.rid] = departure

@@ -13,7 +13,7 @@ from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.stream_events import Place, StreamRequest
 from flagsplit.runtime.worker_machine import WorkerOptions
-from flagsplit.transport.messages import Bye, Failed, Have, Message, Open, Reject, Tokens, Welcome
+from flagsplit.transport.messages import Bye, Chunk, Failed, Have, Message, Open, Reject, Tokens, Welcome
 
 TENSORS = {"hidden": np.arange(40_000, dtype=np.float32)[None]}
 
@@ -57,6 +57,29 @@ def test_a_client_that_reconnects_goes_on_without_sending_its_tensors_again() ->
     assert [header.name for header in first.tensors] == ["hidden"]
     assert [header.name for header in second.tensors] == ["tokens"]
     assert world.node("r0").machine.stream_counts.resumed == 1
+
+
+def test_an_upload_that_was_interrupted_goes_on_where_it_was() -> None:
+    world = StreamWorld(1)
+    world.join()
+    world.run(1)
+    size = 400_000
+    sent: list[Chunk] = []
+
+    def watch(_source: str, _target: str, message: Message) -> None:
+        if isinstance(message, Chunk):
+            sent.append(message)
+            if len(sent) == 3:
+                world.lose("c", "r0")
+
+    world.watch = watch
+    world.fate = lambda _source, _target, message: (message.offset / 5e5 if isinstance(message, Chunk) else 0.0,)
+    told = world.ask(dataclasses.replace(long_request(), tensors={"hidden": np.ones((1, size), np.float32)}))
+    world.run(30)
+    check(world, [told])
+    received = sum(len(chunk.payload) for chunk in sent)
+    assert len({chunk.attempt for chunk in sent}) == 2
+    assert 4 * size <= received < 6 * size
 
 
 def test_a_service_that_was_started_again_gets_everything_again() -> None:

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
 from flagsplit.runtime.generation.token_stream import TokenStream
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker_machine import WorkerOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport.security import KeyStore
@@ -223,6 +226,30 @@ def test_closing_a_client_ends_its_streams_with_an_error(keys: Path, serve: Call
         client.stream(hidden(1), OPTIONS, plan="cut")
     until(lambda: service.stats().flights == 0)
     assert not [each for each in threading.enumerate() if each.name in ("flagsplit-streams", "flagsplit-own-parts")]
+
+
+def test_a_service_whose_engine_fails_says_so(keys: Path) -> None:
+    settings = ServiceSettings(WorkerOptions(max_bundle_bytes=0), TelemetrySettings("127.0.0.1:0"))
+    service = StreamService(
+        PROGRAM,
+        lambda emit: GenerationEngine(HashModel(4, fails=lambda _: True), emit),
+        same,
+        ZmqChannel(security=KeyStore(keys).security()),
+        "tcp://127.0.0.1:0",
+        settings,
+    )
+    try:
+        impatient = ClientSettings(keys=keys, machine=ClientOptions(max_failures=2, pause_s=0.01))
+        with StreamClient([service.address], PROGRAM.digest, settings=impatient) as client:
+            for number in range(3):
+                with pytest.raises(UnavailableError, match="fail"):
+                    client.stream(hidden(number), OPTIONS, plan="cut").result(30)
+        with pytest.raises(HTTPError) as refused:
+            urlopen(service.http + "/readyz", timeout=5)
+        assert b"the engine fails" in refused.value.read()
+        refused.value.close()
+    finally:
+        service.stop()
 
 
 def test_a_stranger_is_not_served(keys: Path, tmp_path: Path, serve: Callable[..., StreamService]) -> None:
