@@ -370,6 +370,15 @@ def test_any_text_is_a_stream_or_a_config_error(data: dict[str, object]) -> None
         assert isinstance(outcome, StreamSpec) or (isinstance(outcome, str) and len(outcome) < 300)
 
 
+@pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k", "beams", "input_s", "temperature", "deadline_s"])
+def test_a_number_beyond_all_floats_costs_a_failed(name: str) -> None:
+    desk = Desk()
+    (refused,) = sent(desk.open(spec=f'{{"{name}":1{"0" * 400}}}'))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.reason.startswith(f"{name}: expected ")) == ("protocol", True)
+    assert desk.begun(rid=2).client == S
+
+
 def test_a_worker_without_a_loop_refuses_streams() -> None:
     served = {BUNDLE: Served(("phone", "cloud"), {})}
     worker = WorkerMachine("cloud", served, "0" * 32)
