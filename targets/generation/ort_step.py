@@ -92,7 +92,7 @@ class OrtStepModel:
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
         self._bytes_per = [4 * sum(heads * size for heads, size in part.values()) for part in (self._past, self._cross)]
-        self._banks = Banks(self._bank, _weights_bytes(folder / "step.onnx"), self.bytes_for)
+        self._banks = Banks(self._bank, _weights_bytes(folder / step), self.bytes_for)
 
     def bytes_for(self, tokens: int, frames: int) -> int:
         """Bytes of a row that is just long enough."""
