@@ -116,7 +116,8 @@ class SocketClient:
         if self._load.draining:
             raise BusyError("the gateway is about to end; ask another, or again")
         backend = self._models.any(fields.text("model", longest=256))
-        opening = read_opening(number, fields, backend.facts, backend.tokenizer)
+        # Tokenizing a megabyte takes a while.
+        opening = await asyncio.to_thread(read_opening, number, fields, backend.facts, backend.tokenizer)
         promised = sum(each.size_bytes for each in opening.inputs)
         if promised > self._settings.max_audio_bytes:
             limit = self._settings.max_audio_bytes

@@ -55,8 +55,8 @@ class ProgramSource:
     @property
     def stream_facts(self) -> StreamFacts:
         """What streams begin from."""
-        width = self.facts.width if self.takes_rows else 0
-        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt, width)
+        facts, width = self.facts, self.facts.width if self.takes_rows else 0
+        return StreamFacts(self.cuts, facts.vocabulary, facts.prompt, width, max_positions=facts.max_positions)
 
 
 class Remainders:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.apps.decoder_service.conftest import Client, Open
-from tests.apps.decoder_service.rote import BYTES, Rote, RoteListener
+from tests.apps.decoder_service.rote import BYTES, ByteTokenizer, Rote, RoteListener
+
+from flagsplit.apps.decoder_service.gateway_sound import PcmSound
 
 aiohttp = pytest.importorskip("aiohttp")
 
@@ -68,6 +70,33 @@ def test_a_prompt(gateway: Open) -> None:
     assert "".join(each["text"] for each in told) == BYTES[:28].decode()
     assert {each["where"] for each in told} == {"here"}
     assert rote.asked[0].prompt == tuple(b"hi")
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(gateway: Open) -> None:
+    on_the_loop = []
+
+    class Told(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            on_the_loop.append(asyncio._get_running_loop() is not None)
+            return super().encode(text)
+
+    async def scenario(socket: Socket) -> list[Any]:
+        await socket.say(type="open", stream=0, prompt="hi", options={"max_tokens": 1})
+        return (await socket.hear_all(0))[0]
+
+    assert talk(gateway(Rote(tokenizer=Told())), scenario)[-1]["type"] == "done"
+    assert on_the_loop == [False]
+
+
+def test_tiny_blocks_count_for_the_memory_that_they_take() -> None:
+    sound = PcmSound(16_000)
+    for size in (0, 1, 1000):
+        sound.push(np.zeros(size, np.float32))
+    assert sound.waiting == 64 + 64 + 1000
+    assert sound.seconds == 1001 / 16_000
+    sound.end()
+    assert [len(block) for block in sound.blocks()] == [0, 1, 1000]
+    assert sound.waiting == 0
 
 
 def test_a_client_that_comes_back_goes_on(gateway: Open) -> None:
