@@ -15,13 +15,14 @@ from tests.chaos.decoders import Decoders
 from tests.targets.generation.programs import Small, small_program
 
 from flagsplit.apps.cli.main import main
+from flagsplit.apps.decoder_service.gateway_opening import _cuts
 from flagsplit.apps.decoder_service.program_source import Remainders, folder_digest, folder_source
 from flagsplit.errors import ConfigError, InputError
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation.ort_step import OrtStepModel
-from flagsplit.targets.interface import Array, LoadOptions
+from flagsplit.targets.interface import Array, LoadOptions, TensorSpec
 
 pytestmark = pytest.mark.slow
 
@@ -96,6 +97,12 @@ def test_more_than_a_model_takes_at_once_does_not_begin(program: Small) -> None:
         with pytest.raises(InputError, match=r"takes one input of at most 2 s at once, came \["):
             encode("audio", {"audio": np.zeros(shape, np.float32)})
     encode.close()
+
+
+def test_a_cut_may_have_tensors_of_no_dimension(program: Small) -> None:
+    crossing = (TensorSpec("payload", "uint8", (1, "frames", 8)), TensorSpec("scale", "float32", ()))
+    found = replace(folder_source(program.folder), cuts={"u8": ("payload", "scale")}, specs={"u8": crossing})
+    assert _cuts(found, crossing[0]) == {"u8": {"payload": ("uint8", (1, None, 8)), "scale": ("float32", ())}}
 
 
 @pytest.mark.parametrize(

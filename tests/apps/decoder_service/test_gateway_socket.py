@@ -268,6 +268,25 @@ def test_audio_that_is_none(gateway: Open, data: bytes, flags: int, said: str) -
     assert client.get("/readyz").status == 200
 
 
+def test_tensors_that_do_not_come_hold_no_room(gateway: Open) -> None:
+    shape = {"name": "hidden", "dtype": "float32", "shape": [1, 100, 4]}
+
+    async def scenario(socket: Socket) -> tuple[Told, Told, Told]:
+        await socket.say(type="open", stream=1, tensors=[shape])
+        await socket.feed(1, b"x" * 8, flags=0)
+        await socket.say(type="open", stream=2, tensors=[shape])
+        no_room, late = await socket.hear(), await socket.hear()
+        await socket.say(type="open", stream=2, tensors=[shape], options={"max_tokens": 1})
+        await socket.feed(2, b"x" * 1600)
+        return no_room, late, (await socket.hear_all(2))[2][-1]
+
+    client = gateway(RoteListener(), body_s=0.2, body_budget_bytes=2000)
+    no_room, late, after = talk(client, scenario)
+    assert (no_room["stream"], "hands full of uploads" in no_room["error"]["message"]) == (2, True)
+    assert (late["stream"], late["error"]["message"]) == (1, "the tensors did not come within 0.2 seconds")
+    assert after["type"] == "done"
+
+
 @pytest.mark.parametrize(("limits", "again_s"), [({"places": 0}, 2.5), ({"max_streams": 0}, 1.0)])
 def test_no_room(gateway: Open, limits: dict[str, int], again_s: float) -> None:
     async def scenario(socket: Socket) -> Told:
