@@ -60,7 +60,7 @@ class ProgramSource:
 
 
 class Remainders:
-    """Runs what is left of the encoder behind each cut; each is opened when it is first needed.
+    """Runs what is left of the encoder behind each cut, one at a time, whoever asks; each is opened when first needed.
 
     Args:
         source: the program.
@@ -71,6 +71,7 @@ class Remainders:
         self._source, self._host = source, host
         self._open: dict[str, Executable] = {}
         self._lock = threading.Lock()
+        self._running = threading.Lock()
 
     def __call__(self, plan: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         """The context of a stream, from the tensors that crossed the cut of a plan.
@@ -87,7 +88,8 @@ class Remainders:
             if executable is None:
                 executable = self._open[plan] = opener(self._host)
         _check_sizes(self._source.facts, executable.inputs, tensors)
-        return executable.run(tensors)
+        with self._running:
+            return executable.run(tensors)
 
     def close(self) -> None:
         """Free everything."""

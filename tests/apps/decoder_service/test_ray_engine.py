@@ -333,10 +333,11 @@ def test_ray_adds_a_replica_when_streams_queue_up() -> None:
 def test_on_ray() -> None:
     """Two replicas as processes: one is killed, then both are replaced; no stream notices."""
     open_model = partial(HashModel, 16, FACTS, step_s=0.02, stop_share=0)
-    ears = Ears()
+    ears, on_signal = Ears(), signal.getsignal(signal.SIGTERM)
     engine = RayEngine(RayServe(open_model, SETTINGS), ears, FACTS.prompt, SETTINGS)
     try:
         engine.start()
+        assert signal.getsignal(signal.SIGTERM) is on_signal
         ask(engine, *range(12), tokens=150)
         ears.until(lambda: len(ears.tokens) == 12 and min(map(len, ears.tokens.values())) > 10, 30)
         before = engine.replicas()

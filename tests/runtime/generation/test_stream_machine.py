@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.runtime.generation.stream_world import BUNDLE, FACTS, WIDTH, encode
+from tests.runtime.generation.stream_oracle import BUNDLE, FACTS, WIDTH, encode
 
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle_events import Served
