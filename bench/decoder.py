@@ -279,10 +279,10 @@ def measure(streams: Sequence[int], quick: bool) -> dict[str, float]:
     """All figures."""
     folder = program_folder("zoo:moonshine")
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", 0)
-    pieces = cut(encode, (2 if quick else 4) * max(8 if quick else 16, *streams))
+    pieces = cut(encode, 2 * max(8 if quick else 32, *streams))
     figures = race(folder, pieces, streams, 1 if quick else 3)
     figures |= uplink(pieces)
-    return figures | word_figures(folder, pieces[: 8 if quick else 64], list(RECORDINGS)[: 1 if quick else None])
+    return figures | word_figures(folder, pieces[: 8 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
 
 
 def report(figures: Mapping[str, float], conditions: Mapping[str, object], as_json: bool) -> None:
@@ -301,7 +301,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quick", action="store_true", help="fewer streams and pieces, one round")
     parser.add_argument("--streams", default="", help="numbers of streams, as in 1,16")
+    parser.add_argument("--gpu", action="store_true", help="a language model on the GPU instead, see decoder_gpu.py")
     given = parser.parse_args()
+    if given.gpu:
+        import decoder_gpu
+
+        streams = [int(each) for each in (given.streams or "1,16,64").split(",")]
+        decoder_gpu.report(decoder_gpu.measure("cuda", streams, 128, 3), given.json, "cuda")
+        return
     streams = [int(each) for each in (given.streams or ("1,16" if given.quick else "1,4,16,64")).split(",")]
     conditions = {"program": "moonshine", "cores": os.cpu_count(), "host": platform.machine(), "ort": ort.__version__}
     report(measure(streams, given.quick), conditions, given.json)

@@ -21,12 +21,13 @@ class SoundInput:
     Attributes:
         name: of the input.
         sizes: the only lengths along its last axis, rising; empty for all.
-        most: the greatest length; 0 for no limit.
+        least, most: the smallest and the greatest length; 0 for no limit.
         bands: of a log-mel spectrogram; 0 where the samples themselves are read.
     """
 
     name: str
     sizes: tuple[int, ...] = ()
+    least: int = 0
     most: int = 0
     bands: int = 0
 
@@ -42,7 +43,7 @@ class SoundInput:
 
     def tensors(self, samples: NDArray[np.float32]) -> dict[str, Array]:
         """The input for a sound, silence after it where only certain lengths are taken."""
-        wanted = -(-len(samples) // self.samples_each)
+        wanted = max(-(-len(samples) // self.samples_each), self.least)
         length = next((size for size in self.sizes if size >= wanted), wanted)
         if self.bands:
             return {self.name: log_mel(samples, self.bands, length)[None]}
@@ -50,7 +51,11 @@ class SoundInput:
 
 
 def sound_input(
-    facts: ProgramFacts, name: str, shape: Sequence[int | str], sizes: Sequence[int] = (), most: int = 0
+    facts: ProgramFacts,
+    name: str,
+    shape: Sequence[int | str],
+    sizes: Sequence[int] = (),
+    limits: tuple[int, int] = (0, 0),
 ) -> SoundInput:
     """The input of a model.
 
@@ -59,7 +64,7 @@ def sound_input(
         name: of the input.
         shape: [batch, samples], or [batch, bands, steps].
         sizes: the only sizes of the last axis, if it is open.
-        most: its greatest size.
+        limits: its smallest and its greatest size; 0 for none.
 
     Raises:
         ConfigError: the program is not for speech.
@@ -68,4 +73,4 @@ def sound_input(
         raise ConfigError(f"expected a program that reads sound, {facts.name} reads text")
     last = shape[-1]
     fixed = (last,) if isinstance(last, int) else tuple(sorted(sizes))
-    return SoundInput(name, fixed, most, int(shape[1]) if facts.input == "log-mel" else 0)
+    return SoundInput(name, fixed, *limits, int(shape[1]) if facts.input == "log-mel" else 0)

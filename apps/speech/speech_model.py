@@ -159,7 +159,7 @@ def bundle_model(bundle: Bundle, threads: int) -> SpeechModel:
     (entry,) = bundle.inputs
     last = str(entry.shape[-1])
     ranges, listed = bundle.sizes
-    sound = sound_input(parts.facts, entry.name, entry.shape, listed.get(last, ()), ranges.get(last, (0, 0))[1])
+    sound = sound_input(parts.facts, entry.name, entry.shape, listed.get(last, ()), ranges.get(last, (0, 0)))
     served = [plan.name for plan in bundle.plans.pool.plans if plan.name in parts.plans]
     beyond = {name: why for name in served if (why := _needs_others(bundle, parts, name))}
     return SpeechModel(

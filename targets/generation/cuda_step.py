@@ -207,10 +207,12 @@ class CudaStepModel:
         return self._graphs[key]
 
     def _recorded(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
+        """Make a graph; it is tried on examples that write nothing where a stream has something."""
         if kind == "prefill":
             assert self._prefill is not None
             lowered = _Lowered(self._prefill, {"batch": 1, "frames": frames}, self._type, self._device)
-            return _Graph(lowered.run, [(1, frames, self.facts.width)], ["float32"], lowered.outputs, self._device)
+            hidden = np.zeros((1, frames, self.facts.width), np.float32)
+            return _Graph(lowered.run, [hidden], lowered.outputs, self._device)
         past = next(iter(self._cache.past.values())).shape[2]
         dims = {"batch": batch, "chunk": chunk, "past": past}
         if self._cache.cross:
@@ -218,10 +220,13 @@ class CudaStepModel:
         lowered = _Lowered(self._step, dims, self._type, self._device)
         told = ["tokens", "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
         run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
-        shapes: list[tuple[int, ...]] = [(batch, chunk), (batch, chunk), *[(batch,)] * (len(told) - 2)]
+        nothing = np.zeros(batch, np.int64)
+        # No stream is as long as its row before a step; prompts are tried in the spare row.
+        lengths = nothing + (past - 1 if kind == "decode" else 0)
+        examples = [np.zeros((batch, chunk), np.int64), *self._told(lengths, nothing, nothing, chunk)]
         if kind == "prompt":
-            shapes.append((batch,))
-        return _Graph(run, shapes, ["int64"] * len(shapes), ["logits"], self._device)
+            examples.append(nothing + self.slots)
+        return _Graph(run, examples, ["logits"], self._device)
 
 
 class _Lowered:
@@ -271,21 +276,19 @@ class _Graph:
     """A function of tensors of fixed sizes: replayed on a GPU, run as it is on the CPU."""
 
     def __init__(
-        self,
-        run: Callable[..., Sequence[Any]],
-        shapes: Sequence[tuple[int, ...]],
-        types: Sequence[str],
-        outputs: Sequence[str],
-        device: str,
+        self, run: Callable[..., Sequence[Any]], examples: Sequence[Array], outputs: Sequence[str], device: str
     ) -> None:
         self._outputs = outputs
         self._run = run
         self._replay: Replay | None = None
         self._pinned: dict[str, Any] = {}
+        tensors = [torch.from_numpy(each).to(device) for each in examples]
         if device == "cuda":
-            examples = [torch.zeros(s, dtype=as_dtype(t), device=device) for s, t in zip(shapes, types, strict=True)]
-            self._replay = Replay(run, examples)
-            self._given = [torch.empty_like(each, device="cpu", pin_memory=True) for each in examples]
+            self._replay = Replay(run, tensors)
+            self._given = [torch.empty_like(each, device="cpu", pin_memory=True) for each in tensors]
+        else:
+            with torch.inference_mode():
+                run(*tensors)
 
     def __call__(self, *arrays: Array) -> dict[str, Any]:
         """Tensors by name; the next call overwrites them."""

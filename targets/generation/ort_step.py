@@ -56,7 +56,8 @@ class OrtStepModel:
         folder: of a saved program: `program.json`, `step.onnx`, `prefill.onnx` if it has an encoder, `weights.bin`.
         slots: how many streams can be open.
         threads: how many threads a step may use; 0 lets the engine choose.
-        provider: where it runs; never anywhere else.
+        provider: where it runs; never anywhere else. On "cuda" caches stay on the host and cross to the GPU at each
+            step: `CudaStepModel` is the quick way there.
         step: name of the step's file; another for the later part of a program that is cut between its layers.
         weights: the file with the weights; by default the folder's own.
 
@@ -92,7 +93,7 @@ class OrtStepModel:
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
         self._bytes_per = [4 * sum(heads * size for heads, size in part.values()) for part in (self._past, self._cross)]
-        self._banks = Banks(self._bank, _weights_bytes(folder / "step.onnx"), self.bytes_for)
+        self._banks = Banks(self._bank, _weights_bytes(folder / step), self.bytes_for)
 
     def bytes_for(self, tokens: int, frames: int) -> int:
         """Bytes of a row that is just long enough."""

@@ -34,7 +34,10 @@ def test_any_length() -> None:
     found = sound_input(FACTS, "audio", [1, "samples"])
     assert found.max_samples == 0
     np.testing.assert_array_equal(found.tensors(SOUND)["audio"], SOUND[None])
-    assert sound_input(FACTS, "audio", [1, "samples"], most=16_000).max_samples == 16_000
+    limited = sound_input(FACTS, "audio", [1, "samples"], limits=(800, 16_000))
+    assert limited.max_samples == 16_000
+    assert limited.tensors(SOUND)["audio"].shape == (1, 800)
+    assert limited.tensors(np.repeat(SOUND, 2))["audio"].shape == (1, 1_400)
 
 
 def test_certain_lengths() -> None:
@@ -50,7 +53,7 @@ def test_certain_lengths() -> None:
 
 def test_a_spectrogram() -> None:
     found = sound_input(replace(FACTS, input="log-mel"), "log_mel", [1, 80, 6])
-    assert found == SoundInput("log_mel", (6,), 0, 80)
+    assert found == SoundInput("log_mel", (6,), bands=80)
     assert found.max_samples == 960
     np.testing.assert_array_equal(found.tensors(SOUND)["log_mel"], log_mel(SOUND, 80, 6)[None])
     assert SoundInput("log_mel", bands=80).tensors(SOUND)["log_mel"].shape == (1, 80, 5)

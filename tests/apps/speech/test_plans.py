@@ -1,11 +1,13 @@
 """Every plan gives the text of the unsplit model, which is the program linked into one."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.apps.speech.wav_files import sparse_silence
 
 import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
@@ -14,10 +16,12 @@ from flagsplit.apps.programs import program_folder
 from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
+from flagsplit.apps.speech.transcribe import Transcription
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
 from flagsplit.apps.speech.vad import RATE_HZ, open_detector
 from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.speech.wer import word_errors
+from flagsplit.apps.speech.windows import WindowRules
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
@@ -64,12 +68,22 @@ class Unsplit:
         self._engine.close()
 
 
-def text_of(recognizer: Recognizer, path: Path) -> str:
+def text_of(recognizer: Recognizer, path: Path, rules: WindowRules | None = None) -> str:
     detector = open_detector()
     with WavReader(path) as reader:
-        events = list(Transcriber(recognizer, detector).events(reader.blocks(RATE_HZ)))
+        events = list(Transcriber(recognizer, detector, rules).events(reader.blocks(RATE_HZ)))
     detector.close()
     return " ".join(event.text for event in events if isinstance(event, Segment))
+
+
+@cache
+def unsplit_text(bundle: Path, path: Path) -> str:
+    """What the unsplit model makes of a recording."""
+    unsplit = Unsplit(flagsplit.open(bundle))
+    try:
+        return text_of(unsplit, path)
+    finally:
+        unsplit.close()
 
 
 @pytest.mark.parametrize(
@@ -79,9 +93,7 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
     bundle: Path, speech_cache: Path, name: str, said: str, most_errors: int
 ) -> None:
     path = speech_cache / "zoo" / name
-    unsplit = Unsplit(flagsplit.open(bundle))
-    wanted = text_of(unsplit, path)
-    unsplit.close()
+    wanted = unsplit_text(bundle, path)
     errors = word_errors(said, wanted)
     assert errors.substitutions + errors.insertions + errors.deletions <= most_errors
     plans = list(open_model(RecognizerChoice(str(bundle))).plans)
@@ -90,6 +102,16 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
     for plan in plans if most_errors == 0 else sorted(always):
         found = heard_under(RecognizerChoice(str(bundle), plan), path)
         assert found == wanted, plan
+
+
+def test_real_speech_in_windows_that_overlap(speech_cache: Path) -> None:
+    """As if there were no pauses: of a text that says the same over and over, no word comes twice and none is lost."""
+    rules = WindowRules(max_s=12, overlap_s=3, long_pause_s=60, pause_s=60, short_pause_s=60)
+    recognizer = open_recognizer(RecognizerChoice())
+    errors = word_errors(TWO_CITIES, text_of(recognizer, speech_cache / "zoo" / "two-cities.wav", rules))
+    recognizer.close()
+    assert errors.substitutions <= 3
+    assert (errors.insertions, errors.deletions) == (0, 0)
 
 
 def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: Path) -> None:
@@ -110,9 +132,7 @@ def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: 
     crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
     chain.close()
     assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
-    unsplit = Unsplit(flagsplit.open(bundle))
-    assert heard_under(choice, path) == text_of(unsplit, path)
-    unsplit.close()
+    assert heard_under(choice, path) == unsplit_text(bundle, path)
 
 
 def test_all_plans_of_a_program_give_the_same_text(speech_cache: Path) -> None:
@@ -151,6 +171,19 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, 
     assert "".join(piece.text for piece in heard).strip() == BECKETT
     assert [piece.where for piece in heard[:4]] == ["cloud"] * 4
     assert {piece.where for piece in heard} <= {"cloud", "phone"}
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    told: list[tuple[str, float]] = []
+    path = sparse_silence(tmp_path / "x.wav", 600)
+    transcription = Transcription(path, progress=lambda what, share: told.append((what, share)))
+    assert list(transcription.events()) == []
+    assert transcription.result.seconds == 600
+    shares = [share for what, share in told if what == "transcribe"]
+    assert told[0] == ("load", 0.0)
+    assert shares == sorted(shares)
+    assert 400 < len(shares) <= 500
+    assert shares[-1] > 0.99
 
 
 def test_nobody_there() -> None:
