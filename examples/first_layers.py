@@ -9,34 +9,45 @@ The text and its tokens stay here, only rows of numbers leave; the answer is mad
 """
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flagsplit
-from flagsplit.apps.text import open_tokenizer
-from flagsplit.apps.text.chat import instruction_tokens
+from flagsplit.apps.text import instruction_tokens, open_tokenizer
+from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.generation.client import StreamClient
 from flagsplit.runtime.generation.first_layers import CachedFirstLayers
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.targets.interface import LoadOptions
 
 
-def main(path: str, plan: str, address: str, text: str) -> None:
-    """Print the answer as it comes."""
-    bundle = flagsplit.open(Path(path))
+def answer(bundle: Bundle, plan: str, address: str, prompt: Sequence[int], most: int) -> Iterator[int]:
+    """The tokens that follow a prompt, as they come."""
     program = bundle.program
-    if program is None or program.plan(plan).first is None:
-        raise SystemExit(f"expected a bundle and a plan that divides its layers, came {path} and {plan}")
-    facts = program.facts
-    tokenizer = open_tokenizer(facts.tokenizer, program.tokenizer)
-    prompt = [*facts.prompt, *instruction_tokens(tokenizer, facts.template, text)]
-    first = program.load(program.plan(plan).first, LoadOptions())
-    layers = CachedFirstLayers(first, facts.vocabulary, facts.max_positions)
+    file = None if program is None else program.plan(plan).first
+    if program is None or file is None:
+        raise SystemExit(
+            f"expected a plan that divides the layers of a decoder, came {plan}; flagsplit inspect lists them"
+        )
+    first = program.load(file, LoadOptions(threads=1))
+    layers = CachedFirstLayers(first, program.facts.vocabulary, program.facts.max_positions)
     with StreamClient([address], bundle.digest, layers=layers) as client:
-        told = tokenizer.decode_stream()
-        for each in client.stream_rows(prompt, GenerationOptions(max_tokens=40), plan=plan):
-            print(told.feed([each.token]), end="", flush=True)
-        print(told.finish())
+        for each in client.stream_rows(prompt, GenerationOptions(max_tokens=most), plan=plan):
+            yield each.token
     first.close()
+
+
+def main(path: str, plan: str, address: str, text: str) -> None:
+    """Print an answer while it comes."""
+    bundle = flagsplit.open(Path(path))
+    assert bundle.program is not None
+    facts = bundle.program.facts
+    tokenizer = open_tokenizer(facts.tokenizer, bundle.program.tokenizer)
+    prompt = [*facts.prompt, *instruction_tokens(tokenizer, facts.template, text)]
+    told = tokenizer.decode_stream()
+    for token in answer(bundle, plan, address, prompt, most=100):
+        print(told.feed([token]), end="", flush=True)
+    print(told.finish())
 
 
 if __name__ == "__main__":

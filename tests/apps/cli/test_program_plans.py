@@ -91,6 +91,16 @@ def test_a_bundle_of_text_shows_its_layers(cli: Cli, programs: dict[str, Path], 
     assert "Plans that divide its layers (modelled)" in cli("inspect", "t.flagsplit").out
 
 
+def test_layers_that_are_divided_are_not_run_in_one_piece(cli: Cli, programs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"pins": {"layer.0": "phone", "layer.1": "cloud"}}')
+    built = cli("build", programs["text"], *TIERS, "-o", "d.flagsplit", "--sla", "cut.json", "--json")
+    assert "phone+cloud@1" in [plan["name"] for plan in built.data["layer_plans"]]
+    done = cli("run", "d.flagsplit", "--plan", "phone+cloud@1")
+    assert done.code == 2
+    assert "flagsplit decode-serve --plan phone+cloud@1 and ask as examples/first_layers.py does" in done.err
+    assert cli("run", "d.flagsplit", "--plan", "no").err.startswith("flagsplit: plan 'no' is not in the pool")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
