@@ -1,13 +1,14 @@
 """What a decoder service can serve: a program's folder, with its facts, its cuts, and what is left of its encoder."""
 
 import hashlib
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, InputError
 from flagsplit.flagir.programs.program import ProgramFacts, graph_names
 from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, TOKENIZER_NAME
 from flagsplit.flagir.store import WEIGHTS_NAME
@@ -54,8 +55,8 @@ class ProgramSource:
     @property
     def stream_facts(self) -> StreamFacts:
         """What streams begin from."""
-        width = self.facts.width if self.takes_rows else 0
-        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt, width)
+        facts, width = self.facts, self.facts.width if self.takes_rows else 0
+        return StreamFacts(self.cuts, facts.vocabulary, facts.prompt, width, max_positions=facts.max_positions)
 
 
 class Remainders:
@@ -77,7 +78,7 @@ class Remainders:
 
         Raises:
             BundleError: the graph cannot be opened.
-            InputError: the engine refused the tensors.
+            InputError: there is more than the model takes at once, or the engine refused the tensors.
         """
         opener = self._source.encoders.get(plan)
         if opener is None:
@@ -86,6 +87,7 @@ class Remainders:
             executable = self._open.get(plan)
             if executable is None:
                 executable = self._open[plan] = opener(self._host)
+        _check_sizes(self._source.facts, executable.inputs, tensors)
         with self._running:
             return executable.run(tensors)
 
@@ -142,6 +144,21 @@ def folder_digest(folder: Path) -> str:
         except OSError as error:
             raise ConfigError(f"cannot read {folder / name}: {error.strerror}; make the program again") from None
     return total.hexdigest()
+
+
+def _check_sizes(facts: ProgramFacts, specs: Sequence[TensorSpec], tensors: Mapping[str, Array]) -> None:
+    """The memory of an encoder grows with the square of its input, so what is too long must not begin."""
+    seconds = facts.max_input_s + 1 if facts.max_input_s else math.inf
+    for spec in specs:
+        shape = tensors[spec.name].shape if spec.name in tensors else ()
+        for axis, (open_size, size) in enumerate(zip(spec.shape, shape, strict=False)):
+            per_s = facts.frames_per_s if open_size == "frames" and facts.frames_per_s else facts.sample_rate_hz
+            most = 1.0 if axis == 0 else seconds * per_s
+            if isinstance(open_size, str) and size > most:
+                raise InputError(
+                    f"{spec.name}: {facts.name} takes one input of at most {facts.max_input_s:g} s at once, came "
+                    f"{list(shape)}; send it in pieces"
+                )
 
 
 def _bytes_of(file: Path) -> bytes:

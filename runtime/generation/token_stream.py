@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -163,7 +164,7 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         self._changed.notify_all()
         waiters, self._waiters = self._waiters, []
         for loop, waiting in waiters:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # The loop has ended, maybe just now: nobody waits.
                 loop.call_soon_threadsafe(_resolve, waiting)
 
 
