@@ -37,7 +37,10 @@ from numpy.typing import NDArray
 
 from flagsplit.apps import zoo
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding import Chain, Rest
+from flagsplit.apps.speech.features import SoundInput
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
 from flagsplit.apps.speech.vad import open_detector
 from flagsplit.apps.speech.wav import WavReader
@@ -256,7 +259,9 @@ def heard(folder: Path, names: Sequence[str], coded: Callable[[Array], Array]) -
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", host.threads)
     tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
     model = OrtStepModel(folder, slots=1)
-    recognizer = ProgramRecognizer(program.facts, tokenizer, Coded(encode, coded), model, "phone", "all-phone")
+    about = SpeechFacts("all-phone", program.facts, SoundInput("audio"), tokenizer)
+    before = Chain([(Coded(encode, coded), ("audio",))], ("hidden",))
+    recognizer = ProgramRecognizer(about, "phone", before, Rest(lambda: None), model)
     texts = list[str]()
     for name in names:
         transcriber = Transcriber(recognizer, open_detector())
@@ -288,10 +293,10 @@ def measure(streams: Sequence[int], quick: bool) -> dict[str, float]:
     """All figures."""
     folder = program_folder("zoo:moonshine")
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", 0)
-    pieces = cut(encode, 2 * max(8 if quick else 32, *streams))
+    pieces = cut(encode, max(4, *streams) if quick else 2 * max(32, *streams))
     figures = race(folder, pieces, streams, 1 if quick else 3)
     figures |= uplink(pieces)
-    return figures | word_figures(folder, pieces[: 8 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
+    return figures | word_figures(folder, pieces[: 4 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
 
 
 def report(figures: Mapping[str, float], conditions: Mapping[str, object], as_json: bool) -> None:
