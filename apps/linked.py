@@ -27,6 +27,8 @@ _TOKENS_PER_S = 3.0
 _PROMPT_TOKENS = 32
 _TEXT_TOKENS = 64
 _MOST_TEXT_TOKENS = 256
+_LONGEST_S = 1e9
+"""An input that is longer than any."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,27 @@ def link_program(program: Program, options: BuildOptions) -> Linked:
         ConfigError: more tokens are expected than it makes at most.
     """
     facts, notes = program.facts, list[str]()
-    most = options.max_tokens or _most_tokens(facts)
+    most = min(options.max_tokens or _most_tokens(facts), facts.most_tokens(_LONGEST_S))
     model = link(program, most)
     options = replace(options, dims=_dims(model, facts, options, notes), max_tokens=most)
     options = replace(options, expected_tokens=options.expected_tokens or _expected(model, facts, options, notes))
     if options.expected_tokens > most:
-        raise ConfigError(
-            f"--expected-tokens {options.expected_tokens}: {facts.name} makes at most {most}; give --max-tokens too"
-        )
+        room = facts.most_tokens(_LONGEST_S)
+        todo = "expect fewer" if most == room else f"give --max-tokens too, at most {room}"
+        raise ConfigError(f"--expected-tokens {options.expected_tokens}: {facts.name} makes at most {most}; {todo}")
+    _check_prompt(facts, options)
     tell_tokens(model, options.expected_tokens)
     return Linked(program, model, options, tuple(notes))
+
+
+def _check_prompt(facts: ProgramFacts, options: BuildOptions) -> None:
+    """A linked model would make nothing after a prompt that fills all positions."""
+    if facts.input == "text":
+        room = facts.most_tokens(0.0) - 1
+        sizes = {**options.dims, **{name: high for name, (_, high) in options.spans.items()}}
+        for name, size in sizes.items():
+            if size > room:
+                raise ConfigError(f"--dim {name}={size}: a prompt of {facts.name} has at most {room} tokens; give less")
 
 
 def tell_tokens(model: ir.Model, tokens: int) -> None:
@@ -113,7 +126,8 @@ def _dims(model: ir.Model, facts: ProgramFacts, options: BuildOptions, notes: li
     if not free:
         return dict(options.dims)
     if facts.input == "text":
-        size, what = _PROMPT_TOKENS, f"a prompt of {_PROMPT_TOKENS} tokens"
+        size = max(1, min(_PROMPT_TOKENS, facts.most_tokens(0.0) // 2))
+        what = f"a prompt of {size} tokens"
     else:
         seconds = min(_INPUT_S, facts.max_input_s or _INPUT_S)
         rate = facts.sample_rate_hz if facts.input == "audio" else 100

@@ -6,6 +6,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from flagsplit import flagir
+from flagsplit.apps.groundwork import BuildOptions
+from flagsplit.apps.linked import link_program, program_of
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.runtime.bundle import GRAPH_NAME, open_bundle
 
@@ -14,16 +16,22 @@ def canonical_graph(path: Path, *, trusted: bool = False) -> tuple[ir.Model, dic
     """The canonical graph of a bundle or a model, and the nominal sizes that come with it.
 
     Args:
-        path: a `.flagsplit` bundle, or whatever `flagsplit build` takes.
+        path: a `.flagsplit` bundle, or whatever `flagsplit build` takes; programs are linked.
         trusted: see `flagsplit.flagir.frontends.any_model.Source`.
 
     Raises:
         BundleError, ModelError: the file is neither, or is damaged.
+        ConfigError, PeerError: there is no such program, or it cannot be fetched.
     """
     if is_bundle(path):
         bundle = open_bundle(path)
         return flagir.load((bundle.folder / GRAPH_NAME).parent), dict(bundle.facts.nominal_dims)
-    model = Source(path, trusted=trusted).read()
+    source = Source(path, trusted=trusted)
+    program = program_of(source)
+    if program is not None:
+        linked = link_program(program, BuildOptions())
+        return linked.model, dict(linked.options.dims)
+    model = source.read()
     flagir.canonicalize(model)
     return model, {}
 

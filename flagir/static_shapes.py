@@ -101,6 +101,8 @@ class Skeleton:
                 shape = tuple(dim if isinstance(dim, int) else dims.get(str(dim.value), 1) for dim in value.shape or ())
                 found[name] = ValueType(value.dtype, shape)
         for name, concrete in found.items():
+            if min(concrete.shape, default=0) < 0:
+                raise ModelError(f"value {name!r} would have a negative size at {where}; give larger sizes")
             if concrete.elements > _MAX_ELEMENTS:
                 raise ModelError(
                     f"value {name!r} would have over {_MAX_ELEMENTS:.0e} elements at {where}; give other sizes"

@@ -64,7 +64,7 @@ def command(
     """Run a bundle on inputs from a file, or on seeded random ones of the declared shapes."""
     opened = api.open(bundle)
     if plan:
-        opened.plan(plan)
+        _check_plan(opened, plan)
     if output is not None:
         check_output(output)
     inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
@@ -89,6 +89,18 @@ def command(
         print_json(data)
     else:
         _show(opened, data)
+
+
+def _check_plan(bundle: Bundle, plan: str) -> None:
+    """It must be one of the pool; those that divide the layers of a decoder make streams, not answers of one piece."""
+    program = bundle.program
+    if program is not None and plan in program.plans and program.plans[plan].layers:
+        raise ConfigError(
+            f"plan {plan} divides the layers of a decoder, which flagsplit run does not; serve it with flagsplit "
+            f"decode-serve --plan {plan} and ask as examples/first_layers.py does, or choose from "
+            f"{', '.join(each.name for each in bundle.plans.pool.plans)}"
+        )
+    bundle.plan(plan)
 
 
 def _inputs(bundle: Bundle, file: Path | None, dims: Mapping[str, int], seed: int) -> dict[str, Array]:

@@ -218,7 +218,12 @@ class Scheduler:
 
     def _too_large(self, stream: Stream) -> str | None:
         need, budget = self._seats.most_bytes(stream), self._settings.kv_bytes
-        return f"it may need {need} bytes of cache, and there are {budget}" if need > budget else None
+        if need <= budget:
+            return None
+        return (
+            f"it may need {need} bytes of cache, and the service has {budget}; ask for fewer tokens or give shorter input, "
+            "or give the service more (--kv-mb)"
+        )
 
     def _busy(self, stream: Stream, now: float) -> Refused | None:
         """Why there is no room to wait, if there is none."""

@@ -91,11 +91,27 @@ def test_a_bundle_of_text_shows_its_layers(cli: Cli, programs: dict[str, Path], 
     assert "Plans that divide its layers (modelled)" in cli("inspect", "t.flagsplit").out
 
 
+def test_layers_that_are_divided_are_not_run_in_one_piece(cli: Cli, programs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "cut.json").write_text('{"pins": {"layer.0": "phone", "layer.1": "cloud"}}')
+    built = cli("build", programs["text"], *TIERS, "-o", "d.flagsplit", "--sla", "cut.json", "--json")
+    assert "phone+cloud@1" in [plan["name"] for plan in built.data["layer_plans"]]
+    done = cli("run", "d.flagsplit", "--plan", "phone+cloud@1")
+    assert done.code == 2
+    assert "flagsplit decode-serve --plan phone+cloud@1 and ask as examples/first_layers.py does" in done.err
+    assert cli("run", "d.flagsplit", "--plan", "no").err.startswith("flagsplit: plan 'no' is not in the pool")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--expected-tokens", 50), r"--expected-tokens 50: made-up makes at most \d+; give --max-tokens too"),
+        (("--expected-tokens", 50), r"--expected-tokens 50: made-up makes at most \d+; expect fewer"),
+        (("--expected-tokens", 500, "--max-tokens", 500), r"--expected-tokens 500: made-up makes at most \d\d; "),
+        (
+            ("--expected-tokens", 9, "--max-tokens", 5),
+            r"made-up makes at most 5; give --max-tokens too, at most \d\d\b",
+        ),
         (("--dim", "words=3"), "expected a symbolic dimension of the inputs"),
+        (("--dim", "samples=10"), "would have a negative size at samples=10; give larger sizes"),
     ],
 )
 def test_misuse(cli: Cli, programs: dict[str, Path], more: tuple[object, ...], said: str) -> None:
@@ -103,6 +119,21 @@ def test_misuse(cli: Cli, programs: dict[str, Path], more: tuple[object, ...], s
     assert done.code == 2
     assert re.search(said, done.err)
     assert "\n" not in done.err.strip()
+
+
+def test_a_prompt_that_fills_all_positions(cli: Cli, programs: dict[str, Path]) -> None:
+    done = cli("plan", programs["text"], *TIERS, "--dim", "prompt_tokens=1..100000@4")
+    assert done.code == 2
+    assert re.search(r"--dim prompt_tokens=100000: a prompt of made-up has at most \d+ tokens; give less", done.err)
+
+
+def test_programs_are_shown_linked(cli: Cli, programs: dict[str, Path]) -> None:
+    assert "output tokens: int64[1, tokens]" in cli("show", programs["speech"]).out
+    assert "Loop" in cli("why", programs["text"], "Loop", "--target", "ort").out
+    assert cli("diff", programs["speech"], programs["speech"]).code == 0
+    done = cli("show", "zoo:moonshin")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "did you mean zoo:moonshine?" in done.err
 
 
 def test_a_program_that_is_not_there(cli: Cli) -> None:

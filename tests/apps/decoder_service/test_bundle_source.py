@@ -1,5 +1,6 @@
 """A bundle's plans, served: whatever crosses the cut of a plan, the tokens are those of the sequential loop."""
 
+import runpy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,27 @@ def test_layers_on_both_sides_give_the_tokens_of_the_whole(tmp_path: Path) -> No
             wrong.result(10)
     assert not layers._caches
     graph.close()
+
+
+def test_the_example_runs_the_first_layers_here(tmp_path: Path) -> None:
+    program, wanted = decoder()
+    bundle = built(program, tmp_path, {"pins": {"layer.0": "phone", "layer.1": "cloud"}})
+    assert bundle.program is not None
+    plan = next(name for name, parts in bundle.program.plans.items() if parts.layers)
+    channel = ZmqChannel(security=KeyStore().security())
+    service = DecoderService(
+        bundle_source(bundle, "cloud", plan), channel, "tcp://127.0.0.1:0", DecoderSettings(slots=1, threads=1)
+    )
+    answer = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "first_layers.py"))["answer"]
+    try:
+        found = {
+            each: tuple(answer(bundle, plan, service.streams.address, each, OPTIONS.max_tokens)) for each in wanted
+        }
+    finally:
+        service.stop()
+    assert found == wanted
+    with pytest.raises(SystemExit, match="expected a plan that divides the layers of a decoder, came all-phone"):
+        next(answer(bundle, "all-phone", "tcp://127.0.0.1:1", (1,), 1))
 
 
 def test_a_decoder_without_an_encoder_begins_with_the_prompt(tmp_path: Path) -> None:
