@@ -221,8 +221,8 @@ class Scheduler:
         if need <= budget:
             return None
         return (
-            f"it may need {need} bytes of cache, and the service has {budget}; ask for fewer tokens or give shorter input, "
-            "or give the service more (--kv-mb)"
+            f"it may need {need} bytes of cache, and the service has {budget}; ask for fewer tokens or give shorter "
+            "input, or give the service more (--kv-mb)"
         )
 
     def _busy(self, stream: Stream, now: float) -> Refused | None:
