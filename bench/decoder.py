@@ -125,6 +125,8 @@ class Clients:
 
     def __init__(self, model: OrtStepModel, count: int) -> None:
         self._count = count
+        self._lock = threading.Lock()
+        self._refused = ""
         self._engine = GenerationEngine(model, self._hear)
         self._engine.start()
 
@@ -139,6 +141,8 @@ class Clients:
         for _ in range(min(self._count, len(pieces))):
             self._ask()
         self._done.wait()
+        if self._refused:
+            sys.exit(f"a stream was refused: {self._refused}")
         self._result.took_s = time.perf_counter() - began
         return self._result
 
@@ -147,13 +151,19 @@ class Clients:
         self._engine.stop()
 
     def _ask(self) -> None:
-        number, self._next = self._next, self._next + 1
+        """The next piece, if there is one; from this thread, and from the engine's when a stream has ended."""
+        with self._lock:
+            number, self._next = self._next, self._next + 1
+        if number >= len(self._pieces):
+            return
         self._asked[number] = time.perf_counter()
         self._engine.submit(self._pieces[number].request(str(number)))
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Refused):
-            sys.exit(f"a stream was refused: {event.reason}")
+            self._refused = event.reason
+            self._done.set()
+            return
         now, number = time.perf_counter(), int(event.stream_id)
         if event.tokens:
             if not self._result.tokens[number]:
@@ -164,9 +174,8 @@ class Clients:
         self._result.tokens[number] += event.tokens
         if event.done:
             self._left -= 1
-            if self._next < len(self._pieces):
-                self._ask()
-            elif not self._left:
+            self._ask()
+            if not self._left:
                 self._done.set()
 
 
