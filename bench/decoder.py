@@ -37,7 +37,10 @@ from numpy.typing import NDArray
 
 from flagsplit.apps import zoo
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding import Chain, Rest
+from flagsplit.apps.speech.features import SoundInput
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
+from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
 from flagsplit.apps.speech.vad import open_detector
 from flagsplit.apps.speech.wav import WavReader
@@ -122,6 +125,8 @@ class Clients:
 
     def __init__(self, model: OrtStepModel, count: int) -> None:
         self._count = count
+        self._lock = threading.Lock()
+        self._refused = ""
         self._engine = GenerationEngine(model, self._hear)
         self._engine.start()
 
@@ -136,6 +141,8 @@ class Clients:
         for _ in range(min(self._count, len(pieces))):
             self._ask()
         self._done.wait()
+        if self._refused:
+            sys.exit(f"a stream was refused: {self._refused}")
         self._result.took_s = time.perf_counter() - began
         return self._result
 
@@ -144,13 +151,19 @@ class Clients:
         self._engine.stop()
 
     def _ask(self) -> None:
-        number, self._next = self._next, self._next + 1
+        """The next piece, if there is one; from this thread, and from the engine's when a stream has ended."""
+        with self._lock:
+            number, self._next = self._next, self._next + 1
+        if number >= len(self._pieces):
+            return
         self._asked[number] = time.perf_counter()
         self._engine.submit(self._pieces[number].request(str(number)))
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Refused):
-            sys.exit(f"a stream was refused: {event.reason}")
+            self._refused = event.reason
+            self._done.set()
+            return
         now, number = time.perf_counter(), int(event.stream_id)
         if event.tokens:
             if not self._result.tokens[number]:
@@ -161,9 +174,8 @@ class Clients:
         self._result.tokens[number] += event.tokens
         if event.done:
             self._left -= 1
-            if self._next < len(self._pieces):
-                self._ask()
-            elif not self._left:
+            self._ask()
+            if not self._left:
                 self._done.set()
 
 
@@ -247,7 +259,9 @@ def heard(folder: Path, names: Sequence[str], coded: Callable[[Array], Array]) -
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", host.threads)
     tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
     model = OrtStepModel(folder, slots=1)
-    recognizer = ProgramRecognizer(program.facts, tokenizer, Coded(encode, coded), model, "phone", "all-phone")
+    about = SpeechFacts("all-phone", program.facts, SoundInput("audio"), tokenizer)
+    before = Chain([(Coded(encode, coded), ("audio",))], ("hidden",))
+    recognizer = ProgramRecognizer(about, "phone", before, Rest(lambda: None), model)
     texts = list[str]()
     for name in names:
         transcriber = Transcriber(recognizer, open_detector())
@@ -279,10 +293,10 @@ def measure(streams: Sequence[int], quick: bool) -> dict[str, float]:
     """All figures."""
     folder = program_folder("zoo:moonshine")
     encode = open_onnx(folder / "encode.onnx", folder / WEIGHTS_NAME, "fast", 0)
-    pieces = cut(encode, 2 * max(8 if quick else 32, *streams))
+    pieces = cut(encode, max(4, *streams) if quick else 2 * max(32, *streams))
     figures = race(folder, pieces, streams, 1 if quick else 3)
     figures |= uplink(pieces)
-    return figures | word_figures(folder, pieces[: 8 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
+    return figures | word_figures(folder, pieces[: 4 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
 
 
 def report(figures: Mapping[str, float], conditions: Mapping[str, object], as_json: bool) -> None:

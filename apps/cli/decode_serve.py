@@ -23,7 +23,7 @@ from flagsplit.apps.cli.serve import LogLevel
 from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.apps.decoder_service.gateway_beside import GatewayBeside
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
-from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings, EngineFactory, local_engine
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings, EngineFactory, Provider, local_engine
 from flagsplit.errors import PeerError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.service import ServiceSettings
@@ -45,7 +45,12 @@ def command(
     ] = "",
     slots: Annotated[int, typer.Option(min=1, help="Streams that make tokens at the same time.")] = 16,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
-    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the steps run.")] = "cpu",
+    provider: Annotated[
+        Provider, typer.Option(help="What runs the steps: the CPU, an NVIDIA GPU, or ONNX Runtime on one.")
+    ] = "cpu",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Of the steps, with --provider cuda.")
+    ] = "fp16",
     kv_mb: Annotated[float, typer.Option(min=1, help="Memory for the caches of all streams, 10^6 bytes.")] = 1000,
     max_streams: Annotated[int, typer.Option(min=1, help="Streams here at once, those that wait included.")] = 1024,
     max_streams_per_client: Annotated[
@@ -109,6 +114,7 @@ def command(
         slots=slots,
         threads=threads,
         provider=provider,
+        precision=precision,
         scheduler=SchedulerSettings(kv_bytes=int(kv_mb * 1e6), max_waiting=max_streams, max_wait_s=max_wait_s),
         service=ServiceSettings(
             machine, TelemetrySettings(http, trace_file, log=True), WorkerHooks(is_worker=store.is_worker)
@@ -131,10 +137,13 @@ def command(
             beside = GatewayBeside(service, options.settings(), model_name) if gateway else None
             _announce(service, tier, program, beside, as_json=as_json)
             if wait_for_end(ended, watch_stdin=until_stdin_closes):
+                going_on = 1
                 if beside is not None:
-                    beside.drain()
+                    beside.finish(end)
+                    going_on += 1
                 service.drain()
-                wait_for_end(ended, watch_stdin=until_stdin_closes)
+                while going_on and not wait_for_end(ended, watch_stdin=until_stdin_closes):
+                    going_on -= 1
         finally:
             if beside is not None:
                 beside.close()

@@ -38,6 +38,9 @@ def command(
     allow_origin: AllowOrigin = None,
     max_upload_mb: MaxUploadMb = 26.2144,
     drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
+    max_wait_s: Annotated[
+        float, typer.Option(min=0.1, help="Refuse a stream that has not begun after so long.")
+    ] = 20.0,
     keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
     http: Annotated[
         str,
@@ -46,7 +49,10 @@ def command(
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
-    """Let clients of OpenAI's API, and web pages, ask decoder services, until interrupted."""
+    """Let clients of OpenAI's API, and web pages, ask decoder services, until interrupted.
+
+    Once lets requests that are in hand finish, twice ends at once.
+    """
     from flagsplit.apps.decoder_service.gateway import Gateway, require_aiohttp
     from flagsplit.apps.decoder_service.gateway_opening import open_backend, whole_input
     from flagsplit.apps.decoder_service.gateway_pages import watch_gateway
@@ -62,10 +68,10 @@ def command(
     )
     source = open_source(program, tier)
     with (
-        ending() as (ended, _),
+        ending() as (ended, end),
         StreamClient(addresses, source.digest, settings=ClientSettings(tier=tier, keys=keys)) as client,
     ):
-        tokens = ClientSource(client, whole_input(source))
+        tokens = ClientSource(client, whole_input(source), max_wait_s)
         backend = open_backend(source, tokens, model_name)
         gateway = Gateway([backend], options.settings())
         pages = watch_gateway(gateway, backend, http) if http else None
@@ -76,8 +82,11 @@ def command(
             else:
                 watched = f", watched at {pages.url}" if pages is not None else ""
                 print(f"answering for {backend.facts.name} at {gateway.url}{watched}", flush=True)
-            wait_for_end(ended, watch_stdin=until_stdin_closes)
+            if wait_for_end(ended, watch_stdin=until_stdin_closes):
+                gateway.finish(end)
+                wait_for_end(ended, watch_stdin=until_stdin_closes)
         finally:
-            gateway.close()
+            gateway.close(at_once=True)
+            tokens.close()
             if pages is not None:
                 pages.close()

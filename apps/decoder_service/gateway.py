@@ -61,6 +61,8 @@ class Gateway:
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
         self._began: Future[asyncio.AbstractEventLoop] = Future()
         self._end: asyncio.Event | None = None
+        self._at_once: asyncio.Event | None = None
+        self._finishing: threading.Thread | None = None
         self._thread = threading.Thread(target=self._run, name="flagsplit-gateway", daemon=True)
         self._thread.start()
         try:
@@ -78,19 +80,33 @@ class Gateway:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._turn_away)
 
-    def close(self) -> None:
-        """End: requests in hand get `drain_s` to end. A second call does nothing."""
+    def finish(self, done: Callable[[], None]) -> None:
+        """Begin to end, and call `done` when it has ended; `close` waits for that, or makes it happen at once."""
+
+        def work() -> None:
+            self.close()
+            done()
+
+        self._finishing = threading.Thread(target=work, name="flagsplit-gateway-end", daemon=True)
+        self._finishing.start()
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End: requests in hand get `drain_s` to end, or no time at all. A second call does nothing but wait."""
         self.drain()
         with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._tell_end)
+            self._loop.call_soon_threadsafe(self._tell_end, at_once)
         self._thread.join()
+        if self._finishing is not None and self._finishing is not threading.current_thread():
+            self._finishing.join()
 
     def _turn_away(self) -> None:
         self._load.draining = True
 
-    def _tell_end(self) -> None:
-        if self._end is not None:
+    def _tell_end(self, at_once: bool) -> None:
+        if self._end is not None and self._at_once is not None:
             self._end.set()
+            if at_once:
+                self._at_once.set()
 
     def _run(self) -> None:
         try:
@@ -107,7 +123,7 @@ class Gateway:
 
         from flagsplit.apps.decoder_service.gateway_app import GatewayApp
 
-        self._end = asyncio.Event()
+        self._end, self._at_once = asyncio.Event(), asyncio.Event()
         app = GatewayApp(self._models, self._settings, self._load, self.metrics)
         runner = web.AppRunner(
             app.application(),
@@ -131,9 +147,8 @@ class Gateway:
         try:
             self._began.set_result(loop)
             await self._end.wait()
-            server.close()
             app.stopping.set()
-            await app.wait_idle(self._settings.drain_s)
+            await app.wait_idle(self._settings.drain_s, self._at_once)
         finally:
             server.close()
             await runner.cleanup()

@@ -66,10 +66,10 @@ class GatewayApp:
         self._in_hand = 0
         self.stopping = asyncio.Event()
 
-    async def wait_idle(self, longest_s: float) -> None:
-        """Until no request is in hand, or so long."""
+    async def wait_idle(self, longest_s: float, at_once: asyncio.Event) -> None:
+        """Until no request is in hand, so long at most, or until it is to end at once."""
         end = time.monotonic() + longest_s
-        while self._in_hand and time.monotonic() < end:
+        while self._in_hand and time.monotonic() < end and not at_once.is_set():
             await asyncio.sleep(0.02)
 
     def application(self) -> web.Application:

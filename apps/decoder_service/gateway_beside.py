@@ -1,5 +1,7 @@
 """A gateway beside a decoder service, in one process and with one engine."""
 
+from collections.abc import Callable
+
 from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_opening import open_backend, whole_input
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
@@ -35,11 +37,11 @@ class GatewayBeside:
             raise
         self.url = self._gateway.url
 
-    def drain(self) -> None:
-        """Turn new requests away from now on; those that are in hand go on."""
-        self._gateway.drain()
+    def finish(self, done: Callable[[], None]) -> None:
+        """Turn new requests away; call `done` when those that are in hand have ended, or had their time."""
+        self._gateway.finish(done)
 
     def close(self) -> None:
-        """End: requests in hand get their time. A second call does nothing."""
-        self._gateway.close()
+        """End at once. A second call does nothing."""
+        self._gateway.close(at_once=True)
         self._tokens.close()

@@ -75,8 +75,8 @@ def _cuts(source: ProgramSource, spec: TensorSpec) -> Mapping[str, Cut]:
 
 def _sizes(spec: TensorSpec) -> tuple[int | None, ...]:
     """Of one stream: what is open in the first dimension is the batch."""
-    first = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-    return (first, *(size if isinstance(size, int) else None for size in spec.shape[1:]))
+    first = tuple(size if isinstance(size, int) else 1 for size in spec.shape[:1])
+    return (*first, *(size if isinstance(size, int) else None for size in spec.shape[1:]))
 
 
 def _bytes(source: ProgramSource, name: str) -> bytes:

@@ -1,8 +1,9 @@
 """Backends of programs: the facts of a program, its tokenizer, and where its tokens come from."""
 
 import asyncio
+import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.targets.interface import Executable
 
 _WORDS_AHEAD = 64
+_PIECE_SAMPLES = 8000
 _MOST_RECORDINGS = 64
 """Each is followed by a thread."""
 
@@ -109,6 +111,7 @@ class SpeechBackend(ProgramBackend):
         self._about = about
         self._open_detector = open_detector
         self._detectors: list[Executable] = []
+        self._turns = threading.Semaphore(os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(_MOST_RECORDINGS, thread_name_prefix="flagsplit-listen")
         self._recordings = 0
 
@@ -141,7 +144,8 @@ class SpeechBackend(ProgramBackend):
             self._recordings -= 1
 
     async def _follow(self, sound: Sound, wanted: Wanted, *, live: bool) -> AsyncGenerator[NewWord | Segment, None]:
-        recognizer = GatewayRecognizer(self._about, self._source, replace(wanted, plan=self._about.plan))
+        wanted = replace(wanted, plan=self._about.plan)
+        recognizer = GatewayRecognizer(self._about, self._source, wanted, self._turns)
         loop, room = asyncio.get_running_loop(), threading.Semaphore(_WORDS_AHEAD)
         queue: asyncio.Queue[NewWord | Segment | BaseException | None] = asyncio.Queue()
 
@@ -153,8 +157,10 @@ class SpeechBackend(ProgramBackend):
             try:
                 with self._detector() as detector:
                     transcriber = Transcriber(recognizer, detector, live=live)
-                    for event in transcriber.events(sound.blocks(self._about.rate_hz)):
-                        room.acquire()
+                    for event in transcriber.events(recognizer.wanted(sound.blocks(self._about.rate_hz))):
+                        if not room.acquire(blocking=False):
+                            with recognizer.resting():
+                                room.acquire()
                         if recognizer.is_closed:
                             return
                         put(event)
@@ -195,25 +201,50 @@ class GatewayRecognizer(SpeechFacts):
         about: the model.
         source: of its tokens.
         wanted: what each stream is to be like.
+        turns: how many recordings are worked on at once. Threads that all compute keep each other, and the engine,
+            waiting for the interpreter; those that wait for sound or tokens need no turn.
     """
 
-    def __init__(self, about: SpeechFacts, source: Source, wanted: Wanted) -> None:
+    def __init__(self, about: SpeechFacts, source: Source, wanted: Wanted, turns: threading.Semaphore) -> None:
         super().__init__(about.plan, about.facts, about.sound, about.tokenizer)
         self._source, self._wanted = source, wanted
         self._lock = threading.Lock()
         self._stream: TokenStream | None = None
         self._closed = threading.Event()
+        self._turns = turns
 
     @property
     def is_closed(self) -> bool:
         """Whether nobody wants more of it."""
         return self._closed.is_set()
 
+    def wanted(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
+        """Sound in short pieces, as long as anybody wants more of it."""
+        for block in blocks:
+            for start in range(0, len(block), _PIECE_SAMPLES):
+                if self._closed.is_set():
+                    return
+                with self._turns:
+                    yield block[start : start + _PIECE_SAMPLES]
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Let others have the turn while this one waits."""
+        self._turns.release()
+        try:
+            yield
+        finally:
+            self._turns.acquire()
+
     def recognize(self, samples: Samples) -> Iterator[Heard]:
         """The text of a sound, token by token."""
         if self._closed.is_set():
             return
         seconds = len(samples) / self.rate_hz
+        with self.resting():
+            yield from self._recognized(samples, seconds)
+
+    def _recognized(self, samples: Samples, seconds: float) -> Iterator[Heard]:
         stream = self._source.stream(replace(self._wanted, tensors=self.sound.tensors(samples), input_s=seconds))
         with self._lock:
             self._stream = stream

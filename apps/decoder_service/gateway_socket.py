@@ -116,7 +116,8 @@ class SocketClient:
         if self._load.draining:
             raise BusyError("the gateway is about to end; ask another, or again")
         backend = self._models.any(fields.text("model", longest=256))
-        opening = read_opening(number, fields, backend.facts, backend.tokenizer)
+        # Tokenizing a megabyte takes a while.
+        opening = await asyncio.to_thread(read_opening, number, fields, backend.facts, backend.tokenizer)
         promised = sum(each.size_bytes for each in opening.inputs)
         if promised > self._settings.max_audio_bytes:
             limit = self._settings.max_audio_bytes
@@ -131,6 +132,17 @@ class SocketClient:
             self._listen_to(stream, opening.audio)
         elif not opening.inputs:
             self._start(stream)
+        else:
+            # What was promised is kept free for it, but not for ever.
+            timer = asyncio.get_running_loop().call_later(self._settings.body_s, self._give_up, stream)
+            held.callback(timer.cancel)
+
+    def _give_up(self, stream: _Stream) -> None:
+        if stream.task is None:
+            stream.task = asyncio.create_task(self._run(stream.opening.stream, self._too_late, None))
+
+    async def _too_late(self) -> str:
+        raise ApiError(408, f"the tensors did not come within {self._settings.body_s:g} seconds", "timeout")
 
     async def _fed(self, data: bytes) -> None:
         number: int | None = None

@@ -13,6 +13,8 @@ from flagsplit.apps.speech.transcriber import Samples
 from flagsplit.apps.speech.wav import WavReader
 from flagsplit.errors import InputError
 
+_LEAST_SAMPLES = 64
+
 
 class PcmSound:
     """Samples as they come, from any thread.
@@ -44,7 +46,7 @@ class PcmSound:
 
     @property
     def waiting(self) -> int:
-        """Samples that nobody has listened to."""
+        """Samples that nobody has listened to; a tiny block counts for more, for the memory that it takes."""
         with self._lock:
             return self._waiting
 
@@ -52,7 +54,7 @@ class PcmSound:
         """Some more."""
         with self._lock:
             self._count += len(samples)
-            self._waiting += len(samples)
+            self._waiting += max(len(samples), _LEAST_SAMPLES)
         self._blocks.put(samples)
 
     def end(self) -> None:
@@ -67,7 +69,7 @@ class PcmSound:
             raise InputError(f"expected samples at {rate_hz} Hz, these have {self._rate_hz}")
         while (block := self._blocks.get()) is not None:
             with self._lock:
-                self._waiting -= len(block)
+                self._waiting -= max(len(block), _LEAST_SAMPLES)
             yield block
 
 

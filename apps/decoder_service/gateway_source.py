@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from flagsplit.apps.decoder_service.gateway_backend import BusyError, Wanted
+from flagsplit.apps.decoder_service.gateway_patience import Patience
 from flagsplit.errors import FlagsplitError, InputError, UnavailableError
 from flagsplit.runtime.generation.client import StreamClient
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
@@ -32,7 +33,7 @@ class EngineSource:
 
     Args:
         make_engine: makes it or lends it, such as `engine_hub.EngineHub.user`.
-        encode: makes of a plan's tensors what a stream begins with; one call at a time.
+        encode: makes of a plan's tensors what a stream begins with; called from any thread.
         tier: what is said of where tokens are made.
         not_ready: why no streams are taken, "" if they are.
     """
@@ -50,7 +51,6 @@ class EngineSource:
         self._why_not = not_ready
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._one = threading.Lock()
         self._streams: dict[str, TokenStream] = {}
         self._engine.start()
 
@@ -66,8 +66,7 @@ class EngineSource:
         """
         context: Mapping[str, Array] | None = None
         if wanted.tensors:
-            with self._one:
-                context = self._encode(wanted.plan, wanted.tensors)
+            context = self._encode(wanted.plan, wanted.tensors)
         number = next(self._numbers)
         name = str(number)
         found = TokenStream(number, lambda _: self._engine.cancel(name))
@@ -125,12 +124,14 @@ class ClientSource:
     """Tokens of services elsewhere.
 
     Args:
-        client: asks them; the caller closes it.
+        client: asks them; the caller closes it afterwards.
         whole_input: the plan under which the services take the model's input as it is.
+        first_s: how long a stream may take to begin: the client itself asks again until the deadline.
     """
 
-    def __init__(self, client: StreamClient, whole_input: str) -> None:
+    def __init__(self, client: StreamClient, whole_input: str, first_s: float = 20.0) -> None:
         self._client = client
+        self._patience = Patience(first_s)
         self._whole_input = whole_input
 
     def not_ready(self) -> str:
@@ -147,7 +148,7 @@ class ClientSource:
             InputError: a tensor cannot be sent.
         """
         plan = wanted.plan or self._whole_input
-        return self._client.stream(
+        stream = self._client.stream(
             wanted.tensors,
             wanted.options,
             plan=plan,
@@ -156,3 +157,9 @@ class ClientSource:
             input_s=wanted.input_s,
             name=wanted.client.encode()[:64].decode(errors="ignore"),
         )
+        self._patience.watch(stream)
+        return stream
+
+    def close(self) -> None:
+        """End; the client stays. A second call does nothing."""
+        self._patience.close()

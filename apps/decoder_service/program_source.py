@@ -1,13 +1,14 @@
 """What a decoder service can serve: a program's folder, with its facts, its cuts, and what is left of its encoder."""
 
 import hashlib
+import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, InputError
 from flagsplit.flagir.programs.program import ProgramFacts, graph_names
 from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES, TOKENIZER_NAME
 from flagsplit.flagir.store import WEIGHTS_NAME
@@ -54,12 +55,12 @@ class ProgramSource:
     @property
     def stream_facts(self) -> StreamFacts:
         """What streams begin from."""
-        width = self.facts.width if self.takes_rows else 0
-        return StreamFacts(self.cuts, self.facts.vocabulary, self.facts.prompt, width)
+        facts, width = self.facts, self.facts.width if self.takes_rows else 0
+        return StreamFacts(self.cuts, facts.vocabulary, facts.prompt, width, max_positions=facts.max_positions)
 
 
 class Remainders:
-    """Runs what is left of the encoder behind each cut; each is opened when it is first needed.
+    """Runs what is left of the encoder behind each cut, one at a time, whoever asks; each is opened when first needed.
 
     Args:
         source: the program.
@@ -70,13 +71,14 @@ class Remainders:
         self._source, self._host = source, host
         self._open: dict[str, Executable] = {}
         self._lock = threading.Lock()
+        self._running = threading.Lock()
 
     def __call__(self, plan: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         """The context of a stream, from the tensors that crossed the cut of a plan.
 
         Raises:
             BundleError: the graph cannot be opened.
-            InputError: the engine refused the tensors.
+            InputError: there is more than the model takes at once, or the engine refused the tensors.
         """
         opener = self._source.encoders.get(plan)
         if opener is None:
@@ -85,7 +87,9 @@ class Remainders:
             executable = self._open.get(plan)
             if executable is None:
                 executable = self._open[plan] = opener(self._host)
-        return executable.run(tensors)
+        _check_sizes(self._source.facts, executable.inputs, tensors)
+        with self._running:
+            return executable.run(tensors)
 
     def close(self) -> None:
         """Free everything."""
@@ -140,6 +144,21 @@ def folder_digest(folder: Path) -> str:
         except OSError as error:
             raise ConfigError(f"cannot read {folder / name}: {error.strerror}; make the program again") from None
     return total.hexdigest()
+
+
+def _check_sizes(facts: ProgramFacts, specs: Sequence[TensorSpec], tensors: Mapping[str, Array]) -> None:
+    """The memory of an encoder grows with the square of its input, so what is too long must not begin."""
+    seconds = facts.max_input_s + 1 if facts.max_input_s else math.inf
+    for spec in specs:
+        shape = tensors[spec.name].shape if spec.name in tensors else ()
+        for axis, (open_size, size) in enumerate(zip(spec.shape, shape, strict=False)):
+            per_s = facts.frames_per_s if open_size == "frames" and facts.frames_per_s else facts.sample_rate_hz
+            most = 1.0 if axis == 0 else seconds * per_s
+            if isinstance(open_size, str) and size > most:
+                raise InputError(
+                    f"{spec.name}: {facts.name} takes one input of at most {facts.max_input_s:g} s at once, came "
+                    f"{list(shape)}; send it in pieces"
+                )
 
 
 def _bytes_of(file: Path) -> bytes:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from flagsplit.apps.decoder_service.ray_replica import event_of, message_of
+from flagsplit.apps.decoder_service.ray_replica import event_of, is_last, message_of
 from flagsplit.apps.decoder_service.ray_serve import RayServe
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
@@ -203,7 +203,7 @@ class RayEngine:
             raise
         except Exception as error:  # noqa: BLE001 - a bug here must not leave a stream without an answer
             _log.exception("a stream could not be followed: a bug, please report it")
-            self._tell(Refused(live.request.stream_id, "broken", f"{type(error).__name__}: {error}"[:200]))
+            self._tell_last(live, Refused(live.request.stream_id, "broken", f"{type(error).__name__}: {error}"[:200]))
         finally:
             if self._live.get(live.request.stream_id) is live:
                 del self._live[live.request.stream_id]
@@ -253,7 +253,7 @@ class RayEngine:
         request = live.request
         if isinstance(event, Refused):
             self._refused(live, event)
-            self._tell(replace(event, stream_id=request.stream_id))
+            self._tell_last(live, replace(event, stream_id=request.stream_id))
             return True
         if event.offset != live.next_offset:
             raise _Elsewhere("gap", f"expected token {live.next_offset}, came {event.offset}")
@@ -261,8 +261,12 @@ class RayEngine:
         if event.tokens:
             live.failures = 0
             self._wait_s = event.timings.wait_us / 1e6
-        self._tell(replace(event, stream_id=request.stream_id))
-        return event.done or (request.rows is not None and bool(event.tokens))
+        told, over = replace(event, stream_id=request.stream_id), is_last(event, request)
+        if over:
+            self._tell_last(live, told)
+        else:
+            self._tell(told)
+        return over
 
     def _refused(self, live: _Live, event: Refused) -> None:
         """Raise if another replica, or another time, may do better."""
@@ -279,14 +283,21 @@ class RayEngine:
         late = time.monotonic() >= request.deadline
         _log.info("stream %s leaves a replica after %d tokens: %s", request.stream_id, len(live.made), reason)
         if late:
-            self._tell(Tokens(request.stream_id, live.next_offset, (), done=True, reason="deadline"))
+            self._tell_last(live, Tokens(request.stream_id, live.next_offset, (), done=True, reason="deadline"))
         elif live.failures > self._settings.max_failures:
-            self._tell(Refused(request.stream_id, "broken", f"{live.failures} replicas in a row failed; {reason}"))
+            text = f"{live.failures} replicas in a row failed; {reason}"
+            self._tell_last(live, Refused(request.stream_id, "broken", text))
         elif code == "full" and not live.made:
-            self._tell(Refused(request.stream_id, "busy", reason, retry_after_s or 1.0))
+            self._tell_last(live, Refused(request.stream_id, "busy", reason, retry_after_s or 1.0))
         else:
             return False
         return True
+
+    def _tell_last(self, live: _Live, event: Event) -> None:
+        """Whoever hears it may ask under the same id at once: for the next rows."""
+        if self._live.get(event.stream_id) is live:
+            del self._live[event.stream_id]
+        self._tell(event)
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, Refused):

@@ -6,10 +6,11 @@ operator. Its ports are for the machines of the cluster only: what faces clients
 
 import asyncio
 import logging
+import signal
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -57,7 +58,8 @@ class RayServe:
             PeerError: no replica came up in time.
         """
         ray, serve = _import_ray()
-        self._join(ray)
+        with _signals_kept():
+            self._join(ray)
         try:
             from ray.exceptions import RayError  # only here, because Ray is an extra
             from ray.serve.exceptions import RayServeException
@@ -207,6 +209,20 @@ class RayServe:
             self._owns_cluster = False
             where = settings.address or "on this host"
             raise ConfigError(f"no Ray cluster {where}: {' '.join(str(error).split())[:300]}") from None
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray has SIGTERM end the process at once, but streams are to end before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _import_ray() -> tuple[Any, Any]:

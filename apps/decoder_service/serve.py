@@ -20,6 +20,9 @@ from flagsplit.transport.channel import Channel
 _THREADS_HELD_BY_ENCODERS = 1
 
 
+Provider = Literal["cpu", "cuda", "ort-cuda"]
+
+
 @dataclass(frozen=True)
 class DecoderSettings:
     """Choices of the operator.
@@ -28,7 +31,9 @@ class DecoderSettings:
         tier: the tier to serve.
         slots: streams that make tokens at the same time.
         threads: of the engine; 0 lets it choose.
-        provider: where the steps run.
+        provider: what the steps run on: ONNX Runtime on the CPU, PyTorch on an NVIDIA GPU ("cuda"), or ONNX Runtime
+            there ("ort-cuda"), which moves the caches at each step.
+        precision: of the steps on a GPU with "cuda".
         scheduler: memory for caches, how many streams may wait and for how long.
         service: limits of connections and tensors, times, telemetry.
         engine: makes what makes the tokens: of a program, these settings, and where its events go.
@@ -40,7 +45,8 @@ class DecoderSettings:
     tier: str = "cloud"
     slots: int = 16
     threads: int = 0
-    provider: Literal["cpu", "cuda"] = "cpu"
+    provider: Provider = "cpu"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     engine: "EngineFactory" = field(default_factory=lambda: local_engine)
@@ -71,17 +77,28 @@ def step_opener(source: ProgramSource, settings: DecoderSettings) -> Callable[[]
         settings.slots,
         settings.threads,
         settings.provider,
+        settings.precision,
         source.step,
         source.weights.absolute() if source.weights is not None else None,
     )
 
 
 def _open_steps(
-    folder: Path, slots: int, threads: int, provider: Literal["cpu", "cuda"], step: str, weights: Path | None
+    folder: Path,
+    slots: int,
+    threads: int,
+    provider: Provider,
+    precision: Literal["fp32", "fp16", "bf16"],
+    step: str,
+    weights: Path | None,
 ) -> StepModel:
+    if provider == "cuda":
+        from flagsplit.targets.generation.cuda_step import CudaStepModel  # loads PyTorch
+
+        return CudaStepModel(folder, slots, precision, step=step, weights=weights)
     from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
 
-    return OrtStepModel(folder, slots, threads, provider, step=step, weights=weights)
+    return OrtStepModel(folder, slots, threads, "cuda" if provider == "ort-cuda" else "cpu", step=step, weights=weights)
 
 
 class DecoderService:

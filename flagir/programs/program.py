@@ -6,7 +6,6 @@ docs/programs.md; `check_graphs` says whether they have it.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
@@ -238,8 +237,8 @@ def _wrong_facts(facts: ProgramFacts) -> Iterator[str]:
         if type(values[name]) is not int or not 0 < values[name] <= most:
             yield f"{name} is no number from 1 to {most}"
     for name in ("tokens_per_s", "frames_per_s", "max_input_s"):
-        if not isinstance(values[name], int | float) or not 0 <= values[name] < math.inf:
-            yield f"{name} is no number of 0 or more"
+        if not isinstance(values[name], int | float) or not 0 <= values[name] <= MAX_SIZE:
+            yield f"{name} is no number from 0 to {MAX_SIZE}"
     single = () if facts.no_speech_token is None else (facts.no_speech_token,)
     for name in ("prompt", "stop_tokens", "suppressed", "begin_suppressed"):
         if not isinstance(values[name], tuple) or len(values[name]) > MAX_TOKENS_OF_FACTS:

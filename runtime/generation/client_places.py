@@ -79,10 +79,11 @@ class StreamPlaces:
         return stream.is_suspect and any(each.is_suspect for each in others)
 
     def _may_run_here(self, stream: LiveStream) -> bool:
-        """At once if all replicas that are there refused the stream, else after a while."""
+        """At once if all replicas that are there refused the stream, or none was named; else after a while."""
         if not self._has_local or stream.has_rows:
             return False
-        return bool(self.replicas.fit()) or self.now >= stream.since + self.options.local_after_s
+        is_hopeless = bool(self.replicas.fit()) or not len(self.replicas)
+        return is_hopeless or self.now >= stream.since + self.options.local_after_s
 
     def _run_here(self, stream: LiveStream) -> Iterator[Instruction]:
         yield from self._leave_others(stream, LOCAL)
@@ -108,6 +109,7 @@ class StreamPlaces:
         stream.at, stream.since = name, self.now
         stream.look_at = self.now + self._patience_s(stream) + 2 * min(chosen.wait_s, self.options.stall_s)
         stream.states[name], stream.rows_told = chosen.instance, stream.row_count
+        stream.met.add(chosen.instance)
         yield Send(name, departure.opened)
         if departure.opened.resume:
             self._departures[stream.rid] = departure

@@ -74,6 +74,7 @@ class LiveStream:
         at: address of the replica that makes it, `LOCAL`, or None while it waits for a place.
         was_placed: whether it ever had one.
         states: by replica that may have something of it, that replica's instance.
+        met: instances that were sent its tensors, or some of them.
         passed: by replica, until when it is passed by.
         failures: how often it failed since its last token.
         rows: for a model whose first layers run here: what they gave, from position 0 on.
@@ -91,6 +92,7 @@ class LiveStream:
     at: str | None = None
     was_placed: bool = False
     states: dict[str, str] = field(default_factory=dict)
+    met: set[str] = field(default_factory=set)
     passed: dict[str, float] = field(default_factory=dict)
     failures: int = 0
     rows: list[Array] = field(default_factory=list)
@@ -162,7 +164,8 @@ def depart(
     headers = tuple(tensor_header(name, array) for name, array in tensors.items())
     buffers = [tensor_bytes(array) for array in tensors.values()]
     size_bytes = sum(header.size_bytes for header in headers)
-    again = stream.attempt > 1 and size_bytes >= RESUME_FROM_BYTES and RESUME in replica.peer.features
+    may_have = replica.instance in stream.met and size_bytes >= RESUME_FROM_BYTES
+    again = may_have and RESUME in replica.peer.features
     inline = b""
     if 0 < size_bytes <= MAX_INLINE_BYTES and INLINE in replica.peer.features and not again:
         inline = b"".join(buffers)

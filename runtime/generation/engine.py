@@ -129,7 +129,7 @@ class GenerationEngine:
     def _work(self) -> None:
         try:
             self._loop()
-        except Exception:  # noqa: BLE001 - a bug here must not leave streams without an answer
+        except BaseException:  # noqa: BLE001 - a bug here must not leave streams without an answer
             _log.exception("the generation engine stops: a bug, please report it")
             with self._changed:
                 self._stopping = True
@@ -241,7 +241,7 @@ class GenerationEngine:
         for event in events:
             try:
                 self._emit(event)
-            except Exception:  # noqa: BLE001 - the other streams go on
+            except BaseException:  # noqa: BLE001 - also SystemExit: the other streams go on
                 _log.exception("the receiver of events failed at %r", event)
 
 

@@ -1,6 +1,5 @@
 """What a client chooses for one stream of tokens, with limits, to JSON data and back."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -46,8 +45,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name, (low, high) in _LIMITS.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and low <= value <= high):
-                raise ConfigError(f"{name}: expected {low} to {high}, came {value}")
+            if not low <= value <= high:  # an integer may be too large for a float, so it is compared as it is
+                raise ConfigError(f"{name}: expected {low} to {high}, came {_shown(value)}")
         if self.top_p <= 0:
             raise ConfigError(f"top_p: expected more than 0, up to 1, came {self.top_p}")
         if self.beams > 1 and self.temperature > 0:
@@ -57,7 +56,8 @@ class GenerationOptions:
             if len(listed) > _MAX_LISTED:
                 raise ConfigError(f"{name}: expected at most {_MAX_LISTED} tokens, came {len(listed)}")
             if any(not 0 <= token < 1 << 31 for token in listed):
-                raise ConfigError(f"{name}: expected token ids of 0 or more, came {min(listed)} to {max(listed)}")
+                odd = next(token for token in listed if not 0 <= token < 1 << 31)
+                raise ConfigError(f"{name}: expected token ids of 0 or more, came {_shown(odd)}")
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data: the options that are not the default."""
@@ -93,7 +93,7 @@ def options_from_json(data: Mapping[str, Any]) -> GenerationOptions:
     known = {each.name: each.default for each in fields(GenerationOptions)}
     unknown = sorted(set(data) - set(known))
     if unknown:
-        raise ConfigError(f"no option of generation is called {unknown[0]!r}; there are {', '.join(known)}")
+        raise ConfigError(f"no option of generation is called {_shown(unknown[0])}; there are {', '.join(known)}")
     values: dict[str, Any] = {name: _read(name, known[name], value) for name, value in data.items()}
     return GenerationOptions(**values)
 

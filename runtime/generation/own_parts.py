@@ -148,6 +148,8 @@ class OwnParts:
             self._tell(RowsMade(job.rid, job.position, self._layers.rows(job.rid, job.position, job.tokens)))
         except Exception as error:  # noqa: BLE001 - as above
             self._tell(RowsMade(job.rid, job.position, None, _text_of(error)))
+        if self._layers is not None and not self._is_wanted(job.rid):
+            self._layers.forget(job.rid)  # It was over meanwhile, and the run began its cache anew.
 
 
 def _text_of(error: Exception) -> str:

@@ -87,11 +87,13 @@ def draw(logits: Floats, options: GenerationOptions, at: float) -> int:
         options: temperature above 0, top_k, top_p. Tokens as likely as the last of `top_k` are kept too.
         at: random number in [0, 1).
     """
-    scaled = logits.astype(np.float64) / options.temperature
+    # Against the largest first: what is left is 0 or less, and does not become infinite against infinite.
+    with np.errstate(over="ignore"):
+        scaled = (logits.astype(np.float64) - float(logits.max())) / options.temperature
     kept: Array = np.arange(len(scaled))
     if 0 < options.top_k < len(scaled):
         kept = _likeliest(scaled, options.top_k)
-    weights = np.exp(scaled[kept] - scaled.max())
+    weights = np.exp(scaled[kept])
     if options.top_p < 1:
         kept, weights = _nucleus(kept, weights, options.top_p)
     sums = np.cumsum(weights)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flagsplit.runtime.telemetry.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_BROKEN = "the engine fails at every step; see the log, and start the service again"
 
 Encode = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
 """What is left of the encoder behind the cut of a plan: its name and the tensors that crossed, to the context."""
@@ -197,6 +198,7 @@ class StreamService:
             return None
         from flagsplit.runtime.telemetry.stream_metrics import StreamMetrics, engine_snapshot
 
+        telemetry.trouble = lambda: _BROKEN if engine.stats().is_broken else ""
         telemetry.extras["generation"] = lambda: engine_snapshot(engine.stats())
         return Observers([telemetry.observer, StreamMetrics(telemetry.metrics.registry, engine.stats)])
 

@@ -51,6 +51,7 @@ class StreamFacts:
         width: of the rows of a model whose first layers run elsewhere; 0 takes none.
         loop: name of the loop in the bundle.
         prompt: the model's own, for streams that come without one.
+        max_positions: tokens that a stream may have: more are refused before any is looked at.
     """
 
     cuts: Mapping[str, tuple[str, ...]]
@@ -58,6 +59,7 @@ class StreamFacts:
     prompt: tuple[int, ...] = ()
     width: int = 0
     loop: str = ""
+    max_positions: int = 1 << 17
 
 
 @dataclass
@@ -359,6 +361,8 @@ def _check_stream(opened: Open, spec: StreamSpec, facts: StreamFacts | None) -> 
     tokens, rows = tensors.pop(TOKENS, None), tensors.pop(ROWS, None)
     if tokens is not None and (tokens.dtype != "int64" or len(tokens.shape) != 1):
         raise ProtocolError(f"tokens: expected int64 of one dimension, came {tokens.dtype} {list(tokens.shape)}")
+    if tokens is not None and tokens.shape[0] > facts.max_positions:
+        raise ProtocolError(f"tokens: expected at most {facts.max_positions}, came {tokens.shape[0]}")
     if spec.delivered > (tokens.shape[0] if tokens is not None else 0):
         raise ProtocolError(f"{spec.delivered} tokens were delivered, but not so many came with the stream")
     if spec.position is not None:

@@ -5,7 +5,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Self
 
 from flagsplit.errors import FlagsplitError, UnavailableError
 from flagsplit.runtime.generation.stream_events import Place
@@ -31,7 +33,8 @@ class StreamToken:
 class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
     """The tokens of one stream, each once, as they come. It is for one reader: a thread, or a task of an event loop.
 
-    Leaving it unread costs nothing but memory; who does not want the rest calls `cancel`.
+    Leaving it unread costs nothing but memory; who does not want the rest calls `cancel`, or uses it in a `with` or
+    `async with` statement, at whose end it is cancelled.
 
     Args:
         rid: its number at its client.
@@ -50,7 +53,19 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         self._error: FlagsplitError | None = None
         self._waiters: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
 
-    def __iter__(self) -> "TokenStream":
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> StreamToken:
@@ -70,7 +85,7 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
                 raise self._error
             raise StopIteration
 
-    def __aiter__(self) -> "TokenStream":
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> StreamToken:
@@ -149,7 +164,7 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         self._changed.notify_all()
         waiters, self._waiters = self._waiters, []
         for loop, waiting in waiters:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # The loop has ended, maybe just now: nobody waits.
                 loop.call_soon_threadsafe(_resolve, waiting)
 
 

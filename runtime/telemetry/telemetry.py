@@ -68,6 +68,7 @@ class Telemetry:
         state: why requests are not welcome, "" if they are as far as the owner knows.
         metrics: the counters; its registry has all metrics.
         extras: by key, what else `/stats` says.
+        trouble: asked for another reason why requests are not welcome, "" if there is none.
 
     Raises:
         ConfigError: the HTTP address is malformed or taken, or the trace file cannot be written.
@@ -79,6 +80,7 @@ class Telemetry:
         self._wall_offset_s = time.time() - time.monotonic()
         self.state = "loading the first segments"
         self.extras: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        self.trouble: Callable[[], str] = str
         self._stats: Stats = WorkerStats() if about.role == "worker" else SessionStats()
         self._engine = EngineStats()
         self._taken = 0.0
@@ -151,7 +153,7 @@ class Telemetry:
         """Why requests are not welcome, "" if they are."""
         if not self.is_alive():
             return "the shell's thread does not turn"
-        return self.state or ("draining" if self._is_draining() else "")
+        return self.state or ("draining" if self._is_draining() else self.trouble())
 
     def is_alive(self) -> bool:
         """Whether the shell went round lately, or is still to start."""

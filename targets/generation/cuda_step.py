@@ -13,12 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from flagsplit.errors import ConfigError, InputError
-from flagsplit.flagir.model_file import read_model
 from flagsplit.flagir.specialize import specialize
+from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.targets.cloud.cuda.compiled import Replay
 from flagsplit.targets.cloud.cuda.lowering.program import build_program, to_module
 from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
 from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
+from flagsplit.targets.cloud.cuda.part_file import read_part
 from flagsplit.targets.cloud.cuda.passes import optimize
 from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
 from flagsplit.targets.generation.slot_cache import SlotCache, Whole
@@ -48,15 +49,26 @@ class CudaStepModel:
         slots: how many streams can be open.
         precision: what is computed in, and what caches are kept in.
         device: "cpu" runs the same program uncompiled on this host: to test, and no measure of speed.
+        step: name of the step's file; another for the later part of a program that is cut between its layers.
+        weights: the file with the weights; by default the folder's own.
+
+    All slots, free ones too, have caches as long as the longest stream.
 
     Raises:
-        BundleError: the facts are missing.
+        BundleError: the facts are missing, or a graph is damaged.
         ConfigError: PyTorch is not installed, or finds no GPU.
-        ModelError: a graph is damaged, or has a node that this target does not take.
+        ModelError: a graph has a node that this target does not take.
     """
 
     def __init__(
-        self, folder: Path, slots: int = 16, precision: Precision = "fp16", device: Literal["cuda", "cpu"] = "cuda"
+        self,
+        folder: Path,
+        slots: int = 16,
+        precision: Precision = "fp16",
+        device: Literal["cuda", "cpu"] = "cuda",
+        *,
+        step: str = "step.onnx",
+        weights: Path | None = None,
     ) -> None:
         if slots < 1:
             raise ConfigError(f"slots: expected 1 or more, came {slots}")
@@ -67,8 +79,11 @@ class CudaStepModel:
         self.slots = slots
         self._device = device
         self._type = _TYPES[precision]
-        self._step = read_model(folder / "step.onnx")
-        self._prefill = read_model(folder / "prefill.onnx") if self.facts.kind == "encoder-decoder" else None
+        weights = weights or folder / WEIGHTS_NAME
+        self._step = read_part(folder / step, weights)
+        has_encoder = self.facts.kind == "encoder-decoder"
+        self._prefill = read_part(folder / "prefill.onnx", weights) if has_encoder else None
+        self._given = "rows" if any(value.name == "rows" for value in self._step.graph.inputs) else "tokens"
         forms = {
             value.name: (int(value.shape[1]), int(value.shape[3]))  # type: ignore[arg-type]
             for value in self._step.graph.inputs
@@ -105,7 +120,7 @@ class CudaStepModel:
         """Append tokens to streams; see `StepModel.step`."""
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
         for row, each in zip(rows, tokens, strict=True):
-            check_tokens(self.facts, int(self._cache.lengths[row]), each)
+            check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._given == "rows")
         one = [at for at, count in enumerate(counts) if count == 1]
         more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
         if len(one) == len(rows):
@@ -152,7 +167,7 @@ class CudaStepModel:
         count = self._cache.count
         self._cache.reserve(int(self._cache.lengths[:count].max()) + 1)
         batch = min(1 << max(rows[at] for at in one).bit_length(), self.slots)
-        given = np.zeros((batch, 1), np.int64)
+        given = self._nothing(batch, 1)
         for at in one:
             given[rows[at]] = tokens[at]
         lengths = np.where(np.arange(batch) < count, self._cache.lengths[:batch], 0)
@@ -172,7 +187,7 @@ class CudaStepModel:
         chunk = 1 << (max(len(tokens[at]) for at in some) - 1).bit_length()
         batch = min(1 << (len(some) - 1).bit_length(), _PROMPTS)
         self._cache.reserve(max(int(self._cache.lengths[rows[at]]) for at in some) + chunk)
-        given, last = np.zeros((batch, chunk), np.int64), np.zeros(batch, np.int64)
+        given, last = self._nothing(batch, chunk), np.zeros(batch, np.int64)
         chosen = np.full(batch, self.slots, np.int64)
         for place, at in enumerate(some):
             given[place, : len(tokens[at])] = tokens[at]
@@ -192,6 +207,12 @@ class CudaStepModel:
         positions = np.minimum(lengths[:, None] + np.arange(chunk), self.facts.max_positions - 1)
         told = [positions, lengths, last, *([frames] if self._cache.cross else [])]
         return [np.asarray(each, np.int64) for each in told]
+
+    def _nothing(self, batch: int, chunk: int) -> Array:
+        """Tokens, or rows, that are none."""
+        if self._given == "rows":
+            return np.zeros((batch, chunk, self.facts.width), np.float32)
+        return np.zeros((batch, chunk), np.int64)
 
     def _zeros(self, shape: tuple[int, ...]) -> Any:
         return torch.zeros(shape, dtype=as_dtype(self._type), device=self._device)
@@ -218,12 +239,12 @@ class CudaStepModel:
         if self._cache.cross:
             dims["frames"] = next(iter(self._cache.cross.values())).shape[2]
         lowered = _Lowered(self._step, dims, self._type, self._device)
-        told = ["tokens", "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
+        told = [self._given, "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
         run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
         nothing = np.zeros(batch, np.int64)
         # No stream is as long as its row before a step; prompts are tried in the spare row.
         lengths = nothing + (past - 1 if kind == "decode" else 0)
-        examples = [np.zeros((batch, chunk), np.int64), *self._told(lengths, nothing, nothing, chunk)]
+        examples = [self._nothing(batch, chunk), *self._told(lengths, nothing, nothing, chunk)]
         if kind == "prompt":
             examples.append(nothing + self.slots)
         return _Graph(run, examples, ["logits"], self._device)
@@ -263,7 +284,7 @@ def _stepped(
         for name, array in (*past.items(), *cross.items()):
             values[name] = array.index_select(0, rows) if gathers else array[:batch]
         made = dict(zip(lowered.outputs, lowered.run(*(values[name] for name in lowered.inputs)), strict=True))
-        chunk = values["tokens"].shape[1]
+        chunk = given[0].shape[1]
         places = values["past_lengths"][:, None] + torch.arange(chunk, device=rows.device)
         for name, array in past.items():
             array[rows[:, None], :, places] = made["new" + name.removeprefix("past")].transpose(1, 2)

@@ -1,6 +1,7 @@
 """Token streams over real processes of `flagsplit decode-serve` that are killed, or told to end, in the middle."""
 
 import random
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,9 +96,25 @@ def test_streams_are_whole_whoever_is_killed(
             assert all([each.offset for each in stream.made] == list(range(len(stream.made))) for stream in streams)
             assert any(len(set(stream.where)) > 1 for stream in streams)
         assert client.moves["lost"] > 0
-        assert local or client.moves["draining"] > 0
         assert client.live == 0
     model.close()
+
+
+def test_a_frozen_service_is_left_and_used_again(asked: list[Asked], decoders: Decoders) -> None:
+    machine = ClientOptions(choice="load", liveness=LivenessOptions(0.25, 6))
+    settings = ClientSettings(deadline_s=_PATIENCE_S, connect_s=20, machine=machine)
+    decoders.revive()
+    with StreamClient(decoders.addresses, decoders.digest, settings=settings) as client:
+        _until_up(client)
+        streams = [client.stream(each.tensors, each.options, plan="hidden", prompt=each.prompt) for each in asked]
+        frozen = decoders.processes[decoders.addresses.index(next(streams[0]).place.replica)]
+        frozen.send_signal(signal.SIGSTOP)
+        try:
+            assert [stream.result(_PATIENCE_S) for stream in streams] == [each.wanted for each in asked]
+            assert client.moves["silent"] > 0
+        finally:
+            frozen.send_signal(signal.SIGCONT)
+        _until_up(client)
 
 
 def _until_up(client: StreamClient) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from tests.chaos.decoders import Decoders
 from tests.targets.generation.programs import Small, small_program
 
 from flagsplit.apps.cli.main import main
+from flagsplit.apps.decoder_service.gateway_opening import _cuts
 from flagsplit.apps.decoder_service.program_source import Remainders, folder_digest, folder_source
-from flagsplit.errors import ConfigError
+from flagsplit.errors import ConfigError, InputError
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation.ort_step import OrtStepModel
-from flagsplit.targets.interface import Array, LoadOptions
+from flagsplit.targets.interface import Array, LoadOptions, TensorSpec
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +87,22 @@ def test_it_serves_every_cut_is_watched_and_drains(program: Small, running: Deco
         assert 1 <= stats["generation"]["batch_mean"] <= 2
         running.processes[0].send_signal(signal.SIGTERM)
         assert running.processes[0].wait(20) == 0
+
+
+def test_more_than_a_model_takes_at_once_does_not_begin(program: Small) -> None:
+    found = folder_source(program.folder)
+    encode = Remainders(replace(found, facts=replace(found.facts, max_input_s=2.0)), LoadOptions(threads=1))
+    assert encode("audio", {"audio": np.zeros((1, 48_000), np.float32)})["hidden"].shape[1] > 100
+    for shape in ((1, 48_001), (2, 8000)):
+        with pytest.raises(InputError, match=r"takes one input of at most 2 s at once, came \["):
+            encode("audio", {"audio": np.zeros(shape, np.float32)})
+    encode.close()
+
+
+def test_a_cut_may_have_tensors_of_no_dimension(program: Small) -> None:
+    crossing = (TensorSpec("payload", "uint8", (1, "frames", 8)), TensorSpec("scale", "float32", ()))
+    found = replace(folder_source(program.folder), cuts={"u8": ("payload", "scale")}, specs={"u8": crossing})
+    assert _cuts(found, crossing[0]) == {"u8": {"payload": ("uint8", (1, None, 8)), "scale": ("float32", ())}}
 
 
 @pytest.mark.parametrize(

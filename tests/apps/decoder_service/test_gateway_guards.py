@@ -257,6 +257,23 @@ def test_the_end_does_not_wait_for_ever() -> None:
     connection.close()
 
 
+def test_it_can_end_at_once_while_it_ends() -> None:
+    gateway, ended = Gateway([rote := Rote(gap_s=0.01)], GatewaySettings("127.0.0.1:0")), threading.Event()
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=5)
+    connection.request("POST", "/v1/completions", json.dumps({"prompt": "x", "max_tokens": 500, "stream": True}))
+    until(lambda: rote.open == 1)
+    gateway.finish(ended.set)
+    client = Client(host, int(port))
+    until(lambda: client.get("/readyz").status == 503)
+    assert client.complete(prompt="x").status == 503
+    assert not ended.is_set()
+    gateway.close(at_once=True)
+    assert ended.is_set()
+    assert rote.cancelled == 1
+    connection.close()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

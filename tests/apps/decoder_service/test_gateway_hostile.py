@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.apps.decoder_service.rote import ByteTokenizer, RoteListener
 
@@ -40,7 +40,7 @@ VALUES = st.recursive(
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(WORDS), VALUES, max_size=6))
 def test_completions(fields: dict[str, Any]) -> None:
     with suppress(ApiError, UsageError):
@@ -50,7 +50,7 @@ def test_completions(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(OPENING), VALUES, max_size=4))
 def test_openings(fields: dict[str, Any]) -> None:
     with suppress(ApiError, UsageError):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         (("decode-serve", "PROGRAM", "--gateway", "127.0.0.1:0", "--api-keys", "/none"), "cannot read the tokens"),
         (("decode-serve", "PROGRAM", "--gateway", "127.0.0.1:0", "--tls-key", "/none"), "belong together"),
         (("decode-serve", "PROGRAM", "--engine", "cloud"), "'--engine'"),
+        pytest.param(
+            ("decode-serve", "PROGRAM", "--engine", "ray"),
+            'needs Ray, which is not installed; pip install "flagsplit[ray]"',
+            marks=pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed"),
+        ),
         (("decode-serve", "PROGRAM", "--replicas", "3", "--max-replicas", "2", "--engine", "ray"), "--max-replicas"),
     ],
 )

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.apps.decoder_service.conftest import Client, Open
-from tests.apps.decoder_service.rote import BYTES, Rote, RoteListener
+from tests.apps.decoder_service.rote import BYTES, ByteTokenizer, Rote, RoteListener
+
+from flagsplit.apps.decoder_service.gateway_sound import PcmSound
 
 aiohttp = pytest.importorskip("aiohttp")
 
@@ -68,6 +70,33 @@ def test_a_prompt(gateway: Open) -> None:
     assert "".join(each["text"] for each in told) == BYTES[:28].decode()
     assert {each["where"] for each in told} == {"here"}
     assert rote.asked[0].prompt == tuple(b"hi")
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(gateway: Open) -> None:
+    on_the_loop = []
+
+    class Told(ByteTokenizer):
+        def encode(self, text: str) -> list[int]:
+            on_the_loop.append(asyncio._get_running_loop() is not None)
+            return super().encode(text)
+
+    async def scenario(socket: Socket) -> list[Any]:
+        await socket.say(type="open", stream=0, prompt="hi", options={"max_tokens": 1})
+        return (await socket.hear_all(0))[0]
+
+    assert talk(gateway(Rote(tokenizer=Told())), scenario)[-1]["type"] == "done"
+    assert on_the_loop == [False]
+
+
+def test_tiny_blocks_count_for_the_memory_that_they_take() -> None:
+    sound = PcmSound(16_000)
+    for size in (0, 1, 1000):
+        sound.push(np.zeros(size, np.float32))
+    assert sound.waiting == 64 + 64 + 1000
+    assert sound.seconds == 1001 / 16_000
+    sound.end()
+    assert [len(block) for block in sound.blocks()] == [0, 1, 1000]
+    assert sound.waiting == 0
 
 
 def test_a_client_that_comes_back_goes_on(gateway: Open) -> None:
@@ -237,6 +266,25 @@ def test_audio_that_is_none(gateway: Open, data: bytes, flags: int, said: str) -
     client = gateway(RoteListener(), max_audio_bytes=200_000)
     assert said in talk(client, scenario)["error"]["message"]
     assert client.get("/readyz").status == 200
+
+
+def test_tensors_that_do_not_come_hold_no_room(gateway: Open) -> None:
+    shape = {"name": "hidden", "dtype": "float32", "shape": [1, 100, 4]}
+
+    async def scenario(socket: Socket) -> tuple[Told, Told, Told]:
+        await socket.say(type="open", stream=1, tensors=[shape])
+        await socket.feed(1, b"x" * 8, flags=0)
+        await socket.say(type="open", stream=2, tensors=[shape])
+        no_room, late = await socket.hear(), await socket.hear()
+        await socket.say(type="open", stream=2, tensors=[shape], options={"max_tokens": 1})
+        await socket.feed(2, b"x" * 1600)
+        return no_room, late, (await socket.hear_all(2))[2][-1]
+
+    client = gateway(RoteListener(), body_s=0.2, body_budget_bytes=2000)
+    no_room, late, after = talk(client, scenario)
+    assert (no_room["stream"], "hands full of uploads" in no_room["error"]["message"]) == (2, True)
+    assert (late["stream"], late["error"]["message"]) == (1, "the tensors did not come within 0.2 seconds")
+    assert after["type"] == "done"
 
 
 @pytest.mark.parametrize(("limits", "again_s"), [({"places": 0}, 2.5), ({"max_streams": 0}, 1.0)])

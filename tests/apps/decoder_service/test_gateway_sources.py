@@ -1,7 +1,9 @@
 """Gateways over real engines: one in the process, which a service shares, and services on sockets."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
 from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
+from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
 from flagsplit.apps.speech.features import sound_input
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.errors import ConfigError, InputError, UnavailableError
@@ -29,7 +32,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.service import ServiceProgram, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.testing import HashModel, tiny_facts
-from flagsplit.targets.interface import Array
+from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -62,6 +65,19 @@ def sources() -> Iterator[Callable[..., EngineSource]]:
 
         def start(hub: EngineHub, **options: Any) -> EngineSource:
             found = EngineSource(hub.user, same, "cloud", **options)
+            stack.callback(found.close)
+            return found
+
+        yield start
+
+
+@pytest.fixture
+def client_sources() -> Iterator[Callable[[StreamClient], ClientSource]]:
+    """Sources of services; they end with the test."""
+    with ExitStack() as stack:
+
+        def start(client: StreamClient) -> ClientSource:
+            found = ClientSource(client, "all", 0.3)
             stack.callback(found.close)
             return found
 
@@ -157,18 +173,32 @@ def test_two_users_of_one_engine_do_not_hear_each_other(sources: Callable[..., E
 def test_a_recognizer_that_is_closed_ends_its_stream(sources: Callable[..., EngineSource]) -> None:
     source = sources(make_hub(EARS, step_s=0.01))
     about = SpeechFacts("all-cloud", EARS, sound_input(EARS, "audio", (1, "samples")), ByteTokenizer())
-    ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)))
+    turns = threading.Semaphore(1)
+    ear = GatewayRecognizer(about, source, Wanted("c", GenerationOptions(max_tokens=60)), turns)
     heard = ear.recognize(np.ones(8, np.float32))
     assert next(heard).where == "cloud"
+    listened = ear.wanted([np.ones(20_000, np.float32)])
+    assert [len(next(listened)) for _ in range(2)] == [8000, 8000]
+    assert turns.acquire(blocking=False)  # It waits for tokens.
+    turns.release()
     ear.close()
+    assert list(listened) == []
     assert len(list(heard)) < 50
+    assert turns.acquire(blocking=False)
+    assert not turns.acquire(blocking=False)
+    turns.release()
     assert list(ear.recognize(np.ones(8, np.float32))) == []
 
 
 @pytest.mark.slow
-def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., EngineSource]) -> None:
+def test_over_services(
+    gateway: Open,
+    tmp_path: Path,
+    sources: Callable[..., EngineSource],
+    client_sources: Callable[[StreamClient], ClientSource],
+) -> None:
     """A gateway of its own asks a service by sockets; the service shares its engine with a gateway beside it."""
-    hub = make_hub(step_s=0.001)
+    hub = make_hub(step_s=0.001, slots=2)
     keys = KeyStore(tmp_path / "keys")
     program = ServiceProgram("p" * 64, ("phone", "cloud"), "cloud", StreamFacts({"all": ()}, 256))
     channel = ZmqChannel(security=keys.security())
@@ -176,8 +206,13 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
     try:
         settings = ClientSettings(keys=tmp_path / "keys", connect_s=10.0)
         with StreamClient([service.address], program.digest, settings=settings) as asking:
-            far = gateway(backend(ClientSource(asking, "all")))
+            far = gateway(backend(client_sources(asking)))
             near = gateway(backend(sources(hub)))
+            options = GenerationOptions(max_tokens=30, temperature=0.5, seed=1)
+            source = client_sources(asking)
+            whole = source.stream(Wanted("c", options, (5, 6))).result(5.0)
+            rest = source.stream(Wanted("c", options, (5, 6), whole[:10])).result(5.0)
+            assert rest == whole[10:]
             assert far.get("/readyz").status == 200
             asked = {"prompt": "far", "max_tokens": 30, "temperature": 0.5, "seed": 1}
             expected = text_of("far", GenerationOptions(max_tokens=30, temperature=0.5, seed=1))
@@ -185,6 +220,16 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
                 found = client.complete(**asked)
                 assert found.status == 200, found.body
                 assert found.data["choices"][0]["text"] == expected
+            hub._engine._model._step_s = 0.05  # type: ignore[attr-defined]
+            long = GenerationOptions(max_tokens=100)
+            held = [source.stream(Wanted("c", long, (5, number))) for number in range(2)]
+            for each in held:
+                next(each)
+            full = far.complete(prompt="more", max_tokens=5)
+            assert (full.status, full.headers["retry-after"]) == (429, "5")
+            assert "no decoder service had room" in full.error
+            for each in held:
+                each.cancel()
     finally:
         service.stop()
 
@@ -193,3 +238,27 @@ def test_over_services(gateway: Open, tmp_path: Path, sources: Callable[..., Eng
 def test_without_aiohttp(sources: Callable[..., EngineSource]) -> None:
     with pytest.raises(ConfigError, match=r'needs aiohttp, which is not installed; pip install "flagsplit\[gateway\]"'):
         Gateway([backend(sources(make_hub()))])
+
+
+def test_a_rest_of_an_encoder_runs_once_at_a_time() -> None:
+    """A service and a gateway beside it ask from threads of their own."""
+    running: list[int] = []
+
+    class Slow:
+        inputs = outputs = ()
+
+        def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+            assert not running
+            running.append(1)
+            time.sleep(0.01)
+            running.pop()
+            return dict(tensors)
+
+        def close(self) -> None:
+            pass
+
+    source = ProgramSource("", "", (), FACTS, {}, Path(), {"cut": lambda _: Slow()})
+    rest = Remainders(source, LoadOptions())
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: rest("cut", {}), range(8))) == [{}] * 8
+    rest.close()

@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flagsplit.apps.decoder_service.ray_engine import RayEngine
@@ -36,8 +38,10 @@ class Replicas:
 
     errors = (GoneError,)
 
-    def __init__(self, count: int = 2, *, step_s: float = 0.002, slots: int = 8, waiting: int = 64) -> None:
-        self._open = partial(HashModel, slots, FACTS, step_s=step_s, stop_share=0)
+    def __init__(
+        self, count: int = 2, *, step_s: float = 0.002, slots: int = 8, waiting: int = 64, facts: Any = FACTS
+    ) -> None:
+        self._open = partial(HashModel, slots, facts, step_s=step_s, stop_share=0)
         self._scheduler = SchedulerSettings(max_waiting=waiting)
         self.members = [DecoderReplica(self._open, self._scheduler) for _ in range(count)]
         self.dead: set[int] = set()
@@ -64,6 +68,7 @@ class Replicas:
                     await asyncio.sleep(60)
                 yield found
         finally:
+            await asyncio.sleep(0.001)  # A call is not closed at once.
             await calls.aclose()
 
     async def forget(self, stream_id: str) -> None:
@@ -88,7 +93,7 @@ class Ears:
                 told = self.tokens.setdefault(event.stream_id, [])
                 assert event.offset == len(told), event
                 told += event.tokens
-            if isinstance(event, Refused) or event.done:
+            if isinstance(event, Refused) or event.reason:
                 assert event.stream_id not in self.ends
                 self.ends[event.stream_id] = event
             self._changed.notify_all()
@@ -243,8 +248,6 @@ def test_the_end_hands_streams_back(start: Start) -> None:
 
 def test_rows_wait_at_their_replica_for_the_next_ones() -> None:
     """A call ends with the token that the rows give; the cache stays for the next call of that id."""
-    import numpy as np
-
     facts = tiny_facts(kind="decoder-only", input="text", prompt=(), max_positions=64)
 
     async def scenario() -> list[Any]:
@@ -265,6 +268,35 @@ def test_rows_wait_at_their_replica_for_the_next_ones() -> None:
     first, second, third = asyncio.run(scenario())
     assert len(first["tokens"]) == len(second["tokens"]) == 1
     assert third["code"] == "no-state"
+
+
+def test_the_next_rows_may_be_sent_as_soon_as_there_is_a_token() -> None:
+    """Whoever hears of a token asks for the next at once, from wherever it was told."""
+    facts = tiny_facts(kind="decoder-only", input="text", prompt=(), max_positions=64)
+    replicas, told, all_told = Replicas(facts=facts), list[Event](), threading.Event()
+
+    def send(made: int) -> None:
+        rows = np.full((1 if made else 3, facts.width), made, np.float32)
+        position, tokens = (made + 2, tuple(range(3 + made))) if made else (0, (1, 2, 3))
+        engine.submit(
+            Generate("r", "c", None, tokens, made, GenerationOptions(max_tokens=20), rows=rows, position=position)
+        )
+
+    def hear(event: Event) -> None:
+        told.append(event)
+        if len(told) == 10 or isinstance(event, Refused):
+            all_told.set()
+        else:
+            send(len(told))
+
+    engine = RayEngine(replicas, hear, (), SETTINGS)  # type: ignore[arg-type]
+    engine.start()
+    try:
+        send(0)
+        assert all_told.wait(10)
+        assert [type(event) for event in told] == [Tokens] * 10
+    finally:
+        engine.stop()
 
 
 def test_a_replica_that_breaks_says_so() -> None:
@@ -307,6 +339,52 @@ def test_without_ray() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own.
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; make test-ray")
+def test_rows_find_their_cache_on_ray() -> None:
+    """Calls of one stream come to the replica that has its cache; those whose replica died are to send all rows."""
+    facts = tiny_facts(kind="decoder-only", input="text", prompt=(), max_positions=64)
+    settings, told, where = RaySettings(replicas=2, slots=8, cpus=0.5), Ears(), dict[str, set[str]]()
+
+    class Watched(RayServe):
+        async def generate(self, stream_id: str, failures: int, message: Message) -> AsyncGenerator[Message, None]:
+            async with aclosing(super().generate(stream_id, failures, message)) as calls:
+                async for found in calls:
+                    where.setdefault(stream_id, set()).add(found["where"])
+                    yield found
+
+    def send(name: str, made: int, position: int, count: int) -> None:
+        rows = np.full((count, facts.width), len(name), np.float32)
+        options, tokens = GenerationOptions(max_tokens=20), tuple(range(2, 2 + 3 + made))
+        engine.submit(Generate(name, "c", None, tokens, made, options, rows=rows, position=position))
+
+    def told_of_all(count: int) -> bool:
+        return all(name in told.ends or len(told.tokens.get(name, ())) == count for name in names)
+
+    names = [f"rows-{number}" for number in range(8)]
+    engine = RayEngine(Watched(partial(HashModel, 8, facts, stop_share=0), settings), told, (), settings)
+    try:
+        engine.start()
+        for made, (position, count) in enumerate(((0, 3), (3, 1), (4, 1))):
+            for name in names:
+                send(name, made, position, count)
+            told.until(partial(told_of_all, made + 1), 30)
+        assert not told.ends
+        assert {len(each) for each in where.values()} == {1}
+        victim = min(*where.values(), key=sorted)
+        os.kill(int(next(iter(victim)).split("/")[1]), signal.SIGKILL)
+        for name in names:
+            send(name, 3, 5, 1)
+        told.until(partial(told_of_all, 4), 60)
+        lost = {name for name in names if where[name] >= victim}
+        assert set(told.ends) == lost
+        assert {getattr(end, "code", "") for end in told.ends.values()} == {"no-state"}
+        assert 0 < len(lost) < len(names)
+    finally:
+        engine.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own.
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; make test-ray")
 def test_ray_adds_a_replica_when_streams_queue_up() -> None:
     settings = RaySettings(replicas=1, max_replicas=2, slots=2, waiting=16, cpus=0.5)
     ears, seen, number = Ears(), set[str](), 0
@@ -333,10 +411,11 @@ def test_ray_adds_a_replica_when_streams_queue_up() -> None:
 def test_on_ray() -> None:
     """Two replicas as processes: one is killed, then both are replaced; no stream notices."""
     open_model = partial(HashModel, 16, FACTS, step_s=0.02, stop_share=0)
-    ears = Ears()
+    ears, on_signal = Ears(), signal.getsignal(signal.SIGTERM)
     engine = RayEngine(RayServe(open_model, SETTINGS), ears, FACTS.prompt, SETTINGS)
     try:
         engine.start()
+        assert signal.getsignal(signal.SIGTERM) is on_signal
         ask(engine, *range(12), tokens=150)
         ears.until(lambda: len(ears.tokens) == 12 and min(map(len, ears.tokens.values())) > 10, 30)
         before = engine.replicas()

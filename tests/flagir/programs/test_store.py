@@ -94,6 +94,7 @@ def test_weights_of_several_graphs_are_stored_once(tmp_path: Path) -> None:
         ({"heads": 3, "kv_heads": 2}, "cannot share"),
         ({"input": "audio"}, "cannot read audio"),
         ({"tokens_per_s": float("nan")}, "tokens_per_s is no number"),
+        ({"max_input_s": 10**400}, "max_input_s is no number from 0 to"),
         ({"no_speech_token": "x"}, "'x' is no token"),
         ({"name": "x" * 20_000}, "name is no text"),
     ],

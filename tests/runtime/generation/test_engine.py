@@ -240,11 +240,14 @@ def test_stopping_hands_back_what_is_left_and_closes_the_model(listener: Listene
     assert listener.last("2") == Refused("2", "drain", "this decoder has stopped; ask another")
 
 
-def test_a_receiver_that_raises_stops_nobody(engines: list[GenerationEngine], listener: Listener) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_receiver_that_raises_stops_nobody(
+    engines: list[GenerationEngine], listener: Listener, error: type[BaseException]
+) -> None:
     def receive(event: Event) -> None:
         listener(event)
         if event.stream_id == "0":
-            raise ValueError("a bug of the receiver")
+            raise error("a bug of the receiver")
 
     engine = GenerationEngine(HashModel(2, stop_share=0), receive)
     engines.append(engine)

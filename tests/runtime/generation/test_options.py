@@ -45,6 +45,10 @@ def test_defaults_are_not_written() -> None:
         ({"temperature": "hot"}, "temperature: expected a number, came 'hot'"),
         ({"temperature": math.nan}, "temperature: expected 0 to 100, came nan"),
         ({"temperature": 10**400}, "temperature: expected a number"),
+        ({"seed": 10**400}, "seed: expected 0 to 9223372036854775807, came 1000"),
+        ({"max_tokens": 10**400}, "max_tokens: expected 1 to 131072, came 1000"),
+        ({"stop": [10**400]}, "stop: expected token ids of 0 or more, came 1000"),
+        ({"x" * 8000: 1}, "no option of generation is called 'xxx"),
         ({"top_p": 0}, "top_p: expected more than 0"),
         ({"top_p": 1.5}, "top_p: expected 0 to 1"),
         ({"seed": 1 << 63}, "seed: expected 0 to"),
@@ -59,3 +63,4 @@ def test_refusals(data: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         options_from_json(data)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300

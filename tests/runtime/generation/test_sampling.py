@@ -100,3 +100,10 @@ def test_what_is_no_number_gives_no_token(value: float) -> None:
     logits[1] = 0
     assert choose(logits, [rule(), rule()], [0, 0]) == [-1, 0]
     assert choose(np.full((1, 32), value, np.float32), [rule(temperature=1.0)], [0]) == [-1]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-30])
+def test_next_to_no_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = np.array([3, -np.inf, 20, -5], np.float32)
+    for options in (GenerationOptions(temperature=temperature), GenerationOptions(temperature=temperature, top_p=0.5)):
+        assert draw(logits, options, 0.9) == 2

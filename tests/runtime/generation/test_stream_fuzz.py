@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from tests.runtime.generation.stream_world import BUNDLE, FACTS, WIDTH, encode
+from tests.runtime.generation.stream_oracle import BUNDLE, FACTS, WIDTH, encode
 
 from flagsplit.runtime.bundle_events import Served
 from flagsplit.runtime.events import BeginDrain, Ended, Event, Instruction, Ran, Run, Send, Skip, Tick

@@ -4,7 +4,8 @@ import random
 from collections import Counter
 
 import pytest
-from tests.runtime.generation.stream_world import StreamWorld, Told, expected
+from tests.runtime.generation.stream_oracle import expected
+from tests.runtime.generation.stream_world import StreamWorld, Told
 
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.service_machine import StreamMachine

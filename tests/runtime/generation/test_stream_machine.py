@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.runtime.generation.stream_world import BUNDLE, FACTS, WIDTH, encode
+from tests.runtime.generation.stream_oracle import BUNDLE, FACTS, WIDTH, encode
 
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle_events import Served
@@ -368,6 +369,24 @@ def test_any_text_is_a_stream_or_a_config_error(data: dict[str, object]) -> None
         except ConfigError as error:
             outcome = str(error)
         assert isinstance(outcome, StreamSpec) or (isinstance(outcome, str) and len(outcome) < 300)
+
+
+def test_more_tokens_than_the_model_has_positions_are_not_looked_at() -> None:
+    desk = Desk()
+    desk.machine.facts[BUNDLE] = replace(FACTS, max_positions=3)
+    (refused,) = sent(desk.open({**HIDDEN, "tokens": tokens(1, 2, 3, 4)}))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.reason) == ("protocol", "tokens: expected at most 3, came 4")
+    assert desk.begun(tensors={**HIDDEN, "tokens": tokens(1, 2, 3)}, rid=2).tokens == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k", "beams", "input_s", "temperature", "deadline_s"])
+def test_a_number_beyond_all_floats_costs_a_failed(name: str) -> None:
+    desk = Desk()
+    (refused,) = sent(desk.open(spec=f'{{"{name}":1{"0" * 400}}}'))
+    assert isinstance(refused, Failed)
+    assert (refused.code, refused.reason.startswith(f"{name}: expected ")) == ("protocol", True)
+    assert desk.begun(rid=2).client == S
 
 
 def test_a_worker_without_a_loop_refuses_streams() -> None:

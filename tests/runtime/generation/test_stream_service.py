@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
-from flagsplit.errors import InputError, PeerError, UnavailableError
+from flagsplit.errors import ConfigError, InputError, PeerError, UnavailableError
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.engine import GenerationEngine
@@ -20,6 +22,8 @@ from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
+from flagsplit.runtime.generation.token_stream import TokenStream
+from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker_machine import WorkerOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport.security import KeyStore
@@ -163,6 +167,41 @@ def test_cancelling_and_deadlines_end_streams_with_what_they_have(
         until(lambda: service.stats().flights == 0)
 
 
+def test_leaving_a_stream_cancels_it(keys: Path, serve: Callable[..., StreamService]) -> None:
+    begun: list[TokenStream] = []
+
+    async def read(client: StreamClient) -> None:
+        async with client.stream(hidden(number), OPTIONS, plan="cut") as stream:
+            begun.append(stream)
+            async for _ in stream:
+                pass
+
+    service = serve(step_s=0.02)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    with connect(keys, service) as client:
+        with pytest.raises(asyncio.TimeoutError):
+            asyncio.run(asyncio.wait_for(read(client), 0.1))
+        assert len(begun[0].result(5)) < len(wanted(number))
+        assert begun[0].reason == "cancelled"
+        with client.stream(hidden(number), OPTIONS, plan="cut") as stream:
+            next(stream)
+        assert len(stream.result(5)) < len(wanted(number))
+        assert stream.reason == "cancelled"
+        until(lambda: service.stats().flights == 0)
+
+
+def test_a_client_without_replicas_goes_on_at_once(keys: Path) -> None:
+    with connect(keys, local=SequentialLoop(HashModel(1))) as client:
+        began = time.monotonic()
+        assert client.stream(hidden(3), OPTIONS, plan="cut").result(10) == wanted(3)
+        assert time.monotonic() - began < 0.2 + 1.0
+
+
+def test_an_address_that_is_none_is_said_at_once(keys: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        StreamClient(["nowhere"], PROGRAM.digest, settings=ClientSettings(keys=keys))
+
+
 def test_what_a_model_cannot_run_on_is_an_input_error(keys: Path, serve: Callable[..., StreamService]) -> None:
     with connect(keys, serve()) as client:
         wrong = client.stream({"hidden": np.zeros((1, 3, 7), np.float32)}, OPTIONS, plan="cut")
@@ -187,6 +226,30 @@ def test_closing_a_client_ends_its_streams_with_an_error(keys: Path, serve: Call
         client.stream(hidden(1), OPTIONS, plan="cut")
     until(lambda: service.stats().flights == 0)
     assert not [each for each in threading.enumerate() if each.name in ("flagsplit-streams", "flagsplit-own-parts")]
+
+
+def test_a_service_whose_engine_fails_says_so(keys: Path) -> None:
+    settings = ServiceSettings(WorkerOptions(max_bundle_bytes=0), TelemetrySettings("127.0.0.1:0"))
+    service = StreamService(
+        PROGRAM,
+        lambda emit: GenerationEngine(HashModel(4, fails=lambda _: True), emit),
+        same,
+        ZmqChannel(security=KeyStore(keys).security()),
+        "tcp://127.0.0.1:0",
+        settings,
+    )
+    try:
+        impatient = ClientSettings(keys=keys, machine=ClientOptions(max_failures=2, pause_s=0.01))
+        with StreamClient([service.address], PROGRAM.digest, settings=impatient) as client:
+            for number in range(3):
+                with pytest.raises(UnavailableError, match="fail"):
+                    client.stream(hidden(number), OPTIONS, plan="cut").result(30)
+        with pytest.raises(HTTPError) as refused:
+            urlopen(service.http + "/readyz", timeout=5)
+        assert b"the engine fails" in refused.value.read()
+        refused.value.close()
+    finally:
+        service.stop()
 
 
 def test_a_stranger_is_not_served(keys: Path, tmp_path: Path, serve: Callable[..., StreamService]) -> None:

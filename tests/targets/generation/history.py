@@ -1,7 +1,8 @@
 """Step models under random use, against plain numpy."""
 
 import numpy as np
-from tests.targets.generation.programs import Small
+import onnxruntime as ort
+from tests.targets.generation.programs import Small, rows_of
 
 from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
@@ -54,3 +55,15 @@ class History:
             tokens += [int(token) for token in fed[row]]
             self.compared += 1
             np.testing.assert_allclose(logits[row], self.small.logits(tokens, context), atol=2e-4)  # type: ignore[arg-type]
+
+
+def check_later_part(small: Small, first: ort.InferenceSession, model: StepModel) -> None:
+    """Rows of two streams, in chunks and one by one, give the logits of the whole program."""
+    streams = [[1, 5, 6, 7, 8, 3], [4, 2, 9, 9, 9, 1]]
+    rows = [rows_of(first, tokens) for tokens in streams]
+    for slot in range(2):
+        model.open(slot, None)
+    for start, end in ((0, 3), (3, 4), (4, 6)):
+        logits = model.step([0, 1], [each[start:end] for each in rows])
+        for slot, tokens in enumerate(streams):
+            np.testing.assert_allclose(logits[slot], small.logits(tokens[:end], None), atol=2e-4)  # type: ignore[arg-type]

@@ -5,11 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 from tests.flagir.programs import oracle
 
-from flagsplit.flagir.programs import Program, ProgramFacts, save_program
+from flagsplit.flagir.programs import Program, ProgramFacts, load_program, save_program
 from flagsplit.flagir.programs.decoder import build_prefill, build_step
 from flagsplit.flagir.programs.encoder import build_encode
+from flagsplit.flagir.programs.split import split_step
+from flagsplit.flagir.programs.store import FACTS_NAME
+from flagsplit.flagir.store import save_all
 from flagsplit.targets.interface import Array
 
 
@@ -38,6 +42,32 @@ class Small:
         """Of the last token, computed anew for all tokens in float64."""
         hidden = None if context is None else context["hidden"][0]
         return np.asarray(oracle.logits(self.made.decoder, self.made.decoder_weights, tokens, hidden)[-1])
+
+
+def save_later_part(small: Small, layers: int, folder: Path) -> ort.InferenceSession:
+    """Save the parts of a program cut after some layers, `later.onnx` the second; the first one opened."""
+    first, second = split_step(load_program(small.folder), layers)
+    save_all({"first.onnx": first, "later.onnx": second}, folder)
+    (folder / FACTS_NAME).write_bytes(small.facts.to_json())
+    return ort.InferenceSession(str(folder / "first.onnx"))
+
+
+def rows_of(first: ort.InferenceSession, tokens: Sequence[int]) -> Array:
+    """What the first part gives for tokens, float32 [n, width]."""
+    count = len(tokens)
+    given: dict[str, Array] = {
+        "tokens": np.array([tokens], np.int64),
+        "positions": np.arange(count)[None],
+        "past_lengths": np.zeros(1, np.int64),
+        "last": np.array([count - 1]),
+    }
+    inputs = {
+        value.name: given[value.name]
+        if value.name in given
+        else np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in first.get_inputs()
+    }
+    return np.asarray(first.run(["rows"], inputs)[0][0])
 
 
 def small_program(folder: Path, family: str, seed: int) -> Small:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.flagir.programs import oracle
-from tests.targets.generation.history import History
-from tests.targets.generation.programs import small_program
+from tests.targets.generation.history import History, check_later_part
+from tests.targets.generation.programs import save_later_part, small_program
 
 from flagsplit.errors import ConfigError, InputError
 from flagsplit.runtime.generation.options import GenerationOptions
@@ -79,3 +79,13 @@ def test_graphs_are_made_before_they_are_needed(tmp_path: Path) -> None:
         model.open(slot, None)
         model.step(list(range(slot + 1)), [np.array([3])] * (slot + 1))
     assert set(model._graphs) == before
+
+
+@pytest.mark.slow
+def test_rows_of_a_program_that_is_cut_between_its_layers(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    small = small_program(whole, "llama", 1)
+    first = save_later_part(small, 1, parts)
+    check_later_part(small, first, CudaStepModel(parts, 2, "fp32", "cpu", step="later.onnx"))

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flagir.programs import oracle
-from tests.targets.generation.history import History
-from tests.targets.generation.programs import Small, small_program
+from tests.targets.generation.history import History, check_later_part
+from tests.targets.generation.programs import Small, save_later_part, small_program
 
 from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
@@ -57,6 +57,15 @@ def test_streams_that_change_their_places(make: Make, family: str, monkeypatch: 
         history.act()
         most = max(most, len(model._banks.banks))
     assert most > 1
+
+
+def test_rows_of_a_program_that_is_cut_between_its_layers(make: Make, tmp_path: Path) -> None:
+    small = make("llama", 1)
+    first = save_later_part(small, 1, tmp_path)
+    model = OrtStepModel(tmp_path, 2, step="later.onnx")
+    check_later_part(small, first, model)
+    with pytest.raises(InputError, match=r"expected rows float32 \[n, 16\], came int64"):
+        model.step([0], [np.array([1])])
 
 
 def test_a_long_context_is_taken_in_pieces(make: Make) -> None:
