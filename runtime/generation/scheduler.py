@@ -221,7 +221,7 @@ class Scheduler:
         if need <= budget:
             return None
         return (
-            f"it may need {need} bytes of cache, and the service has {budget}; ask for fewer tokens, give shorter "
+            f"it may need {need} bytes of cache, and the service has {budget}; ask for fewer tokens or give shorter "
             "input, or give the service more (--kv-mb)"
         )
 
