@@ -7,10 +7,8 @@ Weights stream from file to file; nothing appears under the output's name until 
 
 import hashlib
 import json
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
 from flagsplit.apps.layered import is_divisible, rules_for
 from flagsplit.apps.linked import Linked, expect_trips, link_program, program_of
 from flagsplit.apps.open_shapes import shape_notes
-from flagsplit.apps.outputs import check_output
+from flagsplit.apps.outputs import check_output, scratch_beside
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.plan_views import LayerView
 from flagsplit.apps.profiled import load_profiles
@@ -143,7 +141,7 @@ def build(
     if output.exists() and source.path is not None and source.path.exists() and output.samefile(source.path):
         raise ConfigError(f"{output} is the model itself; give the bundle another name with -o")
     clock = Clock(progress)
-    with _scratch_beside(output) as folder:
+    with scratch_beside(output) as folder:
         program = program_of(source)
         if program is not None:
             clock.step("link", 0.0)
@@ -153,17 +151,6 @@ def build(
             return replace(built, notes=(*linked.notes, *built.notes))
         canonical = _read(source, folder, clock, options)
         return assemble(canonical, output, deployment, sla or SLA(), options, clock, profiles)
-
-
-@contextmanager
-def _scratch_beside(output: Path) -> Iterator[Path]:
-    """A folder for unfinished files, on the file system of the output."""
-    try:
-        made = tempfile.TemporaryDirectory(prefix=".flagsplit-build-", dir=output.parent)
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}; choose another place with -o") from None
-    with made as scratch:
-        yield Path(scratch)
 
 
 def _read(source: Source, folder: Path, clock: "Clock", options: BuildOptions) -> Canonical:

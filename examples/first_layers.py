@@ -26,9 +26,7 @@ def answer(bundle: Bundle, plan: str, address: str, prompt: Sequence[int], most:
     program = bundle.program
     file = None if program is None else program.plan(plan).first
     if program is None or file is None:
-        raise SystemExit(
-            f"expected a plan that divides the layers of a decoder, came {plan}; flagsplit inspect lists them"
-        )
+        raise SystemExit(f"expected a plan that divides a decoder's layers, came {plan}; flagsplit inspect lists them")
     first = program.load(file, LoadOptions(threads=1))
     layers = CachedFirstLayers(first, program.facts.vocabulary, program.facts.max_positions)
     with StreamClient([address], bundle.digest, layers=layers) as client:

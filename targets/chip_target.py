@@ -217,7 +217,7 @@ class PartsInTurn:
 
 
 def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: OpenSizes) -> dict[str, SegmentCalls]:
-    """The calls of the segments that are several pieces."""
+    """The calls of the segments that are pieces: several, or one that gives more than the segment does."""
     return {
         segment.id: SegmentCalls(
             inputs=[_table_tensor(name, sizes) for name in segment.inputs],
@@ -225,7 +225,7 @@ def _calls_in_turn(segments: Sequence[Segment], chains: Chains, sizes: OpenSizes
             pieces=[piece.id for piece in chains[segment.id]],
         )
         for segment in segments
-        if len(chains[segment.id]) > 1
+        if chains[segment.id] != (segment,)
     }
 
 

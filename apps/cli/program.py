@@ -1,5 +1,6 @@
 """`flagsplit program`: a generative model as the graphs that a loop is made of."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +46,10 @@ def _write(program: Program, output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         save_program(program, output)
     except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
+        with suppress(OSError):
+            for made in output.iterdir():  # it was empty
+                made.unlink()
+        raise ConfigError(f"cannot write {output}: {error.strerror or error}; choose another place with -o") from error
 
 
 def _described(program: Program) -> dict[str, Any]:

@@ -276,5 +276,9 @@ def _error_page(error: ApiError) -> web.Response:
 
 def _of_aiohttp(error: web.HTTPException) -> ApiError:
     headers = {"Allow": error.headers[hdrs.ALLOW]} if hdrs.ALLOW in error.headers else {}
-    text = {404: "no such page; docs/gateway.md lists them", 405: "this page has another method"}
+    allowed = headers.get("Allow", "another method")
+    text = {
+        404: "no such page; docs/gateway.md lists them",
+        405: f"this page takes {allowed}; docs/gateway.md lists them",
+    }
     return ApiError(error.status, text.get(error.status, error.reason), "", "", headers)

@@ -91,6 +91,7 @@ class Models:
     def _named(self, name: str, fitting: Sequence[Backend]) -> Backend:
         found = self._by_name.get(name)
         if found is None:
-            there = ", ".join(each.facts.name for each in fitting) or "none of this kind"
-            raise ApiError(404, f"there is no model {name!r:.80}; there is {there}", "model_not_found", "model")
+            there = ", ".join(each.facts.name for each in fitting) or "none that this page is for; ask GET /v1/models"
+            wanted = f"there is no model {name!r:.80}" if name else "expected a model"
+            raise ApiError(404, f"{wanted}; there is {there}", "model_not_found", "model")
         return found

@@ -74,7 +74,7 @@ def transcribe(
     *,
     model: str = "zoo:moonshine",
     plan: str = "",
-    cloud: tuple[str, ...] = (),
+    cloud: str | tuple[str, ...] = (),
     keys: str | Path | None = None,
     threads: int = 1,
 ) -> Transcript:
@@ -84,7 +84,7 @@ def transcribe(
         audio: the file; of any rate and number of channels.
         model: `zoo:moonshine` or another of `flagsplit program`, a folder of a program, or a bundle of one.
         plan: which tier does what, such as "split"; see docs/transcribe.md.
-        cloud: addresses of `flagsplit decode-serve`; without any everything runs here.
+        cloud: address of `flagsplit decode-serve`, or several; without any everything runs here.
         keys: the key folder; by default under ~/.config/flagsplit.
         threads: of the engine here; 0 lets it choose.
 
@@ -93,7 +93,8 @@ def transcribe(
         ConfigError: there is no such model or plan, or it is not for speech.
         PeerError: a model cannot be fetched, or a tier that is needed does not answer.
     """
-    choice = RecognizerChoice(model, plan, tuple(cloud), None if keys is None else Path(keys), threads)
+    replicas = (cloud,) if isinstance(cloud, str) else tuple(cloud)
+    choice = RecognizerChoice(model, plan, replicas, None if keys is None else Path(keys), threads)
     transcription = Transcription(Path(audio), choice)
     for _ in transcription.events():
         pass

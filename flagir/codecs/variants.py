@@ -41,15 +41,25 @@ def name_what_is_lossy(model: ir.Model) -> dict[str, str]:
         mark = hashlib.sha256("\0".join((node.name or "", *read)).encode()).hexdigest()[:AFTER_DIGITS]
         marks.update(dict.fromkeys(node.outputs, mark))
         if inherits:
-            node.name = f"{node.name}.after_{mark}"
-            for value in node.outputs:
-                value.name = _renamed(value.name, mark, taken)
+            _rename(node, mark, taken)
     renamed = [value.name or "" for value in model.graph.outputs]
     return {old: new for old, new in zip(outputs, renamed, strict=True) if old != new}
 
 
 def _decodes(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type.startswith("Decode")
+
+
+def _rename(node: ir.Node, mark: str, taken: set[str | None]) -> None:
+    """Rename a node, what it makes, and all that is inside it: a model has each name once, those in bodies included."""
+    node.name = f"{node.name}.after_{mark}"
+    for value in node.outputs:
+        value.name = _renamed(value.name, mark, taken)
+    for body in subgraphs_of(node):
+        for value in (*body.inputs, *body.initializers.values()):
+            value.name = _renamed(value.name, mark, taken)
+        for inner in body:
+            _rename(inner, mark, taken)
 
 
 def _renamed(name: str | None, mark: str, taken: set[str | None]) -> str:

@@ -9,8 +9,9 @@ from tests.flagir.test_codecs import CODECS, FAN, GRAPHS, place, random_cuts
 from tests.flagir.test_segments import check_steps, random_placement
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir import Segment, Step, cut_into_steps, extract, read_placement
+from flagsplit.flagir import Segment, Skeleton, Step, cut_into_steps, extract, read_placement
 from flagsplit.flagir.codecs import BoundaryCut, add_checks, apply_codecs, join_variant, name_what_is_lossy
+from flagsplit.flagir.reads import subgraphs_of
 
 
 def variant(model: ir.Model, cuts: list[BoundaryCut]) -> tuple[ir.Model, tuple[Step, ...], dict[str, str]]:
@@ -99,6 +100,27 @@ def test_a_segment_that_no_loss_reaches_is_that_of_every_plan() -> None:
     plain, lossy = fan([])[1], fan([BoundaryCut("e", 1, 0, "u8")])[1]
     assert [step.segment.id for step in plain][:3] == [step.segment.id for step in lossy][:3]
     assert plain[3].segment.id != lossy[3].segment.id
+
+
+def test_what_is_in_a_body_gets_another_name_too() -> None:
+    source = canonical(
+        parse("""g (float[4] x) => (float[4] y) <int64 n = {3}, bool t = {1}> {
+            h = Tanh (x)
+            y = Loop (n, t, h) <body = b (int64 i, bool k, float[4] s) => (bool k2, float[4] s2) {
+                k2 = Identity (k)
+                s2 = If (k) <then_branch = p () => (float[4] u) { u = Add (s, h) },
+                             else_branch = q () => (float[4] v) { v = Neg (s) }> }> }""")
+    )
+    place(source, [0, 1], 2)
+    made, _, _ = variant(source, [BoundaryCut("h", 0, 1, "u8")])
+    joined = source.clone()
+    join_variant(joined, made)
+    nodes = list(ir.traversal.RecursiveGraphIterator(joined.graph))
+    bodies = [body for node in nodes for body in subgraphs_of(node)]
+    values = [value for node in nodes for value in node.outputs] + [value for body in bodies for value in body.inputs]
+    assert len(bodies) == 6
+    assert len({value.name for value in values}) == len(values)
+    Skeleton(joined).types({})
 
 
 def test_a_name_that_is_taken() -> None:

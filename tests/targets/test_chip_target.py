@@ -1,6 +1,7 @@
 """What the host does beside a chip, on real bundles: codecs, constants, inputs handed on; and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +155,19 @@ def test_overlapping_segments_in_pieces(tmp_path: Path) -> None:
         for name, array in made.items():
             np.testing.assert_array_equal(array, values[name])
         loaded.close()
+
+
+def test_one_piece_that_gives_more_than_its_segment(tmp_path: Path) -> None:
+    """`a` is read elsewhere, but this segment does not send it: after a codec another value goes in its place."""
+    model = _model(_LAYERS)
+    narrow, late = replace(segment_of(model, "abs"), outputs=("size",)), segment_of(model, "cdy")
+    chip = OnnxChip(pieces=True)
+    stored = chip.compile(model, [narrow, late], CompileOptions(dims={"N": 3})).store(
+        tmp_path, tmp_path / "weights.bin"
+    )
+    made = chip.load(stored, narrow.id, HOST).run({"x": np.zeros((3, 4), np.float32)})
+    assert list(made) == ["size"]
+    np.testing.assert_array_equal(made["size"], [3, 4])
 
 
 def test_damaged_pieces_are_said(tmp_path: Path) -> None:

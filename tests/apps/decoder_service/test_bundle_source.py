@@ -126,7 +126,7 @@ def test_the_example_runs_the_first_layers_here(tmp_path: Path) -> None:
     finally:
         service.stop()
     assert found == wanted
-    with pytest.raises(SystemExit, match="expected a plan that divides the layers of a decoder, came all-phone"):
+    with pytest.raises(SystemExit, match="expected a plan that divides a decoder's layers, came all-phone"):
         next(answer(bundle, "all-phone", "tcp://127.0.0.1:1", (1,), 1))
 
 

@@ -86,11 +86,17 @@ def test_a_browser_asks_whether_it_may(gateway: Open, tokens: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status"), [("GET", "/", 404), ("GET", "/v1/completions", 405), ("DELETE", "/v1/models", 405)]
+    ("method", "path", "status", "said"),
+    [
+        ("GET", "/", 404, "no such page; "),
+        ("GET", "/v1/completions", 405, "this page takes POST; "),
+        ("DELETE", "/v1/models", 405, "this page takes GET,HEAD; "),
+    ],
 )
-def test_no_such_page(gateway: Open, method: str, path: str, status: int) -> None:
+def test_no_such_page(gateway: Open, method: str, path: str, status: int, said: str) -> None:
     found = gateway(Rote()).ask(method, path)
     assert (found.status, found.data["error"]["type"]) == (status, "invalid_request_error")
+    assert found.data["error"]["message"] == f"{said}docs/gateway.md lists them"
     assert found.headers["server"].startswith("flagsplit/")
     assert found.headers["x-request-id"].startswith("req_")
 

@@ -88,6 +88,14 @@ def test_refusals(gateway: Open, fields: dict[str, str], status: int, said: str)
     assert ear.asked == []
 
 
+def test_a_gateway_without_a_model_for_speech(gateway: Open) -> None:
+    found = gateway(Rote()).transcribe(recording(1))
+    assert (found.status, found.error) == (
+        404,
+        "expected a model; there is none that this page is for; ask GET /v1/models",
+    )
+
+
 def test_no_recording(gateway: Open) -> None:
     client = gateway(RoteListener())
     assert "expected a recording" in client.transcribe(b"hello").error

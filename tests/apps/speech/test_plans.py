@@ -191,6 +191,11 @@ def test_nobody_there() -> None:
         open_recognizer(RecognizerChoice(cloud=("tcp://127.0.0.1:9",), connect_s=0.3))
 
 
+def test_one_address_is_enough(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"address 'cloud\.example': expected tcp://HOST:PORT"):
+        flagsplit.transcribe(sparse_silence(tmp_path / "x.wav", 1), cloud="cloud.example")
+
+
 @pytest.mark.parametrize(
     ("choice", "why"),
     [
