@@ -125,8 +125,8 @@ class Scheduler:
 
     def expected_wait_s(self, client: str = "") -> float:
         """How long a new stream of a client would wait for a slot, as far as earlier ones tell."""
-        ahead = self._seats.ahead_of(client)
-        return 0.0 if ahead is None else self._estimate.wait_s(ahead, len(self.in_state(State.RUNNING)))
+        ahead, running = self._seats.queue_before(client)
+        return 0.0 if ahead < 0 else self._estimate.wait_s(ahead, running)
 
     def plan(self, now: float) -> Step | None:
         """What to do next; None if there is nothing. Then comes `finish` or `fail`."""

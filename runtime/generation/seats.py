@@ -60,13 +60,21 @@ class Seats:
         """What a stream may hold when it is longest."""
         return self._bytes_for(stream.length + stream.limit - stream.generated, stream.frames) * stream.beams
 
-    def ahead_of(self, client: str) -> int | None:
-        """How many streams wait before a new one of a client; None if it would not have to wait."""
-        waiting = Counter(each.client for each in self if each.state is State.WAITING)
-        if not waiting and self._free and self.kv_bytes < self._settings.kv_bytes * _FULL:
-            return None
-        own = waiting[client]
-        return own + sum(min(count, own + 1) for other, count in waiting.items() if other != client)
+    def queue_before(self, client: str) -> tuple[int, int]:
+        """How many streams would wait for the slots of others before a new one of a client, and how many run meanwhile.
+
+        The first is -1 if there is a slot left for it when all that wait have got theirs.
+        """
+        waiting = self.in_state(State.WAITING)
+        running = len(self.in_state(State.RUNNING))
+        wanted = self.kv_bytes + sum(self._bytes(each) for each in waiting)
+        free = len(self._free) if wanted < self._settings.kv_bytes * _FULL else 0
+        if sum(each.beams for each in waiting) < free:
+            return -1, running
+        counts = Counter(each.client for each in waiting)
+        own = counts[client]
+        ahead = own + sum(min(count, own + 1) for other, count in counts.items() if other != client)
+        return max(0, ahead - free), running + min(free, len(waiting))
 
     def add(self, stream: Stream, now: float) -> None:
         """A stream waits for a slot."""

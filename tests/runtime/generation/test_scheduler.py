@@ -169,6 +169,17 @@ def test_the_queue_has_an_end_and_says_when_to_come_again() -> None:
     assert driver.submit(late).last is None
 
 
+def test_many_may_come_at_once_while_there_are_slots() -> None:
+    driver = Driver(HashModel(8, stop_share=0), SchedulerSettings(max_wait_s=0.5))
+    driver.submit(request(0, max_tokens=60))
+    driver.run()
+    for number in range(1, 11):
+        driver.submit(request(number, max_tokens=60))
+        assert driver.scheduler.expected_wait_s("a") == pytest.approx(0 if number < 8 else 0.6 / 8 * (number - 7))
+    driver.run()
+    assert all(isinstance(outcome.last, Tokens) for outcome in driver.outcomes.values())
+
+
 def test_a_stream_that_would_wait_beyond_its_deadline_is_refused_now() -> None:
     driver = Driver(HashModel(1, stop_share=0))
     driver.submit(request(0, max_tokens=40))
