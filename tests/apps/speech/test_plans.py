@@ -192,7 +192,7 @@ def test_nobody_there() -> None:
 
 
 def test_one_address_is_enough(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="address 'cloud.example': expected tcp://HOST:PORT"):
+    with pytest.raises(ConfigError, match=r"address 'cloud\.example': expected tcp://HOST:PORT"):
         flagsplit.transcribe(sparse_silence(tmp_path / "x.wav", 1), cloud="cloud.example")
 
 
