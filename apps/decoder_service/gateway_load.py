@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from flagsplit.apps.decoder_service.gateway_errors import ApiError, busy
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
+from flagsplit.apps.decoder_service.gateway_sound import PcmSound
 
 
 class Load:
@@ -23,6 +24,7 @@ class Load:
     def __init__(self, settings: GatewaySettings) -> None:
         self._settings = settings
         self._by_client: Counter[str] = Counter()
+        self._sounds: set[PcmSound] = set()
         self.streams = 0
         self.body_bytes = 0
         self.draining = False
@@ -58,10 +60,28 @@ class Load:
         Raises:
             ApiError: there is none.
         """
-        if self.body_bytes + size_bytes > self._settings.body_budget_bytes:
-            raise busy("the gateway has its hands full of uploads; try again soon", 1.0)
+        self.check_bytes(size_bytes)
         self.body_bytes += size_bytes
         try:
             yield
         finally:
             self.body_bytes -= size_bytes
+
+    @contextmanager
+    def hear(self, sound: PcmSound) -> Iterator[None]:
+        """Count what waits of a sound beside the bodies, until the block ends."""
+        self._sounds.add(sound)
+        try:
+            yield
+        finally:
+            self._sounds.discard(sound)
+
+    def check_bytes(self, size_bytes: int) -> None:
+        """Raise unless there is memory for so much more.
+
+        Raises:
+            ApiError: there is none.
+        """
+        waiting = sum(sound.waiting_bytes for sound in self._sounds)
+        if self.body_bytes + waiting + size_bytes > self._settings.body_budget_bytes:
+            raise busy("the gateway has its hands full of uploads; try again soon", 1.0)

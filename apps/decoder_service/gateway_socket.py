@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, cast
 
-import numpy as np
 from aiohttp import WSMsgType, web
 
 from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Listener, Piece, Wanted
@@ -71,7 +70,10 @@ class SocketClient:
         self._client = client
         self._streams: dict[int, _Stream] = {}
         self._socket = web.WebSocketResponse(
-            protocols=(SUBPROTOCOL,), heartbeat=_HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES + HEAD.size, compress=False
+            protocols=(SUBPROTOCOL,),
+            heartbeat=_HEARTBEAT_S,
+            max_msg_size=MAX_FRAME_BYTES + HEAD.size + 1,
+            compress=False,
         )
 
     async def serve(self, request: web.Request, stopping: asyncio.Event) -> web.WebSocketResponse:
@@ -181,6 +183,7 @@ class SocketClient:
 
     def _listen_to(self, stream: _Stream, form: AudioForm) -> None:
         stream.sound = PcmSound(RATE_HZ)
+        stream.held.enter_context(self._load.hear(stream.sound))
         listener, opening = cast("Listener", stream.backend), stream.opening
         wanted = Wanted(self._client, opening.options)
         work = partial(self._listen, opening.stream, listener.listen(stream.sound, wanted, live=form.live))
@@ -188,10 +191,11 @@ class SocketClient:
         stream.task = asyncio.create_task(self._run(opening.stream, work, None))
 
     def _hear(self, sound: PcmSound, form: AudioForm, frame: Frame) -> None:
-        waiting = sound.waiting * np.dtype(np.float32).itemsize
-        if waiting + len(frame.data) > self._settings.max_audio_bytes:
+        if sound.waiting_bytes + len(frame.data) > self._settings.max_audio_bytes:
             raise ApiError(413, "audio came faster than it is listened to; send it as it is spoken", "too_large")
-        sound.push(form.samples(bytes(frame.data)))
+        samples = form.samples(bytes(frame.data))
+        self._load.check_bytes(samples.nbytes)
+        sound.push(samples)
         if frame.last:
             sound.end()
 

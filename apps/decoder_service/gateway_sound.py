@@ -50,6 +50,11 @@ class PcmSound:
         with self._lock:
             return self._waiting
 
+    @property
+    def waiting_bytes(self) -> int:
+        """The memory that these take."""
+        return self.waiting * np.dtype(np.float32).itemsize
+
     def push(self, samples: Samples) -> None:
         """Some more."""
         with self._lock:

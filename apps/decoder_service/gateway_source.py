@@ -157,7 +157,8 @@ class ClientSource:
             input_s=wanted.input_s,
             name=wanted.client.encode()[:64].decode(errors="ignore"),
         )
-        self._patience.watch(stream)
+        if wanted.options.beams == 1:  # A search gives all of its tokens at its end.
+            self._patience.watch(stream)
         return stream
 
     def close(self) -> None:

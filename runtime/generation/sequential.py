@@ -52,8 +52,8 @@ def generate(
 def _greedy_or_drawn(model: StepModel, request: Generate) -> Iterator[int]:
     stream = begin(model.facts, request, 0, 0.0)
     fed = stream.tokens
-    model.open(0, request.context)
     try:
+        model.open(0, request.context)
         while stream.generated < stream.limit:
             logits = model.step([0], [np.array(fed, np.int64)])
             (token,) = choose(logits, [stream.rule], [stream.generated])

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,30 @@ def test_audio_that_is_none(gateway: Open, data: bytes, flags: int, said: str) -
     client = gateway(RoteListener(), max_audio_bytes=200_000)
     assert said in talk(client, scenario)["error"]["message"]
     assert client.get("/readyz").status == 200
+
+
+class Deaf(RoteListener):
+    """Takes its time before it listens."""
+
+    async def listen(self, sound: Any, wanted: Any, *, live: bool = False) -> AsyncGenerator[Any, None]:
+        await asyncio.sleep(0.3)
+        async for each in super().listen(sound, wanted, live=live):
+            yield each
+
+
+def test_sound_that_waits_counts_as_a_body(gateway: Open) -> None:
+    async def scenario(socket: Socket) -> tuple[Told, list[Told]]:
+        for stream in (1, 2):
+            await socket.say(type="open", stream=stream, audio={})
+            await socket.feed(stream, bytes(1 << 20))  # as large as a frame may be; as numbers it is twice that
+        refused = await socket.hear()
+        return refused, (await socket.hear_all(1))[1]
+
+    client = gateway(Deaf(), body_budget_bytes=3 << 20)
+    refused, told = talk(client, scenario)
+    assert (refused["stream"], refused["error"]["code"]) == (2, "rate_limit_exceeded")
+    assert told[-1]["type"] == "done"
+    assert client.transcribe(b"RIFF" + bytes(64_000)).status == 200
 
 
 def test_tensors_that_do_not_come_hold_no_room(gateway: Open) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from tests.apps.decoder_service.rote import ByteTokenizer
 
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
 from flagsplit.apps.decoder_service.gateway import Gateway
-from flagsplit.apps.decoder_service.gateway_backend import Backend, Wanted
+from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Wanted
 from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
 from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
@@ -32,6 +32,7 @@ from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.service import ServiceProgram, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.testing import HashModel, tiny_facts
+from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -232,6 +233,20 @@ def test_over_services(
                 each.cancel()
     finally:
         service.stop()
+
+
+def test_a_search_may_be_without_a_token_for_longer_than_others() -> None:
+    class Silent:
+        def stream(self, *_: object, **__: object) -> TokenStream:
+            return TokenStream(1, lambda _rid: None)
+
+    source = ClientSource(cast("StreamClient", Silent()), "all", first_s=0.02)
+    search = source.stream(Wanted("c", GenerationOptions(beams=2), (5,)))
+    other = source.stream(Wanted("c", GenerationOptions(), (5,)))
+    with pytest.raises(BusyError, match="no decoder service had room"):
+        other.result(5)
+    assert not search.is_over
+    source.close()
 
 
 @pytest.mark.skipif(find_spec("aiohttp") is not None, reason="aiohttp is installed")

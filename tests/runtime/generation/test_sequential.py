@@ -1,6 +1,6 @@
 """The sequential loop: it goes on where it was, frees its slot whatever happens, and says what cannot be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -75,3 +75,20 @@ def test_a_search_frees_its_slots_even_if_it_fails() -> None:
         list(generate(model, hidden(0), options=GenerationOptions(beams=3)))
     assert model.open_slots == 0
     assert len(list(generate(model, hidden(0), options=GenerationOptions(beams=3, max_tokens=5)))) == 5
+
+
+class FailsAtFirst(HashModel):
+    """A model that has no memory for its first stream, and says so when it has begun it."""
+
+    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
+        super().open(slot, context)
+        if not self.steps:
+            self.steps = 1
+            raise InputError("no memory")
+
+
+def test_a_stream_that_cannot_be_opened_leaves_its_slot_to_the_next() -> None:
+    model = FailsAtFirst(1)
+    with pytest.raises(InputError, match="no memory"):
+        next(generate(model, hidden(1)))
+    assert next(generate(model, hidden(1))) is not None
