@@ -46,7 +46,9 @@ def bundle_source(bundle: Bundle, tier: str, plan: str = "") -> ProgramSource:
     else:
         plans = {each: found for each, found in parts.plans.items() if found.loop_tier == index and not found.layers}
     if not plans:
-        raise ConfigError(f"no plan of {bundle.path} has its loop on {tier}; serve another tier or name a --plan")
+        divided = [each for each, found in parts.plans.items() if found.loop_tier == index and found.layers]
+        todo = f"name one that divides the layers: --plan {' or '.join(divided)}" if divided else "serve another tier"
+        raise ConfigError(f"no plan of {bundle.path} has its whole loop on {tier}; {todo}")
     return ProgramSource(
         name,
         bundle.digest,

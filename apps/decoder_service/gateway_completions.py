@@ -122,7 +122,10 @@ def _prompts(asked: Any, facts: ModelFacts, tokenizer: Tokenizer) -> tuple[tuple
     found = []
     for each in listed:
         if not isinstance(each, str) and not _are_tokens(each, facts):
-            raise wrong("prompt", f"texts, or tokens from 0 to {facts.vocabulary - 1}", each)
+            odd = (
+                next((one for one in listed if not _are_tokens([one], facts)), each) if isinstance(each, int) else each
+            )
+            raise wrong("prompt", f"texts, or tokens from 0 to {facts.vocabulary - 1}", odd)
         found.append((*facts.begin, *tokenizer.encode(each)) if isinstance(each, str) else tuple(each))
         if not found[-1]:
             raise wrong("prompt", "at least one token to go on from", each)

@@ -22,6 +22,7 @@ def configure(form: LogFormat, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # It tells of each pass over a graph.
 
 
 def event_extra(event: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A bundle's plans, served: whatever crosses the cut of a plan, the tokens are those of the sequential loop."""
 
+import re
 import runpy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -111,9 +112,11 @@ def test_layers_on_both_sides_give_the_tokens_of_the_whole(tmp_path: Path) -> No
 
 def test_the_example_runs_the_first_layers_here(tmp_path: Path) -> None:
     program, wanted = decoder()
-    bundle = built(program, tmp_path, {"pins": {"layer.0": "phone", "layer.1": "cloud"}})
+    bundle = built(program, tmp_path, {"pins": {"layer.0": "phone", "layer.1": "cloud", "Loop": "phone"}})
     assert bundle.program is not None
     plan = next(name for name, parts in bundle.program.plans.items() if parts.layers)
+    with pytest.raises(ConfigError, match=f"name one that divides the layers: --plan {re.escape(plan)}"):
+        bundle_source(bundle, "cloud")
     channel = ZmqChannel(security=KeyStore().security())
     service = DecoderService(
         bundle_source(bundle, "cloud", plan), channel, "tcp://127.0.0.1:0", DecoderSettings(slots=1, threads=1)

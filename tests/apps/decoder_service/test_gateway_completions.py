@@ -88,7 +88,7 @@ def test_without_a_seed_answers_differ(gateway: Open) -> None:
         ({}, 400, "prompt", "prompt: expected a text, tokens, or a list"),
         ({"prompt": []}, 400, "prompt", "prompt: expected"),
         ({"prompt": ""}, 400, "prompt", "at least one token"),
-        ({"prompt": [1, 256]}, 400, "prompt", "tokens from 0 to 255"),
+        ({"prompt": [1, 256]}, 400, "prompt", "tokens from 0 to 255, came 256"),
         ({"prompt": [True]}, 400, "prompt", "tokens from 0 to 255"),
         ({"prompt": ["x"] * 65}, 400, "prompt", "at most 64"),
         ({"prompt": "x", "temperature": 2.5}, 400, "temperature", "a number from 0 to 2, came 2.5"),

@@ -117,6 +117,7 @@ def test_configure(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         configure(form)
         logging.getLogger("flagsplit.x").info("hello %s", "there")
         logging.getLogger("flagsplit.x").debug("not this")
+        logging.getLogger("onnx_ir.passes").info("nor this")
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
