@@ -24,7 +24,7 @@ from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.apps.decoder_service.gateway_beside import GatewayBeside
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings, EngineFactory, Provider, local_engine
-from flagsplit.errors import PeerError
+from flagsplit.errors import ConfigError, PeerError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.service import ServiceSettings
 from flagsplit.runtime.telemetry.logs import LogFormat, configure
@@ -72,7 +72,7 @@ def command(
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Make tokens in this process, or in replicas of Ray Serve.")
     ] = "local",
-    replicas: Annotated[int, typer.Option(min=1, help="With --engine ray: how many replicas there are.")] = 2,
+    replicas: Annotated[int, typer.Option(min=0, help="With --engine ray: how many replicas there are; 0 is 2.")] = 0,
     max_replicas: Annotated[
         int, typer.Option(min=0, help="With --engine ray: how many there may be when streams queue up.")
     ] = 0,
@@ -99,6 +99,11 @@ def command(
 
     Only clients whose keys are allowed are heard (flagsplit keys).
     """
+    if engine == "local" and (replicas or max_replicas or ray_address or ray_name):
+        raise ConfigError(
+            "--replicas, --max-replicas, --ray-address and --ray-name are of --engine ray, came the local engine; add "
+            "--engine ray, or start a decode-serve for each replica"
+        )
     configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     source = open_source(program, tier, plan)
     store = KeyStore(keys)
@@ -119,11 +124,12 @@ def command(
         service=ServiceSettings(
             machine, TelemetrySettings(http, trace_file, log=True), WorkerHooks(is_worker=store.is_worker)
         ),
-        engine=_engine(engine, RaySettings(replicas, max_replicas, slots, address=ray_address, name=ray_name)),
+        engine=_engine(engine, RaySettings(replicas or 2, max_replicas, slots, address=ray_address, name=ray_name)),
     )
     options = GatewayOptions(
         gateway, api_keys, tls_cert, tls_key, insecure_public, allow_origin or [], max_upload_mb, drain_s
     )
+    page = options.settings() if gateway else None
     broken: list[Exception] = []
     with ending() as (ended, end):
 
@@ -134,7 +140,7 @@ def command(
         service = DecoderService(source, ZmqChannel(security=store.security()), listen, settings, failed, end)
         beside: GatewayBeside | None = None
         try:
-            beside = GatewayBeside(service, options.settings(), model_name) if gateway else None
+            beside = GatewayBeside(service, page, model_name) if page is not None else None
             _announce(service, tier, program, beside, as_json=as_json)
             if wait_for_end(ended, watch_stdin=until_stdin_closes):
                 going_on = 1

@@ -119,6 +119,10 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         (("decode-serve", "PROGRAM", "--gateway", "127.0.0.1:0", "--api-keys", "/none"), "cannot read the tokens"),
         (("decode-serve", "PROGRAM", "--gateway", "127.0.0.1:0", "--tls-key", "/none"), "belong together"),
         (("decode-serve", "PROGRAM", "--engine", "cloud"), "'--engine'"),
+        (
+            ("decode-serve", "PROGRAM", "--replicas", "3"),
+            "are of --engine ray, came the local engine; add --engine ray",
+        ),
         pytest.param(
             ("decode-serve", "PROGRAM", "--engine", "ray"),
             'needs Ray, which is not installed; pip install "flagsplit[ray]"',
