@@ -121,7 +121,7 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         (("decode-serve", "PROGRAM", "--engine", "cloud"), "'--engine'"),
         (
             ("decode-serve", "PROGRAM", "--replicas", "3"),
-            "are of --engine ray, came the local engine; add --engine ray",
+            "are of --engine ray, came the local engine",
         ),
         pytest.param(
             ("decode-serve", "PROGRAM", "--engine", "ray"),
