@@ -111,7 +111,6 @@ def test_a_range(attention: Path, said: Said, tmp_path: Path) -> None:
     assert "coreml takes T 2..300 on tier phone" in notes
     assert any("beside the accelerator" in note and "1764, confidence medium" in note for note in notes)
     bundle = flagsplit.open(output)
-    assert bundle.facts.format == (1, 4)
     assert (bundle.facts.nominal_dims, bundle.facts.dim_ranges) == ({"T": 24}, {"T": (2, 300)})
     _check(bundle, attention, (2, 24, 131, 300), (1, 301), "expected T from 2 to 300")
     report = flagsplit.verify(bundle, random=1, dims={"T": 77})

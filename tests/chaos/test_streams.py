@@ -57,7 +57,7 @@ def asked(folder: Path) -> list[Asked]:
         numbers = np.random.default_rng(number).standard_normal((1, 3 + number % 5, model.facts.width))
         tensors: dict[str, Array] = {"hidden": numbers.astype(np.float32)}
         prompt = (1, 3 + number % 7)
-        options = GenerationOptions(max_tokens=120, temperature=float(number % 2), seed=number)
+        options = GenerationOptions(max_tokens=200, temperature=float(number % 2), seed=number)
         found.append(Asked(tensors, prompt, options, tuple(generate(model, tensors, prompt, options))))
     model.close()
     return found
@@ -80,6 +80,7 @@ def test_streams_are_whole_whoever_is_killed(
     settings = ClientSettings(deadline_s=_PATIENCE_S, connect_s=20, machine=machine)
     model = OrtStepModel(folder, 1, 1)
     own = SequentialLoop(model) if local else None
+    moved = list[bool]()
     with StreamClient(decoders.addresses, decoders.digest, local=own, settings=settings) as client:
         for first in range(0, _STREAMS, _BURST):
             decoders.revive()
@@ -94,7 +95,8 @@ def test_streams_are_whole_whoever_is_killed(
                 decoders.kill(index)
             assert [stream.result(_PATIENCE_S) for stream in streams] == [each.wanted for each in burst]
             assert all([each.offset for each in stream.made] == list(range(len(stream.made))) for stream in streams)
-            assert any(len(set(stream.where)) > 1 for stream in streams)
+            moved += [len(set(stream.where)) > 1 for stream in streams]
+        assert any(moved)
         assert client.moves["lost"] > 0
         assert client.live == 0
     model.close()
