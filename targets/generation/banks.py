@@ -70,6 +70,8 @@ class Banks(Generic[B]):
         if bank is not None:
             bank.cache.remove(slot)
             self._settle()
+            for each in self.banks:
+                each.cache.shrink()
 
     def copy(self, source: int, target: int) -> None:
         """Make a slot like another."""

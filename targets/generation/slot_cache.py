@@ -18,6 +18,8 @@ _UNIT = 16
 """Lengths of arrays are multiples of so many tokens or frames."""
 _GROWTH = 1.25
 """By how much arrays grow that will have to grow again."""
+_SLACK = 4
+"""Arrays that are so many times as large as those in use need are replaced when a stream ends."""
 
 
 def padded_length(length: int) -> int:
@@ -144,6 +146,17 @@ class SlotCache:
             needed = int(lengths[: self.count].max(initial=1))
             if arrays and self._padded(needed) < _length_of(arrays):
                 self._replace(arrays, len(next(iter(arrays.values()))), self._padded(needed))
+
+    def shrink(self) -> None:
+        """Free what arrays hold, if it is far more than the rows in use need."""
+        if not self._shrinks:
+            return
+        for arrays, lengths in ((self.past, self.lengths), (self.cross, self.frames)):
+            if arrays:
+                has_rows, _, has_length, _ = next(iter(arrays.values())).shape
+                rows, length = max(1, self.count), self._padded(int(lengths[: self.count].max(initial=1)))
+                if has_rows * has_length > _SLACK * rows * length:
+                    self._replace(arrays, min(has_rows, 2 * rows), length)
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a slot."""

@@ -63,6 +63,30 @@ def test_a_long_stream_does_not_make_all_others_long() -> None:
     assert (made.of(7).cache.past["past"][made.of(7).cache.rows([7])[0], 0, :10] == 7).all()
 
 
+def test_what_streams_held_is_freed_when_they_end() -> None:
+    made = banks(10_000_000)
+    for slot in range(16):
+        made.add(slot, 200)
+        grow(made, slot, 20)
+    grow(made, 0, 1000)
+    (bank,) = made.banks
+    most = bank.cache.nbytes
+    assert most > 16 * 4 * 1200
+    for slot in range(15):
+        made.remove(slot)
+        used = 4 * max(1, bank.cache.count) * sum(max(16, each + 15) for each in bank.cache.longest(without=-1))
+        assert bank.cache.nbytes <= 4 * used
+        for left in range(slot + 1, 16):
+            (row,) = bank.cache.rows([left])
+            assert (bank.cache.past["past"][row, 0, :20] == left).all()
+    assert bank.cache.nbytes < most / 20
+    made.remove(15)
+    assert bank.cache.nbytes < 1000
+    made.add(3, 70)
+    grow(made, 3, 300)
+    assert (made.length(3), made.of(3).cache.capacity[1]) == (300, 80)
+
+
 def test_a_copy_is_where_its_source_is() -> None:
     made = banks(100)
     for slot, frames in ((0, 10), (1, 2000)):
