@@ -28,7 +28,7 @@ class SegmentLoader(Protocol):
 
 
 PartKey = tuple[str, int, str]
-"""A part that loaded segments may share: its bundle, how often that was added before, and the part's id.
+"""A part that loaded segments may share: its bundle, in which turn that was added, and the part's id.
 
 A bundle that was removed and added again is loaded anew, while a run may still hold what was loaded first.
 """
@@ -51,7 +51,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class _Added:
-    """A bundle's contents, and how many bundles were added before."""
+    """A bundle's contents, and its turn among all that were added."""
 
     contents: Contents
     turn: int

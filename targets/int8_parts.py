@@ -86,7 +86,7 @@ def _quantized(part: ChipPart, min_cosine: float, floating: Mapping[str, str]) -
         raise ModelError(f"segment {part.segment} cannot be run on its samples: {error}") from error
     raise ModelError(
         f"segment {part.segment} cannot be int8: cosine {found.cosine:.6f} at its outputs leaves {far:.4f} at the "
-        f"model's, and at least {min_cosine} is wanted; leave it in floating point, or lower litert.min_cosine"
+        f"model's, and at least {min_cosine} is wanted; leave it in floating point, or ask for less by min_cosine"
     )
 
 

@@ -303,7 +303,9 @@ def test_two_models_of_one_name() -> None:
 
 
 def test_beyond_this_host_if_it_is_said() -> None:
-    Gateway([Rote()], GatewaySettings("0.0.0.0:0", insecure_public=True)).close()
+    gateway = Gateway([Rote()], GatewaySettings("0.0.0.0:0", insecure_public=True))
+    gateway.close()
+    assert gateway.url.startswith("http://")
 
 
 @pytest.mark.slow
