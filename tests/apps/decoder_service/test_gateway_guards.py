@@ -1,5 +1,6 @@
 """What stands before the gateway's pages: tokens, origins, limits of sizes, times and numbers; and how it ends."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -202,6 +203,7 @@ def test_what_breaks_after_the_first_event_is_an_event(gateway: Open, caplog: py
             async for piece in super().generate(wanted):
                 yield piece
                 if self.asked[1:]:
+                    await asyncio.sleep(0.5)  # until the first event is written
                     raise ZeroDivisionError("a secret")
 
     client = gateway(rote := Breaking())
