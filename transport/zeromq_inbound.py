@@ -96,7 +96,11 @@ class Listener:
         self._router.setsockopt(zmq.BACKLOG, 1024)
         # ROUTER_HANDOVER stays off: a routing id serves one connection only, so who claims it again is a stranger.
         secure_server(self._router, security)
-        self._monitor = Monitor(context, self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        try:
+            self._monitor = Monitor(context, self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        except BaseException:
+            self._router.close()
+            raise
         self._accepted: dict[int, Connection] = {}
         self._routes: dict[bytes, Connection] = {}
         self._peers: dict[str, InboundPeer] = {}

@@ -55,7 +55,11 @@ class LaneSocket:
             # Only here: on the data lane a heartbeat would wait behind a chunk and give up a slow but healthy link.
             self.socket.heartbeat_ivl = round(options.heartbeat_s * 1000)
             self.socket.heartbeat_timeout = self.socket.heartbeat_ttl = round(options.heartbeat_s * 3000)
-        self.monitor = Monitor(context, self.socket, _WATCHED)
+        try:
+            self.monitor = Monitor(context, self.socket, _WATCHED)
+        except BaseException:
+            self.socket.close()
+            raise
         self.connected = False
         self.ready = False
 

@@ -18,6 +18,7 @@ from flagsplit.apps.cli.gateway_options import (
     TlsCert,
     TlsKey,
 )
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.cli.serve import LogLevel
 from flagsplit.apps.decoder_service.bundle_source import open_source
@@ -104,6 +105,7 @@ def command(
             "--replicas, --max-replicas, --ray-address and --ray-name are of --engine ray, came the local engine; add "
             "--engine ray, or start a decode-serve for each replica"
         )
+    allow_many_open_files()
     configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     source = open_source(program, tier, plan)
     store = KeyStore(keys)

@@ -17,6 +17,7 @@ from flagsplit.apps.cli.gateway_options import (
     TlsCert,
     TlsKey,
 )
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.errors import ConfigError
@@ -59,6 +60,7 @@ def command(
     from flagsplit.apps.decoder_service.gateway_source import ClientSource
     from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 
+    allow_many_open_files()
     require_aiohttp()
     addresses = [each.strip() for each in cloud.split(",") if each.strip()]
     if not addresses:

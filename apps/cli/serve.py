@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from flagsplit.apps.cli.ending import ending, wait_for_end
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.errors import ConfigError, PeerError
@@ -68,6 +69,7 @@ def command(
 
     Only clients whose keys are allowed are heard, and only those with the right to may send bundles (flagsplit keys).
     """
+    allow_many_open_files()
     configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     opened = [open_bundle(path) for path in bundles or ()]
     host = LoadOptions(threads=threads, target=target)

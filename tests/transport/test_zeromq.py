@@ -1,6 +1,7 @@
 """The ZeroMQ channel against real failures: killed processes, wrong keys, strangers, garbage, floods, taken ports."""
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zmq
 
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.transport.channel import ChannelOptions, Down, Received, Up, Violated, inbound_name
@@ -482,3 +484,28 @@ def test_last_words_come_before_the_end_when_only_the_end_was_seen(open_channel:
     listener.receive(time.monotonic(), 64, {listener._monitor.socket})
     listener.advance(time.monotonic() + 1.0)
     assert [type(event) for event in events] == [Received, Down]
+
+
+@pytest.mark.parametrize("made", range(6))
+def test_without_descriptors_it_does_not_listen_and_still_ends(
+    made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its sockets is the first that there is no descriptor for."""
+    make, left = zmq.Context.socket, itertools.count(1)
+
+    def out_of_descriptors(context: zmq.Context[zmq.Socket[bytes]], *arguments: object) -> object:
+        if next(left) > made:
+            raise zmq.ZMQError(errno.EMFILE)
+        return make(context, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zmq.Context, "socket", out_of_descriptors)
+    channel = ZmqChannel(security=KeyStore(tmp_path / "keys").security())
+    if made < 5:
+        with pytest.raises(ConfigError, match="cannot listen on .*Too many open files"):
+            channel.listen("tcp://127.0.0.1:0")
+    else:
+        channel.listen("tcp://127.0.0.1:0")
+    ended = threading.Thread(target=channel.close, daemon=True)
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
