@@ -501,7 +501,7 @@ def test_without_descriptors_it_does_not_listen_and_still_ends(
     monkeypatch.setattr(zmq.Context, "socket", out_of_descriptors)
     channel = ZmqChannel(security=KeyStore(tmp_path / "keys").security())
     if made < 5:
-        with pytest.raises(ConfigError, match="cannot listen on .*Too many open files"):
+        with pytest.raises(ConfigError, match=r"cannot listen on .*Too many open files"):
             channel.listen("tcp://127.0.0.1:0")
     else:
         channel.listen("tcp://127.0.0.1:0")
@@ -509,3 +509,14 @@ def test_without_descriptors_it_does_not_listen_and_still_ends(
     ended.start()
     ended.join(20)
     assert not ended.is_alive()
+
+
+def test_who_never_finishes_a_handshake_is_not_blamed_for_its_key(
+    open_channel: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    """A process that is stopped: its host takes connections, and nobody answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = open_channel(KeyStore(tmp_path).security(), options=HASTY)
+        client.channel.connect("server", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        until(lambda: bool(client.named(Down, "server")), client, what="Down of a server that says nothing")
+    assert "did not finish the handshake in time; is it stopped" in client.named(Down, "server")[0].reason
