@@ -1,5 +1,6 @@
 """`flagsplit gateway`: OpenAI's pages and a WebSocket, in front of decoder services."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -19,8 +20,10 @@ from flagsplit.apps.cli.gateway_options import (
 )
 from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json
+from flagsplit.apps.cli.serve import LogLevel
 from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.errors import ConfigError
+from flagsplit.runtime.telemetry.logs import LogFormat, configure
 
 
 def command(
@@ -47,6 +50,8 @@ def command(
         str,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there too; port 0: a free one."),
     ] = "",
+    log_format: Annotated[LogFormat, typer.Option(help="Logs for people or for programs.")] = "text",
+    log_level: Annotated[LogLevel, typer.Option(help="info says when services come and go.")] = "info",
     until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
 ) -> None:
@@ -61,6 +66,7 @@ def command(
     from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 
     allow_many_open_files()
+    configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
     require_aiohttp()
     addresses = [each.strip() for each in cloud.split(",") if each.strip()]
     if not addresses:
