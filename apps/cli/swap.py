@@ -48,7 +48,7 @@ def command(
     if retire not in ("", "old") and not _DIGEST.fullmatch(retire):
         # A worker that does not serve it has nothing to retire, and says that it is done.
         raise ConfigError(
-            f"--retire expects old, or all 64 characters of a digest as flagsplit inspect --json says it, came {retire!r}"
+            f"--retire expects old, or all 64 characters of a digest, as inspect --json says it; came {retire!r}"
         )
     opened = open_bundle(bundle)
     workers = _workers(opened, pairs("--tier", tier))
