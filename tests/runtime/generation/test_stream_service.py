@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -211,6 +212,36 @@ def test_what_a_model_cannot_run_on_is_an_input_error(keys: Path, serve: Callabl
             client.stream(hidden(1), OPTIONS, plan="cut", deadline_s=float("nan"))
         with pytest.raises(InputError, match="layers"):
             client.stream_rows((1,), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "abc"},
+        {"prompt": (1.5,)},
+        {"prompt": (-1,)},
+        {"prompt": (1 << 40,)},
+        {"prompt": 7},
+        {"delivered": (None,)},
+        {"delivered": (1,) * (OPTIONS.max_tokens + 1)},
+        {"plan": 5},
+        {"key": b"a"},
+        {"name": None},
+        {"input_s": float("nan")},
+        {"input_s": -1.0},
+        {"input_s": "1"},
+    ],
+    ids=str,
+)
+def test_what_is_no_stream_is_refused_and_hurts_no_other(
+    keys: Path, serve: Callable[..., StreamService], asked: dict[str, Any]
+) -> None:
+    """On the client's own thread it would end all streams; at a service it would be asked again until the deadline."""
+    with connect(keys, serve()) as client:
+        with pytest.raises(InputError, match=next(iter(asked))):
+            client.stream(hidden(1), OPTIONS, **{"plan": "cut", **asked})
+        some = client.stream(hidden(3), OPTIONS, plan="cut", prompt=np.array([], np.int64))
+        assert some.result(10) == wanted(3)
 
 
 def test_closing_a_client_ends_its_streams_with_an_error(keys: Path, serve: Callable[..., StreamService]) -> None:
