@@ -39,7 +39,8 @@ from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
 _log = logging.getLogger(__name__)
-_NAME_BYTES = 64
+_NAME_BYTES, _PLAN_BYTES, _TENSOR_BYTES = 64, 128, 256
+_MOST_TENSORS = 255  # An Open has 256, and tokens are one of them.
 _MOST_TOKEN = 1 << 31
 
 
@@ -254,10 +255,19 @@ class StreamClient:
 
 
 def _check(request: StreamRequest, options: GenerationOptions) -> None:
-    texts: dict[str, object] = {"plan": request.plan, "key": request.key, "name": request.name}
-    for what, text in texts.items():
-        if not isinstance(text, str):
-            raise InputError(f"{what}: expected a text, came {text!r:.80}")
+    """Raise InputError for what no message can say."""
+    limits: dict[str, tuple[object, float]] = {
+        "plan": (request.plan, _PLAN_BYTES),
+        "key": (request.key, math.inf),
+        "name": (request.name, _NAME_BYTES),
+    }
+    for what, (text, most_bytes) in limits.items():
+        _check_text(what, text, most_bytes)
+    tensors = request.tensors or {}
+    if len(tensors) > _MOST_TENSORS:
+        raise InputError(f"expected at most {_MOST_TENSORS} tensors, came {len(tensors)}")
+    for name in tensors:
+        _check_text("the name of a tensor", name, _TENSOR_BYTES)
     seconds: object = request.input_s
     if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise InputError(f"input_s: expected seconds, 0 if they are not known, came {seconds!r:.80}")
@@ -265,8 +275,17 @@ def _check(request: StreamRequest, options: GenerationOptions) -> None:
         raise InputError(
             f"delivered: expected at most max_tokens, {options.max_tokens}, came {len(request.delivered)} tokens"
         )
-    if len(request.name.encode()) > _NAME_BYTES:
-        raise InputError(f"name: expected at most {_NAME_BYTES} bytes, came {request.name[:80]!r}")
+
+
+def _check_text(what: str, text: object, most_bytes: float) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{what}: expected a text, came {text!r:.80}")
+    try:
+        is_short = len(text.encode()) <= most_bytes
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: expected whole characters, came {text!r:.80}") from None
+    if not is_short:
+        raise InputError(f"{what}: expected at most {most_bytes} bytes, came {text!r:.80}")
 
 
 def _tokens(what: str, given: Sequence[int]) -> tuple[int, ...]:
