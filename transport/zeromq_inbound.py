@@ -46,6 +46,8 @@ from flagsplit.transport.zeromq_sockets import (
 UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
 _LAST_WORDS_S = 0.05
+# A routing id is never used twice, so that one is remembered for longer than needed does no harm.
+_REMEMBERED_ROUTES = 1024
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
 
@@ -63,6 +65,9 @@ class Connection:
     introduced: bool = False
     ignored: bool = False
     meter: Meter = field(default_factory=Meter)
+
+
+_DEPARTED = Connection(-1, -1, ignored=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +109,7 @@ class Listener:
         self._accepted: dict[int, Connection] = {}
         self._routes: dict[bytes, Connection] = {}
         self._peers: dict[str, InboundPeer] = {}
+        self._departed: deque[bytes] = deque()
         self._fading: deque[tuple[float, Connection]] = deque()
         self._guard = FloodGuard(options.max_unfinished_bytes)
         self._admission = Admission(options)
@@ -149,7 +155,8 @@ class Listener:
         for route, frames in batch:
             self._take(now_s, route, frames)
         for connection in ended:
-            if self._may_still_speak(connection):
+            # With a full batch there may be more to read, a Done maybe, that was said before the end.
+            if self._may_still_speak(connection) or len(batch) >= budget:
                 self._fading.append((now_s + _LAST_WORDS_S, connection))
             else:
                 self._end(connection, "the connection was lost")
@@ -390,7 +397,13 @@ class Listener:
 
     def _end(self, connection: Connection, reason: str) -> None:
         connection.ignored = True
-        self._routes.pop(connection.route, None)
+        if self._routes.get(connection.route) is connection:
+            # Its last messages may be unread still. Whose route is not known is looked for by its descriptor, which another
+            # connection may have by now.
+            self._routes[connection.route] = _DEPARTED
+            self._departed.append(connection.route)
+            if len(self._departed) > _REMEMBERED_ROUTES:
+                del self._routes[self._departed.popleft()]
         if connection.peer is not None:
             self._drop(connection.peer, reason)
 

@@ -520,3 +520,28 @@ def test_who_never_finishes_a_handshake_is_not_blamed_for_its_key(
         client.channel.connect("server", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
         until(lambda: bool(client.named(Down, "server")), client, what="Down of a server that says nothing")
     assert "did not finish the handshake in time; is it stopped" in client.named(Down, "server")[0].reason
+
+
+def test_late_words_are_not_taken_for_those_of_who_has_the_descriptor_now(
+    open_channel: Callable[..., Recorder],
+) -> None:
+    """Who left may have said more than is read in a turn, and the next connections get the numbers of the last ones."""
+    server = open_channel(options=ChannelOptions(max_events_per_poll=1))
+    address = listening(server)
+    leaver = Recorder(ZmqChannel(security=NO_SECURITY))
+    leaver.channel.connect("server", address)
+    name = introduce(leaver, server)
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(socket.socket()) for _ in range(40)]
+        for number in range(20):
+            leaver.channel.send("server", Ping(number, 0))
+        leaver.channel.send("server", Bye("that was all"))
+        leaver.channel.close()
+        time.sleep(0.2)  # libzmq reads all of it and closes both connections, while nobody asks for it
+        for stranger in strangers:
+            stranger.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        time.sleep(0.2)  # and accepts these, while nobody is told
+        until(lambda: bool(server.named(Down, name)), server, what="Down of who left")
+        for _ in range(100):
+            server.pump(0.002)
+    assert not [event for event in server.events if isinstance(event, Violated)]
