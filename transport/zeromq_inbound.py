@@ -11,7 +11,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 import zmq
@@ -26,12 +25,13 @@ from flagsplit.transport.channel import (
     Violated,
     inbound_name,
 )
-from flagsplit.transport.floodguard import FloodGuard, Meter, cut_connection
+from flagsplit.transport.floodguard import FloodGuard, cut_connection
 from flagsplit.transport.flow import Flow
 from flagsplit.transport.messages import Attach, Credit, Frame, Hello, Lane, Message, decode, encode
 from flagsplit.transport.peer_limits import Admission, PeerRates
 from flagsplit.transport.security import NoSecurity, Security
 from flagsplit.transport.zeromq_bind import bind_router
+from flagsplit.transport.zeromq_connections import Connection, InboundPeer, Routes
 from flagsplit.transport.zeromq_sockets import (
     Context,
     Monitor,
@@ -46,42 +46,8 @@ from flagsplit.transport.zeromq_sockets import (
 UNNAMED_PEER = inbound_name("?")
 # A peer that leaves closes both lanes; its Bye on the control lane may come a little after the end of the data lane.
 _LAST_WORDS_S = 0.05
-# A routing id is never used twice, so that one is remembered for longer than needed does no harm.
-_REMEMBERED_ROUTES = 1024
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One accepted connection. `inode` tells it from a later one that got the same descriptor number."""
-
-    fd: int
-    inode: int
-    since_s: float = 0.0
-    route: bytes = b""
-    peer: "InboundPeer | None" = None
-    lane: Lane = Lane.CONTROL
-    introduced: bool = False
-    ignored: bool = False
-    meter: Meter = field(default_factory=Meter)
-
-
-_DEPARTED = Connection(-1, -1, ignored=True)
-
-
-@dataclass(slots=True, eq=False)
-class InboundPeer:
-    """The two connections of one attempt of one process. `serial` grows with each of its attempts."""
-
-    name: str
-    instance: str
-    serial: int
-    user_id: str
-    flow: Flow
-    rates: PeerRates
-    lines: dict[Lane, Connection]
-    up: bool = False
 
 
 class Listener:
@@ -107,9 +73,8 @@ class Listener:
             self._router.close()
             raise
         self._accepted: dict[int, Connection] = {}
-        self._routes: dict[bytes, Connection] = {}
+        self._routes = Routes()
         self._peers: dict[str, InboundPeer] = {}
-        self._departed: deque[bytes] = deque()
         self._fading: deque[tuple[float, Connection]] = deque()
         self._guard = FloodGuard(options.max_unfinished_bytes)
         self._admission = Admission(options)
@@ -280,7 +245,7 @@ class Listener:
         if connection.ignored:
             return None
         connection.route = route
-        self._routes[route] = connection
+        self._routes.add(connection)
         match = _ROUTE.fullmatch(route)
         if match is None:
             self._violate(connection, "the routing id is not <instance>:<lane>:<serial>")
@@ -397,13 +362,7 @@ class Listener:
 
     def _end(self, connection: Connection, reason: str) -> None:
         connection.ignored = True
-        if self._routes.get(connection.route) is connection:
-            # Its last messages may be unread still. Whose route is not known is looked for by its descriptor, which another
-            # connection may have by now.
-            self._routes[connection.route] = _DEPARTED
-            self._departed.append(connection.route)
-            if len(self._departed) > _REMEMBERED_ROUTES:
-                del self._routes[self._departed.popleft()]
+        self._routes.end(connection)
         if connection.peer is not None:
             self._drop(connection.peer, reason)
 

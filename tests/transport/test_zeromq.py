@@ -522,7 +522,7 @@ def test_who_never_finishes_a_handshake_is_not_blamed_for_its_key(
     assert "did not finish the handshake in time; is it stopped" in client.named(Down, "server")[0].reason
 
 
-def test_late_words_are_not_taken_for_those_of_who_has_the_descriptor_now(
+def test_late_words_are_not_those_of_who_has_the_descriptor_now(
     open_channel: Callable[..., Recorder],
 ) -> None:
     """Who left may have said more than is read in a turn, and the next connections get the numbers of the last ones."""

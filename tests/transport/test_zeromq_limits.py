@@ -17,6 +17,7 @@ from flagsplit.transport.tensors import chunks_of
 from flagsplit.transport.testing import Recorder, sample_hello, sample_open, until
 from flagsplit.transport.testing_tools import introduce
 from flagsplit.transport.zeromq import ZmqChannel
+from flagsplit.transport.zeromq_connections import Routes
 
 Opener = Callable[..., Recorder]
 
@@ -46,7 +47,7 @@ def counts(server: Recorder) -> tuple[int, int, int]:
     assert isinstance(server.channel, ZmqChannel)
     listener = server.channel._listener
     assert listener is not None
-    return len(listener._accepted), len(listener._routes) - len(listener._departed), len(listener._peers)
+    return len(listener._accepted), len(listener._routes), len(listener._peers)
 
 
 def test_the_newest_connection_beyond_the_limit_is_refused(open_channel: Opener) -> None:
@@ -136,7 +137,7 @@ def test_too_many_messages_are_a_violation(open_channel: Opener) -> None:
 
 @pytest.mark.slow
 def test_who_reconnects_forever_leaves_nothing(open_channel: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zeromq_inbound, "_REMEMBERED_ROUTES", 20)
+    monkeypatch.setattr(zeromq_inbound, "Routes", lambda: Routes(20))
     server = open_channel(max_inbound_connections=16)
     address = listen(server)
     port = int(address.rpartition(":")[2])
@@ -157,7 +158,7 @@ def test_who_reconnects_forever_leaves_nothing(open_channel: Opener, monkeypatch
     assert isinstance(server.channel, ZmqChannel)
     assert server.channel._listener is not None
     assert not server.channel._listener._owing
-    assert len(server.channel._listener._routes) == 20
+    assert len(server.channel._listener._routes._known) == 20
     assert len(refusals(server)) < 20, "refusals are told once a second"
 
 
