@@ -12,7 +12,8 @@ from flagsplit.apps.speech.encoding import Chain, Rest
 from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
 from flagsplit.flagir.programs import ProgramFacts
 from flagsplit.runtime.generation.client import StreamClient
-from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.events import Tokens
+from flagsplit.runtime.generation.sequential import events
 from flagsplit.runtime.generation.stream_events import StreamRequest
 from flagsplit.targets.generation.step_model import StepModel
 
@@ -64,10 +65,10 @@ class PhoneLoop:
         self._facts, self._rest, self._open_steps = facts, rest, open_steps
         self._steps: StepModel | None = None
 
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[Tokens]:
         """The tokens of a stream after those that were delivered."""
         self._steps = self._steps or self._open_steps()
-        return generate(
+        return events(
             self._steps,
             {"hidden": self._rest.hidden(request.tensors or {})},
             (*(request.prompt or self._facts.prompt), *delivered),

@@ -32,13 +32,13 @@ class BeamSearch:
     Args:
         rule: how tokens are taken; its options say how many beams.
         limit: tokens of the longest candidate; at least 1.
-        number: how many tokens the stream has generated before the search.
+        before: the tokens that the stream has generated before the search.
     """
 
-    def __init__(self, rule: TokenRule, limit: int, number: int = 0) -> None:
+    def __init__(self, rule: TokenRule, limit: int, before: tuple[int, ...] = ()) -> None:
         self._rule = rule
         self._limit = limit
-        self._number = number
+        self._before = before
         self._finished: list[Candidate] = []
         self._cut: list[Candidate] = []
         self.live: list[Candidate] = [Candidate((), 0.0)]
@@ -66,8 +66,7 @@ class BeamSearch:
             For each candidate of the new `live`, the index of the one before that it continues.
         """
         count = len(self.live)
-        number = self._number + len(self.live[0].tokens)
-        suppress(logits, [self._rule] * count, [number] * count)
+        suppress(logits, [self._rule] * count, [(*self._before, *each.tokens) for each in self.live])
         totals = np.array([each.log_probability for each in self.live])[:, None] + _log_softmax(logits)
         beams, parents, going = self._rule.options.beams, list[int](), list[Candidate]()
         for place in _in_order(totals.ravel(), beams * (1 + len(self._rule.stops))):

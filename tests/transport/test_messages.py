@@ -168,6 +168,9 @@ SINCE_1_2: dict[str, Message] = {
     "failed": Failed("s-1", 42, 2, "cloud", "busy", "64 streams wait", retryable=True, retry_ms=1500),
     "tokens": Tokens("s-1", 42, 2, 17, (0, 50256, 2**53 - 1)),
     "tokens_last": Tokens("s-1", 42, 2, 20, (2,), last=True, reason="stop", wait_us=900, run_us=4100, batch=16),
+    "tokens_scored": Tokens(
+        "s-1", 42, 2, 0, (2, 5), last=True, reason="stop", costs=(0, 9, 2**32 - 1), no_speech=600_000
+    ),
 }
 
 FUZZED: dict[str, Message] = SAMPLES | {f"{name} of 1.2": message for name, message in SINCE_1_2.items()}
@@ -234,6 +237,13 @@ def test_fields_of_streams_out_of_bounds_are_refused(name: str, changes: dict[st
     packed: bytes = msgpack.packb(header | changes)  # type: ignore[no-untyped-call]
     with pytest.raises(ProtocolError):
         decode([packed])
+
+
+@pytest.mark.parametrize(("count", "last"), [(1, True), (3, False), (4, True)])
+def test_costs_are_of_tokens(count: int, last: bool) -> None:
+    whole = Tokens("s-1", 42, 2, 0, (2, 5), last=last, costs=(1,) * count)
+    with pytest.raises(ProtocolError, match="costs: expected one for each of 2 tokens"):
+        encode(whole)
 
 
 def test_messages_of_streams_as_large_as_allowed_travel_whole() -> None:
