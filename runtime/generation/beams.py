@@ -16,10 +16,16 @@ from flagsplit.runtime.generation.sampling import Floats, TokenRule, suppress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation and its log-probability."""
+    """A continuation and its log-probability; `logprobs` are those of its tokens, and of its stop token if it has one."""
 
     tokens: tuple[int, ...]
     log_probability: float
+    logprobs: tuple[float, ...] = ()
+
+    def followed(self, token: int | None, total: float) -> "Candidate":
+        """With one more token, or None for a stop token, and the log-probability that it then has."""
+        tokens = self.tokens if token is None else (*self.tokens, token)
+        return Candidate(tokens, total, (*self.logprobs, round(total - self.log_probability, 6)))
 
     def score(self, length_penalty: float) -> float:
         """What candidates of unlike length are compared by."""
@@ -47,14 +53,20 @@ class BeamSearch:
     @property
     def best(self) -> tuple[tuple[int, ...], Literal["stop", "length"]]:
         """The tokens of the best candidate, and why it ended; of a search that has ended."""
+        found, reason = self.winner
+        return found.tokens, reason
+
+    @property
+    def winner(self) -> tuple[Candidate, Literal["stop", "length"]]:
+        """The best candidate, and why it ended; of a search that has ended."""
         penalty = self._rule.options.length_penalty
         stopped = max(self._finished, key=lambda each: each.score(penalty), default=None)
         if stopped is None:
-            return self._cut[0].tokens, "length"
+            return self._cut[0], "length"
         cut = max(self._cut, key=lambda each: each.score(penalty), default=stopped)
         if cut.score(penalty) > stopped.score(penalty):
-            return cut.tokens, "length"
-        return stopped.tokens, "stop"
+            return cut, "length"
+        return stopped, "stop"
 
     def advance(self, logits: Floats) -> list[int]:
         """Go on by one token.
@@ -73,11 +85,11 @@ class BeamSearch:
             parent, token = divmod(int(place), totals.shape[1])
             total = float(totals[parent, token])
             if token in self._rule.stops:
-                self._finished.append(Candidate(self.live[parent].tokens, total))
+                self._finished.append(self.live[parent].followed(None, total))
                 if len(self._finished) == beams:
                     break
                 continue
-            going.append(Candidate((*self.live[parent].tokens, token), total))
+            going.append(self.live[parent].followed(token, total))
             parents.append(parent)
             if len(going) == beams:
                 break

@@ -57,8 +57,6 @@ class GenerationOptions:
             raise ConfigError(f"top_p: expected more than 0, up to 1, came {self.top_p}")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(f"beams: a search for {self.beams} candidates draws nothing; set temperature to 0")
-        if self.beams > 1 and self.logprobs:
-            raise ConfigError(f"beams: a search for {self.beams} candidates tells no logprobs; leave one out")
         if len(self.constraint) > _MAX_NAME:
             raise ConfigError(f"constraint: expected a name, came {_shown(self.constraint)}")
         for name in ("stop", "suppress"):
@@ -113,7 +111,7 @@ def _read(name: str, default: object, value: object) -> int | float | str | tupl
         if type(value) is not type(default):
             wanted = "true or false" if isinstance(default, bool) else "a string"
             raise ConfigError(f"{name}: expected {wanted}, came {_shown(value)}")
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or not all(_is_int(each) for each in value):
             raise ConfigError(f"{name}: expected a list of token ids, came {_shown(value)}")

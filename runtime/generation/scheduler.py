@@ -310,10 +310,11 @@ class Scheduler:
             self._seats.reorder(stream, parents)
             return []
         self._first(stream, now)
-        tokens, reason = stream.search.best
-        stream.tokens += tokens
+        best, reason = stream.search.winner
+        stream.tokens += best.tokens
         self._estimate.served(now - stream.began)
-        return [self._end(stream, tokens, reason, timings)]
+        logprobs = best.logprobs if stream.rule.options.logprobs else ()
+        return [self._end(stream, best.tokens, reason, timings, logprobs)]
 
     def _first(self, stream: Stream, now: float) -> None:
         if math.isnan(stream.first):

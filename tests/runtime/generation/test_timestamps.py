@@ -117,7 +117,7 @@ def test_scores_are_those_of_what_was_allowed() -> None:
     (logits,) = other.step([0], [np.array(prompt[1:])])
     logits[:FIRST] = logits[FIRST + 11 :] = -np.inf
     allowed = np.exp(logits.astype(np.float64))
-    assert found[0].logprobs == (pytest.approx(math.log(allowed.max() / allowed.sum()), abs=1e-6),)
+    assert found[0].logprobs[0] == pytest.approx(math.log(allowed.max() / allowed.sum()), abs=1e-6)
     assert [each.no_speech for each in found[1:]] == [0.0] * (len(found) - 1)
 
 
