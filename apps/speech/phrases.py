@@ -31,8 +31,8 @@ def phrases_of(
         seconds: how long the sound is.
 
     Returns:
-        Those that are whole, and, if the model did not come to the end of the sound, what it left open: the sound from
-        its beginning on is to be recognized anew.
+        Those that are whole, and, if the model did not come to the end of the sound, what it left open after them: the
+        sound from there on is to be recognized anew.
     """
     first = facts.first_timestamp_token
     assert first is not None
@@ -55,4 +55,7 @@ def phrases_of(
         ends.append(len(tokens))
     starts = [0, *ends[:-1]]
     found = [between(start, end, time(tokens[end - 1])) for start, end in zip(starts, ends, strict=True)]
-    return found, None if has_ended else between(ends[-1], len(tokens), seconds)
+    if has_ended:
+        return found, None
+    left = between(ends[-1], len(tokens), seconds)
+    return found, TimedTokens(found[-1].end_s, seconds, left.made)

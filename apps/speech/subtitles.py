@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from typing import Final, Literal
@@ -32,8 +32,9 @@ class Cue:
 def cues(words: Sequence[Word]) -> list[Cue]:
     """Words in pieces that can be read while they are shown."""
     found = list[list[Word]]()
-    for phrase, said in groupby(words, lambda word: word.phrase):
-        found += _as_fits(said) if phrase is None else _evenly(list(said))
+    for phrase, group in groupby(words, lambda word: word.phrase):
+        said = list(group)
+        found += _as_fits(said) if phrase is None else _evenly(said)
     return [Cue(part[0].start_s, part[-1].end_s, " ".join(word.text for word in part)) for part in found]
 
 
@@ -47,7 +48,7 @@ def _evenly(words: Sequence[Word]) -> list[list[Word]]:
     return [[word for word, _ in piece] for _, piece in pieces]
 
 
-def _as_fits(words: Iterable[Word]) -> list[list[Word]]:
+def _as_fits(words: Sequence[Word]) -> list[list[Word]]:
     found: list[list[Word]] = []
     for word in words:
         if found and not _is_full(found[-1], word):

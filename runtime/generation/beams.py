@@ -16,7 +16,7 @@ from flagsplit.runtime.generation.sampling import Floats, TokenRule, suppress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation and its log-probability; `logprobs` are those of its tokens, and of its stop token if it has one."""
+    """A continuation and its log-probability; `logprobs` are those of its tokens and of its stop token, if any."""
 
     tokens: tuple[int, ...]
     log_probability: float
