@@ -239,11 +239,11 @@ class GatewayRecognizer(TokenRecognizer):
         finally:
             self._turns.acquire()
 
-    def recognize(self, samples: Samples, *, is_partial: bool = False) -> Iterator[Heard]:
+    def recognize(self, samples: Samples, *, is_partial: bool = False, shared_s: float = 0.0) -> Iterator[Heard]:
         """The text of a sound; others have the turn meanwhile."""
         if not self._closed.is_set():
             with self.resting():
-                yield from super().recognize(samples, is_partial=is_partial)
+                yield from super().recognize(samples, is_partial=is_partial, shared_s=shared_s)
 
     def encode(self, samples: Samples) -> Mapping[str, Array]:
         """What the model reads: its encoder runs where the tokens are made."""

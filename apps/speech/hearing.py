@@ -16,13 +16,20 @@ Heards = list[tuple[str, str]]
 class Hearing:
     """A window that is recognized by going through `words`.
 
+    Args:
+        recognizer: what is asked.
+        window: what it hears.
+        is_partial, shared_s: as for `Recognizer.recognize`.
+
     Attributes:
         tokens: made so far.
     """
 
-    def __init__(self, recognizer: Recognizer, window: Window, *, is_partial: bool = False) -> None:
+    def __init__(
+        self, recognizer: Recognizer, window: Window, *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> None:
         self._rate_hz, self._window = recognizer.rate_hz, window
-        self._heard = recognizer.recognize(window.samples, is_partial=is_partial)
+        self._heard = recognizer.recognize(window.samples, is_partial=is_partial, shared_s=shared_s)
         self._phrases: list[tuple[Phrase, Heards]] = []
         self._open: Heards = []
         self.tokens = 0

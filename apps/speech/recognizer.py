@@ -47,12 +47,15 @@ class Recognizer(Protocol):
     def max_input_s(self) -> float:
         """The longest sound that it takes at once; 0 for no limit."""
 
-    def recognize(self, samples: NDArray[np.float32], *, is_partial: bool = False) -> Iterator[Heard]:
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
         """The text of a sound, as it is made or as soon as it is known to be right.
 
         Args:
             samples: mono, -1..1, at most `max_input_s` of them.
             is_partial: whether the sound still grows, and will be recognized again: no pains are taken with it.
+            shared_s: with how many of its last seconds the next sound begins: what is cut off there is heard then.
         """
 
     def close(self) -> None:

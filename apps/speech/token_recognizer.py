@@ -66,11 +66,13 @@ class TokenRecognizer(SpeechFacts, ABC):
             options: of the generation.
         """
 
-    def recognize(self, samples: NDArray[np.float32], *, is_partial: bool = False) -> Iterator[Heard]:
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
         """The text of a sound, token by token; see `Recognizer`."""
         if self.facts.no_speech_token is None:
             return self._as_it_comes(samples)
-        return self._accepted(samples, is_partial=is_partial)
+        return self._accepted(samples, is_partial=is_partial, shared_s=shared_s)
 
     def _as_it_comes(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
         return self._text(self.run(self.encode(samples), len(samples) / self.rate_hz, (), self._options))
@@ -81,7 +83,7 @@ class TokenRecognizer(SpeechFacts, ABC):
             yield Heard(stream.feed([token]), where)
         yield Heard(stream.finish(), where, 0)
 
-    def _accepted(self, samples: NDArray[np.float32], *, is_partial: bool) -> Iterator[Heard]:
+    def _accepted(self, samples: NDArray[np.float32], *, is_partial: bool, shared_s: float) -> Iterator[Heard]:
         """The text of a sound after it was found to be one; of one that still grows only what is good at once."""
         begin_s, has_times = 0.0, self.times and self.facts.first_timestamp_token is not None
         while True:
@@ -94,10 +96,13 @@ class TokenRecognizer(SpeechFacts, ABC):
                 yield from self._text(iter(attempt.made))
                 return
             found, rest = phrases_of(attempt.made, self.facts, seconds)
-            is_last = rest is None or is_partial or not 0 < rest.start_s < seconds - _LEAST_REST_S
-            for each in (*found, rest) if rest is not None and is_last else found:
+            for each in found:
                 yield from self._phrase(each, begin_s, attempt.quality)
-            if rest is None or is_last:
+            if rest is None:
+                return
+            if is_partial or not 0 < rest.start_s < seconds - max(shared_s, _LEAST_REST_S):
+                if not shared_s:
+                    yield from self._phrase(rest, begin_s, attempt.quality)
                 return
             begin_s += rest.start_s
 

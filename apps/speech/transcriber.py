@@ -124,7 +124,8 @@ class Transcriber:
 
     def _ended(self, window: Window) -> Iterator[NewWord | Segment]:
         is_alone = not (window.overlap or window.goes_on or self._live)
-        hearing = Hearing(self._recognizer, window)
+        shared_s = self._rules.overlap_s if window.goes_on else 0.0
+        hearing = Hearing(self._recognizer, window, shared_s=shared_s)
         for text, where in hearing.words():
             if is_alone:
                 yield NewWord(text, where, window.index)

@@ -140,6 +140,8 @@ def test_what_a_model_leaves_open_is_recognized_anew() -> None:
     phrases = [each.phrase for each in found if each.phrase is not None]
     assert [(each.start_s, each.end_s) for each in phrases] == [(0.0, 5.5), (6.0, 9.0)]
     assert "".join(each.text for each in found) == " Ever tried. Ever failed."
+    shared = recognizer.recognize(np.zeros(10 * RATE_HZ, np.float32), shared_s=5.0)
+    assert "".join(each.text for each in shared) == " Ever tried.", "the next window has the rest"
     partial = recognizer.recognize(np.zeros(10 * RATE_HZ, np.float32), is_partial=True)
     assert "".join(each.text for each in partial) == " Ever tried. Ev"
 
