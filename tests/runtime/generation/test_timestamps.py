@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.runtime.generation.driver import Driver
 
 from flagsplit.errors import ConfigError, InputError
+from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.constraints import TIMESTAMPS, constraint_of
-from flagsplit.runtime.generation.events import Tokens
+from flagsplit.runtime.generation.events import Generate, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sampling import log_probability
 from flagsplit.runtime.generation.sequential import events, generate
@@ -100,6 +103,26 @@ def test_a_stream_that_moves_goes_on_with_the_same_tokens_and_scores(temperature
         rest = list(events(model(), hidden(4), so_far, options, generated=count))
         assert flat(rest) == (tokens[count:], scores[count:])
         assert rest[0].no_speech == (whole[0].no_speech if count == 0 else 0)
+
+
+def test_streams_together_are_as_each_alone() -> None:
+    """With evictions, searches among them, and some that ask for less."""
+    choices = [OPTIONS, GenerationOptions(max_tokens=30), replace(OPTIONS, beams=3), replace(OPTIONS, temperature=0.7)]
+    driver = Driver(HashModel(12, FACTS, stop_share=0), SchedulerSettings(kv_bytes=1300))
+    asked = [
+        Generate(str(number), "ab"[number % 2], hidden(number), FACTS.timestamp_prompt, options=choices[number % 4])
+        for number in range(12)
+    ]
+    outcomes = [driver.submit(each) for each in asked]
+    driver.run()
+    assert driver.scheduler.counts.evictions > 0
+    for each, outcome in zip(asked, outcomes, strict=True):
+        wanted = list(events(HashModel(3, FACTS, stop_share=0), each.context, each.tokens, each.options))
+        assert (outcome.tokens, outcome.logprobs) == flat(wanted)
+        assert outcome.no_speech == wanted[0].no_speech
+        assert (outcome.no_speech > 0) == each.options.logprobs
+        if each.options.logprobs:
+            assert len(outcome.logprobs) == len(outcome.tokens) + (wanted[-1].reason == "stop")
 
 
 def flat(found: Sequence[Tokens]) -> tuple[list[int], list[float]]:
