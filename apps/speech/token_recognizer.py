@@ -121,7 +121,7 @@ class TokenRecognizer(SpeechFacts, ABC):
             logprobs=True,
             constraint=TIMESTAMPS if has_times else "",
             # As published: half of the positions, so that nonsense ends in time.
-            max_tokens=min(self._options.max_tokens, self.facts.max_positions // 2),
+            max_tokens=min(self._options.max_tokens, max(1, self.facts.max_positions // 2)),
         )
         prompt = self.facts.timestamp_prompt if has_times else ()
         encoded = self.encode(samples)

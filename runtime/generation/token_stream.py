@@ -48,7 +48,8 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         self._changed = threading.Condition()
         self._made: list[StreamToken] = []
         self._unread: deque[StreamToken] = deque()
-        self._scores = NO_SCORES
+        self._logprobs: list[float] = []
+        self._no_speech = 0.0
         self._reason = ""
         self._is_over = False
         self._error: FlagsplitError | None = None
@@ -131,7 +132,7 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
     def scores(self) -> Scores:
         """How likely what came so far was, if the options asked for `logprobs`; complete once it is over."""
         with self._changed:
-            return self._scores
+            return Scores(tuple(self._logprobs), self._no_speech)
 
     def result(self, timeout_s: float | None = None) -> tuple[int, ...]:
         """Wait for the end; all token ids.
@@ -158,9 +159,8 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
             new = [StreamToken(token, offset + index, place, at_s) for index, token in enumerate(tokens)]
             self._made.extend(new)
             self._unread.extend(new)
-            if scores is not NO_SCORES:
-                logprobs = (*self._scores.logprobs, *scores.logprobs)
-                self._scores = Scores(logprobs, self._scores.no_speech or scores.no_speech)
+            self._logprobs.extend(scores.logprobs)
+            self._no_speech = self._no_speech or scores.no_speech
             self._wake()
 
     def end(self, reason: str, error: FlagsplitError | None = None) -> None:

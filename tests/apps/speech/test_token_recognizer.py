@@ -158,7 +158,9 @@ def test_a_rest_that_is_too_short_is_none(rest: str) -> None:
 @pytest.mark.parametrize("live", [False, True])
 def test_a_segment_for_each_phrase(live: bool) -> None:
     def script(_temperature: float, seconds: float) -> Say:
-        return Say("<0.5> Ever tried.<2.0>" + ("<2.5> Ever failed.<4.0>" if seconds > 4 else ""), -0.5)
+        if seconds < 4:
+            return Say("<0.2> Ever tried.<1.6>", -0.6)
+        return Say("<0.5> Ever tried.<2.0><2.5> Ever failed.<4.0>", -0.5)
 
     recognizer = Scripted(script, times=True)
     transcriber = Transcriber(recognizer, Detector(), live=live, clock=lambda: 0.0)
