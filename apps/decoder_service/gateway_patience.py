@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from flagsplit.apps.decoder_service.gateway_backend import BusyError
-from flagsplit.errors import UnavailableError
+from flagsplit.errors import FlagsplitError, UnavailableError
 from flagsplit.runtime.generation.token_stream import TokenStream
 
 _COME_AGAIN_S = 5.0
@@ -50,7 +50,7 @@ class Patience:
                 stream.end("", self._reason())
                 stream.cancel()
 
-    def _reason(self) -> Exception:
+    def _reason(self) -> FlagsplitError:
         if self._not_ready():  # it names hosts and keys, which are not for clients
             return UnavailableError(f"no decoder service was there within {self._longest_s:g} s; the log says why")
         reason = f"no decoder service had room for the stream within {self._longest_s:g} s"

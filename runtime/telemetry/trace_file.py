@@ -64,7 +64,7 @@ class TraceFile:
                 try:
                     written = file.write(line) or 0
                 except OSError as error:
-                    self._lost(error.strerror)
+                    self._lost(error.strerror or str(error))
                     continue
                 self._torn = written < len(line)
                 if self._torn:

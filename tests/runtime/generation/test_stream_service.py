@@ -261,7 +261,7 @@ def test_what_is_no_stream_is_refused_and_hurts_no_other(
     with connect(keys, serve()) as client:
         with pytest.raises(InputError, match=next(iter(asked)).removesuffix("s")):
             client.stream(**{"tensors": hidden(1), "options": OPTIONS, "plan": "cut", **asked})
-        some = client.stream(hidden(3), OPTIONS, plan="cut", prompt=np.array([], np.int64))
+        some = client.stream(hidden(3), OPTIONS, plan="cut", prompt=[*np.array([], np.int64)])
         assert some.result(10) == wanted(3)
 
 
