@@ -16,6 +16,7 @@ from typing import Any, Final
 import typer
 
 from flagsplit.apps.cli.standard_streams import prepare_standard_streams
+from flagsplit.apps.cli.terminating import tidy_when_terminated
 from flagsplit.errors import FlagsplitError, UsageError
 
 # What typer raises for a wrong command line. It shows the subclass only, and has moved the class from click to itself.
@@ -119,7 +120,9 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = make_app(next(iter(sys.argv[1:]), ""))(prog_name="flagsplit", standalone_mode=False)
+        app = make_app(next(iter(sys.argv[1:]), ""))
+        with tidy_when_terminated():
+            code = app(prog_name="flagsplit", standalone_mode=False)
         sys.stdout.flush()  # at exit it would be too late to say that it failed
     except _Misuse as error:
         return _say(_misuse_text(error), 2)
