@@ -11,9 +11,12 @@ from flagsplit.runtime.generation.events import Generate, Refused
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sampling import choose
 from flagsplit.runtime.generation.scheduler import Scheduler
+from flagsplit.runtime.generation.step import make_change
 from flagsplit.runtime.generation.stream import begin
 from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
+
+_NO_LIMIT = 1 << 62
 
 
 def generate(
@@ -70,17 +73,15 @@ def _greedy_or_drawn(model: StepModel, request: Generate) -> Iterator[int]:
 
 def _search(model: StepModel, request: Generate) -> Iterator[int]:
     """A search gives its tokens at the end; the scheduler moves its candidates between slots."""
-    scheduler = Scheduler(model.facts, model.slots, lambda _tokens, _frames: 1, SchedulerSettings(kv_bytes=1 << 20))
+    scheduler = Scheduler(model, SchedulerSettings(kv_bytes=_NO_LIMIT))
     events = scheduler.submit(request, 0.0)
     try:
         while not events:
             step = scheduler.plan(0.0)
             if step is None:
                 raise InternalError("a beam search has neither ended nor anything to do; please report it")
-            for stream in step.opened:
-                model.open(stream.slots[0], request.context)
-            for source, target in step.copied:
-                model.copy(source, target)
+            for change in step.changes:
+                make_change(change, model)
             events = scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0)
     finally:
         for slot in range(model.slots):

@@ -172,13 +172,13 @@ def test_a_broken_model_hands_every_stream_back(engines: list[GenerationEngine],
 class Picky(HashModel):
     """A model that takes no context of five frames, and breaks at six."""
 
-    def open(self, slot: int, context: object) -> None:
+    def open(self, slot: int, context: object, tokens: int = 1) -> None:
         frames = context["hidden"].shape[1]  # type: ignore[index]
         if frames == 5:
             raise InputError("expected other frames, came 5")
         if frames == 6:
             raise InternalError("no memory")
-        super().open(slot, context)  # type: ignore[arg-type]
+        super().open(slot, context, tokens)  # type: ignore[arg-type]
 
 
 def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listener: Listener) -> None:

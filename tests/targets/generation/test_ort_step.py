@@ -17,6 +17,7 @@ from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.step import make_change
 from flagsplit.targets.generation.ort_step import OrtStepModel
 from flagsplit.targets.generation.slot_cache import SlotCache
 
@@ -96,17 +97,14 @@ def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
 
 
 def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
-    scheduler = Scheduler(model.facts, model.slots, model.bytes_for, settings)
+    scheduler = Scheduler(model, settings)
+    model.limit(settings.kv_bytes)
     found: list[list[int]] = [[] for _ in asked]
     for each in asked:
         assert scheduler.submit(each, 0.0) == []
     while (step := scheduler.plan(0.0)) is not None:
-        for slot in step.closed:
-            model.close_slot(slot)
-        for stream in step.opened:
-            model.open(stream.slots[0], stream.request.context)
-        for source, target in step.copied:
-            model.copy(source, target)
+        for change in step.changes:
+            make_change(change, model)
         if step.works:
             for event in scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0):
                 found[int(event.stream_id)] += event.tokens  # type: ignore[union-attr]
