@@ -42,11 +42,6 @@ def doubled(length: int) -> int:
     return max(_UNIT, 1 << (length - 1).bit_length())
 
 
-def _padded(length: int) -> int:
-    """Room for so many tokens, and for what is written after them where a stream does nothing."""
-    return doubled(length + 1)
-
-
 class CudaStepModel:
     """A `StepModel` on a GPU.
 
@@ -58,7 +53,7 @@ class CudaStepModel:
         step: name of the step's file; another for the later part of a program that is cut between its layers.
         weights: the file with the weights; by default the folder's own.
 
-    All slots, free ones too, have caches as long as the longest stream, and a place more.
+    All slots, free ones too, have caches as long as the longest stream.
 
     Raises:
         BundleError: the facts are missing, or a graph is damaged.
@@ -98,7 +93,17 @@ class CudaStepModel:
         past, cross = (
             {name: form for name, form in forms.items() if name.startswith(of)} for of in ("past.", "cross.")
         )
-        self._cache = SlotCache(slots, past, cross, zeros=self._zeros, padded=_padded, rows=slots + 1, shrinks=False)
+        # Where a stream does nothing in a step, something is written after its end: of rows, all may be there then.
+        more = 1 if self._given == "rows" else 0
+        self._cache = SlotCache(
+            slots,
+            past,
+            cross,
+            zeros=self._zeros,
+            padded=lambda length: doubled(length + more),
+            rows=slots + 1,
+            shrinks=False,
+        )
         self._cache.before_replacing = self._forget_graphs
         self._banks = Banks(lambda: self._cache, Sketched, 0, most=1)
         self._graphs: dict[tuple[str, int, int, int], _Graph] = {}
@@ -189,6 +194,8 @@ class CudaStepModel:
     def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> Logits:
         """One token for some rows; the rows up to the last of them step too, and what they write does not count."""
         count = self._cache.count
+        longest = int(self._cache.lengths[:count].argmax())
+        self.reserve(self._cache.slots[longest], int(self._cache.lengths[longest]) + 1)
         batch = min(1 << max(rows[at] for at in one).bit_length(), self.slots)
         given = self._nothing(batch, 1)
         for at in one:
@@ -271,7 +278,7 @@ class CudaStepModel:
         told = [self._given, "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
         run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
         nothing = np.zeros(batch, np.int64)
-        # The last place of a row has no token; prompts are tried in the spare row.
+        # No stream is as long as its row before a step; prompts are tried in the spare row.
         lengths = nothing + (past - 1 if kind == "decode" else 0)
         examples = [self._nothing(batch, chunk), *self._told(lengths, nothing, nothing, chunk)]
         if kind == "prompt":

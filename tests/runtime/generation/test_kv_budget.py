@@ -6,7 +6,7 @@ loop, whoever is evicted for it.
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.generation.driver import Driver, alone, request
 from tests.targets.generation.meter import Meter
@@ -44,7 +44,8 @@ WISHES = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.generate])
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.lists(WISHES, min_size=1, max_size=14),
     st.integers(3, 6),

@@ -46,7 +46,7 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     logits = model.step([1], [np.array([1, 5, 6])])
     expected = small.logits([1, 5, 6], context)
     assert np.abs(logits[0] - expected).max() < 0.1 * np.abs(expected).max()
-    assert model.bytes_for(64, 63) == model.bytes_for(127, 1)
+    assert model.bytes_for(65, 64) == model.bytes_for(128, 1) == model.bytes_for(128, 1, 2)
     model.close()
     model.close()
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flagir.programs import oracle
 from tests.targets.generation.history import History, check_later_part
+from tests.targets.generation.meter import Meter
 from tests.targets.generation.programs import Small, save_later_part, small_program
 
 from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
@@ -111,9 +112,15 @@ def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings
     return found
 
 
+@pytest.mark.parametrize("weights", [0, 5000, 1 << 30])
 @pytest.mark.parametrize("family", list(oracle.FAMILIES))
-def test_shared_steps_give_what_the_sequential_loop_gives(make: Make, family: str) -> None:
-    small = make(family, 1)
+def test_shared_steps_give_what_the_sequential_loop_gives(
+    make: Make, family: str, weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a budget in which the widest stream just fits; keys and values of contexts count like those of tokens."""
+    monkeypatch.setattr("flagsplit.targets.generation.ort_step._weights_bytes", lambda _: weights)
+    small, meter = make(family, 1), Meter()
+    meter.watch(monkeypatch)
     asked = [
         Generate(
             str(number),
@@ -125,8 +132,10 @@ def test_shared_steps_give_what_the_sequential_loop_gives(make: Make, family: st
         for number in range(9)
     ]
     model = OrtStepModel(small.folder, 6, threads=1)
-    most = 2 * max(model.bytes_for(26, 43), 1) * 3
-    found = outputs_in_shared_steps(model, asked, SchedulerSettings(most, step_tokens=6))
+    budget = model.bytes_for(26, 43, 3)
+    found = outputs_in_shared_steps(model, asked, SchedulerSettings(budget, step_tokens=6))
+    assert budget / 2 < meter.most <= budget
+    assert model.kv_bytes == meter.now
     for each, tokens in zip(asked, found, strict=True):
         one = OrtStepModel(small.folder, each.options.beams, threads=1)
         assert tokens == list(generate(one, each.context, each.tokens, each.options)), each.stream_id

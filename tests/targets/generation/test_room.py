@@ -75,7 +75,8 @@ def apply(room: Banks[Sketched], change: tuple[str, int, int, int, int], held: d
     return None
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.lists(CHANGES, min_size=8, max_size=50),
     st.tuples(st.integers(1, 150), st.integers(0, 150), st.integers(1, SLOTS)),
@@ -121,7 +122,7 @@ def test_what_a_sketch_promises_is_kept(
     assert meter.most <= limit
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     st.lists(CHANGES, max_size=40),
     st.integers(1, 150),
