@@ -133,6 +133,18 @@ def test_a_small_client_is_not_starved_by_a_hungry_one() -> None:
     assert driver.scheduler.counts.evictions == 1
 
 
+def test_nobody_is_evicted_for_a_stream_that_would_not_fit_then_either() -> None:
+    """The wide one comes first after an eviction, and would be evicted again and again."""
+    driver = Driver(HashModel(6, stop_share=0), SchedulerSettings(kv_bytes=1700, fair_after_s=0.0))
+    for number in range(2):
+        driver.submit(request(number, "wide", max_tokens=20, beams=3))
+    driver.step()
+    driver.submit(Generate("2", "late", hidden(2, 900), (1,), options=GenerationOptions(max_tokens=60)))
+    driver.run(most=500)
+    assert [len(driver.outcomes[key].tokens) for key in "012"] == [20, 20, 60]
+    assert driver.scheduler.counts.evictions < 10
+
+
 def test_clients_get_equal_shares_whatever_they_ask_for() -> None:
     driver = Driver(HashModel(4, stop_share=0), SchedulerSettings(fair_after_s=0.0))
     for number in range(60):

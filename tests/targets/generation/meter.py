@@ -17,7 +17,11 @@ class Meter:
 
     def zeros(self, shape: tuple[int, ...]) -> Floats:
         """An array that is counted until nobody has it, or a part of it, any more."""
-        made: Floats = np.zeros(shape, np.float32)
+        made: Floats = self.counted(np.zeros(shape, np.float32))
+        return made
+
+    def counted(self, made: Any) -> Any:
+        """The same array or tensor, counted."""
         self._count(made.nbytes)
         weakref.finalize(made, self._count, -made.nbytes)
         return made

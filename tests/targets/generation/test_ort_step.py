@@ -11,14 +11,13 @@ from tests.flagir.programs import oracle
 from tests.targets.generation.history import History, check_later_part
 from tests.targets.generation.meter import Meter
 from tests.targets.generation.programs import Small, save_later_part, small_program
+from tests.targets.generation.shared_steps import outputs_in_shared_steps
 
 from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.options import GenerationOptions
-from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.sequential import generate
-from flagsplit.runtime.generation.step import make_change
 from flagsplit.targets.generation.ort_step import OrtStepModel
 from flagsplit.targets.generation.slot_cache import SlotCache
 
@@ -95,21 +94,6 @@ def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
     logits = model.step([0], [np.array([6] * 3)])
     expected = small.logits([3] * 20 + [5] * 9 + [6] * 3, contexts[0])
     np.testing.assert_allclose(logits[0], expected, atol=2e-4)  # type: ignore[arg-type]
-
-
-def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
-    scheduler = Scheduler(model, settings)
-    model.limit(settings.kv_bytes)
-    found: list[list[int]] = [[] for _ in asked]
-    for each in asked:
-        assert scheduler.submit(each, 0.0) == []
-    while (step := scheduler.plan(0.0)) is not None:
-        for change in step.changes:
-            make_change(change, model)
-        if step.works:
-            for event in scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0):
-                found[int(event.stream_id)] += event.tokens  # type: ignore[union-attr]
-    return found
 
 
 @pytest.mark.parametrize("weights", [0, 5000, 1 << 30])
