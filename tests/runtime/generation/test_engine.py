@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 from tests.runtime.generation.driver import alone, request
+from tests.targets.generation.meter import Meter
 
 from flagsplit.errors import InputError, InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
 from flagsplit.runtime.generation.testing import HashModel, hidden
+from flagsplit.targets.generation.banks import Banks, Sketched
+from flagsplit.targets.generation.slot_cache import SlotCache
 from flagsplit.targets.generation.step_model import Logits
 from flagsplit.targets.interface import Array
 
@@ -187,6 +190,49 @@ def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listene
         engine.submit(request(number, frames=frames, max_tokens=5))
     codes = [getattr(listener.last(str(number)), "code", "done") for number in range(5)]
     assert codes == ["bad-input", "broken", "done", "bad-input", "done"]
+
+
+class Forgetful(HashModel):
+    """A model that has no memory left for a moment."""
+
+    def __init__(self, slots: int) -> None:
+        super().__init__(slots, stop_share=0)
+        self.reserves = 0
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        self.reserves += 1
+        if self.reserves == 31:
+            raise MemoryError("no memory")
+        super().reserve(slot, tokens)
+
+
+def test_a_change_of_the_slots_that_fails_costs_no_stream_and_no_slot(
+    engines: list[GenerationEngine], listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Forgetful(4)
+    engine = start(engines, model, listener)
+    for number in range(12):
+        engine.submit(request(number, max_tokens=5 + number % 4))
+    for number in range(12):
+        assert isinstance(listener.last(str(number)), Tokens)
+        assert listener.tokens(str(number)) == alone(request(number, max_tokens=5 + number % 4), model)
+    assert engine.wait_idle(5)
+    assert model.open_slots == 0
+    assert engine.stats().failures >= 1
+    assert "no memory" in caplog.text
+
+
+def test_what_is_told_of_caches_is_what_they_take(engines: list[GenerationEngine], listener: Listener) -> None:
+    meter = Meter()
+    rooms = Banks(lambda: SlotCache(4, {"past": (1, 1)}, {"cross": (1, 1)}, zeros=meter.zeros), Sketched, 1 << 30)
+    engine = start(engines, HashModel(4, stop_share=0, rooms=rooms), listener, SchedulerSettings(kv_bytes=3000))
+    assert (engine.stats().kv_bytes, engine.stats().kv_budget_bytes) == (0, 3000)
+    for number in range(9):
+        engine.submit(request(number, frames=20 * number + 1, max_tokens=50))
+    for number in range(9):
+        assert isinstance(listener.last(str(number)), Tokens)
+    assert engine.wait_idle(5)
+    assert 0 < engine.stats().kv_bytes == meter.now < meter.most <= 3000
 
 
 def test_draining(engines: list[GenerationEngine], listener: Listener) -> None:
