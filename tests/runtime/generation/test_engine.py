@@ -193,32 +193,37 @@ def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listene
 
 
 class Forgetful(HashModel):
-    """A model that has no memory left for a moment."""
+    """A model that has no memory left for a moment, beside others that run."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, fails_at: int) -> None:
         super().__init__(slots, stop_share=0)
-        self.reserves = 0
+        self.reserves, self.fails_at = 0, fails_at
 
     def reserve(self, slot: int, tokens: int) -> None:
         self.reserves += 1
-        if self.reserves == 31:
+        if self.reserves == self.fails_at and self.open_slots > 1:
             raise MemoryError("no memory")
         super().reserve(slot, tokens)
 
 
 def test_a_change_of_the_slots_that_fails_costs_no_stream_and_no_slot(
-    engines: list[GenerationEngine], listener: Listener, caplog: pytest.LogCaptureFixture
+    engines: list[GenerationEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = Forgetful(4)
-    engine = start(engines, model, listener)
-    for number in range(12):
-        engine.submit(request(number, max_tokens=5 + number % 4))
-    for number in range(12):
-        assert isinstance(listener.last(str(number)), Tokens)
-        assert listener.tokens(str(number)) == alone(request(number, max_tokens=5 + number % 4), model)
-    assert engine.wait_idle(5)
-    assert model.open_slots == 0
-    assert engine.stats().failures >= 1
+    expected = {number: alone(request(number, max_tokens=12), Forgetful(1, 0)) for number in range(6)}
+    for fails_at in range(3, 120, 4):
+        model, listener = Forgetful(4, fails_at), Listener()
+        engine = start(engines, model, listener, SchedulerSettings(kv_bytes=320))
+        for number in range(6):
+            engine.submit(request(number, max_tokens=12))
+        for number in range(6):
+            last = listener.last(str(number))
+            if isinstance(last, Refused):
+                assert "the step failed: MemoryError" in last.reason, "it was alone in a step when that failed"
+            else:
+                assert listener.tokens(str(number)) == expected[number]
+        assert engine.wait_idle(5)
+        assert model.open_slots == 0
+        assert engine.stats().evictions > 0
     assert "no memory" in caplog.text
 
 
