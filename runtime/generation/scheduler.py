@@ -154,9 +154,9 @@ class Scheduler:
         """
         self.counts.failures += 1
         streams = [work.stream for work in step.works if self._seats.find(work.stream.id) is work.stream]
-        for stream in step.opened:
-            if stream not in streams and self._seats.find(stream.id) is stream:
-                self._seats.evict(stream, now)
+        for stream in self.in_state(State.RUNNING):
+            if stream not in streams and step.fills & set(stream.slots):
+                self._seats.evict(stream, now)  # It did not step, and may lack what it was to get before.
         found = list[Event]()
         for stream in streams:
             stream.failures += 1

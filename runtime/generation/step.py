@@ -100,9 +100,10 @@ class Step:
         return [tokens for work in self.works for tokens in work.tokens]
 
     @property
-    def opened(self) -> list[Stream]:
-        """The streams that it opens."""
-        return [change.stream for change in self.changes if isinstance(change, Open)]
+    def fills(self) -> set[int]:
+        """The slots that it opens, or makes like others."""
+        opened = {change.slot for change in self.changes if isinstance(change, Open)}
+        return opened | {change.target for change in self.changes if isinstance(change, Copy)}
 
     def without(self, streams: Collection[Stream]) -> "Step":
         """The same step, in which these streams do nothing."""
