@@ -155,7 +155,7 @@ class Scheduler:
         self.counts.failures += 1
         streams = [work.stream for work in step.works if self._seats.find(work.stream.id) is work.stream]
         for stream in self.in_state(State.RUNNING):
-            if stream not in streams and step.fills & set(stream.slots):
+            if stream not in streams and step.changed & set(stream.slots):
                 self._seats.evict(stream, now)  # It did not step, and may lack what it was to get before.
         found = list[Event]()
         for stream in streams:
@@ -197,7 +197,7 @@ class Scheduler:
             self._seats.remove(here)
             return [Tokens(new.id, new.told, (), True, "length")]
         new.slots, new.held, new.most_held, new.began = here.slots, here.held, here.most_held, now
-        new.frames = here.frames
+        new.frames, new.room = here.frames, here.room
         if (fault := self._too_large(new)) is not None:
             self._seats.remove(here)
             return [self._refuse(request, "bad-input", fault)]

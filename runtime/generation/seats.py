@@ -19,6 +19,8 @@ from flagsplit.targets.generation.step_model import Room, StepModel
 
 _FULL = 15 / 16
 """Beyond this part of the budget no stream joins others: those that run need room to grow."""
+_AHEAD = 16
+"""Room is made for multiples of so many tokens, so that most steps need no more."""
 
 
 class Seats:
@@ -60,7 +62,7 @@ class Seats:
 
     def most_bytes(self, stream: Stream) -> int:
         """What caches may take when a stream is alone and longest."""
-        return self._model.bytes_for(stream.length + stream.limit - stream.generated, stream.frames, stream.beams)
+        return self._model.bytes_for(stream.longest, stream.frames, stream.beams)
 
     def queue_before(self, client: str) -> tuple[int, int]:
         """How many streams would wait for the slots of others before a new one of a client, and how many run meanwhile.
@@ -111,11 +113,7 @@ class Seats:
         self._shares.charge(stream.client, work)
 
     def make_room(self, now: float) -> int:
-        """Evict until all that run can grow; how many were evicted. Begins a plan, which `take_changes` ends."""
-        self._room = self._model.room()
-        for change in self._changes:
-            if isinstance(change, Close):
-                self._room.remove(change.slot)
+        """Evict until all that run can grow; how many were evicted."""
         evicted = 0
         for stream in self.in_state(State.RUNNING):
             while stream.slots and not self._grow(stream):
@@ -170,28 +168,38 @@ class Seats:
 
     def _grow(self, stream: Stream) -> bool:
         """Plan what a stream needs for its next step; whether there is room for all of it."""
-        assert self._room is not None
         for source, target in [pair for pair in self._copied if pair[0] in stream.slots]:
-            if not self._room.copy(source, target):
+            if not self._sketch().copy(source, target):
                 return False
             self._copied.remove((source, target))
             self._changes.append(Copy(source, target))
-        for slot in stream.slots:
-            if not self._room.reserve(slot, stream.length):
-                return False
-            self._changes.append(Reserve(slot, stream.length))
+        if stream.length > stream.room:
+            wanted = _ahead(stream)
+            for slot in stream.slots:
+                if not self._sketch().reserve(slot, wanted):
+                    return False
+                self._changes.append(Reserve(slot, wanted))
+            stream.room = wanted
         return True
+
+    def _sketch(self) -> Room:
+        """The room as it will be after the changes that are planned so far."""
+        if self._room is None:
+            self._room = self._model.room()
+            for change in self._changes:
+                if isinstance(change, Close):  # All others were tried on a sketch.
+                    self._room.remove(change.slot)
+        return self._room
 
     def _seat(self, stream: Stream) -> bool:
         """Plan to open a stream in free slots, if there are such and there is room beside others."""
-        assert self._room is not None
-        room = self._room.sketch()
+        room = self._sketch().sketch()
         if not self._fits(stream, room, self._free, is_alone=not any(each.slots for each in self)):
             return False
         first, *others = slots = self._free[-stream.beams :]
-        self._room, stream.slots = room, slots
+        self._room, stream.slots, stream.room = room, slots, _ahead(stream)
         del self._free[-stream.beams :]
-        self._changes += [Open(stream, first, stream.length), *(Copy(first, slot) for slot in others)]
+        self._changes += [Open(stream, first, stream.room), *(Copy(first, slot) for slot in others)]
         return True
 
     def _fits(self, stream: Stream, room: Room, free: Sequence[int], *, is_alone: bool) -> bool:
@@ -199,7 +207,7 @@ class Seats:
         if len(free) < stream.beams:
             return False
         first, *others = free[-stream.beams :]
-        fits = room.add(first, stream.frames, stream.length) and all(room.copy(first, slot) for slot in others)
+        fits = room.add(first, stream.frames, _ahead(stream)) and all(room.copy(first, slot) for slot in others)
         return fits and room.kv_bytes <= self._settings.kv_bytes * (1 if is_alone else _FULL)
 
     def _forget_parked(self) -> bool:
@@ -214,11 +222,10 @@ class Seats:
 
         Afterwards their clients must not have fewer slots than the other.
         """
-        assert self._room is not None
         victims = list[Stream]()
         if now - stream.since < self._settings.fair_after_s:
             return victims
-        running, free, room = self.in_state(State.RUNNING), list(self._free), self._room.sketch()
+        running, free, room = self.in_state(State.RUNNING), list(self._free), self._sketch().sketch()
         wanted = _slots_by_client(running)[stream.client] + stream.beams
         while True:
             slots = _slots_by_client(running)
@@ -247,6 +254,11 @@ class Seats:
                 self._room.remove(slot)
         self._free += stream.slots
         stream.slots = []
+
+
+def _ahead(stream: Stream) -> int:
+    """How many tokens to make room for."""
+    return min(-(-stream.length // _AHEAD) * _AHEAD, stream.longest)
 
 
 def _slots_by_client(streams: Iterable[Stream]) -> Counter[str]:

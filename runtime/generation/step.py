@@ -100,10 +100,10 @@ class Step:
         return [tokens for work in self.works for tokens in work.tokens]
 
     @property
-    def fills(self) -> set[int]:
-        """The slots that it opens, or makes like others."""
-        opened = {change.slot for change in self.changes if isinstance(change, Open)}
-        return opened | {change.target for change in self.changes if isinstance(change, Copy)}
+    def changed(self) -> set[int]:
+        """The slots that it changes and does not free."""
+        changes = [change for change in self.changes if not isinstance(change, Close)]
+        return {change.target if isinstance(change, Copy) else change.slot for change in changes}
 
     def without(self, streams: Collection[Stream]) -> "Step":
         """The same step, in which these streams do nothing."""

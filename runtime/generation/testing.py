@@ -171,7 +171,7 @@ class HashModel:
         for slot, array in zip(slots, tokens, strict=True):
             self._check(len(array) > 0, "no token")
             self._open[slot].tokens += [each.tobytes() for each in array]
-            self.reserve(slot, len(self._open[slot].tokens))
+            self._hold(self.rooms.reserve(slot, len(self._open[slot].tokens)))
         return np.stack([self._logits(self._open[slot]) for slot in slots])
 
     def copy(self, source: int, target: int) -> None:

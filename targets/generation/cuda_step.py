@@ -150,8 +150,8 @@ class CudaStepModel:
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
         for row, each in zip(rows, tokens, strict=True):
             check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._given == "rows")
-        for slot, row, count in zip(slots, rows, counts, strict=True):
-            self.reserve(slot, int(self._cache.lengths[row]) + count)
+        for at in np.flatnonzero(self._cache.lengths[rows] + counts > self._cache.needs[rows]):
+            self.reserve(slots[at], int(self._cache.lengths[rows[at]]) + counts[at])
         one = [at for at, count in enumerate(counts) if count == 1]
         more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
         if len(one) == len(rows):
@@ -197,7 +197,8 @@ class CudaStepModel:
         """One token for some rows; the rows up to the last of them step too, and what they write does not count."""
         count = self._cache.count
         longest = int(self._cache.lengths[:count].argmax())
-        self.reserve(self._cache.slots[longest], int(self._cache.lengths[longest]) + 1)
+        if self._cache.lengths[longest] == self._cache.capacity[0]:
+            self.reserve(self._cache.slots[longest], int(self._cache.lengths[longest]) + 1)
         batch = min(1 << max(rows[at] for at in one).bit_length(), self.slots)
         given = self._nothing(batch, 1)
         for at in one:

@@ -206,15 +206,16 @@ class Forgetful(HashModel):
         super().reserve(slot, tokens)
 
 
+@pytest.mark.slow
 def test_a_change_of_the_slots_that_fails_costs_no_stream_and_no_slot(
     engines: list[GenerationEngine], caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = {number: alone(request(number, max_tokens=12), Forgetful(1, 0)) for number in range(6)}
-    for fails_at in range(3, 120, 4):
+    expected = {number: alone(request(number, max_tokens=50), Forgetful(1, 0)) for number in range(6)}
+    for fails_at in range(1, 24, 2):
         model, listener = Forgetful(4, fails_at), Listener()
-        engine = start(engines, model, listener, SchedulerSettings(kv_bytes=320))
+        engine = start(engines, model, listener, SchedulerSettings(kv_bytes=800))
         for number in range(6):
-            engine.submit(request(number, max_tokens=12))
+            engine.submit(request(number, max_tokens=50))
         for number in range(6):
             last = listener.last(str(number))
             if isinstance(last, Refused):
