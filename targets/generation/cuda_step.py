@@ -150,7 +150,7 @@ class CudaStepModel:
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
         for row, each in zip(rows, tokens, strict=True):
             check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._given == "rows")
-        for at in np.flatnonzero(self._cache.lengths[rows] + counts > self._cache.needs[rows]):
+        for at in np.flatnonzero(self._cache.lengths[rows] + counts > self._cache.needs[rows]).tolist():
             self.reserve(slots[at], int(self._cache.lengths[rows[at]]) + counts[at])
         one = [at for at, count in enumerate(counts) if count == 1]
         more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
