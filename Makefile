@@ -24,7 +24,7 @@ PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt phone_build int8
+	pipeline failover swap transport adapt phone_build int8 decoder transcribe
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
