@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from flagsplit.apps.cli.common_options import Keys, Threads
 from flagsplit.apps.cli.ending import ending, wait_for_end
 from flagsplit.apps.cli.gateway_options import (
     AllowOrigin,
@@ -44,7 +45,7 @@ def command(
         str, typer.Option(help="Serve this plan of the bundle alone; needed for one that divides a decoder's layers.")
     ] = "",
     slots: Annotated[int, typer.Option(min=1, help="Streams that make tokens at the same time.")] = 16,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
+    threads: Threads = 0,
     provider: Annotated[
         Provider, typer.Option(help="What runs the steps: the CPU, an NVIDIA GPU, or ONNX Runtime on one.")
     ] = "cpu",
@@ -59,7 +60,7 @@ def command(
     max_wait_s: Annotated[float, typer.Option(min=0, help="A stream that would wait for longer is refused.")] = 60.0,
     drain_s: Annotated[float, typer.Option(min=0, help="How long streams may take once it is told to end.")] = 30.0,
     linger_s: Annotated[float, typer.Option(min=0, help="How long streams outlive their connection.")] = 10.0,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     http: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz, /stats there; port 0: a free one."),

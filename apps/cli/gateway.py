@@ -1,11 +1,11 @@
 """`flagsplit gateway`: OpenAI's pages and a WebSocket, in front of decoder services."""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import Cloud, Keys
 from flagsplit.apps.cli.ending import ending, wait_for_end
 from flagsplit.apps.cli.gateway_options import (
     AllowOrigin,
@@ -24,10 +24,7 @@ from flagsplit.errors import ConfigError
 
 def command(
     program: Annotated[str, typer.Argument(help="What the services serve: a bundle, a program's folder, or zoo:NAME.")],
-    cloud: Annotated[
-        str,
-        typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
-    ],
+    cloud: Cloud,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:8000",
     tier: Annotated[str, typer.Option(help="The tier that the services serve.")] = "cloud",
     model_name: ModelName = "",
@@ -41,7 +38,7 @@ def command(
     max_wait_s: Annotated[
         float, typer.Option(min=0.1, help="Refuse a stream that has not begun after so long.")
     ] = 20.0,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     http: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there too; port 0: a free one."),

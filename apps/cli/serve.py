@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from flagsplit.apps.cli.common_options import Keys, Threads
 from flagsplit.apps.cli.ending import ending, wait_for_end
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
@@ -39,7 +40,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="TIER=tcp://HOST:PORT", help="A tier beyond, if sessions name it differently."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
+    threads: Threads = 0,
     target: Annotated[str, typer.Option(help="Which of the tier's artifacts to run; ONNX Runtime's by default.")] = "",
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
     slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
@@ -48,7 +49,7 @@ def command(
     max_bundle_mb: Annotated[
         float, typer.Option(min=0, help="Largest bundle that may be sent here, 10^6 bytes; 0 takes none.")
     ] = 4295,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Small requests that may run together.")] = 1,
     batch_wait_ms: Annotated[float, typer.Option(min=0, help="How long one waits for others to run with.")] = 2.0,
     residency: Annotated[ModeChoice, typer.Option(help="How pooled plans are held in memory.")] = "auto",
