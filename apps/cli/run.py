@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from flagsplit.apps import api, compare
+from flagsplit.apps import compare, connecting
 from flagsplit.apps.cli.common_options import AsJson, BundlePath, InputDim, InputSeed, Keys, ThreadsHere
 from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
@@ -63,7 +63,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Run a bundle on inputs from a file, or on seeded random ones of the declared shapes."""
-    opened = api.open(bundle)
+    opened = connecting.open(bundle)
     if plan:
         _check_plan(opened, plan)
     if output is not None:
@@ -76,7 +76,7 @@ def command(
     run_targets = pairs("--target", target) | ({opened.tiers[0]: phone_target} if phone_target else {})
     with progress_bar(quiet=as_json) as progress:
         progress("start", 0.0)
-        with api.connect(
+        with connecting.connect(
             opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns, run_targets=run_targets
         ) as session:
             _warn_of_absent(session, opened, plan)
