@@ -10,8 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from flagsplit.apps.assembly import BuildResult, Progress
 from flagsplit.apps.groundwork import BuildOptions
-from flagsplit.apps.pipeline import BuildResult, Progress
 from flagsplit.apps.pipeline import build as build_bundle
 from flagsplit.apps.planning import PlanReport
 from flagsplit.apps.planning import plan as plan_model

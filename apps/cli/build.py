@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from flagsplit.apps.assembly import BuildResult
 from flagsplit.apps.cli.common_options import AsJson, Catalogue
 from flagsplit.apps.cli.options import names, pairs, sla_file
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
@@ -27,7 +28,7 @@ from flagsplit.apps.cli.planning_options import (
     planning_options,
 )
 from flagsplit.apps.cli.plans import calibration_data, calibration_texts, plan_data, plan_notes, plan_rows
-from flagsplit.apps.pipeline import BuildResult, build
+from flagsplit.apps.pipeline import build
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.flagir.frontends.any_model import Source
 

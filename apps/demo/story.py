@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from flagsplit.apps import building, compare, connecting
+from flagsplit.apps.assembly import BuildResult
 from flagsplit.apps.cli.output import console, size_text, table
 from flagsplit.apps.demo.scenario import DEVICES, LINKS, NOMINAL_WIDTH, PHONES, SLA_FILE, TIERS
 from flagsplit.apps.local import LocalWorkers
@@ -29,7 +30,6 @@ from flagsplit.apps.ocr import (
     read_page,
     second_page,
 )
-from flagsplit.apps.pipeline import BuildResult
 from flagsplit.apps.prediction import HostPrediction
 from flagsplit.apps.zoo import pull
 from flagsplit.runtime.bundle import Bundle

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from flagsplit._version import VERSION
 
 if TYPE_CHECKING:
+    from flagsplit.apps.assembly import BuildResult
     from flagsplit.apps.building import build, build_async, plan
     from flagsplit.apps.connecting import (
         connect,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         open,  # noqa: A004 - flagsplit.open
         open_async,
     )
-    from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
     from flagsplit.apps.speech.transcribe import transcribe
     from flagsplit.apps.speech.transcript import Transcript
@@ -43,7 +43,7 @@ _HOMES = {
     "Answer": "flagsplit.runtime.session_settings",
     "AsyncSession": "flagsplit.runtime.async_session",
     "BucketedSession": "flagsplit.runtime.bucketed",
-    "BuildResult": "flagsplit.apps.pipeline",
+    "BuildResult": "flagsplit.apps.assembly",
     "Bundle": "flagsplit.runtime.bundle",
     "FlagsplitError": "flagsplit.errors",
     "PlanReport": "flagsplit.apps.planning",
