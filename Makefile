@@ -58,7 +58,8 @@ test-torch: $(READY)
 
 test-ray: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'ray[serve]==2.60.0'
-	$(BIN)/python -m pytest -q tests/apps/decoder_service/test_ray_engine.py
+	$(BIN)/python -m pytest -q tests/apps/decoder_service/test_ray_engine.py \
+		tests/apps/decoder_service/test_on_ray.py
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn
