@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 from tests.apps.decoder_service.ray_streams import FACTS
 
-from flagsplit.apps.decoder_service.ray_replica import DecoderReplica, message_of, request_of
+from flagsplit.apps.decoder_service.ray_replica import DecoderReplica, event_of, message_of, request_of
 from flagsplit.errors import InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
-from flagsplit.runtime.generation.events import Generate
+from flagsplit.runtime.generation.events import Generate, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
 
@@ -64,3 +65,8 @@ def test_messages_keep_what_a_stream_is() -> None:
     assert (found.tokens, found.generated, found.options) == (request.tokens, 1, request.options)
     assert found.context is not None
     assert list(found.context) == ["hidden"]
+    event = Tokens("a", 3, (5,), True, "stop", logprobs=(-0.5, -0.25), no_speech=0.125)
+    plain = asdict(event)
+    assert event_of({**plain, "logprobs": list(event.logprobs)}) == event
+    del plain["logprobs"]
+    assert event_of(plain) == replace(event, logprobs=())
