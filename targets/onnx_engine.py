@@ -1,7 +1,7 @@
 """ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
 With numerics "exact" the optimizer is kept from blocked layouts and from int8 kernels, whose rounding depends on where
-a graph is cut. Other providers than the CPU's are never taken at the engine's word: it lists what then fails to load,
+a graph is cut, and casts around what a CPU computes in single precision are written out. Other providers than the CPU's are never taken at the engine's word: it lists what then fails to load,
 and falls back to the CPU without an error, when a session is made and again at each run. What counts is what a session
 says that it got.
 """
@@ -17,6 +17,7 @@ import onnx
 
 from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, Numerics, TensorSpec
+from flagsplit.targets.written_half import write_out_half
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -68,10 +69,18 @@ def open_onnx(
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        content = file.read_bytes()
+        given = _rounding_alike(content) if numerics == "exact" else content
+        session = ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
     return OrtExecutable(session)
+
+
+def _rounding_alike(content: bytes) -> bytes:
+    """A model that rounds between nodes wherever it is cut."""
+    model = onnx.ModelProto.FromString(content)
+    return bytes(model.SerializeToString()) if write_out_half(model) else content
 
 
 def open_on_provider(

@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import Segment, extract, to_bytes
-from flagsplit.targets.cloud.ort_kernels import Kernel, cpu_kernels
 from flagsplit.targets.cloud.ort_providers import CPU, FORM, named_provider, provider_for
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
@@ -28,9 +27,7 @@ from flagsplit.targets.interface import (
     TargetDescription,
 )
 from flagsplit.targets.onnx_engine import DTYPES, open_on_provider, open_onnx
-
-_OPEN_END = 2**31 - 1
-"""The last version of a kernel that has none."""
+from flagsplit.targets.ort_kernels import Kernel, cpu_kernels, is_for
 
 
 class OrtTarget:
@@ -69,7 +66,7 @@ class OrtTarget:
             if any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function")):
                 return SupportVerdict(supported=True)
             given = _types_of(node, schema)
-        fitting = [types for low, high, types in kernels if _is_for(since, low, high)]
+        fitting = [types for low, high, types in kernels if is_for(since, low, high)]
         if any(_takes(types, given) for types in fitting):
             return SupportVerdict(supported=True)
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
@@ -119,11 +116,6 @@ class OrtTarget:
             return open_on_provider(file, artifact.weights, host.threads, provider.asked(host.threads), provider.advice)
         numerics: Numerics = "fast" if artifact.options.get("numerics") == "fast" else "exact"
         return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
-
-
-def _is_for(since: int, low: int, high: int) -> bool:
-    """Whether a kernel of these versions runs an operator defined in `since`: an open end says no later definition."""
-    return low == since if high >= _OPEN_END else low <= since <= high
 
 
 def _gap(node: ir.Node) -> str:
