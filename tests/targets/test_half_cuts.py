@@ -1,4 +1,4 @@
-"""Networks in half precision cut at every place: bit for bit the same, though a CPU computes them in single precision."""
+"""Networks in half precision cut at every place: bit for bit the same, though a CPU computes in single precision."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,7 +38,8 @@ BODIES = """g (float16[8, 8] x, bool c, int64 n) => (float16[8, 8] y, float16[k,
         else_branch = no () => (float16[8, 8] q) { q = Add (a, a) }
     >
     on = Constant <value = bool {1}> ()
-    l, s = Loop (n, on, b) <body = trip (int64 i, bool ci, float16[8, 8] t) => (bool co, float16[8, 8] u, float16[8, 8] v) {
+    l, s = Loop (n, on, b) <
+        body = trip (int64 i, bool ci, float16[8, 8] t) => (bool co, float16[8, 8] u, float16[8, 8] v) {
         co = Identity (ci) m = MatMul (t, w) u = Tanh (m) v = Add (u, a) }>
     h = MatMul (l, w)
     y = Sub (h, b)
