@@ -16,6 +16,7 @@ from flagsplit.apps.graph_tensors import check_ends, homebound
 from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
 from flagsplit.apps.open_shapes import check_shapes
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
+from flagsplit.apps.target_choice import check_choices
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Skeleton
@@ -111,6 +112,7 @@ def prepare(
     model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
 ) -> Groundwork:
     """Read off a canonical model what planning needs; nothing is compiled or written."""
+    check_choices(options.choices)
     _check_providers(deployment, options)
     check_ends(model)
     skeleton = Skeleton(model)
