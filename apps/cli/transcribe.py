@@ -53,7 +53,7 @@ def command(
     if timestamps and form is not Format.text:
         raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
     addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
-    choice = RecognizerChoice(model, plan, addresses, keys, threads)
+    choice = RecognizerChoice(model, plan, addresses, keys, threads, times=timestamps or form is not Format.text)
     transcription = Transcription(audio, choice, pace)
     events = transcription.events()
     printer: _Printer = _Cues(form)

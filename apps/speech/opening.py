@@ -38,6 +38,7 @@ class RecognizerChoice:
         keys: the key folder; None for the user's own.
         threads: of the engine here; 0 lets it choose.
         connect_s: how long to wait for a service at the start.
+        times: whether phrases are to have the times that the model gives, if it can.
     """
 
     model: str = "zoo:moonshine"
@@ -46,6 +47,7 @@ class RecognizerChoice:
     keys: Path | None = None
     threads: int = 1
     connect_s: float = 5.0
+    times: bool = False
 
 
 def open_recognizer(
@@ -60,7 +62,8 @@ def open_recognizer(
     """
     model = open_model(choice, progress)
     plan = model.plan(choice.plan, elsewhere=bool(choice.cloud))
-    about = SpeechFacts(plan.name, model.facts, model.sound, open_tokenizer(model.facts.tokenizer, model.tokenizer))
+    tokenizer = open_tokenizer(model.facts.tokenizer, model.tokenizer)
+    about = SpeechFacts(plan.name, model.facts, model.sound, tokenizer, times=choice.times)
     if plan.tier == model.own:
         if choice.cloud:
             raise ConfigError(f"plan {plan.name} needs no decoder service; leave out --cloud or --plan")

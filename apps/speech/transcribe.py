@@ -77,6 +77,7 @@ def transcribe(
     cloud: str | tuple[str, ...] = (),
     keys: str | Path | None = None,
     threads: int = 1,
+    timestamps: bool = False,
 ) -> Transcript:
     """The words of a WAV file.
 
@@ -87,6 +88,7 @@ def transcribe(
         cloud: address of `flagsplit decode-serve`, or several; without any everything runs here.
         keys: the key folder; by default under ~/.config/flagsplit.
         threads: of the engine here; 0 lets it choose.
+        timestamps: whether a model that can (Whisper) is to say when each phrase was said; else times are estimated.
 
     Raises:
         InputError: the file is no WAV file with samples.
@@ -94,7 +96,7 @@ def transcribe(
         PeerError: a model cannot be fetched, or a tier that is needed does not answer.
     """
     replicas = (cloud,) if isinstance(cloud, str) else tuple(cloud)
-    choice = RecognizerChoice(model, plan, replicas, None if keys is None else Path(keys), threads)
+    choice = RecognizerChoice(model, plan, replicas, None if keys is None else Path(keys), threads, times=timestamps)
     transcription = Transcription(Path(audio), choice)
     for _ in transcription.events():
         pass
