@@ -117,6 +117,7 @@ class CudaStepModel:
         self._cache.before_replacing = self._forget_graphs
         self._banks = Banks(lambda: self._cache, Sketched, 0, most=1)
         self._graphs: dict[tuple[str, int, int, int], _Graph] = {}
+        self._lowered: dict[tuple[int, ...], _Lowered] = {}
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
 
     @property
@@ -185,11 +186,18 @@ class CudaStepModel:
     def close(self) -> None:
         """Free the graphs and the caches."""
         self._graphs.clear()
+        self._lowered.clear()
         self._cache = SlotCache(1, {}, {})
         self._banks.clear()
 
     def warm_up(self, tokens: int, frames: int) -> None:
-        """Record the graphs of steps of one token for streams up to so long, which else the first ones wait for.
+        """Record the graphs of steps of one token and of the program's prompt, which else the first streams wait for.
+
+        Graphs for longer streams are recorded when there are some, which takes little once these are there.
+
+        Args:
+            tokens: how long streams are; at least that of the shortest cache.
+            frames: of their context.
 
         Raises:
             InputError: there are open streams.
@@ -199,6 +207,8 @@ class CudaStepModel:
         has_room(self._banks.add(0, frames, tokens))
         for power in range(self.slots.bit_length() + 1):
             self._graph("decode", min(1 << power, self.slots), 1, 0)
+        if len(self.facts.prompt) > 1:
+            self._graph("prompt", 1, 1 << (len(self.facts.prompt) - 1).bit_length(), 0)
         self._banks.remove(0)
 
     def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> Logits:
@@ -282,10 +292,7 @@ class CudaStepModel:
             hidden = np.zeros((1, frames, self.facts.width), np.float32)
             return _Graph(lowered.run, [hidden], lowered.outputs, self._device)
         past = next(iter(self._cache.past.values())).shape[2]
-        dims = {"batch": batch, "chunk": chunk, "past": past}
-        if self._cache.cross:
-            dims["frames"] = next(iter(self._cache.cross.values())).shape[2]
-        lowered = _Lowered(self._step, dims, self._type, self._device)
+        lowered = self._lowered_step(batch, chunk, past)
         told = [self._given, "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
         run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
         nothing = np.zeros(batch, np.int64)
@@ -296,14 +303,33 @@ class CudaStepModel:
             examples.append(nothing + self.slots)
         return _Graph(run, examples, ["logits"], self._device)
 
+    def _lowered_step(self, batch: int, chunk: int, past: int) -> "_Lowered":
+        """The step for so many rows; where only attention reads the caches, that does for caches of any length."""
+        frames = next(iter(self._cache.cross.values())).shape[2] if self._cache.cross else 0
+        for key in ((batch, chunk), (batch, chunk, past, frames)):
+            if key in self._lowered:
+                return self._lowered[key]
+        dims = {"batch": batch, "chunk": chunk, "past": past, **({"frames": frames} if frames else {})}
+        lowered = _Lowered(self._step, dims, self._type, self._device)
+        self._lowered[(batch, chunk) if lowered.takes_any_cache else (batch, chunk, past, frames)] = lowered
+        return lowered
+
 
 class _Lowered:
-    """A graph of fixed sizes as a module of PyTorch, by names."""
+    """A graph of fixed sizes as a module of PyTorch, by names.
+
+    Attributes:
+        inputs: names.
+        outputs: names.
+        takes_any_cache: whether all that reads `past` and `cross` is attention that asks how long they are.
+    """
 
     def __init__(self, model: ir.Model, dims: Mapping[str, int], dtype: str, device: str) -> None:
         fixed = specialize(model, dims)
         write_out(fixed, is_taken)
         optimize(fixed, is_step=True)
+        caches = [value for value in fixed.graph.inputs if (value.name or "").startswith(("past.", "cross."))]
+        self.takes_any_cache = all(use.node.op_type == "CachedAttention" for each in caches for use in each.uses())
         program = build_program(fixed, "" if dtype == "float32" else dtype, Style(rows=True))
         self.inputs = [name for name, _ in program.inputs]
         self.outputs = list(program.outputs)

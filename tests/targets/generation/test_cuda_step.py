@@ -128,6 +128,22 @@ def test_graphs_are_made_before_they_are_needed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_a_step_is_lowered_once_for_caches_of_any_length(tmp_path: Path, family: str) -> None:
+    small = small_program(tmp_path, family, 0)
+    model = CudaStepModel(tmp_path, 2, "fp32", "cpu")
+    model.warm_up(1, 1)
+    before = set(model._lowered)
+    context = small.context(0, 150)
+    model.open(0, context)
+    tokens = [number % small.facts.vocabulary for number in range(small.facts.max_positions)]
+    for token in tokens:
+        logits = model.step([0], [np.array([token])])
+    assert set(model._lowered) == before
+    np.testing.assert_allclose(logits[0], small.logits(tokens, context), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_rows_of_a_program_that_is_cut_between_its_layers(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
