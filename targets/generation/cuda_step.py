@@ -127,7 +127,7 @@ class CudaStepModel:
 
     def limit(self, kv_bytes: int) -> None:
         """Let caches never take more."""
-        self._banks.limit = kv_bytes
+        self._banks.confine(kv_bytes)
 
     def room(self) -> Room:
         """A sketch of the caches."""
