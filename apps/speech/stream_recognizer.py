@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from flagsplit.apps.speech.encoding import Chain, Rest
 from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
+from flagsplit.errors import UnavailableError
 from flagsplit.flagir.programs import ProgramFacts
 from flagsplit.runtime.generation.client import StreamClient
 from flagsplit.runtime.generation.sequential import generate
@@ -48,6 +49,8 @@ class StreamRecognizer(SpeechFacts):
             for token in tokens:
                 where = token.place.tier
                 yield Heard(text.feed([token.token]), where)
+            if tokens.reason == "deadline":
+                raise UnavailableError("the words of a piece of the sound did not come in time; try again")
             yield Heard(text.finish(), where, 0)
         finally:
             tokens.cancel()

@@ -36,6 +36,7 @@ _CODES: Final[Mapping[Code, str]] = {
     "no-state": "no-state",
     "deadline": "deadline",
     "bad-input": "input",
+    "too-large": "too-large",
     "broken": "compute",
 }
 """What the engine calls a trouble, and what the protocol calls it."""
@@ -200,7 +201,9 @@ class StreamMachine(WorkerMachine):
 
     def _go_on(self, flight: Flight, hop: int, event: Ran) -> Iterator[Instruction]:
         stream = self.streams.get(flight.key)
-        if stream is None or event.error or self.now >= flight.deadline:
+        if stream is not None and event.is_input and self.now < flight.deadline:
+            yield from self.fail(flight, self.tier, "input", event.error, retryable=False)
+        elif stream is None or event.error or self.now >= flight.deadline:
             yield from super()._go_on(flight, hop, event)
         else:
             yield from self._begin(flight, stream)

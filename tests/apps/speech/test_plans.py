@@ -25,6 +25,7 @@ from flagsplit.apps.speech.windows import WindowRules
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -171,6 +172,19 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, 
     assert "".join(piece.text for piece in heard).strip() == BECKETT
     assert [piece.where for piece in heard[:4]] == ["cloud"] * 4
     assert {piece.where for piece in heard} <= {"cloud", "phone"}
+
+
+def test_a_service_without_room_leaves_it_to_the_phone(folder: Path, speech_cache: Path) -> None:
+    """A window that needs more cache than the service has is no reason to end."""
+    settings = DecoderSettings(slots=1, threads=1, scheduler=SchedulerSettings(kv_bytes=1 << 20))
+    channel = ZmqChannel(security=KeyStore(None).security())
+    service = DecoderService(folder_source(folder), channel, "tcp://127.0.0.1:0", settings)
+    path = speech_cache / "zoo" / "beckett.wav"
+    try:
+        found = flagsplit.transcribe(path, cloud=str(service.streams.address))
+    finally:
+        service.stop()
+    assert (found.text, set(found.words_by_tier)) == (BECKETT, {"phone"})
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
