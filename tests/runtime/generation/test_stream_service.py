@@ -226,7 +226,7 @@ def test_what_an_encoder_refuses_is_an_input_error_at_once(keys: Path, serve: Ca
 
     services = [serve(encode=refuse), serve(encode=refuse)]
     with connect(keys, *services, local=SequentialLoop(HashModel(1))) as client:
-        with pytest.raises(InputError, match="^hidden: expected at most 2 frames, came 3$"):
+        with pytest.raises(InputError, match=r"^hidden: expected at most 2 frames, came 3$"):
             client.stream(hidden(1), OPTIONS, plan="cut").result(10)
         assert asked == ["cut"]
         assert not client.moves
