@@ -140,6 +140,12 @@ class StreamMachine(WorkerMachine):
         if opened.generation:
             _check_stream(opened, _spec_of(opened), self.facts.get(bundle))
 
+    def account_of(self, opened: Open) -> str:
+        """As for any request; who may pass on others' requests, as a gateway does, names them by their streams."""
+        client, key = super().account_of(opened), self.peers.key_of(inbound_name(opened.sid))
+        name = _spec_of(opened).stream if opened.generation and self._is_worker(key) else ""
+        return f"{client}/{name}" if name else client
+
     def accept_open(self, flight: Flight, opened: Open, peer: str) -> bool:
         """Take up an announcement; of a stream, what it asks for too."""
         complete = super().accept_open(flight, opened, peer)
@@ -183,7 +189,7 @@ class StreamMachine(WorkerMachine):
         self._runs[self._next_token] = wanted
         stream.cut = flight.plan
         inputs = {name: flight.values[name] for name in self.facts[flight.bundle].cuts[flight.plan]}
-        yield Run(self._next_token, flight.plan, inputs, flight.bundle, flight.sid, flight.deadline)
+        yield Run(self._next_token, flight.plan, inputs, flight.bundle, flight.client, flight.deadline)
 
     def finish_run(self, event: Ran) -> tuple[Flight, int] | None:
         """As for any run; what a stream's encoder gives takes the place of its tensors."""
@@ -234,7 +240,7 @@ class StreamMachine(WorkerMachine):
         yield Begin(
             Generate(
                 stream.engine_id,
-                flight.sid,
+                flight.client,
                 context or None,
                 said,
                 spec.delivered,

@@ -70,5 +70,5 @@ def test_what_is_none(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "note.wav").write_text("hello")
     with pytest.raises(InputError, match="expected a WAV file"):
         real_sample(bundle, str(tmp_path / "note.wav"))
-    with pytest.raises(ConfigError, match="or a WAV file, came 'gone.wav'"):
+    with pytest.raises(ConfigError, match=r"or a WAV file, came 'gone\.wav'"):
         real_sample(bundle, "gone.wav")
