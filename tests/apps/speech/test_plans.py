@@ -105,6 +105,15 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
         assert found == wanted, plan
 
 
+def test_a_clip_that_fits_a_bundle_of_fixed_length_is_heard_as_a_whole(speech_cache: Path) -> None:
+    """Ten seconds with pauses; cut at one of those, the recognizer errs."""
+    program, size = str(program_folder("zoo:moonshine")), 10 * RATE_HZ
+    fixed = flagsplit.build(program, "phone,cloud", speech_cache / "fixed.flagsplit", ranges={"samples": (size, size)})
+    transcription = Transcription(speech_cache / "zoo" / "beckett.wav", RecognizerChoice(str(fixed.path)))
+    (segment,) = (each for each in transcription.events() if isinstance(each, Segment))
+    assert not word_errors(BECKETT, segment.text).rate
+
+
 def test_real_speech_in_windows_that_overlap(speech_cache: Path) -> None:
     """As if there were no pauses: of a text that says the same over and over, no word comes twice and none is lost."""
     rules = WindowRules(max_s=12, overlap_s=3, long_pause_s=60, pause_s=60, short_pause_s=60)
