@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from flagsplit.flagir.programs import Program, ProgramFacts, save_program
@@ -219,7 +220,8 @@ def report(figures: Mapping[str, float], as_json: bool, device: str) -> None:
     rounded = {name: round(value, 4) for name, value in figures.items()}
     host = torch.cuda.get_device_name() if device == "cuda" else "cpu, a tiny network: to try this program"
     if as_json:
-        print(json.dumps({"figures": rounded, "conditions": {"host": host, "torch": torch.__version__}}, indent=1))
+        conditions = {"host": host, "torch": torch.__version__, "transformers": transformers.__version__}
+        print(json.dumps({"figures": rounded, "conditions": conditions, "basis": "measured"}, indent=1))
         return
     for name, value in rounded.items():
         print(f"{name:24} {value}")

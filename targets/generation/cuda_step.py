@@ -19,8 +19,10 @@ from flagsplit.targets.cloud.cuda.compiled import Replay
 from flagsplit.targets.cloud.cuda.lowering.program import build_program, to_module
 from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
 from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
+from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.part_file import read_part
 from flagsplit.targets.cloud.cuda.passes import optimize
+from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
 from flagsplit.targets.generation.slot_cache import SlotCache, Whole
 from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
@@ -256,8 +258,8 @@ class _Lowered:
     def __init__(self, model: ir.Model, dims: Mapping[str, int], dtype: str, device: str) -> None:
         fixed = specialize(model, dims)
         write_out(fixed, is_taken)
-        optimize(fixed)
-        program = build_program(fixed, "" if dtype == "float32" else dtype)
+        optimize(fixed, is_step=True)
+        program = build_program(fixed, "" if dtype == "float32" else dtype, Style(rows=True))
         self.inputs = [name for name, _ in program.inputs]
         self.outputs = list(program.outputs)
         types = ["float32" if name == "logits" else dtype for name in self.outputs]
@@ -280,14 +282,15 @@ def _stepped(
 
     def run(*given: Any) -> Sequence[Any]:
         values = dict(zip(told, given, strict=False))
-        rows = given[-1] if gathers else torch.arange(batch, device=given[0].device)
+        rows = given[-1] if gathers else None
         for name, array in (*past.items(), *cross.items()):
             values[name] = array.index_select(0, rows) if gathers else array[:batch]
         made = dict(zip(lowered.outputs, lowered.run(*(values[name] for name in lowered.inputs)), strict=True))
-        chunk = given[0].shape[1]
-        places = values["past_lengths"][:, None] + torch.arange(chunk, device=rows.device)
         for name, array in past.items():
-            array[rows[:, None], :, places] = made["new" + name.removeprefix("past")].transpose(1, 2)
+            if name.endswith(".key"):
+                layer = name.split(".")[1]
+                new = made[f"new.{layer}.key"], made[f"new.{layer}.value"]
+                calls.append(array, past[f"past.{layer}.value"], new, rows, values["past_lengths"])
         return [made["logits"]]
 
     return run

@@ -89,3 +89,33 @@ def test_rows_of_a_program_that_is_cut_between_its_layers(tmp_path: Path) -> Non
     small = small_program(whole, "llama", 1)
     first = save_later_part(small, 1, parts)
     check_later_part(small, first, CudaStepModel(parts, 2, "fp32", "cpu", step="later.onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_a_stream_is_the_same_to_the_bit_in_any_company(tmp_path: Path, family: str, precision: str) -> None:
+    small = small_program(tmp_path, family, 1)
+    model = CudaStepModel(tmp_path, 6, precision, "cuda")  # type: ignore[arg-type]
+    random = np.random.default_rng(4)
+    tokens = random.integers(0, small.facts.vocabulary, (6, 90))
+    alone = []
+    for at in range(6):
+        model.open(0, small.context(at, 9 + 30 * at))
+        alone.append([model.step([0], [tokens[at, :1]])[0].copy()])
+        alone[at] += [model.step([0], [tokens[at, place : place + 1]])[0].copy() for place in range(1, 90)]
+        model.close_slot(0)
+    for at in range(6):
+        model.open(at, small.context(at, 9 + 30 * at))
+    given = [0] * 6
+    while any(count < 90 for count in given):
+        slots = [at for at in range(6) if given[at] < 90 and random.random() < 0.7]
+        if not slots:
+            continue
+        chunks = [min(int(random.choice([1, 1, 2, 7, 40])), 90 - given[at]) for at in slots]
+        logits = model.step(slots, [tokens[at, given[at] : given[at] + n] for at, n in zip(slots, chunks, strict=True)])
+        for row, at, count in zip(logits, slots, chunks, strict=True):
+            given[at] += count
+            assert (row == alone[at][given[at] - 1]).all(), (at, given[at], count)
+    model.close()

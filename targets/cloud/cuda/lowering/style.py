@@ -11,8 +11,10 @@ class Style:
         cudnn: convolutions and the Relu after them are one kernel of cuDNN's.
         products: convolutions of one pixel are matrix products, into which the compiler draws what follows.
         shifts: convolutions of single channels are sums of shifted pictures, which fuse with what is around them.
+        rows: a row's result depends on that row alone, to the bit; see `flagsplit.targets.cloud.cuda.rowwise`.
     """
 
     cudnn: bool = False
     products: bool = False
     shifts: bool = False
+    rows: bool = False

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Site, widened
+from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import torch
 
 
@@ -101,3 +102,8 @@ def lower_thresholded_relu(site: Site) -> Kernel:
     """x above a bound, else 0."""
     alpha = site.number("alpha", 1.0)
     return lambda x: torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def lower_gate(_site: Site) -> Kernel:
+    """silu(a) b, as the pass for steps makes it."""
+    return calls.gate

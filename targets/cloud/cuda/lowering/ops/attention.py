@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, as_dtype, widened
+from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import torch
 
 
@@ -52,7 +53,11 @@ def lower_rotary(site: Site) -> Kernel:
     turned = site.integer("rotary_embedding_dim", 0) or size
     woven, out = bool(site.integer("interleaved", 0)), site.out_dtype()
 
+    by_rows = site.style.rows and not flat
+
     def kernel(x: Any, cosine: Any, sine: Any, positions: Any = None) -> Any:
+        if by_rows and positions is None and calls.takes(x) and cosine.shape[-1] == turned // 2:
+            return calls.rotary(x, cosine, sine, turned, woven=woven)
         whole = widened(x)
         whole = whole.reshape(shape[0], shape[1], heads, size) if flat else whole.transpose(1, 2)
         rotating, rest = whole[..., :turned], whole[..., turned:]
@@ -81,5 +86,21 @@ def lower_fused(site: Site) -> Kernel:
             mask = mask.expand(q.shape[-2], k.shape[-2])
         made = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return made.reshape(out)
+
+    return kernel
+
+
+def lower_cached(site: Site) -> Kernel:
+    """To the keys that rows have, and to their chunk's, as the pass for steps makes it.
+
+    Queries of heads that share keys come one head after the other: [batch, key heads, heads of one * chunk, size].
+    """
+    many, out = site.shape(1)[1], site.out_shape()
+    chunk = site.shape(3)[2] if site.given(3) else out[2]
+
+    def kernel(q: Any, past_k: Any, past_v: Any, new_k: Any, new_v: Any, lengths: Any) -> Any:
+        heads = q.reshape(q.shape[0], many * (q.shape[2] // chunk), chunk, q.shape[3])
+        new = None if new_k is None else (new_k, new_v)
+        return calls.attention(heads, (past_k, past_v), new, lengths, 1.0).reshape(out)
 
     return kernel

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, as_dtype, widened
+from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import torch
 
 
@@ -14,8 +15,10 @@ def lower(site: Site) -> Kernel:
     return lambda a, b: torch.matmul(a.double(), b.double()).to(as_dtype(out))
 
 
-def lower_linear(_site: Site) -> Kernel:
-    """x w^T + bias, the weights turned round once when the program was made."""
+def lower_linear(site: Site) -> Kernel:
+    """x w^T + bias, the weights turned round once when the program was made; in steps, also + residual."""
+    if site.style.rows:
+        return calls.linear
     return lambda x, weights, bias=None: torch.nn.functional.linear(x, weights, bias)
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from flagsplit.targets.cloud.cuda.lowering.site import Kernel, Refused, Site, widened
+from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import torch
 
 
@@ -48,6 +49,8 @@ def lower_layer(site: Site) -> Kernel:
     """By the mean and variance of the last axes; also gives the mean and the reciprocal deviation."""
     shape = site.shape(0)
     axis, epsilon = site.axis("axis", -1, len(shape)), site.number("epsilon", 1e-5)
+    if site.style.rows and axis == len(shape) - 1 and len(site.node.outputs) == 1:
+        return lambda x, scale, bias=None: calls.norm(x, scale, bias, epsilon, centers=True)
     if (
         len(site.node.outputs) == 1
         and site.shape(1) == shape[axis:]
@@ -69,6 +72,8 @@ def lower_rms(site: Site) -> Kernel:
     """By the root of the mean square of the last axes."""
     rank = site.rank(0)
     axis, epsilon = site.axis("axis", -1, rank), site.number("epsilon", 1e-5)
+    if site.style.rows and axis == rank - 1:
+        return lambda x, scale: calls.norm(x, scale, None, epsilon, centers=False)
 
     def kernel(x: Any, scale: Any) -> Any:
         wide, axes = widened(x), list(range(axis, rank))
