@@ -83,6 +83,7 @@ class Session:
         channel: the way to them; the session closes it.
         settings: choices of the application.
         rebuild: for policies that no pooled plan keeps.
+        part: what is run of the bundle, if that is not all of it, such as `loop_boundary.facts_before_loop` makes.
 
     Attributes:
         bundle: what answers new requests now.
@@ -101,8 +102,10 @@ class Session:
         channel: Channel,
         settings: SessionSettings | None = None,
         rebuild: Rebuild | None = None,
+        part: SessionFacts | None = None,
     ) -> None:
         self.bundle = bundle
+        self._part = part
         self.events: deque[str] = deque(maxlen=1000)
         self._settings = settings or SessionSettings()
         self._rebuild = rebuild
@@ -123,7 +126,7 @@ class Session:
             self._telemetry = telemetry_of(bundle, bundle.tiers[0], channel.instance, watching)
             observer = None if self._telemetry is None else self._telemetry.observer
             self._machine = SessionMachine(
-                facts_of(bundle),
+                part or facts_of(bundle),
                 workers,
                 channel.instance,
                 self._settings.machine,
@@ -133,7 +136,7 @@ class Session:
             self._engine = self._make_engine()
             name = "flagsplit-session"
             self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, name, observer)
-            self._engine.start(_first_segments(bundle))
+            self._engine.start(_first_segments(part or facts_of(bundle)))
         except FlagsplitError:
             channel.close()
             self._unwatch()
@@ -158,7 +161,9 @@ class Session:
         return tuple(workers)
 
     def _load(self, bundle: Bundle) -> Loadout:
-        return loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
+        found = loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
+        wanted = found.order if self._part is None else self._part.own_segments()
+        return replace(found, order=[segment for segment in found.order if segment in wanted])
 
     def _make_engine(self) -> Engine:
         held = self._held[self.bundle.digest]
@@ -311,6 +316,7 @@ class Session:
             BundleError: a segment of this tier cannot be loaded; the old bundle stays.
             UnavailableError: the change did not come about in time.
         """
+        self._check_whole()
         self._check_interchangeable(bundle)
         with self._swapping:
             return self._adopt(bundle, facts_of(bundle), timeout_s)
@@ -333,6 +339,7 @@ class Session:
         Raises:
             PolicyError: no plan keeps it, or it needs a new build and this session cannot make one.
         """
+        self._check_whole()
         sla = sla if isinstance(sla, SLA) else parse_sla(sla)
         with self._swapping:
             try:
@@ -365,6 +372,10 @@ class Session:
         self._check_interchangeable(built)
         self._adopt(built, facts_of(built), timeout_s)
 
+    def _check_whole(self) -> None:
+        if self._part is not None:
+            raise ConfigError("this session runs a part of its bundle; open another for another bundle or policy")
+
     def _check_interchangeable(self, bundle: Bundle) -> None:
         old, new = self.bundle, bundle
         for what, before, after in (
@@ -379,7 +390,7 @@ class Session:
         give_up = time.monotonic() + timeout_s
         if bundle.digest not in self._held:
             held = self._held[bundle.digest] = self._load(bundle)
-            first = _first_segments(bundle)
+            first = _first_segments(facts)
             loading = self._engine.add(bundle.digest, held.order, held.size_bytes, first, held.parts)
             try:
                 loading.result(timeout_s)
@@ -466,9 +477,9 @@ class Session:
         self._pending.end(broken)
 
 
-def _first_segments(bundle: Bundle) -> list[str]:
-    best = bundle.plans.pool.plans[0].name
-    return [step.segment for step in bundle.plans.steps[best] if step.tier == 0]
+def _first_segments(facts: SessionFacts) -> list[str]:
+    best = facts.pool.plans[0].name
+    return [step.segment for step in facts.steps[best] if step.tier == 0]
 
 
 def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:

@@ -9,6 +9,7 @@ from typing import Annotated, Protocol, cast
 import typer
 from rich.console import Console
 
+from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
 from flagsplit.apps.speech.subtitles import SubtitleFormat, clock_text, cue_text, cues, file_start
@@ -37,6 +38,13 @@ def command(
         str,
         typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
     ] = "",
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TIER=tcp://HOST:PORT",
+            help="Where flagsplit serve runs a part of the encoder; else here.",
+        ),
+    ] = None,
     pace: Annotated[
         bool, typer.Option("--pace", help="Feed the sound as a microphone would; tell how late words are.")
     ] = False,
@@ -53,7 +61,7 @@ def command(
     if timestamps and form is not Format.text:
         raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
     addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
-    choice = RecognizerChoice(model, plan, addresses, keys, threads)
+    choice = RecognizerChoice(model, plan, addresses, keys, threads, workers=pairs("--tier", tier))
     transcription = Transcription(audio, choice, pace)
     events = transcription.events()
     printer: _Printer = _Cues(form)

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from flagsplit.apps.speech.encoding import Chain, Rest
+from flagsplit.apps.speech.encoding import Before, Rest
 from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
 from flagsplit.errors import UnavailableError
 from flagsplit.flagir.programs import ProgramFacts
@@ -21,7 +21,7 @@ from flagsplit.targets.generation.step_model import StepModel
 class StreamRecognizer(SpeechFacts):
     """Recognizes speech through a client of token streams."""
 
-    def __init__(self, about: SpeechFacts, cut: str, before: Chain, client: StreamClient, opened: ExitStack) -> None:
+    def __init__(self, about: SpeechFacts, cut: str, before: Before, client: StreamClient, opened: ExitStack) -> None:
         """Recognize with what is open.
 
         Args:
@@ -40,8 +40,10 @@ class StreamRecognizer(SpeechFacts):
         Raises:
             UnavailableError: no service took it, and it cannot be done here.
         """
+        crossed = self._before.crossed_bytes
         crossing = self._before.run(self.sound.tensors(samples))
-        self.crossed_bytes += sum(array.nbytes for array in crossing.values())
+        crossed = self._before.crossed_bytes - crossed
+        self.crossed_bytes += crossed + sum(array.nbytes for array in crossing.values())
         tokens = self._client.stream(crossing, plan=self._cut, input_s=len(samples) / self.rate_hz)
         text = self.tokenizer.decode_stream()
         where = ""

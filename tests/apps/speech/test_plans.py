@@ -13,6 +13,7 @@ import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding_elsewhere import Reach
 from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
@@ -138,7 +139,7 @@ def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: 
     choice = RecognizerChoice(str(lossy.path), "phone+cloud-1")
     model = open_model(choice)
     assert not model.can_run_here
-    chain = model.plans["phone+cloud-1"].open_before()
+    chain = model.plans["phone+cloud-1"].open_before(Reach())
     crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
     chain.close()
     assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
