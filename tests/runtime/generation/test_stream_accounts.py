@@ -9,7 +9,7 @@ from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.events import Event, Generate
 from flagsplit.runtime.generation.options import GenerationOptions
-from flagsplit.runtime.generation.service import ServiceProgram, StreamService
+from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.stream_spec import StreamSpec
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
@@ -49,7 +49,8 @@ def test_who_may_pass_on_others_streams_says_whose_they_are() -> None:
     assert users == ["a gateway's/ann", "a gateway's/bob", "a gateway's/ann", "a gateway's"]
 
 
-def test_a_client_with_many_connections_has_one_share_of_a_service(tmp_path: Path) -> None:
+def test_all_connections_of_a_key_are_one_client_of_a_service(tmp_path: Path) -> None:
+    """What a stream is called counts where the key is the service's own, as that of a gateway beside it."""
     program = ServiceProgram("p" * 64, ("phone", "cloud"), "cloud", StreamFacts({"cut": ("hidden",)}, 32, (1,)))
     host, other = KeyStore(tmp_path / "host"), KeyStore(tmp_path / "other")
     host.authorize("other", other.public_key)
@@ -66,13 +67,15 @@ def test_a_client_with_many_connections_has_one_share_of_a_service(tmp_path: Pat
     def same(_cut: str, tensors: Mapping[str, Array]) -> Mapping[str, Array]:
         return tensors
 
-    service = StreamService(program, engine, same, ZmqChannel(security=host.security()), "tcp://127.0.0.1:0")
+    settings = ServiceSettings(hooks=WorkerHooks(is_worker=host.is_worker))
+    service = StreamService(program, engine, same, ZmqChannel(security=host.security()), "tcp://127.0.0.1:0", settings)
     other.trust(service.address, host.public_key)
     try:
-        for keys in (host, host, other):
-            settings = ClientSettings(keys=keys.directory, connect_s=10.0)
-            with StreamClient([service.address], program.digest, settings=settings) as client:
-                client.stream(hidden(1), GenerationOptions(max_tokens=3), plan="cut").result(10)
+        for keys, name in ((host, ""), (host, ""), (host, "ann"), (other, ""), (other, "ann")):
+            chosen = ClientSettings(keys=keys.directory, connect_s=10.0)
+            with StreamClient([service.address], program.digest, settings=chosen) as client:
+                client.stream(hidden(1), GenerationOptions(max_tokens=3), plan="cut", name=name).result(10)
     finally:
         service.stop()
-    assert seen == [host.public_key, host.public_key, other.public_key]
+    ours, others = host.public_key, other.public_key
+    assert seen == [ours, ours, f"{ours}/ann", others, others]
