@@ -71,6 +71,7 @@ Squeeze = Annotated[str, Text(8, re.compile("(zstd|lz4)?")), APPENDED]
 # W3C Trace Context: version, trace id, parent id, flags.
 TraceParent = Annotated[str, Text(55, re.compile("(00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")), APPENDED]
 Generation = Annotated[str, Text(MAX_GENERATION_BYTES), APPENDED]
+Costs = Annotated[tuple[int, ...], ListOf(Whole(0, UINT32), most=MAX_TOKENS + 1), APPENDED]
 TokenList = Annotated[tuple[int, ...], ListOf(Whole(0, UINT53), most=MAX_TOKENS)]
 Features = Annotated[tuple[str, ...], ListOf(Text(64), most=64)]
 TensorNames = Annotated[tuple[str, ...], ListOf(Text(MAX_NAME_BYTES), most=MAX_TENSORS)]

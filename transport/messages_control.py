@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+from flagsplit.errors import ProtocolError
 from flagsplit.transport.message_fields import (
     MAX_HOPS,
     MAX_PAYLOAD_BYTES,
+    Costs,
     Digest,
     Features,
     HopIndex,
@@ -258,7 +260,9 @@ class Tokens:
     Tokens are counted from 0 without the prompt, and those that an Open named as delivered are counted but not said
     again. With `last` nothing follows, and `reason` says why: "stop", "length", "deadline" or "cancelled".
     `wait_us` is how long the request waited for its first step in this attempt, `run_us` how long the step took that
-    made these tokens, and `batch` how many requests shared it. Feature "generate".
+    made these tokens, and `batch` how many requests shared it. Where the Open asked for `logprobs`, `costs` has for
+    each token, and for the stop token if one ended the stream, its log-probability times -1,000,000, and the first
+    message says with `no_speech` how likely it is that nobody speaks, in millionths. Feature "generate".
     """
 
     TYPE: ClassVar[str] = "TK"
@@ -273,3 +277,9 @@ class Tokens:
     wait_us: LaterNatural = 0
     run_us: LaterNatural = 0
     batch: Annotated[int, Whole(1, 65535), APPENDED] = 1
+    costs: Costs = ()
+    no_speech: Permille = 0
+
+    def check_wire(self) -> None:
+        if self.costs and not 0 <= len(self.costs) - len(self.tokens) <= self.last:
+            raise ProtocolError(f".costs: expected one for each of {len(self.tokens)} tokens, got {len(self.costs)}")

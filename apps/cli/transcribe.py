@@ -61,7 +61,9 @@ def command(
     if timestamps and form is not Format.text:
         raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
     addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
-    choice = RecognizerChoice(model, plan, addresses, keys, threads, workers=pairs("--tier", tier))
+    wants_times = timestamps or form is not Format.text
+    workers = pairs("--tier", tier)
+    choice = RecognizerChoice(model, plan, addresses, keys, threads, times=wants_times, workers=workers)
     transcription = Transcription(audio, choice, pace)
     events = transcription.events()
     printer: _Printer = _Cues(form)

@@ -71,6 +71,7 @@ class Wanted:
         plan: whose cut the tensors cross; "" where the tensors are the model's input.
         tensors: by name.
         input_s: seconds of audio that the tensors are made of; 0 is not known.
+        times: whether phrases are to have the times that the model gives, if it can; for listening.
     """
 
     client: str
@@ -80,6 +81,7 @@ class Wanted:
     plan: str = ""
     tensors: Mapping[str, Array] = field(default_factory=dict)
     input_s: float = 0.0
+    times: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,14 @@ from flagsplit.apps.decoder_service.gateway_backend import BusyError, Cut, Model
 from flagsplit.apps.decoder_service.gateway_sound import Upload
 from flagsplit.apps.decoder_service.gateway_source import Source
 from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
+from flagsplit.apps.speech.token_recognizer import TokenRecognizer, TokenRun
 from flagsplit.apps.speech.transcriber import NewWord, Samples, Segment, Transcriber
 from flagsplit.apps.text.tokenizer import Tokenizer
 from flagsplit.flagir.programs.program import ProgramFacts
-from flagsplit.runtime.generation.stream_events import Place
+from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.stream_events import Place, Scores
 from flagsplit.runtime.generation.token_stream import TokenStream
-from flagsplit.targets.interface import Executable
+from flagsplit.targets.interface import Array, Executable
 
 _WORDS_AHEAD = 64
 _PIECE_SAMPLES = 8000
@@ -194,7 +196,7 @@ class SpeechBackend(ProgramBackend):
             self._detectors.append(detector)
 
 
-class GatewayRecognizer(SpeechFacts):
+class GatewayRecognizer(TokenRecognizer):
     """Recognizes each window of a recording by a stream; it can be closed from another thread.
 
     Args:
@@ -206,7 +208,8 @@ class GatewayRecognizer(SpeechFacts):
     """
 
     def __init__(self, about: SpeechFacts, source: Source, wanted: Wanted, turns: threading.Semaphore) -> None:
-        super().__init__(about.plan, about.facts, about.sound, about.tokenizer)
+        super().__init__(about, wanted.options)
+        self.times = wanted.times
         self._source, self._wanted = source, wanted
         self._lock = threading.Lock()
         self._stream: TokenStream | None = None
@@ -236,28 +239,34 @@ class GatewayRecognizer(SpeechFacts):
         finally:
             self._turns.acquire()
 
-    def recognize(self, samples: Samples) -> Iterator[Heard]:
-        """The text of a sound, token by token."""
-        if self._closed.is_set():
-            return
-        seconds = len(samples) / self.rate_hz
-        with self.resting():
-            yield from self._recognized(samples, seconds)
+    def recognize(self, samples: Samples, *, is_partial: bool = False, shared_s: float = 0.0) -> Iterator[Heard]:
+        """The text of a sound; others have the turn meanwhile."""
+        if not self._closed.is_set():
+            with self.resting():
+                yield from super().recognize(samples, is_partial=is_partial, shared_s=shared_s)
 
-    def _recognized(self, samples: Samples, seconds: float) -> Iterator[Heard]:
-        stream = self._source.stream(replace(self._wanted, tensors=self.sound.tensors(samples), input_s=seconds))
+    def encode(self, samples: Samples) -> Mapping[str, Array]:
+        """What the model reads: its encoder runs where the tokens are made."""
+        return self.sound.tensors(samples)
+
+    def run(
+        self, encoded: Mapping[str, Array], seconds: float, prompt: tuple[int, ...], options: GenerationOptions
+    ) -> TokenRun:
+        """The tokens of a sound; none when nobody wants more."""
+        if self._closed.is_set():
+            return Scores()
+        wanted = replace(self._wanted, tensors=encoded, input_s=seconds, prompt=prompt, options=options)
+        stream = self._source.stream(wanted)
         with self._lock:
             self._stream = stream
             if self._closed.is_set():
                 stream.cancel()
-        text, where = self.tokenizer.decode_stream(), ""
         try:
             for token in stream:
-                where = where_of(token.place)
-                yield Heard(text.feed([token.token]), where)
+                yield token.token, where_of(token.place)
         finally:
             stream.cancel()
-        yield Heard(text.finish(), where, 0)
+        return stream.scores
 
     def close(self) -> None:
         """End the stream that goes on, and begin no more. From any thread."""

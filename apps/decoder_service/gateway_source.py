@@ -13,7 +13,7 @@ from flagsplit.errors import FlagsplitError, InputError, UnavailableError
 from flagsplit.runtime.generation.client import StreamClient
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
 from flagsplit.runtime.generation.service import Encode, TokenEngine
-from flagsplit.runtime.generation.stream_events import Place
+from flagsplit.runtime.generation.stream_events import Place, Scores
 from flagsplit.runtime.generation.token_stream import TokenStream
 from flagsplit.targets.interface import Array
 
@@ -103,8 +103,8 @@ class EngineSource:
             if isinstance(event, Refused) or event.done:
                 del self._streams[event.stream_id]
         if isinstance(event, Tokens):
-            if event.tokens:
-                stream.give(event.offset, event.tokens, self._place)
+            if event.tokens or event.logprobs:
+                stream.give(event.offset, event.tokens, self._place, Scores(event.logprobs, event.no_speech))
             if event.done:
                 stream.end(event.reason)
         else:

@@ -1,6 +1,5 @@
 """`POST /v1/audio/transcriptions`: what is asked, and the answer in the format that was asked for."""
 
-import zlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,6 +8,7 @@ from flagsplit.apps.decoder_service.gateway_backend import ModelFacts, Wanted
 from flagsplit.apps.decoder_service.gateway_errors import ApiError
 from flagsplit.apps.decoder_service.gateway_fields import Fields, wrong
 from flagsplit.apps.decoder_service.gateway_multipart import Part
+from flagsplit.apps.speech.quality import compression_ratio, quality_data
 from flagsplit.apps.speech.subtitles import subtitles
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.runtime.generation.options import GenerationOptions
@@ -41,7 +41,8 @@ class Transcription:
 
     def wanted(self, client: str) -> Wanted:
         """The stream to be opened."""
-        return Wanted(client, GenerationOptions(temperature=self.temperature))
+        has_times = self.form in ("verbose_json", "srt", "vtt")
+        return Wanted(client, GenerationOptions(temperature=self.temperature), times=has_times)
 
 
 def read_transcription(parts: Sequence[Part]) -> Transcription:
@@ -167,7 +168,14 @@ def _verbose(found: Transcript, asked: Transcription, facts: ModelFacts, duratio
 
 
 def _segment(index: int, segment: Segment, asked: Transcription) -> dict[str, Any]:
-    start_s, data = segment.words[0].start_s, segment.text.encode()
+    start_s = segment.words[0].start_s
+    unknown = {
+        "temperature": asked.temperature,
+        "avg_logprob": None,
+        "compression_ratio": round(compression_ratio(segment.text), 3),
+        "no_speech_prob": None,
+    }
+    scores = unknown if segment.quality is None else quality_data(segment.quality)
     return {
         "id": index,
         "seek": round(start_s * 100),
@@ -175,10 +183,7 @@ def _segment(index: int, segment: Segment, asked: Transcription) -> dict[str, An
         "end": round(segment.words[-1].end_s, 3),
         "text": segment.text,
         "tokens": [],
-        "temperature": asked.temperature,
-        "avg_logprob": None,
-        "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
-        "no_speech_prob": None,
+        **scores,
     }
 
 

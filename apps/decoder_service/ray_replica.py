@@ -137,6 +137,7 @@ def event_of(plain: Mapping[str, Any]) -> Event:
     if "code" in fields:
         return Refused(**fields)
     fields["tokens"] = tuple(fields["tokens"])
+    fields["logprobs"] = tuple(fields.get("logprobs", ()))  # a replica from before an upgrade has none
     fields["timings"] = Timings(**fields["timings"])
     return Tokens(**fields)
 

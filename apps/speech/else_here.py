@@ -34,18 +34,21 @@ class ElseHere:
         """What was sent to other tiers so far."""
         return self._first.crossed_bytes
 
-    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
-        """The text of a sound, token by token, with the tier that made each."""
-        heard = self._first.recognize(samples)
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
+        """The text of a sound, token by token, with the tier that made each; see `Recognizer`."""
         try:
-            first = next(heard)
+            heard = self._first.recognize(samples, is_partial=is_partial, shared_s=shared_s)
+            first = next(heard, None)
         except UnavailableError as error:
             _log.warning("goes on here: %s", error)
             self._own = self._own or self._open_own()
-            yield from self._own.recognize(samples)
+            yield from self._own.recognize(samples, is_partial=is_partial, shared_s=shared_s)
             return
-        yield first
-        yield from heard
+        if first is not None:
+            yield first
+            yield from heard
 
     def close(self) -> None:
         """Free both."""

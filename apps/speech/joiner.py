@@ -89,9 +89,9 @@ class Joiner:
         joined = self._joined(words, shared)
         taken = _taken(self._given, joined)
         if taken == len(self._given):
-            # The more of a window was heard, the better is known when its words were said.
+            # The more of a window was heard, the better is known when its words were said, and of which phrase.
             pairs = zip(self._given, joined, strict=False)
-            self._given = [replace(word, start_s=again.start_s, end_s=again.end_s) for word, again in pairs]
+            self._given = [replace(again, text=word.text, where=word.where) for word, again in pairs]
         return joined[taken:]
 
 

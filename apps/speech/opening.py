@@ -37,11 +37,12 @@ class RecognizerChoice:
         plan: of the bundle; of a program "all-phone", "split" behind the encoder, or "all-cloud"; "" for the best one
             that runs here, or where there are services for the best one whose loop is there.
         cloud: addresses of decoder services; where a plan needs one and there are none, one is started here.
-        workers: by tier, address of a worker that runs a part of the encoder; where a plan needs one and there is none,
-            one is started here.
         keys: the key folder; None for the user's own.
         threads: of the engine here; 0 lets it choose.
         connect_s: how long to wait for a service at the start.
+        times: whether phrases are to have the times that the model gives, if it can.
+        workers: by tier, address of a worker that runs a part of the encoder; where a plan needs one and there is none,
+            one is started here.
     """
 
     model: str = "zoo:moonshine"
@@ -50,6 +51,7 @@ class RecognizerChoice:
     keys: Path | None = None
     threads: int = 1
     connect_s: float = 5.0
+    times: bool = False
     workers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -78,7 +80,8 @@ def _open(
 ) -> ProgramRecognizer | StreamRecognizer:
     """What recognizes under one plan."""
     reach = Reach(choice.workers, choice.keys, choice.threads, choice.connect_s)
-    about = SpeechFacts(plan.name, model.facts, model.sound, open_tokenizer(model.facts.tokenizer, model.tokenizer))
+    tokenizer = open_tokenizer(model.facts.tokenizer, model.tokenizer)
+    about = SpeechFacts(plan.name, model.facts, model.sound, tokenizer, times=choice.times)
     if plan.tier == model.own:
         return ProgramRecognizer(about, model.own, plan.open_before(reach), Rest(plan.open_rest), model.open_steps())
     with ExitStack() as stack:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.apps.speech.features import SoundInput
+from flagsplit.apps.speech.words import Phrase
 from flagsplit.apps.text import Tokenizer
 from flagsplit.flagir.programs import ProgramFacts
 
@@ -22,11 +23,13 @@ class Heard:
         text: what it adds, from a part of a word to some words, with the spaces between them.
         where: the tier that made it, such as "phone".
         tokens: how many tokens it is made of.
+        phrase: what was heard since the phrase before is this one; times are those of the sound.
     """
 
     text: str
     where: str
     tokens: int = 1
+    phrase: Phrase | None = None
 
 
 class Recognizer(Protocol):
@@ -44,11 +47,15 @@ class Recognizer(Protocol):
     def max_input_s(self) -> float:
         """The longest sound that it takes at once; 0 for no limit."""
 
-    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
-        """The text of a sound, as it is made.
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
+        """The text of a sound, as it is made or as soon as it is known to be right.
 
         Args:
             samples: mono, -1..1, at most `max_input_s` of them.
+            is_partial: whether the sound still grows, and will be recognized again: no pains are taken with it.
+            shared_s: with how many of its last seconds the next sound begins: what is cut off there is heard then.
         """
 
     def close(self) -> None:
@@ -63,12 +70,15 @@ class SpeechFacts:
         facts: of the program.
         sound: what is read of a sound.
         tokenizer: turns tokens into text.
+        times: whether phrases are to have the times that the model gives, if it can.
         crossed_bytes: what was sent to other tiers so far, before the transport squeezes it.
     """
 
-    def __init__(self, plan: str, facts: ProgramFacts, sound: SoundInput, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, plan: str, facts: ProgramFacts, sound: SoundInput, tokenizer: Tokenizer, *, times: bool = False
+    ) -> None:
         self.plan, self.facts, self.sound, self.tokenizer = plan, facts, sound, tokenizer
-        self.crossed_bytes = 0
+        self.times, self.crossed_bytes = times, 0
 
     @property
     def rate_hz(self) -> int:

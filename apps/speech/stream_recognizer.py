@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.apps.speech.encoding import Before, Rest
-from flagsplit.apps.speech.recognizer import Heard, SpeechFacts
+from flagsplit.apps.speech.recognizer import SpeechFacts
+from flagsplit.apps.speech.token_recognizer import TokenRecognizer, TokenRun
 from flagsplit.errors import UnavailableError
 from flagsplit.flagir.programs import ProgramFacts
 from flagsplit.runtime.generation.client import StreamClient
-from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.events import Tokens
+from flagsplit.runtime.generation.options import GenerationOptions
+from flagsplit.runtime.generation.sequential import events
 from flagsplit.runtime.generation.stream_events import StreamRequest
 from flagsplit.targets.generation.step_model import StepModel
+from flagsplit.targets.interface import Array
 
 
-class StreamRecognizer(SpeechFacts):
+class StreamRecognizer(TokenRecognizer):
     """Recognizes speech through a client of token streams."""
 
     def __init__(self, about: SpeechFacts, cut: str, before: Before, client: StreamClient, opened: ExitStack) -> None:
@@ -31,31 +35,34 @@ class StreamRecognizer(SpeechFacts):
             client: of the services.
             opened: what is closed with it.
         """
-        super().__init__(about.plan, about.facts, about.sound, about.tokenizer)
+        super().__init__(about)
         self._cut, self._before, self._client, self._opened = cut, before, client, opened
 
-    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
-        """The text of a sound, token by token, with the tier that made each.
+    def encode(self, samples: NDArray[np.float32]) -> Mapping[str, Array]:
+        """What crosses the cut."""
+        before = self._before.crossed_bytes
+        encoded = self._before.run(self.sound.tensors(samples))
+        self.crossed_bytes += self._before.crossed_bytes - before
+        return encoded
+
+    def run(
+        self, encoded: Mapping[str, Array], seconds: float, prompt: tuple[int, ...], options: GenerationOptions
+    ) -> TokenRun:
+        """The tokens of a sound, with the tier that made each.
 
         Raises:
             UnavailableError: no service took it, and it cannot be done here.
         """
-        crossed = self._before.crossed_bytes
-        crossing = self._before.run(self.sound.tensors(samples))
-        crossed = self._before.crossed_bytes - crossed
-        self.crossed_bytes += crossed + sum(array.nbytes for array in crossing.values())
-        tokens = self._client.stream(crossing, plan=self._cut, input_s=len(samples) / self.rate_hz)
-        text = self.tokenizer.decode_stream()
-        where = ""
+        self.crossed_bytes += sum(array.nbytes for array in encoded.values())
+        stream = self._client.stream(encoded, options, plan=self._cut, prompt=prompt, input_s=seconds)
         try:
-            for token in tokens:
-                where = token.place.tier
-                yield Heard(text.feed([token.token]), where)
-            if tokens.reason == "deadline":
+            for token in stream:
+                yield token.token, token.place.tier
+            if stream.reason == "deadline":
                 raise UnavailableError("the words of a piece of the sound did not come in time; try again")
-            yield Heard(text.finish(), where, 0)
         finally:
-            tokens.cancel()
+            stream.cancel()
+        return stream.scores
 
     def close(self) -> None:
         """Say goodbye to the services and free what runs here."""
@@ -69,10 +76,10 @@ class PhoneLoop:
         self._facts, self._rest, self._open_steps = facts, rest, open_steps
         self._steps: StepModel | None = None
 
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[Tokens]:
         """The tokens of a stream after those that were delivered."""
         self._steps = self._steps or self._open_steps()
-        return generate(
+        return events(
             self._steps,
             {"hidden": self._rest.hidden(request.tensors or {})},
             (*(request.prompt or self._facts.prompt), *delivered),

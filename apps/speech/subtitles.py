@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from typing import Final, Literal
 
 from flagsplit.apps.speech.words import Word
@@ -29,13 +31,31 @@ class Cue:
 
 def cues(words: Sequence[Word]) -> list[Cue]:
     """Words in pieces that can be read while they are shown."""
+    found = list[list[Word]]()
+    for phrase, group in groupby(words, lambda word: word.phrase):
+        said = list(group)
+        found += _as_fits(said) if phrase is None else _evenly(said)
+    return [Cue(part[0].start_s, part[-1].end_s, " ".join(word.text for word in part)) for part in found]
+
+
+def _evenly(words: Sequence[Word]) -> list[list[Word]]:
+    """A phrase in as few pieces as can be read, all about as long."""
+    letters = list(accumulate(len(word.text) + 1 for word in words))
+    seconds = words[-1].end_s - words[0].start_s
+    count = max(math.ceil(letters[-1] / _LETTERS_MAX), math.ceil(seconds / _SECONDS_MAX))
+    numbered = zip(words, letters, strict=True)
+    pieces = groupby(numbered, lambda each: int((each[1] - len(each[0].text) / 2 - 1) * count / letters[-1]))
+    return [[word for word, _ in piece] for _, piece in pieces]
+
+
+def _as_fits(words: Sequence[Word]) -> list[list[Word]]:
     found: list[list[Word]] = []
     for word in words:
         if found and not _is_full(found[-1], word):
             found[-1].append(word)
         else:
             found.append([word])
-    return [Cue(part[0].start_s, part[-1].end_s, " ".join(word.text for word in part)) for part in found]
+    return found
 
 
 def _is_full(part: Sequence[Word], word: Word) -> bool:

@@ -78,6 +78,7 @@ def transcribe(
     tiers: Mapping[str, str] | None = None,
     keys: str | Path | None = None,
     threads: int = 1,
+    timestamps: bool = False,
 ) -> Transcript:
     """The words of a WAV file.
 
@@ -90,6 +91,7 @@ def transcribe(
             a plan needs and is not here is started on this host.
         keys: the key folder; by default under ~/.config/flagsplit.
         threads: of the engine here; 0 lets it choose.
+        timestamps: whether a model that can (Whisper) is to say when each phrase was said; else times are estimated.
 
     Raises:
         InputError: the file is no WAV file with samples.
@@ -98,7 +100,7 @@ def transcribe(
     """
     replicas = (cloud,) if isinstance(cloud, str) else tuple(cloud)
     folder = None if keys is None else Path(keys)
-    choice = RecognizerChoice(model, plan, replicas, folder, threads, workers=tiers or {})
+    choice = RecognizerChoice(model, plan, replicas, folder, threads, times=timestamps, workers=tiers or {})
     transcription = Transcription(Path(audio), choice)
     for _ in transcription.events():
         pass

@@ -1,6 +1,6 @@
 """Sound to words: find speech, cut it into windows, recognize each, join the words of those that overlap.
 
-Words are given as soon as they are certain: of a window between pauses as the recognizer makes them; where windows
+Words are given as soon as they are certain: of a window between pauses as the recognizer gives them; where windows
 overlap once both were recognized. Live, a window that is still open is recognized again and again, and words are given
 when two runs agree; see `joiner.py`.
 """
@@ -8,18 +8,22 @@ when two runs agree; see `joiner.py`.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flagsplit.apps.speech.hearing import Hearing
 from flagsplit.apps.speech.joiner import Joiner
+from flagsplit.apps.speech.quality import Quality
 from flagsplit.apps.speech.recognizer import Recognizer
 from flagsplit.apps.speech.vad import BLOCK, RATE_HZ, Gate, VoiceDetector
 from flagsplit.apps.speech.windows import Window, WindowRules, Windows
-from flagsplit.apps.speech.words import Span, Word, timed
+from flagsplit.apps.speech.words import Span, Word
 from flagsplit.errors import ConfigError
 from flagsplit.targets.interface import Executable
 
@@ -46,17 +50,23 @@ class NewWord:
 
 @dataclass(frozen=True)
 class Segment:
-    """The words of one window, after they were given as `NewWord`s.
+    """The words of one window, or of one phrase where the recognizer gives their times, after they came as `NewWord`s.
 
     Attributes:
         window: its number.
-        words: at least one.
-        tokens: how many tokens the recognizer made of the window.
+        words: at least one, all of the same phrase.
+        tokens: how many tokens the recognizer made of the window or the phrase.
     """
 
     window: int
     words: tuple[Word, ...]
     tokens: int
+
+    @property
+    def quality(self) -> Quality | None:
+        """That of the text of its window, if the recognizer tells."""
+        phrase = self.words[0].phrase
+        return None if phrase is None else phrase.quality
 
     @property
     def text(self) -> str:
@@ -114,21 +124,18 @@ class Transcriber:
 
     def _ended(self, window: Window) -> Iterator[NewWord | Segment]:
         is_alone = not (window.overlap or window.goes_on or self._live)
-        found, tokens = [], 0
-        for text, where, count in whole_words(self._recognizer, window.samples):
-            found.append((text, where))
-            tokens += count
+        shared_s = self._rules.overlap_s if window.goes_on else 0.0
+        hearing = Hearing(self._recognizer, window, shared_s=shared_s)
+        for text, where in hearing.words():
             if is_alone:
                 yield NewWord(text, where, window.index)
         next_from_s = window.end / RATE_HZ - self._rules.overlap_s if window.goes_on else None
         is_early = self._windows.still_open is not None
-        fresh, words = self._joiner.final(
-            timed(found, _seconds(window)), _shared(window), next_from_s, is_early=is_early
-        )
+        fresh, words = self._joiner.final(hearing.timed(), _shared(window), next_from_s, is_early=is_early)
         if not is_alone:
             yield from (NewWord(word.text, word.where, window.index) for word in fresh)
-        if words:
-            yield Segment(window.index, tuple(words), tokens)
+        for phrase, said in groupby(words, lambda word: word.phrase):
+            yield Segment(window.index, tuple(said), hearing.tokens if phrase is None else phrase.tokens)
 
     def _open(self, now_s: float) -> Iterator[NewWord]:
         """Words of the window that is still open, every now and then."""
@@ -138,28 +145,12 @@ class Transcriber:
         if window is None:
             return
         began = self._clock()
-        found = [(text, where) for text, where, _ in whole_words(self._recognizer, window.samples)]
+        hearing = Hearing(self._recognizer, window, is_partial=True)
+        deque(hearing.words(), maxlen=0)
         self._run_at_s = now_s
         self._rested_at = self._clock() + _LIVE_REST * (self._clock() - began)
-        for word in self._joiner.partial(timed(found, _seconds(window)), _shared(window)):
+        for word in self._joiner.partial(hearing.timed(), _shared(window)):
             yield NewWord(word.text, word.where, window.index)
-
-
-def whole_words(recognizer: Recognizer, samples: Samples) -> Iterator[tuple[str, str, int]]:
-    """Each word as soon as it is whole, with the tier that made its end and the tokens made since the word before."""
-    held, where, tokens = "", "", 0
-    for heard in recognizer.recognize(samples):
-        held, where, tokens = held + heard.text, heard.where, tokens + heard.tokens
-        *whole, held = held.split(" ")
-        for word in filter(None, whole):
-            yield word, where, tokens
-            tokens = 0
-    if held.strip():
-        yield held.strip(), where, tokens
-
-
-def _seconds(window: Window) -> list[Span]:
-    return [(start / RATE_HZ, end / RATE_HZ) for start, end in window.speech]
 
 
 def _shared(window: Window) -> Span | None:

@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Any
 
 from flagsplit.apps.speech.pacing import Pace
+from flagsplit.apps.speech.quality import quality_data
 from flagsplit.apps.speech.transcriber import NewWord, Segment
 from flagsplit.apps.speech.words import Word
 
@@ -50,6 +51,10 @@ class Transcript:
         """How many words each tier made."""
         return dict(Counter(word.where for word in self.words))
 
+    @property
+    def _has_phrases(self) -> bool:
+        return any(segment.quality is not None for segment in self.segments)
+
     def follow(self, events: Iterable[NewWord | Segment], pace: Pace | None = None) -> Iterator[NewWord | Segment]:
         """Pass events on and note them down; with `pace`, how late their words are."""
         began = monotonic()
@@ -76,7 +81,7 @@ class Transcript:
             "crossed_bytes": self.crossed_bytes,
             "words_by_tier": self.words_by_tier,
             "notes": list(self.notes),
-            "times": "estimated",
+            "times": "segments by the model, words estimated" if self._has_phrases else "estimated",
             "segments": [_segment_data(segment) for segment in self.segments],
         }
         if self.latencies_s:
@@ -90,11 +95,13 @@ class Transcript:
 
 
 def _segment_data(segment: Segment) -> dict[str, Any]:
+    scores = {} if segment.quality is None else quality_data(segment.quality)
     return {
         "start_s": round(segment.words[0].start_s, 3),
         "end_s": round(segment.words[-1].end_s, 3),
         "text": segment.text,
         "tokens": segment.tokens,
+        **scores,
         "words": [
             {"text": each.text, "start_s": round(each.start_s, 3), "end_s": round(each.end_s, 3), "where": each.where}
             for each in segment.words

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final
 
 import numpy as np
+
+from flagsplit.apps.speech.quality import Quality
 
 Span = tuple[float, float]
 
@@ -25,22 +27,40 @@ _ROUNDING_S: Final = 1e-6
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """Words that a recognizer gave a time of their own.
+
+    Attributes:
+        start_s, end_s: when they were said, in seconds.
+        tokens: how many they are made of.
+        quality: of the text of their window.
+    """
+
+    start_s: float
+    end_s: float
+    tokens: int
+    quality: Quality
+
+
+@dataclass(frozen=True)
 class Word:
     """A word that was said.
 
-    The recognizers give no times: they are estimated, by the share of each word in the letters of its window and by
-    where the window has speech.
+    The recognizers give no times of words: they are estimated, by the share of each word in the letters of its phrase,
+    or its window where there are no phrases, and by where that has speech.
 
     Attributes:
         text: as it is written, with punctuation.
         start_s, end_s: when it was said, in seconds from the beginning of the sound.
         where: the tier that made it.
+        phrase: that it is of, if the recognizer gives the times of phrases.
     """
 
     text: str
     start_s: float
     end_s: float
     where: str = ""
+    phrase: Phrase | None = None
 
     @property
     def plain(self) -> str:
@@ -72,6 +92,15 @@ def timed(words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word
         start = _moment(begins, speech, at_end=False)
         found.append(Word(text, start, max(start, _moment(ends, speech, at_end=True)), where))
     return found
+
+
+def timed_in(phrase: Phrase, words: Sequence[tuple[str, str]], speech: Sequence[Span]) -> list[Word]:
+    """When each word of a phrase was said; the first begins and the last ends with it. Arguments as of `timed`."""
+    inside = [(max(start, phrase.start_s), min(end, phrase.end_s)) for start, end in speech]
+    inside = [span for span in inside if span[0] < span[1]] or [(phrase.start_s, phrase.end_s)]
+    inside[0] = (phrase.start_s, inside[0][1])
+    inside[-1] = (inside[-1][0], phrase.end_s)
+    return [replace(word, phrase=phrase) for word in timed(words, inside)]
 
 
 def _borders(words: Sequence[str], lengths_s: Sequence[float]) -> list[float]:

@@ -31,6 +31,9 @@ _LEAST: Final = 1e-10
 """Power that silence counts as."""
 _NO_ZERO, _LEAST_PEAK = 1e-12, 1e-4
 """What keeps logarithms finite; both are below what comes out."""
+_LOUD: Final = 16.0
+"""Powers are taken so many times as high: the loudest stays within float16, whose normal numbers then reach nearly nine
+decades below it. By Parseval's theorem no band of samples within -1..1 is above 2,600."""
 _DECADES: Final = 8.0
 """Of power, that count below the loudest of all bands and frames."""
 _MOVE: Final = 4.0
@@ -82,11 +85,11 @@ def write_log_mel(g: GraphWriter, audio: ir.Value, bands: int, steps: int) -> ir
     waves = g.constant(_waves(), np.float32, "log_mel.waves")
     spectrum = g.op("Conv", g.op("Div", laid_out, peak), waves, kernel_shape=[_HOPS])
     real, imaginary = g.ops("Split", g.op("Mul", spectrum, spectrum), outputs=2, axis=1, num_outputs=2)
-    weights = g.constant(mel_bands(bands), np.float32, "log_mel.bands")
-    power = g.op("Max", g.op("MatMul", weights, g.op("Add", real, imaginary)), g.constant(_NO_ZERO, np.float32))
+    weights = g.constant(mel_bands(bands) * _LOUD, np.float32, "log_mel.bands")
+    power = g.op("Max", g.op("MatMul", weights, g.op("Add", real, imaginary)), g.constant(_NO_ZERO * _LOUD, np.float32))
     decade = 1 / np.log(10) / _SCALE
     moved = g.op("Mul", g.op("Log", peak), g.constant(2 * decade, np.float32))
-    moved = g.op("Add", moved, g.constant(_MOVE / _SCALE, np.float32))
+    moved = g.op("Add", moved, g.constant(_MOVE / _SCALE - decade * np.log(_LOUD), np.float32))
     scaled = g.op("Add", g.op("Mul", g.op("Log", power), g.constant(decade, np.float32)), moved)
     loudest = g.op("ReduceMax", scaled, g.numbers(1, 2), keepdims=1)
     floor = g.op("Sub", loudest, g.constant(_DECADES / _SCALE, np.float32))

@@ -53,6 +53,10 @@ class ProgramFacts:
         suppressed: tokens that are never made.
         begin_suppressed: tokens that are not the first one made.
         no_speech_token: whose probability at the first step says that nobody speaks; None where there is none.
+        first_timestamp_token: the token of the time 0, with those of later times after it to the end of the vocabulary;
+            None where there are none.
+        timestamp_s: from the time of one such token to the next.
+        no_timestamps_token: the token of the prompt that says that there are to be no times; None where there is none.
         sample_rate_hz: of the audio.
         tokens_per_s: most tokens for a second of input; 0: no such rule.
         frames_per_s: hidden states for a second of audio.
@@ -78,6 +82,9 @@ class ProgramFacts:
     suppressed: tuple[int, ...] = ()
     begin_suppressed: tuple[int, ...] = ()
     no_speech_token: int | None = None
+    first_timestamp_token: int | None = None
+    timestamp_s: float = 0.0
+    no_timestamps_token: int | None = None
     sample_rate_hz: int = 16_000
     tokens_per_s: float = 0.0
     frames_per_s: float = 0.0
@@ -103,6 +110,11 @@ class ProgramFacts:
     def cross_names(self) -> tuple[str, ...]:
         """Outputs of `prefill` and inputs of `step`, the keys and values of cross-attention; none without encoder."""
         return _cache_names("cross", self.layers) if self.kind == "encoder-decoder" else ()
+
+    @property
+    def timestamp_prompt(self) -> tuple[int, ...]:
+        """The prompt after which there are times among the tokens."""
+        return tuple(token for token in self.prompt if token != self.no_timestamps_token)
 
     def most_tokens(self, input_s: float) -> int:
         """How many tokens an input of this length may give, without the prompt and the stop token.
@@ -248,10 +260,11 @@ def _wrong_facts(facts: ProgramFacts) -> Iterator[str]:
     for name, most in (("layers", MAX_LAYERS), *((size, MAX_SIZE) for size in sizes)):
         if type(values[name]) is not int or not 0 < values[name] <= most:
             yield f"{name} is no number from 1 to {most}"
-    for name in ("tokens_per_s", "frames_per_s", "max_input_s"):
+    for name in ("tokens_per_s", "frames_per_s", "max_input_s", "timestamp_s"):
         if not isinstance(values[name], int | float) or not 0 <= values[name] <= MAX_SIZE:
             yield f"{name} is no number from 0 to {MAX_SIZE}"
-    single = () if facts.no_speech_token is None else (facts.no_speech_token,)
+    special = (facts.no_speech_token, facts.first_timestamp_token, facts.no_timestamps_token)
+    single = tuple(token for token in special if token is not None)
     for name in ("prompt", "stop_tokens", "suppressed", "begin_suppressed"):
         if not isinstance(values[name], tuple) or len(values[name]) > MAX_TOKENS_OF_FACTS:
             yield f"{name} is no list of at most {MAX_TOKENS_OF_FACTS} tokens"
@@ -260,6 +273,8 @@ def _wrong_facts(facts: ProgramFacts) -> Iterator[str]:
             yield f"{token!r:.40} is no token of a vocabulary of {facts.vocabulary}"
     if facts.heads % facts.kv_heads:
         yield f"{facts.heads} heads cannot share {facts.kv_heads} heads of keys and values"
+    if facts.first_timestamp_token is not None and not facts.timestamp_s:
+        yield "timestamp_s is 0, and there are timestamps"
     if not facts.stop_tokens:
         yield "there is no stop token"
     if facts.kind == "encoder-decoder" and not facts.prompt:

@@ -28,6 +28,8 @@ _PROMPT: Final = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notime
 _END: Final = "<|endoftext|>"
 _NO_SPEECH: Final = ("<|nospeech|>", "<|nocaptions|>")
 """The two names that it has had."""
+_TIMESTAMP_S: Final = HOP * 2 / RATE_HZ
+"""A time for each hidden state, and one for the end of the last."""
 
 
 def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name: str, source: str) -> Program:
@@ -85,7 +87,7 @@ def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name
         sample_rate_hz=RATE_HZ,
         frames_per_s=RATE_HZ / HOP / 2,
         max_input_s=frames * 2 * HOP / RATE_HZ,
-        **_tokens(config, tokenizer),
+        **_tokens(config, tokenizer, vocabulary - frames - 1),
     )
     return Program(
         facts,
@@ -173,8 +175,8 @@ def _linear(weights: Weights, source: str, names: list[str], found: dict[str, Ar
             found[f"{name}.{part}"] = each
 
 
-def _tokens(config: bytes, tokenizer: bytes) -> dict[str, Any]:
-    """The facts about tokens."""
+def _tokens(config: bytes, tokenizer: bytes, first_time: int) -> dict[str, Any]:
+    """The facts about tokens, where those of times are the last of the vocabulary, from `first_time` on."""
     try:
         read, names = json.loads(config), {row["content"]: row["id"] for row in json.loads(tokenizer)["added_tokens"]}
         suppressed, at_begin = tuple(read["suppress_ids"]), tuple(read["suppress_ids_begin"])
@@ -182,10 +184,14 @@ def _tokens(config: bytes, tokenizer: bytes) -> dict[str, Any]:
         raise ModelError(f"expected a Whisper's config.json and tokenizer.json; {str(error)[:80]} is wrong") from error
     if missing := [each for each in (*_PROMPT, _END) if each not in names]:
         raise ModelError(f"expected the tokenizer of a multilingual Whisper, it has no {', '.join(missing)}")
+    no_timestamps = names[_PROMPT[-1]]
     return {
         "prompt": tuple(names[each] for each in _PROMPT),
         "stop_tokens": (names[_END],),
         "suppressed": suppressed,
         "begin_suppressed": at_begin,
         "no_speech_token": next((names[each] for each in _NO_SPEECH if each in names), None),
+        "first_timestamp_token": first_time if no_timestamps == first_time - 1 else None,
+        "timestamp_s": _TIMESTAMP_S,
+        "no_timestamps_token": no_timestamps,
     }

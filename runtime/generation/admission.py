@@ -7,6 +7,7 @@ import numpy as np
 
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.programs.program import ProgramFacts
+from flagsplit.runtime.generation.constraints import constraint_of
 from flagsplit.runtime.generation.events import Generate
 
 _NEWEST_SHARE = 0.25
@@ -58,6 +59,10 @@ def _faults(facts: ProgramFacts, request: Generate, slots: int) -> Iterator[str]
     beams = request.options.beams
     if beams > slots:
         yield f"expected at most {slots} beams, as many as there are slots, came {beams}"
+    try:
+        constraint_of(facts, request.options.constraint)
+    except ConfigError as error:
+        yield str(error)
     if not 0 <= request.generated <= len(request.tokens) and request.rows is None:
         yield f"{request.generated} of {len(request.tokens)} tokens cannot have been generated"
     odd = [token for token in request.tokens if not 0 <= token < facts.vocabulary]

@@ -16,10 +16,16 @@ from flagsplit.runtime.generation.sampling import Floats, TokenRule, suppress
 
 @dataclass(frozen=True)
 class Candidate:
-    """A continuation and its log-probability."""
+    """A continuation and its log-probability; `logprobs` are those of its tokens and of its stop token, if any."""
 
     tokens: tuple[int, ...]
     log_probability: float
+    logprobs: tuple[float, ...] = ()
+
+    def followed(self, token: int | None, total: float) -> "Candidate":
+        """With one more token, or None for a stop token, and the log-probability that it then has."""
+        tokens = self.tokens if token is None else (*self.tokens, token)
+        return Candidate(tokens, total, (*self.logprobs, round(total - self.log_probability, 6)))
 
     def score(self, length_penalty: float) -> float:
         """What candidates of unlike length are compared by."""
@@ -32,13 +38,13 @@ class BeamSearch:
     Args:
         rule: how tokens are taken; its options say how many beams.
         limit: tokens of the longest candidate; at least 1.
-        number: how many tokens the stream has generated before the search.
+        before: the tokens that the stream has generated before the search.
     """
 
-    def __init__(self, rule: TokenRule, limit: int, number: int = 0) -> None:
+    def __init__(self, rule: TokenRule, limit: int, before: tuple[int, ...] = ()) -> None:
         self._rule = rule
         self._limit = limit
-        self._number = number
+        self._before = before
         self._finished: list[Candidate] = []
         self._cut: list[Candidate] = []
         self.live: list[Candidate] = [Candidate((), 0.0)]
@@ -47,14 +53,20 @@ class BeamSearch:
     @property
     def best(self) -> tuple[tuple[int, ...], Literal["stop", "length"]]:
         """The tokens of the best candidate, and why it ended; of a search that has ended."""
+        found, reason = self.winner
+        return found.tokens, reason
+
+    @property
+    def winner(self) -> tuple[Candidate, Literal["stop", "length"]]:
+        """The best candidate, and why it ended; of a search that has ended."""
         penalty = self._rule.options.length_penalty
         stopped = max(self._finished, key=lambda each: each.score(penalty), default=None)
         if stopped is None:
-            return self._cut[0].tokens, "length"
+            return self._cut[0], "length"
         cut = max(self._cut, key=lambda each: each.score(penalty), default=stopped)
         if cut.score(penalty) > stopped.score(penalty):
-            return cut.tokens, "length"
-        return stopped.tokens, "stop"
+            return cut, "length"
+        return stopped, "stop"
 
     def advance(self, logits: Floats) -> list[int]:
         """Go on by one token.
@@ -66,19 +78,18 @@ class BeamSearch:
             For each candidate of the new `live`, the index of the one before that it continues.
         """
         count = len(self.live)
-        number = self._number + len(self.live[0].tokens)
-        suppress(logits, [self._rule] * count, [number] * count)
+        suppress(logits, [self._rule] * count, [(*self._before, *each.tokens) for each in self.live])
         totals = np.array([each.log_probability for each in self.live])[:, None] + _log_softmax(logits)
         beams, parents, going = self._rule.options.beams, list[int](), list[Candidate]()
         for place in _in_order(totals.ravel(), beams * (1 + len(self._rule.stops))):
             parent, token = divmod(int(place), totals.shape[1])
             total = float(totals[parent, token])
             if token in self._rule.stops:
-                self._finished.append(Candidate(self.live[parent].tokens, total))
+                self._finished.append(self.live[parent].followed(None, total))
                 if len(self._finished) == beams:
                     break
                 continue
-            going.append(Candidate((*self.live[parent].tokens, token), total))
+            going.append(self.live[parent].followed(token, total))
             parents.append(parent)
             if len(going) == beams:
                 break

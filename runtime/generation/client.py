@@ -219,8 +219,8 @@ class StreamClient:
 
     def _tell(self, instruction: Instruction) -> None:
         match instruction:
-            case GiveTokens(rid, offset, tokens, place):
-                self._streams[rid].give(offset, tokens, place)
+            case GiveTokens(rid, offset, tokens, place, scores):
+                self._streams[rid].give(offset, tokens, place, scores)
             case Over(rid, reason, error):
                 with self._lock:
                     ended = self._streams.pop(rid)

@@ -8,6 +8,7 @@ number in the stream, so each is given once. Sockets and threads are `client.py`
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from flagsplit.errors import InputError, InternalError, UnavailableError
@@ -19,11 +20,13 @@ from flagsplit.runtime.generation.client_streams import (
     error_of,
 )
 from flagsplit.runtime.generation.stream_events import (
+    NO_SCORES,
     Ask,
     GiveTokens,
     Made,
     Place,
     RowsMade,
+    Scores,
     Stop,
 )
 from flagsplit.transport.channel import Acked, Down, Received, Up, Violated
@@ -40,6 +43,7 @@ from flagsplit.transport.messages import (
 )
 from flagsplit.transport.tensors import chunks_of
 
+_MILLION: Final = 1_000_000
 _ENDS: Final = ("stop", "length")
 _CODES: Final = ("busy", "draining", "no-state", "input", "compute", "too-large", "protocol", "bundle", "deadline")
 
@@ -158,7 +162,8 @@ class ClientMachine(StreamPlaces):
             yield from self._leave(stream, "excess", f"{peer} made more tokens than it was asked for")
             return
         place = Place(self.facts.tier, peer)
-        yield from self._take(stream, message.offset, message.tokens, place)
+        scores = Scores(tuple(-cost / _MILLION for cost in message.costs), message.no_speech / _MILLION)
+        yield from self._take(stream, message.offset, message.tokens, place, scores)
         if message.last and message.reason in _ENDS:
             yield from self.end(stream, message.reason)
         elif message.last:
@@ -167,14 +172,19 @@ class ClientMachine(StreamPlaces):
         elif stream.has_rows and stream.row_count < len(stream.request.prompt) + len(stream.made):
             yield from self.make_rows(stream)
 
-    def _take(self, stream: LiveStream, offset: int, tokens: tuple[int, ...], place: Place) -> Iterator[Instruction]:
-        new = tokens[len(stream.made) - offset :]
+    def _take(
+        self, stream: LiveStream, offset: int, tokens: tuple[int, ...], place: Place, scores: Scores
+    ) -> Iterator[Instruction]:
+        had = len(stream.made) - offset
+        new, scores = tokens[had:], replace(scores, logprobs=scores.logprobs[had:])
         stream.look_at = self.now + self.options.stall_s if stream.at != LOCAL else math.inf
         if new:
             start = len(stream.made)
             stream.made.extend(new)
             stream.failures = 0
-            yield GiveTokens(stream.rid, start, new, place)
+            yield GiveTokens(stream.rid, start, new, place, scores)
+        elif scores != NO_SCORES:
+            yield GiveTokens(stream.rid, len(stream.made), (), place, scores)
 
     def _on_rows(self, event: RowsMade) -> Iterator[Instruction]:
         stream = self.streams.get(event.rid)
@@ -203,7 +213,7 @@ class ClientMachine(StreamPlaces):
             else:
                 yield from self.place(stream)
             return
-        yield from self._take(stream, event.offset, event.tokens, Place(self.facts.own))
+        yield from self._take(stream, event.offset, event.tokens, Place(self.facts.own), event.scores)
         if event.last:
             yield from self.end(stream, event.reason or "stop")
 

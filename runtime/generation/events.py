@@ -82,6 +82,8 @@ class Tokens:
         done: whether these are the last.
         reason: why it ended, "" if it did not.
         timings: where the time went.
+        logprobs: where they were asked for, of each token, and of the stop token if one ended the stream.
+        no_speech: with the first event, where `logprobs` were asked for: how likely it is that nobody speaks.
     """
 
     stream_id: str
@@ -90,6 +92,8 @@ class Tokens:
     done: bool = False
     reason: Reason | Literal[""] = ""
     timings: Timings = field(default_factory=Timings)
+    logprobs: tuple[float, ...] = ()
+    no_speech: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from flagsplit.errors import ConfigError
 _MAX_LISTED = 1024
 """Tokens in a list: Whisper suppresses 90."""
 _MAX_SEED = (1 << 63) - 1
+_MAX_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class GenerationOptions:
         length_penalty: candidates of a beam search are compared by log-probability / length ** length_penalty.
         stop: tokens that end the stream, beside the program's own; not given out.
         suppress: tokens that are never taken, beside the program's own.
+        constraint: name of the rules that say which tokens may follow those so far, such as "timestamps"; see
+            `flagsplit.runtime.generation.constraints`. "" is none.
+        logprobs: whether the log-probability of each token is told, and at first how likely it is that nobody speaks.
         deadline_s: seconds from the asking until which the stream must have ended; 0 is no limit.
 
     Raises:
@@ -40,6 +44,8 @@ class GenerationOptions:
     length_penalty: float = 1.0
     stop: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
+    constraint: str = ""
+    logprobs: bool = False
     deadline_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -51,6 +57,8 @@ class GenerationOptions:
             raise ConfigError(f"top_p: expected more than 0, up to 1, came {self.top_p}")
         if self.beams > 1 and self.temperature > 0:
             raise ConfigError(f"beams: a search for {self.beams} candidates draws nothing; set temperature to 0")
+        if len(self.constraint) > _MAX_NAME:
+            raise ConfigError(f"constraint: expected a name, came {_shown(self.constraint)}")
         for name in ("stop", "suppress"):
             listed = getattr(self, name)
             if len(listed) > _MAX_LISTED:
@@ -98,7 +106,12 @@ def options_from_json(data: Mapping[str, Any]) -> GenerationOptions:
     return GenerationOptions(**values)
 
 
-def _read(name: str, default: object, value: object) -> int | float | tuple[int, ...]:
+def _read(name: str, default: object, value: object) -> int | float | str | tuple[int, ...]:
+    if isinstance(default, str | bool):
+        if type(value) is not type(default):
+            wanted = "true or false" if isinstance(default, bool) else "a string"
+            raise ConfigError(f"{name}: expected {wanted}, came {_shown(value)}")
+        return value
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or not all(_is_int(each) for each in value):
             raise ConfigError(f"{name}: expected a list of token ids, came {_shown(value)}")

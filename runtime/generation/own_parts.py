@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from flagsplit.errors import FlagsplitError
-from flagsplit.runtime.generation.sequential import generate
-from flagsplit.runtime.generation.stream_events import Made, MakeRows, RowsMade, RunLocal, StreamRequest
+from flagsplit.runtime.generation.events import Tokens
+from flagsplit.runtime.generation.sequential import events
+from flagsplit.runtime.generation.stream_events import Made, MakeRows, RowsMade, RunLocal, Scores, StreamRequest
 from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
 
@@ -23,8 +24,8 @@ def _as_they_are(_plan: str, tensors: Mapping[str, Array]) -> Mapping[str, Array
 class OwnLoop(Protocol):
     """The whole model on this side."""
 
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
-        """The tokens of a stream after those that were delivered, up to its end.
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[Tokens]:
+        """The tokens of a stream after those that were delivered, up to its end, which is told.
 
         Raises:
             InputError: the model cannot run on what the stream has.
@@ -42,13 +43,11 @@ class SequentialLoop:
     def __init__(self, model: StepModel, encode: Encode = _as_they_are) -> None:
         self._model, self._encode = model, encode
 
-    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[int]:
+    def tokens(self, request: StreamRequest, delivered: tuple[int, ...]) -> Iterator[Tokens]:
         """See `OwnLoop`."""
         context = self._encode(request.plan, request.tensors or {}) or None
         so_far = (*(request.prompt or self._model.facts.prompt), *delivered)
-        return generate(
-            self._model, context, so_far, request.options, generated=len(delivered), input_s=request.input_s
-        )
+        return events(self._model, context, so_far, request.options, generated=len(delivered), input_s=request.input_s)
 
 
 class FirstLayers(Protocol):
@@ -131,16 +130,15 @@ class OwnParts:
         offset = len(job.delivered)
         try:
             assert self._loop is not None
-            for token in self._loop.tokens(job.request, job.delivered):
+            for event in self._loop.tokens(job.request, job.delivered):
                 if not self._is_wanted(job.rid):
                     return
-                self._tell(Made(job.rid, job.attempt, offset, (int(token),)))
-                offset += 1
+                scores = Scores(event.logprobs, event.no_speech)
+                made = Made(job.rid, job.attempt, offset, event.tokens, event.done, event.reason, scores=scores)
+                self._tell(made)
+                offset += len(event.tokens)
         except Exception as error:  # noqa: BLE001 - whoever waits for the stream must hear of it
             self._tell(Made(job.rid, job.attempt, offset, error=_text_of(error)))
-            return
-        reason = "length" if offset >= job.request.options.max_tokens else "stop"
-        self._tell(Made(job.rid, job.attempt, offset, last=True, reason=reason))
 
     def _make_rows(self, job: MakeRows) -> None:
         try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flagsplit.flagir.programs.program import ProgramFacts
+from flagsplit.runtime.generation.constraints import Constraint, constraint_of
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.targets.interface import Array
 
@@ -29,49 +30,69 @@ class TokenRule:
         stops: tokens that end it.
         never: tokens that are never taken.
         not_first: more tokens, that are not taken as the first one.
+        constraint: bars tokens by those before, or None.
     """
 
     options: GenerationOptions
     stops: frozenset[int]
     never: Array
     not_first: Array
+    constraint: Constraint | None = None
 
     @classmethod
     def of(cls, facts: ProgramFacts, options: GenerationOptions) -> "TokenRule":
-        """The program's rules and the client's; tokens that are not of the vocabulary do nothing."""
+        """The program's rules and the client's; tokens that are not of the vocabulary do nothing.
+
+        Raises:
+            ConfigError: the program knows no constraint of that name.
+        """
         never = sorted({*facts.suppressed, *(each for each in options.suppress if each < facts.vocabulary)})
         stops = frozenset((*facts.stop_tokens, *options.stop))
-        return cls(options, stops, np.array(never, np.int64), np.array(facts.begin_suppressed, np.int64))
+        not_first = np.array(facts.begin_suppressed, np.int64)
+        return cls(options, stops, np.array(never, np.int64), not_first, constraint_of(facts, options.constraint))
 
 
-def choose(logits: Floats, rules: Sequence[TokenRule], numbers: Sequence[int]) -> list[int]:
+def choose(logits: Floats, rules: Sequence[TokenRule], generated: Sequence[Sequence[int]]) -> list[int]:
     """The next token of each stream.
 
     Args:
         logits: float32 [streams, vocabulary]; those of tokens that are not to be taken become -inf.
         rules: one for each stream.
-        numbers: how many tokens each has generated before.
+        generated: the tokens that each has generated before.
 
     Returns:
         One token a stream; -1 where no token has a finite logit.
     """
-    suppress(logits, rules, numbers)
+    suppress(logits, rules, generated)
     tokens = np.argmax(logits, axis=1)
-    for row, (rule, number) in enumerate(zip(rules, numbers, strict=True)):
+    for row, (rule, before) in enumerate(zip(rules, generated, strict=True)):
         if not np.isfinite(logits[row, tokens[row]]):
             tokens[row] = -1
         elif rule.options.temperature > 0:
-            tokens[row] = draw(logits[row], rule.options, uniform(rule.options.seed, number))
+            tokens[row] = draw(logits[row], rule.options, uniform(rule.options.seed, len(before)))
     return [int(token) for token in tokens]
 
 
-def suppress(logits: Floats, rules: Sequence[TokenRule], numbers: Sequence[int]) -> None:
+def suppress(logits: Floats, rules: Sequence[TokenRule], generated: Sequence[Sequence[int]]) -> None:
     """Make the logits of tokens that are not to be taken -inf; arguments as of `choose`."""
-    for row, (rule, number) in enumerate(zip(rules, numbers, strict=True)):
+    for row, (rule, before) in enumerate(zip(rules, generated, strict=True)):
         if rule.never.size:
             logits[row, rule.never] = -np.inf
-        if number == 0 and rule.not_first.size:
+        if not before and rule.not_first.size:
             logits[row, rule.not_first] = -np.inf
+        if rule.constraint is not None:
+            rule.constraint(logits[row], before)
+
+
+def log_probability(logits: Floats, token: int) -> float:
+    """The natural logarithm of a token's probability at temperature 1, to six digits: what peers tell each other.
+
+    Args:
+        logits: [vocabulary]; that of the token is finite.
+        token: which.
+    """
+    largest = logits.max()
+    return round(float(logits[token] - largest) - float(np.log(np.exp(logits - largest).sum(dtype=np.float64))), 6)
 
 
 def uniform(seed: int, number: int) -> float:

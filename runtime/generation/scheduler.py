@@ -151,6 +151,7 @@ class Scheduler:
         for work in step.works:
             if self._seats.find(work.stream.id) is work.stream:
                 self._account(work)
+                work.stream.listen(logits[at], self._facts.no_speech_token)
                 if work.is_last and work.stream.beams == 1:
                     plain.append((work.stream, at))
                 elif work.is_last:
@@ -276,22 +277,24 @@ class Scheduler:
             return []
         streams = [stream for stream, _ in plain]
         rows = logits if len(plain) == len(logits) else logits[[at for _, at in plain]]
-        chosen = choose(rows, [each.rule for each in streams], [each.generated for each in streams])
-        return [self._take(stream, token, now, timings) for stream, token in zip(streams, chosen, strict=True)]
+        chosen = choose(rows, [each.rule for each in streams], [each.made for each in streams])
+        taken = zip(streams, chosen, rows, strict=True)
+        return [self._take(stream, token, row, now, timings) for stream, token, row in taken]
 
-    def _take(self, stream: Stream, token: int, now: float, timings: tuple[float, int]) -> Event:
-        """The next token of a stream that does not search."""
+    def _take(self, stream: Stream, token: int, logits: Floats, now: float, timings: tuple[float, int]) -> Event:
+        """The next token of a stream that does not search, out of logits [vocabulary]."""
         if token < 0:
             return self._drop(stream, "broken", "the logits are no finite numbers; ask another decoder")
         self._first(stream, now)
+        logprobs = stream.log_probabilities(logits, token)
         if token in stream.rule.stops:
             self._estimate.served(now - stream.began)
-            return self._end(stream, (), "stop", timings)
+            return self._end(stream, (), "stop", timings, logprobs)
         stream.tokens.append(token)
         if stream.generated >= stream.limit:
             self._estimate.served(now - stream.began)
-            return self._end(stream, (token,), "length", timings)
-        event = self._put_out(stream, (token,), None, timings)
+            return self._end(stream, (token,), "length", timings, logprobs)
+        event = self._put_out(stream, (token,), None, timings, logprobs)
         if stream.request.rows is not None:
             self._seats.park(stream, now)
         return event
@@ -301,16 +304,17 @@ class Scheduler:
         if not np.isfinite(logits.max(axis=1)).all():
             return [self._drop(stream, "broken", "the logits are no finite numbers; ask another decoder")]
         if stream.search is None:
-            stream.search = BeamSearch(stream.rule, stream.limit - stream.generated, stream.generated)
+            stream.search = BeamSearch(stream.rule, stream.limit - stream.generated, tuple(stream.made))
         parents = stream.search.advance(logits)
         if parents:
             self._seats.reorder(stream, parents)
             return []
         self._first(stream, now)
-        tokens, reason = stream.search.best
-        stream.tokens += tokens
+        best, reason = stream.search.winner
+        stream.tokens += best.tokens
         self._estimate.served(now - stream.began)
-        return [self._end(stream, tokens, reason, timings)]
+        logprobs = best.logprobs if stream.rule.options.logprobs else ()
+        return [self._end(stream, best.tokens, reason, timings, logprobs)]
 
     def _first(self, stream: Stream, now: float) -> None:
         if math.isnan(stream.first):
@@ -318,21 +322,32 @@ class Scheduler:
             self.counts.first_s.append(now - stream.asked)
 
     def _put_out(
-        self, stream: Stream, tokens: Sequence[int], reason: Reason | None, timings: tuple[float, int]
+        self,
+        stream: Stream,
+        tokens: Sequence[int],
+        reason: Reason | None,
+        timings: tuple[float, int],
+        logprobs: tuple[float, ...],
     ) -> Tokens:
         waited, first = (
             0 if math.isnan(at) else round((at - stream.asked) * 1e6) for at in (stream.began, stream.first)
         )
+        no_speech = 0.0 if stream.told else stream.no_speech
         offset, took = stream.told, Timings(waited, first, round(timings[0] * 1e6), timings[1])
         stream.told += len(tokens)
         self.counts.tokens += len(tokens)
         done = reason is not None or stream.request.rows is not None
-        return Tokens(stream.id, offset, tuple(tokens), done, reason or "", took)
+        return Tokens(stream.id, offset, tuple(tokens), done, reason or "", took, logprobs, no_speech)
 
     def _end(
-        self, stream: Stream, tokens: Sequence[int], reason: Reason, timings: tuple[float, int] = (0.0, 0)
+        self,
+        stream: Stream,
+        tokens: Sequence[int],
+        reason: Reason,
+        timings: tuple[float, int] = (0.0, 0),
+        logprobs: tuple[float, ...] = (),
     ) -> Tokens:
-        event = self._put_out(stream, tokens, reason, timings)
+        event = self._put_out(stream, tokens, reason, timings, logprobs)
         self.counts.ended[reason] += 1
         self._seats.remove(stream)
         return event

@@ -30,6 +30,8 @@ TOKENS: Final = "tokens"
 ROWS: Final = "rows"
 _CONTEXT: Final = "context/"
 _REASON_CHARS: Final = 900
+_MILLION: Final = 1_000_000
+_MOST_COST: Final = (1 << 32) - 1
 _CODES: Final[Mapping[Code, str]] = {
     "busy": "busy",
     "drain": "draining",
@@ -280,6 +282,7 @@ class StreamMachine(WorkerMachine):
         for start in range(0, max(1, len(event.tokens)), MAX_TOKENS):
             part = event.tokens[start : start + MAX_TOKENS]
             last = bool(event.done and event.reason) and start + len(part) == len(event.tokens)
+            logprobs = event.logprobs[start : start + len(part) + last]
             said = messages.Tokens(
                 flight.sid,
                 flight.rid,
@@ -291,6 +294,8 @@ class StreamMachine(WorkerMachine):
                 max(0, timings.wait_us),
                 max(0, timings.step_us),
                 min(max(1, timings.batch), 65535),
+                tuple(min(_MOST_COST, max(0, round(-each * _MILLION))) for each in logprobs),
+                0 if start else round(event.no_speech * _MILLION),
             )
             yield Send(peer, said)
 

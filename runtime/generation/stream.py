@@ -9,7 +9,7 @@ import numpy as np
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.runtime.generation.beams import BeamSearch
 from flagsplit.runtime.generation.events import Generate
-from flagsplit.runtime.generation.sampling import TokenRule
+from flagsplit.runtime.generation.sampling import Floats, TokenRule, log_probability
 from flagsplit.targets.interface import Array
 
 
@@ -50,6 +50,8 @@ class Stream:
         began: when it first got a slot.
         first: when its first token came.
         told: how many generated tokens were given out.
+        listens_at: after how many tokens the logits say how likely it is that nobody speaks; 0 is never, or no more.
+        no_speech: how likely it is.
     """
 
     request: Generate
@@ -72,6 +74,8 @@ class Stream:
     began: float = math.nan
     first: float = math.nan
     told: int = 0
+    listens_at: int = 0
+    no_speech: float = 0.0
 
     @property
     def id(self) -> str:
@@ -87,6 +91,11 @@ class Stream:
     def generated(self) -> int:
         """How many tokens it has generated, earlier attempts counted."""
         return len(self.tokens) - self.prompt
+
+    @property
+    def made(self) -> list[int]:
+        """The tokens that it has generated."""
+        return self.tokens[self.prompt :]
 
     @property
     def beams(self) -> int:
@@ -112,10 +121,22 @@ class Stream:
             ends = [np.array([each.tokens[-1]], np.int64) for each in self.search.live]
             return tuple(self.slots[: len(ends)]), tuple(ends)
         count = min(most, self.pending)
+        if self.listens_at > self.held:
+            count = min(count, self.listens_at - self.held)
         if self.request.rows is not None:
             at = self.held - self.request.position
             return (self.slots[0],), (self.request.rows[at : at + count],)
         return (self.slots[0],), (np.array(self.tokens[self.held : self.held + count], np.int64),)
+
+    def listen(self, logits: Floats, no_speech_token: int | None) -> None:
+        """Look at the logits [vocabulary] after the tokens that are held, before any are barred."""
+        if no_speech_token is not None and 0 < self.listens_at <= self.held:
+            self.no_speech = round(math.exp(log_probability(logits, no_speech_token)), 6)
+            self.listens_at = 0
+
+    def log_probabilities(self, logits: Floats, token: int) -> tuple[float, ...]:
+        """That of a token that was taken, if anybody wants to know."""
+        return (log_probability(logits, token),) if self.rule.options.logprobs else ()
 
     def seated(self, now: float) -> None:
         """It got its slots."""
@@ -141,7 +162,11 @@ def begin(facts: ProgramFacts, request: Generate, number: int, now: float) -> St
         limit = min(limit, facts.most_tokens_of(frames))
     late = min(request.deadline, now + options.deadline_s if options.deadline_s else math.inf)
     rule = TokenRule.of(facts, options)
-    return Stream(request, number, now, late, rule, tokens, prompt, limit, frames, told=request.generated)
+    found = Stream(request, number, now, late, rule, tokens, prompt, limit, frames, told=request.generated)
+    if options.logprobs and facts.no_speech_token is not None and not found.generated and tokens:
+        # Behind the token with which all prompts of the program start.
+        found.listens_at = tokens.index(facts.prompt[0]) + 1 if facts.prompt and facts.prompt[0] in tokens else prompt
+    return found
 
 
 def frames_of(request: Generate) -> int:

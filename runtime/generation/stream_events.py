@@ -5,6 +5,7 @@ Those of the service begin and end streams at its engine; those of the client co
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.generation.events import Event as EngineEvent
@@ -40,6 +41,22 @@ class Place:
 
     tier: str
     replica: str = ""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely tokens of a stream were, where its options asked for that.
+
+    Attributes:
+        logprobs: log-probability of each, and of the stop token if one ended the stream.
+        no_speech: how likely it is that nobody speaks, 0..1; told with the first tokens.
+    """
+
+    logprobs: tuple[float, ...] = ()
+    no_speech: float = 0.0
+
+
+NO_SCORES: Final = Scores()
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class Made:
         tokens: their ids.
         last: whether nothing follows.
         reason: why it ended, "" if it did not.
+        scores: how likely it was, where that was asked for.
         error: what broke it, "" if nothing did.
     """
 
@@ -104,6 +122,7 @@ class Made:
     last: bool = False
     reason: str = ""
     error: str = ""
+    scores: Scores = NO_SCORES
 
 
 @dataclass(frozen=True)
@@ -118,12 +137,16 @@ class RowsMade:
 
 @dataclass(frozen=True)
 class GiveTokens:
-    """Give the application the next tokens of a stream: each token of a stream is given once, in order."""
+    """Give the application the next tokens of a stream: each token of a stream is given once, in order.
+
+    There are none where only the scores of the end are told.
+    """
 
     rid: int
     offset: int
     tokens: tuple[int, ...]
     place: Place
+    scores: Scores = NO_SCORES
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from flagsplit.errors import FlagsplitError, UnavailableError
-from flagsplit.runtime.generation.stream_events import Place
+from flagsplit.runtime.generation.stream_events import NO_SCORES, Place, Scores
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         self._changed = threading.Condition()
         self._made: list[StreamToken] = []
         self._unread: deque[StreamToken] = deque()
+        self._logprobs: list[float] = []
+        self._no_speech = 0.0
         self._reason = ""
         self._is_over = False
         self._error: FlagsplitError | None = None
@@ -126,6 +128,12 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         """For each token that came so far, where it was made."""
         return tuple(each.place for each in self.made)
 
+    @property
+    def scores(self) -> Scores:
+        """How likely what came so far was, if the options asked for `logprobs`; complete once it is over."""
+        with self._changed:
+            return Scores(tuple(self._logprobs), self._no_speech)
+
     def result(self, timeout_s: float | None = None) -> tuple[int, ...]:
         """Wait for the end; all token ids.
 
@@ -144,13 +152,15 @@ class TokenStream(Iterator[StreamToken], AsyncIterator[StreamToken]):
         """Do not make the rest; the stream ends with the reason "cancelled". One that is over stays as it is."""
         self._cancel(self.rid)
 
-    def give(self, offset: int, tokens: tuple[int, ...], place: Place) -> None:
-        """Take the next tokens; for the client."""
+    def give(self, offset: int, tokens: tuple[int, ...], place: Place, scores: Scores = NO_SCORES) -> None:
+        """Take the next tokens, or the scores of the end; for the client."""
         at_s = time.monotonic() - self._began
         with self._changed:
             new = [StreamToken(token, offset + index, place, at_s) for index, token in enumerate(tokens)]
             self._made.extend(new)
             self._unread.extend(new)
+            self._logprobs.extend(scores.logprobs)
+            self._no_speech = self._no_speech or scores.no_speech
             self._wake()
 
     def end(self, reason: str, error: FlagsplitError | None = None) -> None:

@@ -168,6 +168,9 @@ SINCE_1_2: dict[str, Message] = {
     "failed": Failed("s-1", 42, 2, "cloud", "busy", "64 streams wait", retryable=True, retry_ms=1500),
     "tokens": Tokens("s-1", 42, 2, 17, (0, 50256, 2**53 - 1)),
     "tokens_last": Tokens("s-1", 42, 2, 20, (2,), last=True, reason="stop", wait_us=900, run_us=4100, batch=16),
+    "tokens_scored": Tokens(
+        "s-1", 42, 2, 0, (2, 5), last=True, reason="stop", costs=(0, 9, 2**32 - 1), no_speech=600_000
+    ),
 }
 
 FUZZED: dict[str, Message] = SAMPLES | {f"{name} of 1.2": message for name, message in SINCE_1_2.items()}
@@ -227,6 +230,11 @@ def test_golden_bytes_of_version_1_2(name: str) -> None:
         ("tokens", {"reason": "x" * 65}),
         ("tokens", {"batch": 0}),
         ("tokens", {"run_us": -1}),
+        ("tokens_scored", {"costs": [1]}),
+        ("tokens_scored", {"costs": [1, 2, 3, 4]}),
+        ("tokens_scored", {"last": False}),
+        ("tokens_scored", {"costs": [1, 2, 2**32]}),
+        ("tokens_scored", {"no_speech": 1_000_001}),
     ],
 )
 def test_fields_of_streams_out_of_bounds_are_refused(name: str, changes: dict[str, object]) -> None:

@@ -6,6 +6,8 @@
 - Sigmoid comes in steps of 1/4096: 2.5 per cent of a probability of 0.003, and 0 after some convolutions. Where it is
   what a segment gives it becomes `1 / (1 + exp(-x))`; inside of a network it stays the one operation that it is.
 - No comparison with an infinity is true: it is brought down to the largest of fp16 first, and compared with that.
+- A floor that fp16 holds as 0, such as the 1e-12 that keeps a logarithm or a quotient finite, becomes its least number:
+  the logarithm of 0 is -7.6 here.
 - Indices that count from the end read other elements in GatherElements and ScatterElements: they count from the start.
 """
 
@@ -21,6 +23,9 @@ from flagsplit.flagir.passes.graph_edits import replace_node
 
 _LARGEST, _LARGE = 65504.0, 65000.0
 """The largest number of fp16, and one below it by more than a rounding."""
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_SMALLEST = 2.0**-24
+"""The least positive number of fp16."""
 
 _MOVERS = ("Concat", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 LEAST_EXPONENT, _MOST_EXPONENT = -20.0, 12.0
@@ -125,6 +130,21 @@ def equal_infinity(graph: ir.Graph, node: ir.Node) -> bool:
     return False
 
 
+def held_floor(graph: ir.Graph, node: ir.Node) -> bool:
+    """The number in `max(x, number)`, `x + number` and Clip."""
+    if not is_op(node, "Max", "Add", "Clip") or len(node.inputs) < 2:
+        return False
+    for index, value in enumerate(node.inputs[:2]):
+        number = scalar(value) if index or node.op_type != "Clip" else None
+        if value is None or number is None or not 0 < number < _SMALLEST or value.const_value is None:
+            continue
+        if value.dtype in _FLOATS:
+            least = np.full_like(value.const_value.numpy(), _SMALLEST)
+            node.replace_input_with(index, _Builder(graph, node, value).number("least", least))
+            return True
+    return False
+
+
 def from_the_start(graph: ir.Graph, node: ir.Node) -> bool:
     """Indices of GatherElements and ScatterElements, constant or not."""
     if not is_op(node, "GatherElements", "ScatterElements"):
@@ -194,6 +214,7 @@ EXACT_FORMS: tuple[Callable[[ir.Graph, ir.Node], bool], ...] = (
     held_exp,
     given_sigmoid,
     equal_infinity,
+    held_floor,
     from_the_start,
 )
 """Each rewrites a node if it is of its kind, and says whether it was."""

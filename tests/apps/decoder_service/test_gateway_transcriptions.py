@@ -1,8 +1,16 @@
 """`/v1/audio/transcriptions` on loopback: every format, events, and what is refused."""
 
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
 import pytest
 from tests.apps.decoder_service.conftest import Open
 from tests.apps.decoder_service.rote import Rote, RoteListener, recording
+
+from flagsplit.apps.decoder_service.gateway_backend import Sound, Wanted
+from flagsplit.apps.speech.quality import Quality
+from flagsplit.apps.speech.transcriber import NewWord, Segment
+from flagsplit.apps.speech.words import Phrase
 
 CUES = """1
 00:00:00,000 --> 00:00:02,000
@@ -43,6 +51,38 @@ def test_verbose(gateway: Open) -> None:
     assert "words" not in found
     found = client.transcribe(recording(2), **{**fields, "timestamp_granularities[]": "word"}).data
     assert found["words"] == [{"word": "Ever", "start": 0, "end": 1}, {"word": "tried,", "start": 1, "end": 2}]
+
+
+class Timed(RoteListener):
+    """Gives each word as a phrase with times of its own, if it is to."""
+
+    async def listen(
+        self, sound: Sound, wanted: Wanted, *, live: bool = False
+    ) -> AsyncGenerator[NewWord | Segment, None]:
+        async for each in super().listen(sound, wanted, live=live):
+            if wanted.times and isinstance(each, Segment):
+                (word,) = each.words
+                phrase = Phrase(word.start_s, word.end_s, each.tokens, Quality(0.2, -0.25, 0.125, 0.4))
+                yield replace(each, words=(replace(word, phrase=phrase),))
+            else:
+                yield each
+
+
+@pytest.mark.parametrize(
+    ("form", "times"), [("json", False), ("text", False), ("verbose_json", True), ("srt", True), ("vtt", True)]
+)
+def test_times_are_asked_for_where_they_are_told(gateway: Open, form: str, times: bool) -> None:
+    listener = RoteListener()
+    assert gateway(listener).transcribe(recording(1), response_format=form).status == 200
+    assert [wanted.times for wanted in listener.asked] == [times]
+
+
+def test_what_is_known_of_phrases(gateway: Open) -> None:
+    found = gateway(Timed()).transcribe(recording(2), response_format="verbose_json").data["segments"]
+    known = {"temperature": 0.2, "avg_logprob": -0.25, "no_speech_prob": 0.125, "compression_ratio": 0.4}
+    assert [{name: each[name] for name in known} for each in found] == [known, known]
+    cues = gateway(Timed()).transcribe(recording(2), response_format="srt").body.decode()
+    assert cues.count(" --> ") == 2
 
 
 def test_events(gateway: Open) -> None:

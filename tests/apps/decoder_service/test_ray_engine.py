@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from flagsplit.apps.decoder_service.ray_engine import RayEngine
-from flagsplit.apps.decoder_service.ray_replica import DecoderReplica, Message, message_of, request_of
+from flagsplit.apps.decoder_service.ray_replica import DecoderReplica, Message, event_of, message_of, request_of
 from flagsplit.apps.decoder_service.ray_serve import RayServe
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
 from flagsplit.errors import ConfigError, InternalError
@@ -322,6 +323,11 @@ def test_messages_keep_what_a_stream_is() -> None:
     assert (found.tokens, found.generated, found.options) == (request.tokens, 1, request.options)
     assert found.context is not None
     assert list(found.context) == ["hidden"]
+    event = Tokens("a", 3, (5,), True, "stop", logprobs=(-0.5, -0.25), no_speech=0.125)
+    plain = asdict(event)
+    assert event_of({**plain, "logprobs": list(event.logprobs)}) == event
+    del plain["logprobs"]
+    assert event_of(plain) == replace(event, logprobs=())
 
 
 @pytest.mark.parametrize("settings", [{"replicas": 0}, {"replicas": 3, "max_replicas": 2}])

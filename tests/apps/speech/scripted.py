@@ -67,7 +67,9 @@ class Hearer:
         self._said, self.max_input_s, self._where = said, max_input_s, where
         self.asked: list[tuple[int, int]] = []
 
-    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
         assert len(samples) <= self.max_input_s * RATE_HZ
         start = round(float(np.abs(samples[0])) / SCALE) - 1
         end = start + len(samples)

@@ -62,7 +62,9 @@ class Unsplit:
         self._tokenizer = open_tokenizer(bundle.program.facts.tokenizer, bundle.program.tokenizer)
         self._engine = bundle.load_whole(LoadOptions(threads=1))
 
-    def recognize(self, samples: NDArray[np.float32]) -> Iterator[Heard]:
+    def recognize(
+        self, samples: NDArray[np.float32], *, is_partial: bool = False, shared_s: float = 0.0
+    ) -> Iterator[Heard]:
         tokens = self._engine.run({"audio": samples[None]})["tokens"][0]
         yield Heard(self._tokenizer.decode([int(token) for token in tokens]), "unsplit", len(tokens))
 

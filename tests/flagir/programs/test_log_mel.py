@@ -7,7 +7,7 @@ from tests.flagir.models import Array, session
 
 from flagsplit.errors import InputError
 from flagsplit.flagir import violations
-from flagsplit.flagir.programs.log_mel import log_mel, mel_bands, write_log_mel
+from flagsplit.flagir.programs.log_mel import _LOUD, WINDOW, _hann, log_mel, mel_bands, write_log_mel
 from flagsplit.flagir.programs.writer import REAL, GraphWriter
 
 BANDS, STEPS = 80, 40
@@ -69,6 +69,13 @@ def test_bands() -> None:
     np.testing.assert_allclose(bands[79, 198:], [0.00089752, 0.00044876, 0], atol=1e-8)
     assert np.count_nonzero(bands[:, 0]) == 0
     assert (bands.sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("bands", [80, 128])
+def test_no_power_is_beyond_half_precision(bands: int) -> None:
+    """All energy of a frame as loud as can be in the bin that counts most."""
+    energy = WINDOW * (_hann() ** 2).sum()
+    assert mel_bands(bands).max() * energy * _LOUD < 65504
 
 
 def test_what_is_too_long_is_refused() -> None:

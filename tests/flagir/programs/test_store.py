@@ -96,6 +96,9 @@ def test_weights_of_several_graphs_are_stored_once(tmp_path: Path) -> None:
         ({"tokens_per_s": float("nan")}, "tokens_per_s is no number"),
         ({"max_input_s": 10**400}, "max_input_s is no number from 0 to"),
         ({"no_speech_token": "x"}, "'x' is no token"),
+        ({"first_timestamp_token": 9}, "9 is no token"),
+        ({"first_timestamp_token": 3}, "timestamp_s is 0"),
+        ({"first_timestamp_token": 3, "timestamp_s": -1.0}, "timestamp_s is no number from 0 to"),
         ({"name": "x" * 20_000}, "name is no text"),
     ],
 )

@@ -131,6 +131,18 @@ def test_a_whisper_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["logits"][0], wanted, atol=1e-4 * float(np.abs(wanted).max()))
 
 
+def test_the_times_are_the_last_tokens(tmp_path: Path) -> None:
+    made = _made()
+    frames, vocabulary = STEPS // 2, len(made.decoder_weights["tokens.weight"])
+    first = vocabulary - frames - 1
+    ids = {"<|notimestamps|>": first - 1}
+    rows = [{"id": ids.get(name, at), "content": name} for at, name in enumerate(NAMES)]
+    facts = _read(_tensors(made), tmp_path / "x", tokenizer=json.dumps({"added_tokens": rows}).encode()).facts
+    assert (facts.first_timestamp_token, facts.timestamp_s, facts.no_timestamps_token) == (first, 0.02, first - 1)
+    assert facts.timestamp_prompt == (1, 2, 3)
+    assert _read(_tensors(made), tmp_path / "x").facts.first_timestamp_token is None
+
+
 def _without(name: str) -> dict[str, Any]:
     return {"tensors": {each: array for each, array in _tensors(_made()).items() if each != name}}
 

@@ -25,6 +25,8 @@ class Outcome:
     last: Event | None = None
     ended_s: float = math.nan
     first_s: float = math.nan
+    logprobs: list[float] = field(default_factory=list)
+    no_speech: float = 0.0
 
 
 class Driver:
@@ -52,6 +54,8 @@ class Driver:
             if isinstance(event, Tokens):
                 assert event.offset == outcome.generated + len(outcome.tokens), "nothing is lost and nothing told twice"
                 outcome.tokens += event.tokens
+                outcome.logprobs += event.logprobs
+                outcome.no_speech = outcome.no_speech or event.no_speech
                 if event.tokens and math.isnan(outcome.first_s):
                     outcome.first_s = self.now
             if isinstance(event, Refused) or event.done:

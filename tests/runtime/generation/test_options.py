@@ -20,6 +20,8 @@ OPTIONS = st.builds(
     seed=st.integers(0, (1 << 63) - 1),
     stop=st.lists(st.integers(0, 1 << 20), max_size=4).map(tuple),
     suppress=st.lists(st.integers(0, 1 << 20), max_size=4).map(tuple),
+    constraint=st.sampled_from(["", "timestamps"]),
+    logprobs=st.booleans(),
     deadline_s=st.floats(0, 100),
 )
 
@@ -57,6 +59,9 @@ def test_defaults_are_not_written() -> None:
         ({"stop": [-1]}, "stop: expected token ids of 0 or more"),
         ({"suppress": list(range(2000))}, "suppress: expected at most 1024 tokens, came 2000"),
         ({"beams": 3, "temperature": 1}, "beams: a search for 3 candidates draws nothing"),
+        ({"logprobs": 1}, "logprobs: expected true or false, came 1"),
+        ({"constraint": 1}, "constraint: expected a string, came 1"),
+        ({"constraint": "x" * 100}, "constraint: expected a name, came 'xxx"),
     ],
 )
 def test_refusals(data: dict[str, Any], message: str) -> None:

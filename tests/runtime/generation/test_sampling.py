@@ -67,10 +67,10 @@ def test_a_large_vocabulary_needs_no_full_sort_and_gives_the_same(top_p: float) 
 def test_batch_mates_and_order_change_nothing() -> None:
     rules = [rule(), rule(temperature=1.0, seed=5), rule(temperature=0.5, top_k=4, seed=6), rule(suppress=(3, 9))]
     logits = some_logits(7, 4)
-    together = choose(logits.copy(), rules, [0, 1, 2, 3])
-    alone = [choose(logits[[row]], [rules[row]], [row])[0] for row in range(4)]
+    together = choose(logits.copy(), rules, [[7] * row for row in range(4)])
+    alone = [choose(logits[[row]], [rules[row]], [[7] * row])[0] for row in range(4)]
     assert together == alone
-    assert choose(logits[::-1].copy(), rules[::-1], [3, 2, 1, 0]) == together[::-1]
+    assert choose(logits[::-1].copy(), rules[::-1], [[7] * row for row in (3, 2, 1, 0)]) == together[::-1]
 
 
 def test_random_numbers_depend_on_seed_and_number_alone() -> None:
@@ -86,20 +86,20 @@ def test_suppressed_tokens_are_never_taken() -> None:
     logits = np.zeros((1, 32), np.float32)
     logits[0, [5, 6, 7, 8]] = [9, 8, 7, 6]
     rules = [TokenRule.of(facts, GenerationOptions(suppress=(7, 99)))]
-    assert choose(logits.copy(), rules, [0]) == [8]
-    assert choose(logits.copy(), rules, [1]) == [6]
+    assert choose(logits.copy(), rules, [[]]) == [8]
+    assert choose(logits.copy(), rules, [[7]]) == [6]
 
 
 def test_the_first_of_equals_is_taken() -> None:
-    assert choose(np.zeros((1, 32), np.float32), [rule()], [0]) == [0]
+    assert choose(np.zeros((1, 32), np.float32), [rule()], [[]]) == [0]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_gives_no_token(value: float) -> None:
     logits = np.full((2, 32), value, np.float32)
     logits[1] = 0
-    assert choose(logits, [rule(), rule()], [0, 0]) == [-1, 0]
-    assert choose(np.full((1, 32), value, np.float32), [rule(temperature=1.0)], [0]) == [-1]
+    assert choose(logits, [rule(), rule()], [[], []]) == [-1, 0]
+    assert choose(np.full((1, 32), value, np.float32), [rule(temperature=1.0)], [[]]) == [-1]
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-30])

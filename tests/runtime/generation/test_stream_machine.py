@@ -126,6 +126,18 @@ def test_a_stream_from_its_tensors_to_its_last_token() -> None:
     assert desk.machine.stats().held_bytes == 0
 
 
+def test_how_likely_tokens_were_is_told_with_them() -> None:
+    desk = Desk()
+    asked = desk.begun()
+    many, logprobs = tuple(range(1025)), tuple(-each / 1000 for each in range(1026))
+    event = Tokens(asked.stream_id, 0, many, done=True, reason="stop", logprobs=logprobs, no_speech=0.25)
+    first, second = sent(desk.tell(Generated(event)))
+    assert isinstance(first, messages.Tokens)
+    assert isinstance(second, messages.Tokens)
+    assert (len(first.costs), first.costs[2], first.no_speech) == (1024, 2000, 250_000)
+    assert (second.costs, second.no_speech) == ((1_024_000, 1_025_000), 0)
+
+
 def test_more_tokens_than_a_message_holds_take_several() -> None:
     desk = Desk()
     asked = desk.begun()

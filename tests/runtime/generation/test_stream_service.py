@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -18,7 +19,7 @@ from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.own_parts import SequentialLoop
-from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.sequential import events, generate
 from flagsplit.runtime.generation.service import Encode, ServiceProgram, ServiceSettings, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.stream_events import Place
@@ -133,6 +134,21 @@ def test_without_any_replica_this_process_goes_on(keys: Path, serve: Callable[..
         assert stream.result(30) == wanted(number)
         assert [stream.where[0].tier, stream.where[-1].tier] == ["cloud", "phone"]
         assert client.stream(hidden(3), OPTIONS, plan="cut").result(30) == wanted(3)
+
+
+def test_scores_stay_whole_when_a_stream_moves(keys: Path, serve: Callable[..., StreamService]) -> None:
+    service = serve(step_s=0.005)
+    number = max(range(20), key=lambda each: len(wanted(each)))
+    scored = replace(OPTIONS, logprobs=True)
+    expected = [score for each in events(HashModel(1), hidden(number), (), scored) for score in each.logprobs]
+    with connect(keys, service, local=SequentialLoop(HashModel(1))) as client:
+        stream = client.stream(hidden(number), scored, plan="cut")
+        next(stream)
+        service.stop()
+        assert stream.result(30) == wanted(number)
+        assert [stream.where[0].tier, stream.where[-1].tier] == ["cloud", "phone"]
+        assert list(stream.scores.logprobs) == expected
+        assert len(expected) == len(wanted(number)) + (stream.reason == "stop")
 
 
 def test_a_drained_service_ends_by_itself_when_its_streams_are_over(

@@ -99,21 +99,21 @@ def test_a_stream_is_the_same_to_the_bit_in_any_company(tmp_path: Path, family: 
     small = small_program(tmp_path, family, 1)
     model = CudaStepModel(tmp_path, 6, precision, "cuda")  # type: ignore[arg-type]
     random = np.random.default_rng(4)
-    tokens = random.integers(0, small.facts.vocabulary, (6, 90))
+    tokens = random.integers(0, small.facts.vocabulary, (6, 30))
     alone = []
     for at in range(6):
         model.open(0, small.context(at, 9 + 30 * at))
         alone.append([model.step([0], [tokens[at, :1]])[0].copy()])
-        alone[at] += [model.step([0], [tokens[at, place : place + 1]])[0].copy() for place in range(1, 90)]
+        alone[at] += [model.step([0], [tokens[at, place : place + 1]])[0].copy() for place in range(1, 30)]
         model.close_slot(0)
     for at in range(6):
         model.open(at, small.context(at, 9 + 30 * at))
     given = [0] * 6
-    while any(count < 90 for count in given):
-        slots = [at for at in range(6) if given[at] < 90 and random.random() < 0.7]
+    while any(count < 30 for count in given):
+        slots = [at for at in range(6) if given[at] < 30 and random.random() < 0.7]
         if not slots:
             continue
-        chunks = [min(int(random.choice([1, 1, 2, 7, 40])), 90 - given[at]) for at in slots]
+        chunks = [min(int(random.choice([1, 1, 2, 7, 20])), 30 - given[at]) for at in slots]
         logits = model.step(slots, [tokens[at, given[at] : given[at] + n] for at, n in zip(slots, chunks, strict=True)])
         for row, at, count in zip(logits, slots, chunks, strict=True):
             given[at] += count

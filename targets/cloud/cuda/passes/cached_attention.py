@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from flagsplit.targets.cloud.cuda.lowering.registry import DOMAIN
 from flagsplit.targets.cloud.cuda.passes.rewriting import maker, put, reader, scalar, sizes
@@ -94,7 +95,7 @@ def _lengths(mask: ir.Value | None, chunk: int = 0) -> ir.Value | None:
     return lengths if sizes(spread.outputs[0]) == (shape[0], 1, 1, 1) and len(sizes(lengths) or ()) == 1 else None
 
 
-def _is(value: ir.Value | None, expected: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _is(value: ir.Value | None, expected: NDArray[np.generic]) -> bool:
     tensor = value.const_value if value is not None and value.producer() is None else None
     if tensor is None:
         return False

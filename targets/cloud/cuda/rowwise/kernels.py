@@ -64,7 +64,7 @@ def attention_kernel(
     group: tl.constexpr, has_new: tl.constexpr,
     tile: tl.constexpr, block: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Queries of `group` heads that share keys: to `lengths` keys of the past, and to those of the chunk up to their own.
+    """Queries of `group` heads that share keys: to `lengths` keys of the past, and to the chunk's up to their own.
 
     A query's number in its tile is that of its place in the chunk times `group` plus that of its head. Keys are counted
     from the first of the past, wherever they lie.

@@ -71,3 +71,28 @@ def test_constant_indices_count_from_the_start() -> None:
 def _check_near(found: dict[str, Array], wanted: dict[str, Array]) -> None:
     for name, array in wanted.items():
         np.testing.assert_allclose(floats(found[name]), floats(array), rtol=1e-2, atol=3e-3, err_msg=name)
+
+
+FLOORS = """g (float[1, 6] x) => (float[1, 6] held, float[1, 6] added, float[1, 6] kept, float[1, 6] shares) {
+    held_at = Max(x, floor)
+    held = Log(held_at)
+    added_to = Add(floor, x)
+    added = Log(added_to)
+    kept_at = Clip(x, floor, one)
+    kept = Log(kept_at)
+    shares = Div(x, held_at)
+}"""
+
+
+@pytest.mark.slow
+def test_a_floor_that_half_precision_holds_as_zero(tmp_path: Path) -> None:
+    """Unless it is raised the NPU gives -7.6 for the logarithm of a silent band."""
+    scalars = {"floor": np.array(1e-12, np.float32), "one": np.array(1, np.float32)}
+    inputs = {"x": np.array([[0, 0, 1e-4, 1e-3, 0.5, 1]], np.float32)}
+    run = loaded(model_of(FLOORS, scalars), tmp_path)
+    found = run.run(inputs)
+    run.close()
+    logarithm = np.log(np.maximum(inputs["x"], 2.0**-24))
+    for name in ("held", "added", "kept"):
+        np.testing.assert_allclose(floats(found[name]), logarithm, rtol=0, atol=0.1)
+    np.testing.assert_allclose(floats(found["shares"]), [[0, 0, 1, 1, 1, 1]], atol=3e-3)
