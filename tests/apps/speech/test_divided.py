@@ -8,6 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 import flagsplit
+from flagsplit.apps.decoder_service.bundle_source import bundle_source
+from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.local import LocalWorkers
 from flagsplit.apps.pipeline import build
@@ -22,6 +24,8 @@ from flagsplit.errors import ConfigError, UnavailableError
 from flagsplit.flagir.frontends.any_model import Source
 from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.sla import parse_sla
+from flagsplit.transport.security import KeyStore
+from flagsplit.transport.zeromq import ZmqChannel
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +79,25 @@ def test_all_that_is_needed_starts_here(bundle: Path, speech_cache: Path, plan: 
     assert (found.text, found.plan, set(found.words_by_tier)) == (BECKETT, plan, {"cloud"})
     hidden_bytes = 4 * 288 * 41 * 9
     assert found.crossed_bytes > 3 * hidden_bytes  # to the edge, back, and on to the cloud
+
+
+def test_with_both_tiers_elsewhere_the_best_plan_that_uses_both_is_taken(
+    bundle: Path, edge: LocalWorkers, speech_cache: Path
+) -> None:
+    opened, channel = flagsplit.open(bundle), ZmqChannel(security=KeyStore().security())
+    settings = DecoderSettings(slots=1, threads=1)
+    service = DecoderService(bundle_source(opened, "cloud"), channel, "tcp://127.0.0.1:0", settings)
+    try:
+        found = flagsplit.transcribe(
+            speech_cache / "zoo" / "beckett.wav",
+            model=str(bundle),
+            cloud=str(service.streams.address),
+            tiers={tier: at.address for tier, at in edge.addresses.items()},
+        )
+    finally:
+        service.stop()
+    best = next(plan for plan in opened.plans.pool.plans if set(plan.used_tiers) > {1, 2} or plan.used_tiers == (1, 2))
+    assert (found.text, found.plan, set(found.words_by_tier)) == (BECKETT, best.name, {"cloud"})
 
 
 def test_where_the_edge_goes_another_plan_makes_the_same_hidden_states(
