@@ -28,6 +28,7 @@ from flagsplit.errors import (
     UnavailableError,
 )
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.bundle_facts import facts_of
 from flagsplit.runtime.decisions import Decision
 from flagsplit.runtime.engine import Engine
 from flagsplit.runtime.events import (
@@ -57,7 +58,6 @@ from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.telemetry.tracing import parse_traceparent
 from flagsplit.runtime.telemetry.wanted import telemetry_of
 from flagsplit.splitter.loosening import loosened
-from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.repolicy import repolicy
 from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.transport.channel import Channel
@@ -83,7 +83,7 @@ class Session:
         channel: the way to them; the session closes it.
         settings: choices of the application.
         rebuild: for policies that no pooled plan keeps.
-        part: what is run of the bundle, if that is not all of it, such as `loop_boundary.facts_before_loop` makes.
+        part: what is run of the bundle, if that is not all of it, such as `bundle_facts.facts_before_loop` makes.
 
     Attributes:
         bundle: what answers new requests now.
@@ -480,21 +480,3 @@ class Session:
 def _first_segments(facts: SessionFacts) -> list[str]:
     best = facts.pool.plans[0].name
     return [step.segment for step in facts.steps[best] if step.tier == 0]
-
-
-def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
-    """What a session machine needs to know of a bundle, under its own policy or with another pool of its plans."""
-    pool = pool or bundle.plans.pool
-    names = {plan.name for plan in pool.plans}
-    return SessionFacts(
-        bundle=bundle.digest,
-        tiers=bundle.tiers,
-        pool=pool,
-        steps={name: steps for name, steps in bundle.plans.steps.items() if name in names},
-        nominal=bundle.plans.nominal,
-        inputs=tuple(tensor.name for tensor in bundle.inputs),
-        outputs=tuple(tensor.name for tensor in bundle.outputs),
-        answers=bundle.plans.answers,
-        lossy=frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts)),
-        declared=tuple(bundle.outputs),
-    )

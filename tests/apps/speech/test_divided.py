@@ -96,7 +96,7 @@ def test_with_both_tiers_elsewhere_the_best_plan_that_uses_both_is_taken(
         )
     finally:
         service.stop()
-    best = next(plan for plan in opened.plans.pool.plans if set(plan.used_tiers) > {1, 2} or plan.used_tiers == (1, 2))
+    best = next(plan for plan in opened.plans.pool.plans if {1, 2} <= set(plan.used_tiers))
     assert (found.text, found.plan, set(found.words_by_tier)) == (BECKETT, best.name, {"cloud"})
 
 

@@ -13,7 +13,7 @@ from tests.runtime.generation.stream_oracle import BUNDLE, FACTS, WIDTH, encode
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle_events import Served
 from flagsplit.runtime.events import BeginDrain, Ended, Event, Instruction, Ran, Run, Send, Tick
-from flagsplit.runtime.generation.events import Generate, Refused, Timings, Tokens
+from flagsplit.runtime.generation.events import Generate, Timings, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.service_machine import StreamMachine
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
@@ -148,28 +148,6 @@ def test_more_tokens_than_a_message_holds_take_several() -> None:
         (1024, 1024, False, ""),
         (2048, 452, True, "length"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("code", "wire", "retryable"),
-    [
-        ("busy", "busy", True),
-        ("drain", "draining", True),
-        ("no-state", "no-state", True),
-        ("broken", "compute", True),
-        ("deadline", "deadline", False),
-        ("bad-input", "input", False),
-        ("too-large", "too-large", False),
-    ],
-)
-def test_what_the_engine_refuses_the_client_is_told(code: str, wire: str, *, retryable: bool) -> None:
-    desk = Desk()
-    asked = desk.begun()
-    (said,) = sent(desk.tell(Generated(Refused(asked.stream_id, code, "because", 1.5))))  # type: ignore[arg-type]
-    assert said == Failed(S, 1, 1, "cloud", wire, "because", retryable, 1500)
-    assert not desk.tell(Generated(Tokens(asked.stream_id, 0, (1,))))
-    desk.say(Cancel(S, 1, 1))
-    assert desk.machine.is_idle()
 
 
 def test_what_was_kept_serves_the_next_attempt_on_another_connection() -> None:

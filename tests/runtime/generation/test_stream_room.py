@@ -1,4 +1,4 @@
-"""What a client does about streams that replicas have too little memory for."""
+"""What a client does about streams that replicas have too little memory for, and what services say of it."""
 
 import dataclasses
 
@@ -7,10 +7,12 @@ from tests.runtime.generation.stream_oracle import STEP_S
 from tests.runtime.generation.stream_world import StreamWorld
 from tests.runtime.generation.test_stream_client import long_request
 from tests.runtime.generation.test_stream_histories import check, moves, nothing_left
+from tests.runtime.generation.test_stream_machine import Desk, S, sent
 
 from flagsplit.errors import InputError, UnavailableError
-from flagsplit.runtime.generation.events import Generate, Refused
+from flagsplit.runtime.generation.events import Generate, Refused, Tokens
 from flagsplit.runtime.generation.stream_events import Generated, Place
+from flagsplit.transport.messages import Cancel, Failed
 
 
 def make_small(world: StreamWorld, name: str) -> None:
@@ -76,3 +78,25 @@ def test_one_that_is_away_may_have_room_when_it_comes() -> None:
     world.start("r1")
     world.run(60)
     check(world, [told])
+
+
+@pytest.mark.parametrize(
+    ("code", "wire", "retryable"),
+    [
+        ("busy", "busy", True),
+        ("drain", "draining", True),
+        ("no-state", "no-state", True),
+        ("broken", "compute", True),
+        ("deadline", "deadline", False),
+        ("bad-input", "input", False),
+        ("too-large", "too-large", False),
+    ],
+)
+def test_what_the_engine_refuses_the_client_is_told(code: str, wire: str, *, retryable: bool) -> None:
+    desk = Desk()
+    asked = desk.begun()
+    (said,) = sent(desk.tell(Generated(Refused(asked.stream_id, code, "because", 1.5))))  # type: ignore[arg-type]
+    assert said == Failed(S, 1, 1, "cloud", wire, "because", retryable, 1500)
+    assert not desk.tell(Generated(Tokens(asked.stream_id, 0, (1,))))
+    desk.say(Cancel(S, 1, 1))
+    assert desk.machine.is_idle()
