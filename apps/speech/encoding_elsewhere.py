@@ -14,7 +14,7 @@ from typing import Final
 from flagsplit.apps.local import LocalWorkers
 from flagsplit.errors import UnavailableError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.bundle_facts import facts_before_loop
+from flagsplit.runtime.loop_boundary import facts_before_loop
 from flagsplit.runtime.session import Answer, Session, SessionSettings
 from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.messages import PeerAddress

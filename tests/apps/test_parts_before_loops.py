@@ -10,7 +10,7 @@ from tests.apps.test_program_bundle import built, every_cut, made, request, run_
 import flagsplit
 from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.runtime.bundle_facts import facts_before_loop
+from flagsplit.runtime.loop_boundary import facts_before_loop
 from flagsplit.runtime.session import Session
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore

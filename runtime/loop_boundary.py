@@ -1,7 +1,7 @@
-"""What a session needs to know of a bundle: of all of it, or of a plan's parts before the loop that another runs.
+"""What a session needs to know of a bundle whose loop another runs: a plan's parts before that, to what crosses.
 
-A decoder service makes tokens from the tensors that cross to a loop. Workers follow a route without knowing the plan,
-so a route that ends there is one like any other.
+A decoder service makes tokens from the tensors that cross. Workers follow a route without knowing the plan, so a route
+that ends there is one like any other.
 """
 
 from dataclasses import replace
@@ -11,25 +11,6 @@ from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.program_parts import PlanParts
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.splitter.plan import Features, Plan
-from flagsplit.splitter.pool import Pool
-
-
-def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
-    """What a session machine needs to know of a bundle, under its own policy or with another pool of its plans."""
-    pool = pool or bundle.plans.pool
-    names = {plan.name for plan in pool.plans}
-    return SessionFacts(
-        bundle=bundle.digest,
-        tiers=bundle.tiers,
-        pool=pool,
-        steps={name: steps for name, steps in bundle.plans.steps.items() if name in names},
-        nominal=bundle.plans.nominal,
-        inputs=tuple(tensor.name for tensor in bundle.inputs),
-        outputs=tuple(tensor.name for tensor in bundle.outputs),
-        answers=bundle.plans.answers,
-        lossy=frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts)),
-        declared=tuple(bundle.outputs),
-    )
 
 
 def facts_before_loop(bundle: Bundle, plan: str) -> SessionFacts:
