@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from flagsplit._version import VERSION
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "flagsplit"
 FOLDERS = ("apps", "flagir", "runtime", "splitter", "targets", "transport")
@@ -81,6 +83,15 @@ def test_the_command_is_installed() -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: flagsplit")
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_version_is_told() -> None:
+    script = Path(sys.executable).with_name("flagsplit")
+    for command in ([script, "--version"], [sys.executable, "-m", "flagsplit", "--version"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"flagsplit {VERSION}, ONNX Runtime ")
+        assert done.stderr == ""
 
 
 def test_what_is_imported_is_declared() -> None:
