@@ -244,6 +244,8 @@ def _sla(given: SLA | Mapping[str, Any] | AnyPath | None) -> SLA | None:
         return given
     if isinstance(given, Mapping):
         return parse_sla(given)
+    if not isinstance(given, str | PathLike):
+        raise PolicyError(f"SLA: expected an SLA, a mapping or the path of a file, came {type(given).__name__}")
     path = Path(given)
     try:
         return parse_sla(path.read_bytes(), str(path))

@@ -12,9 +12,11 @@ import onnx_ir as ir
 from flagsplit import flagir
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.extra_plans import ExtraPlans
+from flagsplit.apps.graph_tensors import check_ends, homebound
 from flagsplit.apps.node_verdicts import Judge, NodeVerdicts, first_reason
 from flagsplit.apps.open_shapes import check_shapes
 from flagsplit.apps.profiled import ProfiledCosts, profiled_costs
+from flagsplit.apps.target_choice import check_choices
 from flagsplit.apps.tier_parts import ResidencyChoice
 from flagsplit.errors import ConfigError, PolicyError
 from flagsplit.flagir import BlockGraph, Skeleton
@@ -110,7 +112,9 @@ def prepare(
     model: ir.Model, deployment: Deployment, options: BuildOptions, profiles: Mapping[str, Profile]
 ) -> Groundwork:
     """Read off a canonical model what planning needs; nothing is compiled or written."""
+    check_choices(options.choices)
     _check_providers(deployment, options)
+    check_ends(model)
     skeleton = Skeleton(model)
     dims = flagir.nominal_dims(skeleton, _given_dims(skeleton, options))
     _check_sizes(skeleton, dims, options)
@@ -124,6 +128,9 @@ def prepare(
         verdicts[tier.name] = said
         supports[tier.name] = [first_reason(block, [said[name] for name in chosen.required]) for block in graph.blocks]
         handicaps[tier.name] = said[chosen.names[0]].handicaps(graph)
+    for index, why in homebound(model, graph, deployment.tiers[0].name).items():
+        for tier in deployment.tiers[1:]:
+            supports[tier.name][index] = supports[tier.name][index] or why
     ranges = options.spans
     if any(chosen.are_chips for chosen in deployment.targets):
         ranges = {name: (size, size) for name, size in dims.items()} | ranges

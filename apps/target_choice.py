@@ -5,13 +5,13 @@ in their order: a segment is compiled by the first that takes it, and the last m
 Runtime comes with all of them, as the reference and for hosts without the chip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flagsplit.errors import PolicyError
 from flagsplit.runtime.bundle import REFERENCE_TARGET
 from flagsplit.splitter.devices import Device
-from flagsplit.targets.catalogue import TARGETS, missing_sdk
+from flagsplit.targets.catalogue import TARGETS, get_target, missing_sdk
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,29 @@ def choose_targets(tier: str, device: Device, asked: Sequence[str] | None) -> Ti
     if not names:
         return TierTargets((device.target if device.target in TARGETS else REFERENCE_TARGET,), left_out=tuple(left_out))
     return TierTargets(tuple(names), each=False, left_out=tuple(left_out))
+
+
+def check_choices(choices: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse what no target lets choose.
+
+    Args:
+        choices: by target.
+
+    Raises:
+        PolicyError: a target, a choice or a value is unknown. A target that no tier has is not: nothing comes of it.
+    """
+    for target, given in choices.items():
+        if target not in TARGETS:
+            raise PolicyError(f"--choice {target}: expected a target ({', '.join(sorted(TARGETS))}), came {target!r}")
+        description = get_target(target).describe()
+        known, free = description.choices, description.free_choices
+        for name, value in given.items():
+            if name not in known and name not in free:
+                raise PolicyError(
+                    f"--choice {target}.{name}: {target} lets choose {', '.join((*known, *free)) or 'nothing'}"
+                )
+            if name in known and value not in known[name]:
+                raise PolicyError(f"--choice {target}.{name}: expected {', '.join(known[name])}, came {value!r}")
 
 
 def _listed(tier: str, asked: Sequence[str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 ONNX Runtime's artifact has all parts, atoms included; chips have the segments that requests run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from flagsplit.apps.groundwork import BuildOptions, Groundwork
 from flagsplit.apps.node_verdicts import NodeVerdicts
 from flagsplit.apps.target_choice import TierTargets
 from flagsplit.apps.tier_parts import TierParts, original_name
-from flagsplit.errors import ModelError, PolicyError
+from flagsplit.errors import ModelError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.archive import Member
 from flagsplit.runtime.bundle import REFERENCE_TARGET
@@ -24,7 +24,7 @@ from flagsplit.runtime.inputs import check_inputs, random_inputs
 from flagsplit.runtime.manifest import TierArtifact
 from flagsplit.splitter.costs import Tier
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target, TargetDescription
+from flagsplit.targets.interface import Array, Artifact, CompileOptions, Target
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,6 @@ def _compile(
 ) -> Compiled:
     target = get_target(name)
     choices = options.choices.get(name, {})
-    _check_choices(target.describe(), choices)
     wanted = replace(given, device=tier.device.name, choices=choices)
     try:
         return Compiled(target, target.compile(model, segments, wanted))
@@ -143,17 +142,6 @@ def _compile(
             f"{name} cannot compile what tier {tier.name} runs: {error}; pin the node to another tier in the SLA, "
             f"or leave the target out with --target {tier.name}={REFERENCE_TARGET}"
         ) from error
-
-
-def _check_choices(description: TargetDescription, given: Mapping[str, str]) -> None:
-    target, known, free = description.name, description.choices, description.free_choices
-    for name, value in given.items():
-        if name not in known and name not in free:
-            raise PolicyError(
-                f"--choice {target}.{name}: {target} lets choose {', '.join((*known, *free)) or 'nothing'}"
-            )
-        if name in known and value not in known[name]:
-            raise PolicyError(f"--choice {target}.{name}: expected {', '.join(known[name])}, came {value!r}")
 
 
 def _loops(model: ir.Model, segment: Segment) -> bool:

@@ -18,6 +18,7 @@ from flagsplit.flagir.groups import FusedGroup, find_groups
 from flagsplit.flagir.reads import activations_read, readers_of, weights_read
 from flagsplit.flagir.signatures import features_of, signature_of
 from flagsplit.flagir.static_shapes import Skeleton
+from flagsplit.flagir.types import is_sendable
 from flagsplit.flagir.work import NodeWork, Types, work_of
 
 Readers = Mapping[ir.Value, Sequence[ir.Node]]
@@ -105,8 +106,7 @@ class _Grouping:
                 elsewhere = any(owner[reader] != index for reader in value_readers.get(value, ()))
                 self._leaves[index] |= value.is_graph_output()
                 self._out_bytes[index] += _bytes(value, types) if elsewhere or value.is_graph_output() else 0
-                sendable = isinstance(value.type, ir.TensorType) and value.shape is not None
-                self._uncuttable[index] |= elsewhere and not sendable
+                self._uncuttable[index] |= elsewhere and not is_sendable(value)
         self._weight_readers: dict[Hashable, set[int]] = {}
         for node, index in owner.items():
             for weight in filter(_is_large, weights_read(node)):
@@ -157,7 +157,7 @@ class _Grouping:
         self._in_bytes[root] = max(self._in_bytes[root], self._in_bytes[index])
 
     def _join_uncuttable(self) -> None:
-        """A sequence, a map or an optional cannot be sent: join maker and readers, and all that lies between."""
+        """What cannot be sent, such as a sequence or strings, joins maker and readers, and all that lies between."""
         for index, uncuttable in enumerate(self._uncuttable):
             if uncuttable and any(True for _ in self._successors[index]):
                 for reader in self._successors[index]:

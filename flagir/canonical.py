@@ -14,6 +14,7 @@ from flagsplit.flagir.passes.canonical_forms import CanonicalForms
 from flagsplit.flagir.passes.check_domains import CheckDomains
 from flagsplit.flagir.passes.clear_notes import ClearNotes
 from flagsplit.flagir.passes.drop_identities import DropIdentities
+from flagsplit.flagir.passes.drop_unused import DropUnused
 from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
 from flagsplit.flagir.passes.fold_constants import FoldConstants
@@ -25,6 +26,7 @@ from flagsplit.flagir.passes.microsoft.rewrite import RewriteMicrosoft
 from flagsplit.flagir.passes.microsoft.set_apart import SetApart
 from flagsplit.flagir.passes.name_dims import NameDims
 from flagsplit.flagir.passes.own_outputs import OwnOutputs
+from flagsplit.flagir.passes.sort_nodes import SortNodes
 from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.passes.upgrade_opset import UpgradeOpset
 from flagsplit.flagir.version import write_version
@@ -49,12 +51,12 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         OwnOutputs(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.RemoveUnusedNodesPass(),
+        DropUnused(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         FixNames(),
         UniqueNames(),
-        common.TopologicalSortPass(),
+        SortNodes(),
         MergeEqual(),
         ClearNotes(),
         InferShapes(),
@@ -88,11 +90,11 @@ def canonicalize(model: ir.Model, progress: Callable[[str], None] = lambda _: No
                 cause = cause.__cause__  # type: ignore[assignment]
             if isinstance(cause, FlagsplitError):
                 raise cause from error
-            story = f"{name} (after {', '.join(ran) or 'no other pass'})"
             if isinstance(error, ir.passes.PostconditionError):
+                story = f"{name} (after {', '.join(ran) or 'no other pass'})"
                 raise InternalError(f"pass {story} broke its promise: {error}") from error
             raise ModelError(
-                f"cannot bring the model into canonical form, pass {story} failed: {' '.join(str(cause).split())}; "
+                f"cannot bring the model into canonical form, pass {name} failed: {' '.join(str(cause).split())}; "
                 f"check the model with onnx.checker"
             ) from error
         ran.append(name)

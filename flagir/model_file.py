@@ -4,7 +4,9 @@ External data is mapped, not read, and must lie inside the model's own folder. W
 as the file has it; `flagsplit.flagir.canonical` comes next.
 """
 
+import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
@@ -42,12 +44,19 @@ def _read_onnx(path: Path, weights_folder: Path | None = None) -> ir.Model:
         )
     check_limits(path)
     try:
-        model = ir.load(path)
+        with _quiet():
+            model = ir.load(path)
     except Exception as error:
+        if "Map types" in _first_words(error):
+            raise ModelError(
+                f"{path} has maps, as ZipMap makes them, and only tensors are taken; convert it without them "
+                f"(skl2onnx: options={{'zipmap': False}})"
+            ) from error
         raise ModelError(f"expected an ONNX model, {path} is not one: {_first_words(error)}{_hint(path)}") from error
     if not model.opset_imports and len(model.graph) == 0:
         raise ModelError(f"expected an ONNX model, {path} holds no graph{_hint(path)}")
     _check_names(model)
+    _check_reads(model)
     check_version(model)
     if weights_folder is not None:
         for tensor in _tensors(model):
@@ -109,6 +118,38 @@ def _names(model: ir.Model) -> Iterator[object]:
         for node in ir.traversal.RecursiveGraphIterator(scope):
             yield from (node.name, node.op_type, node.domain, node.overload)
             yield from (value.name for value in (*node.inputs, *node.outputs) if value is not None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings: what they are about is checked afterwards, and then said."""
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _check_reads(model: ir.Model) -> None:
+    """Every value that is read or returned must come from somewhere; the library makes up those that do not."""
+    scopes: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for scope in scopes:
+        graphs = (scope, *scope.subgraphs())
+        known = {value for graph in graphs for value in graph.inputs}
+        known.update(value for graph in graphs if isinstance(graph, ir.Graph) for value in graph.initializers.values())
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            for value in node.inputs:
+                if value is not None and value.producer() is None and value not in known:
+                    who = f"node {node.name!r} ({node.op_type})" if node.name else f"a node ({node.op_type})"
+                    raise ModelError(f"{who} reads {value.name!r}, which nothing makes; the model is damaged")
+        for graph in graphs:
+            for value in graph.outputs:
+                if value.producer() is None and value not in known:
+                    raise ModelError(
+                        f"graph {graph.name!r} returns {value.name!r}, which it does not make; the model is damaged"
+                    )
 
 
 def _check_tensors(model: ir.Model, folder: Path) -> None:

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as common
 from flagsplit.errors import ModelError
 from flagsplit.flagir.bucket_sizes import smallest_holding
 from flagsplit.flagir.passes.drop_identities import DropIdentities
+from flagsplit.flagir.passes.drop_unused import DropUnused
 from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
 from flagsplit.flagir.passes.fold_constants import FoldConstants
@@ -167,7 +168,7 @@ def _fold(model: ir.Model) -> bool:
         OwnOutputs(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),
-        common.RemoveUnusedNodesPass(),
+        DropUnused(),
         common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
         common.RemoveUnusedOpsetsPass(),
         FixNames(),

@@ -1,9 +1,22 @@
-"""The concrete type of a tensor: element type and sizes."""
+"""The concrete type of a tensor: element type and sizes; and which values can go from one tier to another."""
 
 import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+SENDABLE = frozenset(
+    ir.DataType[name] for name in "FLOAT FLOAT16 DOUBLE INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 BOOL".split()
+)
+"""Element types that engines take and give as arrays, and that travel."""
+
+
+def is_sendable(value: ir.Value) -> bool:
+    """Whether a value can be handed from one tier to another: a tensor of known rank, of numbers or booleans.
+
+    Sequences, maps, optionals and strings cannot, nor can bfloat16, float8, complex numbers and what is under a byte.
+    """
+    return isinstance(value.type, ir.TensorType) and value.type.dtype in SENDABLE and value.shape is not None
 
 
 def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from flagsplit.errors import InputError
 from flagsplit.runtime.manifest import Tensor
 from flagsplit.targets.interface import Array
 
+STRING = "string"
+"""`Tensor.dtype` of strings."""
+
 
 def check_inputs(
     declared: Sequence[Tensor],
@@ -55,7 +58,9 @@ def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]])
         array = np.asarray(value)
     except (ValueError, TypeError) as error:
         raise InputError(f"input {tensor.name!r}: expected an array of {tensor.dtype}, came {error}") from None
-    if array.dtype.name != tensor.dtype:
+    if tensor.dtype == STRING:
+        array = _texts(tensor, array)
+    elif array.dtype.name != tensor.dtype:
         raise InputError(
             f"input {tensor.name!r}: expected dtype {tensor.dtype}, came {array.dtype.name}; "
             f"convert it with .astype({tensor.dtype!r})"
@@ -69,6 +74,14 @@ def _checked(tensor: Tensor, value: object, symbols: dict[str, tuple[int, str]])
             also = f" ({want} is {known} in input {where!r})" if where else ""
             raise InputError(f"input {tensor.name!r}: expected shape {text}, came {list(array.shape)}{also}")
     return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+
+
+def _texts(tensor: Tensor, array: Array) -> Array:
+    """Strings as an array of Python's own, which engines take."""
+    texts = array.astype(object)
+    if array.dtype.kind not in "OUT" or not all(isinstance(text, str) for text in texts.flat):
+        raise InputError(f"input {tensor.name!r}: expected strings, came {array.dtype.name}; give str, decoded")
+    return texts
 
 
 def random_inputs(declared: Sequence[Tensor], dims: Mapping[str, int], seed: int = 0) -> dict[str, Array]:

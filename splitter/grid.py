@@ -10,6 +10,7 @@ import numpy as np
 from flagsplit.splitter.state import State
 
 _LARGE = 800
+_FEW_LINKS, _MANY_LINKS = 3, 5
 _SAMPLES, _SAMPLES_IF_LARGE = 48, 12
 
 
@@ -21,31 +22,40 @@ class Grid:
         bandwidth: of each link.
         rtt: of all round trips together.
         slowdown: of each tier beyond the first. The first is taken at its own speed: what counts is the relation.
+        tiers_alike: whether all tiers beyond the first are slower by the same factor.
+        links_alike: whether all links are faster by the same factor.
     """
 
     bandwidth: tuple[float, ...]
     rtt: tuple[float, ...]
     slowdown: tuple[float, ...] = (1.0, 4.0)
+    tiers_alike: bool = False
+    links_alike: bool = False
 
     @classmethod
     def for_links(cls, links: int, blocks: int = 0) -> "Grid":
-        """A grid whose number of states stays near 200 for any number of links, and below 40 for large graphs."""
+        """A grid of at most 200 states for any number of links, and below 40 for large graphs."""
         if blocks > _LARGE and links <= 2:
             return cls((1 / 16, 1.0, 16.0), (1.0,))
         if links <= 2:
             return cls((1 / 16, 1 / 4, 1.0, 4.0, 16.0), (0.25, 4.0))
-        return cls((1 / 8, 8.0), (0.25, 4.0))
+        return cls((1 / 8, 8.0), (0.25, 4.0), tiers_alike=links > _FEW_LINKS, links_alike=links > _MANY_LINKS)
 
     def _axes(self, tiers: int, links: int) -> list[tuple[float, ...]]:
         if tiers == 1:
             return [(1.0,)]
-        return [*([self.slowdown] * (tiers - 1)), *([self.bandwidth] * links), self.rtt]
+        slow, fast = 1 if self.tiers_alike else tiers - 1, 1 if self.links_alike else links
+        return [*([self.slowdown] * slow), *([self.bandwidth] * fast), self.rtt]
 
     def _state(self, nominal: State, factors: tuple[float, ...]) -> State:
         others = len(nominal.slowdown) - 1
         if not others:
             return nominal
-        return nominal.scaled(factors[others:-1], factors[-1], (1.0, *factors[:others]))
+        links = len(nominal.up_s_per_byte)
+        count = 1 if self.tiers_alike else others
+        slow, fast, rtt = factors[:count], factors[count:-1], factors[-1]
+        slow, fast = slow * others if self.tiers_alike else slow, fast * links if self.links_alike else fast
+        return nominal.scaled(fast, rtt, (1.0, *slow))
 
     def states(self, nominal: State) -> list[State]:
         """The grid's states: slow-downs vary slowest, then bandwidths, then round-trip times."""

@@ -36,7 +36,8 @@ class PoolCertificate:
         certified_cells: cells in which one plan is optimal throughout.
         regret_bound: bound on the relative excess over the optimum in all cells; None unless exact.
         bandwidth_factors, rtt_factors: ends of the box, as factors on the nominal links.
-        slowdown_factors: ends of the box for each tier beyond the first, as factors on its nominal seconds.
+        slowdown_factors: ends of the box for each tier beyond the first, as factors on its nominal seconds. In lines of
+            more than three links these tiers change together, on one of more than five the links do too.
         sampled: states between the corners that were solved as well.
         sampled_regret: worst relative excess over the optimum in those; None unless exact.
     """

@@ -249,7 +249,8 @@ class _Candidates:
 def excess(costs: NDArray[np.float64], best: NDArray[np.float64]) -> NDArray[np.float64]:
     """Relative excess of costs over the best, 0 where both are 0."""
     scale = np.maximum(best, np.finfo(np.float64).tiny)
-    relative: NDArray[np.float64] = np.maximum(costs - best, 0.0) / scale
+    with np.errstate(over="ignore"):  # of a best cost of nearly nothing: infinitely more is what it says
+        relative: NDArray[np.float64] = np.maximum(costs - best, 0.0) / scale
     return relative
 
 

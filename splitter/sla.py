@@ -30,8 +30,10 @@ def _zero_or_more_than_the_least(weight: float) -> float:
     return weight
 
 
-_Weight = Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False), AfterValidator(_zero_or_more_than_the_least)]
-_Bound = Annotated[float, Field(ge=_LEAST, le=_MOST, allow_inf_nan=False)]
+_Weight = Annotated[
+    float, Field(ge=0, le=_MOST, allow_inf_nan=False, strict=True), AfterValidator(_zero_or_more_than_the_least)
+]
+_Bound = Annotated[float, Field(ge=_LEAST, le=_MOST, allow_inf_nan=False, strict=True)]
 
 
 class _Frozen(BaseModel):
@@ -92,6 +94,7 @@ class Fidelity(_Frozen):
     min_snr_db: float | None = Field(
         default=None,
         allow_inf_nan=False,
+        strict=True,
         description="Floor on a codec's signal-to-noise ratio on pretrained activations, decibels (docs/sla.md).",
     )
 
@@ -123,7 +126,7 @@ class SLA(_Frozen):
         default_factory=dict,
         description="Cap by tier on weights plus peak activations, in 10^6 bytes. Absent: the device's own memory.",
     )
-    streams: dict[str, Annotated[int, Field(ge=1, le=1_000_000)]] = Field(
+    streams: dict[str, Annotated[int, Field(ge=1, le=1_000_000, strict=True)]] = Field(
         default_factory=dict,
         description="How many requests a tier has in its loops at once, by tier, the state of all held. Absent: one.",
     )

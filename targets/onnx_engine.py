@@ -1,9 +1,9 @@
 """ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
 With numerics "exact" the optimizer is kept from blocked layouts and from int8 kernels, whose rounding depends on where
-a graph is cut. Other providers than the CPU's are never taken at the engine's word: it lists what then fails to load,
-and falls back to the CPU without an error, when a session is made and again at each run. What counts is what a session
-says that it got.
+a graph is cut, and casts around what a CPU computes in single precision are written out. Other providers than the
+CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to the CPU without an
+error, when a session is made and again at each run. What counts is what a session says that it got.
 """
 
 import logging
@@ -17,6 +17,8 @@ import onnx
 
 from flagsplit.errors import BundleError, ConfigError, InputError
 from flagsplit.targets.interface import Array, Executable, Numerics, TensorSpec
+from flagsplit.targets.older_kernels import say_in_older
+from flagsplit.targets.written_half import write_out_half
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -62,16 +64,36 @@ def open_onnx(
     Raises:
         BundleError: the engine cannot load it.
     """
-    import onnxruntime as ort
 
     options = session_settings(weights, numerics, threads)
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     try:
-        session = ort.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+        content = file.read_bytes()
+        session = _on_cpu(_rounding_alike(content) if numerics == "exact" else content, options)
     except Exception as error:
         raise BundleError(f"ONNX Runtime cannot load {file.name}: {_short(error)}; build the bundle again") from error
     return OrtExecutable(session)
+
+
+def _on_cpu(content: bytes, options: Any) -> Any:
+    """A session on the CPU; where kernels are missing for operators of FlagIR's opset, in an older one."""
+    import onnxruntime as ort
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
+
+    try:
+        return ort.InferenceSession(content, options, providers=[_CPU])
+    except NoKernel:
+        model = onnx.ModelProto.FromString(content)
+        if not say_in_older(model):
+            raise
+    return ort.InferenceSession(model.SerializeToString(), options, providers=[_CPU])
+
+
+def _rounding_alike(content: bytes) -> bytes:
+    """A model that rounds between nodes wherever it is cut."""
+    model = onnx.ModelProto.FromString(content)
+    return bytes(model.SerializeToString()) if write_out_half(model) else content
 
 
 def open_on_provider(

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit.flagir.opset import OPSET
+from flagsplit.flagir.passes.drop_unused import LOOP_INPUTS
 
 _AXIS_OF_INPUT = frozenset(
     "Softmax LogSoftmax Hardmax ArgMax ArgMin Gather GatherElements ScatterElements Split LayerNormalization "
@@ -32,8 +33,9 @@ class CanonicalForms(ir.passes.InPlacePass):
 
 def _trim(node: ir.Node) -> bool:
     """Optional inputs and outputs at the end that are not used."""
+    fewest = LOOP_INPUTS if node.op_type == "Loop" and not node.domain else 0
     inputs = len(node.inputs)
-    while inputs and node.inputs[inputs - 1] is None:
+    while inputs > fewest and node.inputs[inputs - 1] is None:
         inputs -= 1
     outputs = len(node.outputs)
     while outputs > 1 and not node.outputs[outputs - 1].name and not node.outputs[outputs - 1].uses():

@@ -9,6 +9,7 @@ from onnxscript import version_converter
 from flagsplit.errors import ModelError
 from flagsplit.flagir.newer import why_not_pinned
 from flagsplit.flagir.opset import IR_VERSION, OLDEST_OPSET, OPSET
+from flagsplit.flagir.passes.drop_unused import keep_blanks
 
 _RESIZE_MODES_SINCE = 11
 _MEANING_SINCE = {"Hardmax": 13, "Scan": 9}
@@ -47,6 +48,7 @@ class UpgradeOpset(ir.passes.InPlacePass):
             _convert(model, came)
             if came < _RESIZE_MODES_SINCE:
                 _keep_old_resize(model)
+            keep_blanks(model)
         model.ir_version = IR_VERSION
         return ir.passes.PassResult(model, modified=True)
 

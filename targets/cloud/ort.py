@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from flagsplit.errors import ConfigError
 from flagsplit.flagir import Segment, extract, to_bytes
-from flagsplit.targets.cloud.ort_kernels import Kernel, cpu_kernels
 from flagsplit.targets.cloud.ort_providers import CPU, FORM, named_provider, provider_for
 from flagsplit.targets.interface import (
     CHOICE_PREFIX,
@@ -27,10 +26,13 @@ from flagsplit.targets.interface import (
     SupportVerdict,
     TargetDescription,
 )
+from flagsplit.targets.older_kernels import OLDER, can_be_older, nodes_within
 from flagsplit.targets.onnx_engine import DTYPES, open_on_provider, open_onnx
+from flagsplit.targets.ort_kernels import Kernel, cpu_kernels, is_for
 
-_OPEN_END = 2**31 - 1
-"""The last version of a kernel that has none."""
+_YES = SupportVerdict(supported=True)
+_MADE_OF = {"Bernoulli": "RandomUniformLike"}
+"""Operators that the standard makes of one that has no kernel in every opset."""
 
 
 class OrtTarget:
@@ -53,25 +55,44 @@ class OrtTarget:
         )
 
     def supports(self, node: ir.Node) -> SupportVerdict:
-        """Whether the CPU provider has a kernel for its types, or the standard defines the operator by others."""
+        """Whether the CPU provider has a kernel for its types, or the standard defines the operator by others.
+
+        A kernel for an older version will do where the whole graph can be said in that opset. Nodes of bodies count.
+        """
+        if self._kernels is None:
+            return SupportVerdict(True, source="this onnxruntime does not tell its kernels", confidence="low")
+        opsets = {} if node.graph is None else node.graph.opset_imports
+        for each in (node, *nodes_within(node)):
+            version = each.version or opsets.get(each.domain, 1)
+            verdict = self._verdict(each, version, self._kernels)
+            if verdict.supported:
+                continue
+            around = (node,) if node.graph is None else node.graph.all_nodes()
+            older = version > OLDER and self._verdict(each, OLDER, self._kernels).supported
+            if not (older and can_be_older(around)):
+                return verdict
+        return _YES
+
+    def _verdict(
+        self, node: ir.Node, version: int, known: Mapping[tuple[str, str], Sequence[Kernel]]
+    ) -> SupportVerdict:
+        """The same of one node as an operator of some opset, without the bodies in it."""
         gap = _gap(node)
         if gap:
             return SupportVerdict(supported=False, reason=gap)
-        version = node.version or (node.graph.opset_imports.get(node.domain, 1) if node.graph is not None else 1)
-        if self._kernels is None:
-            return SupportVerdict(True, source="this onnxruntime does not tell its kernels", confidence="low")
-        kernels = self._kernels.get((node.domain, node.op_type), ())
+        kernels = known.get((node.domain, node.op_type), ())
         given: dict[str, str] = {}
         since = version
         if onnx.defs.has(node.op_type, version, node.domain):
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             since = schema.since_version
             if any(getattr(schema, kind, False) for kind in ("has_function", "has_context_dependent_function")):
-                return SupportVerdict(supported=True)
+                made_of = _MADE_OF.get(node.op_type)
+                return self._verdict(ir.Node("", made_of, node.inputs[:1]), version, known) if made_of else _YES
             given = _types_of(node, schema)
-        fitting = [types for low, high, types in kernels if _is_for(since, low, high)]
+        fitting = [types for low, high, types in kernels if is_for(since, low, high)]
         if any(_takes(types, given) for types in fitting):
-            return SupportVerdict(supported=True)
+            return _YES
         name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
         types = ", ".join(DTYPES.get(each, each[len("tensor(") : -1]) for each in dict.fromkeys(given.values()))
         text = f"{name} of opset {version}" + (f" on {types}" if fitting else "")
@@ -121,19 +142,12 @@ class OrtTarget:
         return open_onnx(artifact.entry(segment), artifact.weights, numerics, host.threads)
 
 
-def _is_for(since: int, low: int, high: int) -> bool:
-    """Whether a kernel of these versions runs an operator defined in `since`: an open end says no later definition."""
-    return low == since if high >= _OPEN_END else low <= since <= high
-
-
 def _gap(node: ir.Node) -> str:
     """What a kernel does not do although its types say so; "" if nothing is known."""
     if node.domain:
         return ""
     if node.op_type in ("RNN", "GRU", "LSTM") and node.attributes.get_int("layout", 0) == 1:
         return f"ONNX Runtime runs no {node.op_type} with layout 1, batch first"
-    if node.op_type == "Bernoulli":
-        return "ONNX Runtime has no CPU kernel for RandomUniformLike of opset 22, of which Bernoulli is made"
     x = node.inputs[0] if node.inputs else None
     empty = x is not None and x.shape is not None and 0 in tuple(x.shape)
     if node.op_type in ("ReduceMax", "ReduceMin") and empty and x is not None and x.dtype == ir.DataType.BOOL:

@@ -105,6 +105,11 @@ def test_misuse(small_bundle: Path, tmp_path: Path) -> None:
             pass
 
 
+def test_a_policy_of_another_type_is_refused(small_model: Path) -> None:
+    with pytest.raises(PolicyError, match="expected an SLA, a mapping or the path of a file, came list"):
+        flagsplit.plan(small_model, "phone,cloud", sla=[1])  # type: ignore[arg-type]
+
+
 def test_a_cache_of_ones_own(small_bundle: Path, tmp_path: Path) -> None:
     bundle = flagsplit.open(small_bundle, cache=tmp_path)
     assert bundle.folder == tmp_path / "bundles" / bundle.digest

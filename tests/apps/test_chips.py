@@ -254,9 +254,12 @@ def test_misuse(chips: dict[str, OnnxChip], model: Path) -> None:
         ([], {}, "came none"),
         (["all"], {"all": {"colour": "red"}}, "lets choose speed"),
         (["all"], {"all": {"speed": "red"}}, "expected fast, slow"),
+        (["all"], {"al": {"speed": "fast"}}, r"--choice al: expected a target \(all, .*came 'al'"),
     ):
         with pytest.raises(PolicyError, match=why):
             build(model, targets, choices=choices)
+        with pytest.raises(PolicyError, match=why):
+            flagsplit.plan(model, "phone", targets={"phone": targets}, choices=choices)
     with pytest.raises(PolicyError, match="moon"):
         flagsplit.build(model, "phone", model.with_suffix(".x"), targets={"moon": ["all"]})
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import onnx
 import onnx_ir as ir
 import pytest
 from tests.flagir.models import canonical, light_path, parse, random_model, with_weights
@@ -190,3 +191,24 @@ def test_sizes_by_codec() -> None:
     assert values["ids"] == {}
     assert values["s"] == values["z"] == {}
     assert values["x"] == values["y"] == {"fp16": 12, "u8_per_channel": 6 + 2 * 5, "u8": 6 + 5, "u4_per_channel": 29}
+
+
+@pytest.mark.parametrize("element", ["string", "bfloat16", "float8e4m3fn", "uint4", "float16"])
+def test_no_cut_where_engines_have_no_arrays(element: str) -> None:
+    kind = onnx.TensorProto.DataType.Value(element.upper())
+    model = canonical(
+        parse(
+            f"""g (float[2, 2] x) => (float[2, 2] y, float[2, 2] z) <float[2, 2] w = {{1, 2, 3, 4}}> {{
+            a = MatMul(x, w)
+            c = Cast <to = {kind}> (a)
+            d = Cast <to = 1> (c)
+            y = MatMul(d, w)
+            t = Transpose(c)
+            e = Cast <to = 1> (t)
+            z = MatMul(e, w)
+            }}""",
+            opset=21,
+        )
+    )
+    blocks = block_graph(model, {}).blocks
+    assert len(blocks) == (3 if element == "float16" else 1)

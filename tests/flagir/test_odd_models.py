@@ -100,3 +100,54 @@ def test_a_tensor_in_any_of_its_forms_is_read(fields: dict[str, Any], tmp_path: 
     path = tmp_path / "model.onnx"
     path.write_bytes(damaged(**fields).SerializeToString())
     assert read_model(path).graph.initializers["w"].const_value is not None
+
+
+@pytest.mark.parametrize("imports", [17, 23])
+def test_a_loop_that_only_counts_and_carries_nothing(imports: int) -> None:
+    text = """g (float[4, 4] x) => (float[k, 4] y) {
+        n = Constant <value = int64 {3}> ()
+        y = Loop (n, "") <body = trip (int64 i, bool c) => (bool d, float[4] r) { d = Identity(c) r = Gather(x, i) }>
+    }"""
+    model = assert_same_answers(parse(text, opset=imports))
+    (loop,) = (node for node in model.graph if node.op_type == "Loop")
+    assert len(loop.inputs) == 2
+
+
+def test_a_circle_is_named() -> None:
+    proto = parse("g (float[2] x) => (float[2] y) { c = Neg (x) a = Add (c, b) [two] b = Exp (a) y = Abs (b) }")
+    with pytest.raises(ModelError, match=r"without circles.*: '\w+' \((Add|Exp)\) → '\w+' \((Add|Exp)\);"):
+        canonical(proto)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "g (float[2] x) => (float[2] y) { [sum] y = Add (x, nope) }",
+            r"node 'sum' \(Add\) reads 'nope', which",
+        ),
+        ("g (float[2] x) => (float[2] nope) { y = Neg (x) }", "graph 'g' returns 'nope', which it does not make"),
+        (
+            """g (float[2] x, bool c) => (float[2] y) {
+            a = Neg (x)
+            y = If (c) <then_branch = t () => (float[2] a) {}, else_branch = e () => (float[2] b) { b = Abs (a) }>
+            }""",
+            "graph 't' returns 'a', which it does not make",
+        ),
+    ],
+)
+def test_what_comes_from_nowhere(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(parse(text), path)
+    with pytest.raises(ModelError, match=said):
+        read_model(path)
+    assert capsys.readouterr().err == "", "all there is to say is in the error"
+
+
+def test_maps_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+    g (float[2, 2] x) => (seq(map(int64, float)) y) { y = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1]> (x) }"""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    with pytest.raises(ModelError, match=r"maps, as ZipMap makes them.*zipmap"):
+        read_model(path)

@@ -18,7 +18,7 @@ from flagsplit.splitter.grid import Grid
 from flagsplit.splitter.limits import violations_of
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
-from flagsplit.splitter.pool_builder import build_pool
+from flagsplit.splitter.pool_builder import build_pool, excess
 from flagsplit.splitter.problem import Problem, make_problem
 from flagsplit.splitter.sla import parse_sla
 from flagsplit.splitter.solvers import solve
@@ -283,3 +283,26 @@ def test_bad_state_is_refused(problem: Problem, pool: Pool) -> None:
             replace(problem.nominal, slowdown=(1.0, figure, 1.0))
     with pytest.raises(PolicyError, match="all-phone"):
         pool.plan("nowhere")
+
+
+@pytest.mark.parametrize("links", range(1, 13))
+def test_a_grid_of_any_line_is_small(links: int) -> None:
+    names = ["generic-phone-cpu", *["t4"] * links]
+    tiers, between = line(*names, links=["wan"] * links)
+    problem = make_problem(cnn(), tiers, between, parse_sla({}), {})
+    grid, rng = Grid.for_links(links), random.Random(3)
+    states = [*grid.states(problem.nominal), *(grid.between(problem.nominal, rng) for _ in range(5))]
+    assert len(states) <= 205
+    assert max(index for cell in grid.cells(problem.nominal) for index in cell) == len(states) - 6
+    for state in states:
+        assert len(state.slowdown) == links + 1
+        assert len(state.up_s_per_byte) == links
+        assert state.slowdown[0] == 1
+        assert set(state.slowdown[1:]) <= {state.slowdown[-1]} or links <= 3
+    assert len({tuple(state.slowdown) for state in states}) > 1
+    assert len({tuple(state.up_s_per_byte) for state in states}) > 1
+
+
+def test_the_excess_over_next_to_nothing_is_without_bound() -> None:
+    found = excess(np.array([[9.0, 0.0, 3.0]]), np.array([1e-320, 0.0, 2.0]))
+    assert found.tolist() == [[np.inf, 0.0, 0.5]]

@@ -9,12 +9,16 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from tests.apps import models
+from tests.flagir.models import canonical as canonical_of
+from tests.flagir.models import run
 
 from flagsplit import flagir
 from flagsplit.errors import BundleError, InputError, PolicyError
 from flagsplit.flagir import Segment
 from flagsplit.targets.catalogue import TARGETS, get_target
+from flagsplit.targets.cloud.ort import OrtTarget
 from flagsplit.targets.interface import Artifact, CompileOptions, Executable, LoadOptions, StoredArtifact, Target
+from flagsplit.targets.onnx_engine import open_onnx
 
 LIGHT = Path(onnx.__file__).parent / "backend/test/data/light"
 HERE = LoadOptions(threads=1)
@@ -92,6 +96,22 @@ def batch_first(op: str) -> ir.Node:
     return made
 
 
+def of_one(op: str) -> ir.Node:
+    return ir.Node("", op, [ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))], version=23)
+
+
+def beside(asked: ir.Node, other: str) -> ir.Node:
+    """The node in a graph with another one."""
+    ir.Graph([], [], nodes=[asked, ir.Node("", other, [])], opset_imports={"": 23})
+    return asked
+
+
+def within(op: str, inner: ir.Node) -> ir.Node:
+    """A node that runs another."""
+    body = ir.Graph([], list(inner.outputs), nodes=[inner], opset_imports={"": 23})
+    return ir.Node("", op, [ir.Value(name="c")], [ir.AttrGraph("then_branch", body)], version=23)
+
+
 def test_an_empty_set_of_bools_is_refused(ort: Target) -> None:
     for shape, supported in (([2, 0], False), ([2, 3], True)):
         asked = node("ReduceMax", 23, ir.DataType.BOOL)
@@ -109,12 +129,12 @@ def test_an_empty_set_of_bools_is_refused(ort: Target) -> None:
         (node("BitShift", 1), "ONNX Runtime has no CPU kernel for BitShift of opset 1"),
         (node("Add", 23, ir.DataType.BFLOAT16), "no CPU kernel for Add of opset 23 on bfloat16"),
         (node("Conv", 23, ir.DataType.DOUBLE), "no CPU kernel for Conv of opset 23 on float64"),
-        (node("RoiAlign", 23), "ONNX Runtime has no CPU kernel for RoiAlign of opset 23"),
-        (node("RandomUniformLike", 23), "ONNX Runtime has no CPU kernel for RandomUniformLike of opset 23"),
+        (beside(node("RoiAlign", 23), "Attention"), "ONNX Runtime has no CPU kernel for RoiAlign of opset 23"),
         (
-            node("Bernoulli", 23, ir.DataType.FLOAT),
-            "no CPU kernel for RandomUniformLike of opset 22, of which",
+            beside(node("Bernoulli", 23, ir.DataType.FLOAT), "Attention"),
+            "no CPU kernel for RandomUniformLike of opset 23",
         ),
+        (within("If", node("Conv", 23, ir.DataType.DOUBLE)), "no CPU kernel for Conv of opset 23 on float64"),
         (batch_first("GRU"), "ONNX Runtime runs no GRU with layout 1, batch first"),
         (batch_first("LSTM"), "ONNX Runtime runs no LSTM with layout 1, batch first"),
     ],
@@ -134,6 +154,10 @@ def test_a_no_has_its_reason(ort: Target, asked: ir.Node, reason: str) -> None:
         node("Conv", 23, ir.DataType.FLOAT16),
         node("Gelu", 23, ir.DataType.FLOAT),
         node("RoiAlign", 20),
+        node("RoiAlign", 23),
+        of_one("RandomUniformLike"),
+        of_one("Bernoulli"),
+        within("If", node("Conv", 23, ir.DataType.FLOAT)),
         node("LSTM", 23, ir.DataType.FLOAT),
     ],
 )
@@ -262,3 +286,32 @@ def test_inputs_are_not_changed(ort: Target, compiled: tuple[tuple[Segment, ...]
     second = executable.run({"y0": x})
     assert all(np.array_equal(first[name], second[name]) for name in first)
     executable.close()
+
+
+def test_operators_without_a_kernel_in_this_opset_run_in_an_older_one(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 16]>
+    g (float[1, 2, 6, 6] x, float[n, 4] rois, bool c) => (float[n, 2, 2, 2] y) {
+        at = Shape <start = 0, end = 1> (rois)
+        first = ConstantOfShape <value = int64[1] {0}> (at)
+        y = If (c) <
+            then_branch = yes () => (float[n, 2, 2, 2] a) {
+                s = Sigmoid (x)
+                a = RoiAlign <output_height = 2, output_width = 2, coordinate_transformation_mode = "half_pixel">
+                    (s, rois, first)
+            },
+            else_branch = no () => (float[n, 2, 2, 2] b) {
+                b = RoiAlign <output_height = 2, output_width = 2, mode = "max"> (x, rois, first)
+            }
+        >
+    }"""
+    proto = onnx.parser.parse_model(text)
+    model = canonical_of(proto)
+    assert all(OrtTarget().supports(node).supported for node in model.graph)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(flagir.to_bytes(model))
+    x = np.asarray(np.random.default_rng(0).standard_normal((1, 2, 6, 6))).astype(np.float32)
+    rois = np.array([[0, 0, 4, 4], [1, 2, 5, 5]], np.float32)
+    engine = open_onnx(file, None, "exact", 1)
+    for chosen in (True, False):
+        inputs = {"x": x, "rois": rois, "c": np.array(chosen)}
+        np.testing.assert_allclose(engine.run(inputs)["y"], run(proto, inputs)[0], rtol=1e-5)

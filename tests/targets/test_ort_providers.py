@@ -18,8 +18,8 @@ from flagsplit.apps.deviation import EXACT, Tolerance
 from flagsplit.apps.tolerances import tolerance_of
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.segments import segment_of
+from flagsplit.targets import ort_kernels
 from flagsplit.targets.catalogue import get_target
-from flagsplit.targets.cloud import ort_kernels
 from flagsplit.targets.interface import CompileOptions, LoadOptions, StoredArtifact
 from flagsplit.targets.onnx_engine import nodes_by_provider, refuse_fallback
 

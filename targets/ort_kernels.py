@@ -14,6 +14,9 @@ Kernel = tuple[int, int, Mapping[str, Sequence[str]]]
 
 _HARMLESS = frozenset({"CPUExecutionProvider", "AzureExecutionProvider"})
 _MOST_SECONDS = 60
+_OPEN_END = 2**31 - 1
+"""The last version of a kernel that has none."""
+
 _Row = tuple[str, str, int, int, Mapping[str, Sequence[str]]]
 
 
@@ -30,6 +33,11 @@ def cpu_kernels() -> dict[tuple[str, str], list[Kernel]] | None:
     return found
 
 
+def is_for(since: int, low: int, high: int) -> bool:
+    """Whether a kernel of these versions runs an operator defined in `since`: an open end says no later definition."""
+    return low == since if high >= _OPEN_END else low <= since <= high
+
+
 def _registered() -> Iterable[_Row]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -40,7 +48,7 @@ def _registered() -> Iterable[_Row]:
 
 
 def _asked_apart() -> list[_Row] | None:
-    command = [sys.executable, "-m", "flagsplit.targets.cloud.ort_kernels"]
+    command = [sys.executable, "-m", "flagsplit.targets.ort_kernels"]
     try:
         done = subprocess.run(command, check=True, capture_output=True, timeout=_MOST_SECONDS)  # noqa: S603 - our own module
         rows: list[_Row] = json.loads(done.stdout)
