@@ -121,7 +121,8 @@ def test_a_step_is_lowered_once_for_caches_of_any_length(tmp_path: Path, family:
     for token in tokens:
         logits = model.step([0], [np.array([token])])
     assert set(model._lowered) == before
-    np.testing.assert_allclose(logits[0], small.logits(tokens, context), rtol=1e-4, atol=1e-4)
+    expected = np.asarray(small.logits(tokens, context), np.float64)
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
