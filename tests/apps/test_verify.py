@@ -31,9 +31,6 @@ from flagsplit.targets.catalogue import TARGETS, missing_sdk
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
-pytestmark = pytest.mark.usefixtures("own_folders")
-
-
 @pytest.mark.slow
 def test_a_right_chip_agrees(faulty: Faulty) -> None:
     report = flagsplit.verify(faulty({}), random=2)

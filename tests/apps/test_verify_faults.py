@@ -17,9 +17,6 @@ from flagsplit.targets.catalogue import TARGETS
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
-pytestmark = pytest.mark.usefixtures("own_folders")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("value", ["b", "e", "k", "scores"])
 def test_the_wrong_node_is_named(faulty: Faulty, value: str) -> None:
