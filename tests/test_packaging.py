@@ -18,11 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "flagsplit"
 FOLDERS = ("apps", "flagir", "runtime", "splitter", "targets", "transport")
 DATA = {".json", ".typed"}
-
-
-# PyTorch brings Triton along where it has some, of the version that it needs; what is written in it is imported then.
-BROUGHT = {"triton": "torch"}
-IN_TRITON = {"flagsplit.targets.cloud.cuda.rowwise.kernels"}
+OF_EXTRAS = {"flagsplit.targets.cloud.cuda.rowwise.kernels": "triton"}
+"""Modules that are nothing but what a package of an extra compiles, and the package."""
 
 
 def python(program: str) -> str:
@@ -39,8 +36,8 @@ def modules() -> list[str]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found.append(".".join(("flagsplit", *parts)).removesuffix(".__init__"))
-    cannot = set() if find_spec("triton") else IN_TRITON
-    return [name for name in found if not name.endswith("__main__") and name not in cannot]
+    there = {name for name, needs in OF_EXTRAS.items() if find_spec(needs)}
+    return [name for name in found if not name.endswith("__main__") and (name not in OF_EXTRAS or name in there)]
 
 
 def test_links() -> None:
@@ -103,7 +100,7 @@ def test_what_is_imported_is_declared() -> None:
     for extra, more in project["optional-dependencies"].items():
         lines += more if extra != "dev" else ()
     declared = {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("_", "-") for line in lines}
-    for name in {BROUGHT.get(name, name) for name in foreign}:
+    for name in foreign:
         assert {owner.lower().replace("_", "-") for owner in owners.get(name, [name])} & declared, name
 
 
