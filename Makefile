@@ -24,7 +24,7 @@ PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 BENCHES := numerics flagir_corpus flagir_fuzz solver makespan cost_model regret squeeze engine residency \
-	pipeline failover swap transport adapt phone_build int8
+	pipeline failover swap transport adapt phone_build int8 decoder transcribe
 READY := $(VENV)/.ready
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -58,7 +58,8 @@ test-torch: $(READY)
 
 test-ray: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint requirements.lock 'ray[serve]==2.60.0'
-	$(BIN)/python -m pytest -q tests/apps/decoder_service/test_ray_engine.py
+	$(BIN)/python -m pytest -q tests/apps/decoder_service/test_ray_engine.py \
+		tests/apps/decoder_service/test_on_ray.py
 
 test-qnn: $(READY)
 	$(BIN)/python -m pytest -q -m large tests/targets/mobile/qnn

@@ -1,6 +1,6 @@
 """What planning and building need of a model: its blocks, open dimensions, what the targets of the tiers take, costs.
 
-Nothing is written here. `flagsplit.apps.pipeline` goes on to a bundle, `flagsplit.apps.planning` to an explanation.
+Nothing is written here. `flagsplit.apps.assembly` goes on to a bundle, `flagsplit.apps.planning` to an explanation.
 """
 
 from collections.abc import Callable, Mapping, Sequence

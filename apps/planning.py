@@ -1,11 +1,11 @@
 """Planning without building: a model or a bundle, a line of tiers and an SLA to a plan and all that explains it.
 
-Nothing is compiled or written. The pieces are those of a build (`flagsplit.apps.pipeline`); how a report is printed is
+Nothing is compiled or written. The pieces are those of a build (`flagsplit.apps.assembly`); how a report is printed is
 in `flagsplit.apps.cli.plan`, how it is drawn in `flagsplit.apps.report.plan_svg`.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -151,14 +151,6 @@ def plan(
     flips = view.flips(problem, chosen) if thresholds else ()
     breaks = breaking_points(problem, chosen) if thresholds else ()
     clock.done("thresholds")
-    notes = list(subject.notes)
-    if len(problem.tiers) > 1 and not forms and problem.steps == 1:
-        notes.append("no input is a picture or float32, so there is no baseline with compressed inputs")
-    if subject.shipped is not None and sla is None:
-        old = "the bundle does not record its SLA: this is for the least latency; give another with --sla"
-        notes.append(
-            old if subject.sla is None else "without --sla the policy is the one that the bundle was built under"
-        )
     given = (devices, links, sla, what_ifs, options.dims, options.shapes, options.regions, options.profiles)
     changed = any(given) or bool(options.expected_tokens)
     return PlanReport(
@@ -171,11 +163,23 @@ def plan(
         barred=barred_blocks(problem),
         before=before,
         shipped=None if changed else subject.shipped,
-        notes=tuple(notes),
+        notes=tuple(_notes(subject, problem, pictures=bool(forms), own_policy=sla is None)),
         seconds=clock.seconds,
         calibrations=ground.profiled.calibrations,
         frontier=view.frontier(problem) if frontier else None,
     )
+
+
+def _notes(subject: Subject, problem: Problem, *, pictures: bool, own_policy: bool) -> Iterator[str]:
+    """What was assumed, and what is left out."""
+    yield from subject.notes
+    if len(problem.tiers) > 1 and not pictures and problem.steps == 1:
+        yield "no input is a picture or float32, so there is no baseline with compressed inputs"
+    if subject.shipped is not None and own_policy:
+        if subject.sla is None:
+            yield "the bundle does not record its SLA: this is for the least latency; give another with --sla"
+        else:
+            yield "without --sla the policy is the one that the bundle was built under"
 
 
 def _subject(

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import cast
 
 from flagsplit import __version__, flagir
+from flagsplit.apps.assembly import TRACE_NAME, BuildResult, Canonical, Clock, Progress, assemble
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.outputs import check_output
-from flagsplit.apps.pipeline import TRACE_NAME, BuildResult, Canonical, Clock, Progress, assemble
 from flagsplit.apps.planning import subject_of_bundle
 from flagsplit.apps.recipe import Recipe, deployment_of, read_recipe, recorded_costs, sla_data
 from flagsplit.errors import BundleError, ConfigError

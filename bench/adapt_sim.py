@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from adapt_worlds import STEP_S, Trace, Way, busy_spells, steady
 
 from flagsplit.runtime.decisions import ChooserOptions, PlanChooser
-from flagsplit.runtime.estimator import LinkEstimator
+from flagsplit.runtime.link_estimator import LinkEstimator
 from flagsplit.runtime.probing import ProbeOptions, ProbePolicy
 from flagsplit.runtime.world import WorldModel, WorldOptions
 from flagsplit.splitter.plan import Plan

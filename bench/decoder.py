@@ -39,6 +39,7 @@ from flagsplit.apps import zoo
 from flagsplit.apps.programs import program_folder
 from flagsplit.apps.speech.encoding import Chain, Rest
 from flagsplit.apps.speech.features import SoundInput
+from flagsplit.apps.speech.known import SAID
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.transcriber import Segment, Transcriber
@@ -62,18 +63,6 @@ SECONDS = (2.0, 10.0)
 OPUS_BYTES_PER_S = 24_000 / 8
 MEL_BYTES_PER_S = 80 * 100 * 4
 CODECS = ("u8", "u8_per_channel")
-RECORDINGS = {
-    "beckett.wav": "Ever tried, ever failed, no matter, try again, fail again, fail better.",
-    "two-cities.wav": """
-It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness,
-it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness,
-it was the spring of hope, it was the winter of despair, we had everything before us, we had nothing before us, we were
-all going direct to Heaven, we were all going direct the other way, in short, the period was so far like the present
-period, that some of its noisiest authorities insisted on its being received, for good or for evil, in the superlative
-degree of comparison only.
-""",
-}
-"""What is said in the recordings of the zoo."""
 Samples = NDArray[np.float32]
 
 
@@ -195,7 +184,7 @@ def recording(name: str) -> Samples:
 def cut(encode: Executable, count: int) -> list[Piece]:
     """Pieces of random place and length, always the same ones."""
     random = np.random.default_rng(8)
-    sound = np.concatenate([recording(name) for name in RECORDINGS])
+    sound = np.concatenate([recording(name) for name in SAID])
     found = []
     for _ in range(count):
         size = int(random.uniform(*SECONDS) * RATE_HZ)
@@ -277,7 +266,7 @@ def word_figures(folder: Path, pieces: Sequence[Piece], names: Sequence[str]) ->
     tokenizer = open_tokenizer(program.facts.tokenizer, program.tokenizer)
     model = OrtStepModel(folder, slots=1)
     codecs = {name: functools.partial(round_trip, name) for name in CODECS}
-    said = " ".join(RECORDINGS[name] for name in names)
+    said = " ".join(SAID[name] for name in names)
     figures = {"wer_f32": word_errors(said, heard(folder, names, lambda hidden: hidden)).rate}
     figures |= {f"wer_{name}": word_errors(said, heard(folder, names, coded)).rate for name, coded in codecs.items()}
 
@@ -296,7 +285,7 @@ def measure(streams: Sequence[int], quick: bool) -> dict[str, float]:
     pieces = cut(encode, max(4, *streams) if quick else 2 * max(32, *streams))
     figures = race(folder, pieces, streams, 1 if quick else 3)
     figures |= uplink(pieces)
-    return figures | word_figures(folder, pieces[: 4 if quick else 48], list(RECORDINGS)[: 1 if quick else None])
+    return figures | word_figures(folder, pieces[: 4 if quick else 48], list(SAID)[: 1 if quick else None])
 
 
 def report(figures: Mapping[str, float], conditions: Mapping[str, object], as_json: bool) -> None:

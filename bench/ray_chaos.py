@@ -10,14 +10,9 @@ Figures: `lost`, streams that ended with an error or are not complete; `doubled`
 order; `different`, streams whose tokens are not those of the sequential loop. All have to be 0. Needs `flagsplit[ray]`.
 """
 
-import argparse
-import json
 import os
-import platform
 import random
 import signal
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from decode_chaos import BARS, BURST, figures_of, first_ms, program_folder, stretches
+from chaos_streams import BURST, PATIENCE_S, SOON_S, Asked, measure, moonshine, outcome, streams_to_ask
 
-from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders, folder_source
+from flagsplit.apps.decoder_service.program_source import ProgramSource, folder_source
 from flagsplit.apps.decoder_service.ray_choice import ray_engine
 from flagsplit.apps.decoder_service.ray_engine import RayEngine
 from flagsplit.apps.decoder_service.ray_settings import RaySettings
@@ -36,16 +31,11 @@ from flagsplit.errors import FlagsplitError
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.events import Event
 from flagsplit.runtime.generation.options import GenerationOptions
-from flagsplit.runtime.generation.sequential import generate
 from flagsplit.runtime.generation.token_stream import TokenStream
-from flagsplit.targets.generation.ort_step import OrtStepModel
-from flagsplit.targets.interface import Array, LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
 REPLICAS, SLOTS = 2, 8
-_PATIENCE_S = 300.0
-_SOON_S = (0.02, 0.6)
 _LOOK_S, _LOOKS = 0.02, 200
 
 
@@ -72,7 +62,7 @@ class Front:
         self.service = DecoderService(source, ZmqChannel(security=keys.security()), "tcp://127.0.0.1:0", decoder)
         self.engine = made[0]
         self.client = StreamClient(
-            [self.service.streams.address], source.digest, settings=ClientSettings(deadline_s=_PATIENCE_S, connect_s=30)
+            [self.service.streams.address], source.digest, settings=ClientSettings(deadline_s=PATIENCE_S, connect_s=30)
         )
 
     def kill_one(self, draw: random.Random) -> bool:
@@ -95,81 +85,43 @@ class Front:
 def run(count: int, every_s: float, seed: int) -> dict[str, Any]:
     """Ask for so many streams, ten every so many seconds, while replicas are killed."""
     draw = random.Random(seed)
-    with tempfile.TemporaryDirectory() as scratch:
-        os.environ["FLAGSPLIT_HOME"] = f"{scratch}/home"
-        (Path(scratch) / "program").mkdir()
-        folder = program_folder(Path(scratch) / "program")
-        encoder = Remainders(folder_source(folder), LoadOptions())
-        contexts = [dict(encoder("audio", {"audio": audio})) for audio in stretches(count, draw)]
-        encoder.close()
-        model = OrtStepModel(folder, 1)
-        wanted = [tuple(generate(model, each, (), options_of(number))) for number, each in enumerate(contexts)]
-        model.close()
+    with moonshine() as folder:
+        asked = streams_to_ask(folder, count, draw, options_of)
         front = Front(folder)
         try:
-            streams, kills, took_s = _ask(front, contexts, every_s, draw)
+            streams, kills, took_s = _ask(front, asked, every_s, draw)
             moves = dict(front.engine.moves)
         finally:
             front.close()
-    return {
-        "figures": {"streams": count, **figures_of(streams, wanted)},
-        "conditions": {
-            "kills": kills,
-            "upgrades": 1,
-            "moves": moves,
-            "tokens": sum(map(len, wanted)),
-            "took_s": round(took_s, 1),
-            **first_ms(streams),
-            "replicas": REPLICAS,
-            "bars": BARS,
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "basis": "measured",
+    conditions = {
+        "kills": kills,
+        "upgrades": 1,
+        "moves": moves,
+        "took_s": round(took_s, 1),
+        "replicas": REPLICAS,
     }
+    return outcome(streams, asked, conditions)
 
 
-def _ask(
-    front: Front, contexts: list[dict[str, Array]], every_s: float, draw: random.Random
-) -> tuple[list[TokenStream], int, float]:
+def _ask(front: Front, asked: list[Asked], every_s: float, draw: random.Random) -> tuple[list[TokenStream], int, float]:
     streams, kills, began = list[TokenStream](), 0, time.monotonic()
     upgrading = threading.Thread(target=front.engine.upgrade)
-    for first in range(0, len(contexts), BURST):
+    for first in range(0, len(asked), BURST):
         streams += [
-            front.client.stream(context, options_of(first + index), plan="hidden")
-            for index, context in enumerate(contexts[first : first + BURST])
+            front.client.stream(each.context, each.options, plan="hidden") for each in asked[first : first + BURST]
         ]
-        if upgrading.ident is None and first >= len(contexts) / 2:
+        if upgrading.ident is None and first >= len(asked) / 2:
             upgrading.start()
-        time.sleep(draw.uniform(*_SOON_S))
+        time.sleep(draw.uniform(*SOON_S))
         kills += front.kill_one(draw)
         time.sleep(every_s)
     for stream in streams:
         with suppress(FlagsplitError):  # It counts as lost.
-            stream.result(_PATIENCE_S)
+            stream.result(PATIENCE_S)
     took_s = time.monotonic() - began
     upgrading.join()
     return streams, kills, took_s
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--quick", action="store_true", help="40 streams")
-    parser.add_argument("--streams", type=int, default=200, help="how many")
-    parser.add_argument("--every-s", type=float, default=3.0, help="seconds from ten to the next ten")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the stretches of audio")
-    arguments = parser.parse_args()
-    found = run(40 if arguments.quick else arguments.streams, arguments.every_s, arguments.seed)
-    if arguments.json:
-        print(json.dumps(found))
-    else:
-        for name, value in (found["figures"] | found["conditions"]).items():
-            print(f"{name} {value}")
-    if any(found["figures"][name] > bar for name, bar in BARS.items()):
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    main()
+    measure(__doc__, run, 40, 3.0, "seconds from ten to the next ten")

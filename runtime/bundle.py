@@ -1,7 +1,7 @@
 """An opened bundle: its facts, its pool of plans, and the segments that each plan runs.
 
 Members are unpacked once into the cache (`flagsplit.runtime.archive`); nothing is loaded until it is asked for. How a
-bundle is made is in `flagsplit.apps.pipeline`.
+bundle is made is in `flagsplit.apps.assembly`.
 """
 
 import json

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flagsplit.runtime.decisions import PlanChooser
-from flagsplit.runtime.estimator import LinkEstimator
+from flagsplit.runtime.link_estimator import LinkEstimator
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.state import State
 

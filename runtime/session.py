@@ -47,6 +47,7 @@ from flagsplit.runtime.events import (
 from flagsplit.runtime.inputs import check_inputs
 from flagsplit.runtime.pending import Pending
 from flagsplit.runtime.residency import Loadout, loadout
+from flagsplit.runtime.session_bundle import check_interchangeable, facts_of, first_segments, loosened_by
 from flagsplit.runtime.session_facts import SessionFacts
 from flagsplit.runtime.session_machine import SessionMachine
 from flagsplit.runtime.session_settings import Answer as Answer
@@ -56,8 +57,6 @@ from flagsplit.runtime.streaming import streamed
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.telemetry.tracing import parse_traceparent
 from flagsplit.runtime.telemetry.wanted import telemetry_of
-from flagsplit.splitter.loosening import loosened
-from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.repolicy import repolicy
 from flagsplit.splitter.sla import SLA, parse_sla
 from flagsplit.transport.channel import Channel
@@ -133,7 +132,7 @@ class Session:
             self._engine = self._make_engine()
             name = "flagsplit-session"
             self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, name, observer)
-            self._engine.start(_first_segments(bundle))
+            self._engine.start(first_segments(bundle))
         except FlagsplitError:
             channel.close()
             self._unwatch()
@@ -311,7 +310,7 @@ class Session:
             BundleError: a segment of this tier cannot be loaded; the old bundle stays.
             UnavailableError: the change did not come about in time.
         """
-        self._check_interchangeable(bundle)
+        check_interchangeable(self.bundle, bundle)
         with self._swapping:
             return self._adopt(bundle, facts_of(bundle), timeout_s)
 
@@ -342,7 +341,7 @@ class Session:
                     raise
                 self._adopt_rebuilt(self._rebuild, sla, timeout_s)
                 return "rebuilt"
-            more = self._asks_for_more(sla)
+            more = loosened_by(self.bundle, sla)
             if more and self._rebuild is not None:
                 try:
                     self._adopt_rebuilt(self._rebuild, sla, timeout_s)
@@ -355,31 +354,16 @@ class Session:
             self._adopt(self.bundle, facts_of(self.bundle, pool), timeout_s)
             return "picked"
 
-    def _asks_for_more(self, sla: SLA) -> tuple[str, ...]:
-        """In what a policy goes beyond that of the bundle; nothing is known of bundles older than format 1.2."""
-        built_under = self.bundle.facts.sla
-        return () if built_under is None else loosened(parse_sla(built_under), sla)
-
     def _adopt_rebuilt(self, rebuild: Rebuild, sla: SLA, timeout_s: float) -> None:
         built = rebuild(self.bundle, sla)
-        self._check_interchangeable(built)
+        check_interchangeable(self.bundle, built)
         self._adopt(built, facts_of(built), timeout_s)
-
-    def _check_interchangeable(self, bundle: Bundle) -> None:
-        old, new = self.bundle, bundle
-        for what, before, after in (
-            ("inputs", old.inputs, new.inputs),
-            ("outputs", old.outputs, new.outputs),
-            ("first tier", old.tiers[0], new.tiers[0]),
-        ):
-            if before != after:
-                raise ConfigError(f"the new bundle's {what} are {after}, expected {before}; open a session of its own")
 
     def _adopt(self, bundle: Bundle, facts: SessionFacts, timeout_s: float) -> tuple[str, ...]:
         give_up = time.monotonic() + timeout_s
         if bundle.digest not in self._held:
             held = self._held[bundle.digest] = self._load(bundle)
-            first = _first_segments(bundle)
+            first = first_segments(bundle)
             loading = self._engine.add(bundle.digest, held.order, held.size_bytes, first, held.parts)
             try:
                 loading.result(timeout_s)
@@ -464,26 +448,3 @@ class Session:
             self._broken = broken
             self._changed.notify_all()
         self._pending.end(broken)
-
-
-def _first_segments(bundle: Bundle) -> list[str]:
-    best = bundle.plans.pool.plans[0].name
-    return [step.segment for step in bundle.plans.steps[best] if step.tier == 0]
-
-
-def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
-    """What a session machine needs to know of a bundle, under its own policy or with another pool of its plans."""
-    pool = pool or bundle.plans.pool
-    names = {plan.name for plan in pool.plans}
-    return SessionFacts(
-        bundle=bundle.digest,
-        tiers=bundle.tiers,
-        pool=pool,
-        steps={name: steps for name, steps in bundle.plans.steps.items() if name in names},
-        nominal=bundle.plans.nominal,
-        inputs=tuple(tensor.name for tensor in bundle.inputs),
-        outputs=tuple(tensor.name for tensor in bundle.outputs),
-        answers=bundle.plans.answers,
-        lossy=frozenset(plan.name for plan in pool.plans if any(cut.codec != "none" for cut in plan.cuts)),
-        declared=tuple(bundle.outputs),
-    )

@@ -1,7 +1,7 @@
 """What a session machine is given: its bundle, its plans, its limits and times.
 
-The machine itself is in `flagsplit.runtime.session_machine`; who makes these from a bundle is
-`flagsplit.runtime.session`.
+The machine itself is in `flagsplit.runtime.session_machine`; what makes these from a bundle is in
+`flagsplit.runtime.session_bundle`.
 """
 
 from collections.abc import Mapping

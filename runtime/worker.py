@@ -1,11 +1,8 @@
 """A worker: one tier of some bundles behind a listening channel, for as long as it is wanted."""
 
-import logging
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flagsplit.errors import BundleError, ConfigError
 from flagsplit.runtime.batching import BatchOptions
@@ -20,22 +17,18 @@ from flagsplit.runtime.bundle_events import (
 )
 from flagsplit.runtime.bundle_intake import BundleIntake
 from flagsplit.runtime.engine import Engine, check_slowdown
-from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause
+from flagsplit.runtime.events import Instruction
 from flagsplit.runtime.residency import Loadout, ModeChoice, loadout
+from flagsplit.runtime.serving import Serving
 from flagsplit.runtime.shell import Shell
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.telemetry.wanted import telemetry_of
-from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions, WorkerStats
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.channel import Channel
 from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.squeeze import host_speeds
 from flagsplit.transport.squeeze_policy import SqueezePolicy
-
-if TYPE_CHECKING:
-    from flagsplit.runtime.telemetry.telemetry import Telemetry
-
-_log = logging.getLogger(__name__)
 
 
 def _any(_bundle: Bundle) -> None:
@@ -79,7 +72,7 @@ class WorkerSettings:
         check_slowdown(self.slowdown)
 
 
-class Worker:
+class Worker(Serving):
     """Serves one tier of some bundles. It listens when the constructor returns; `stop` ends it, `drain` lets it end.
 
     Args:
@@ -112,12 +105,9 @@ class Worker:
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings or WorkerSettings()
-        self._failed, self._ended = failed, ended
-        self._channel = channel
+        super().__init__("worker", channel, failed, ended)
         bundles = (bundles,) if isinstance(bundles, Bundle) else tuple(bundles)
-        self.drained = threading.Event()
         self._held: dict[str, Loadout] = {}
-        self._telemetry: Telemetry | None = None
         self._engine = self._make_engine()
         try:
             self.tier = bundles[0].tiers[tier] if isinstance(tier, int) else tier
@@ -155,38 +145,10 @@ class Worker:
             self._telemetry.watch(self._machine, self._engine, self._settings.memory_budget_bytes)
         self._shell.start([])
 
-    @property
-    def http(self) -> str:
-        """URL of its metrics, health and stats, "" if it has none."""
-        return "" if self._telemetry is None else self._telemetry.http
-
     def stop(self) -> None:
         """Say goodbye to all peers and free everything. A second call does nothing."""
-        self._shell.stop()
+        super().stop()
         self._intake.close()
-        self._unwatch()
-
-    def _unwatch(self) -> None:
-        if self._telemetry is not None:
-            self._telemetry.close()
-
-    def drain(self, reason: str = "") -> None:
-        """Finish the requests that are here, take no new ones, then end; `wait` tells when. From any thread."""
-        self._shell.post(BeginDrain(reason or f"the worker of tier {self.tier} is being shut down"))
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the worker ended; whether it has."""
-        return self._shell.join(timeout_s)
-
-    def readiness(self) -> tuple[bool, str]:
-        """Whether new sessions are welcome, and if not, why."""
-        if not self._shell.is_running:
-            return False, "the worker ended"
-        return self._shell.ask(self._machine.readiness)
-
-    def stats(self) -> WorkerStats:
-        """What there is now, and what was so far; a moment's view, taken without stopping the worker."""
-        return self._shell.ask(self._machine.stats)
 
     def _served(self, bundle: Bundle) -> Served:
         index = bundle.tier_index(self.tier)
@@ -237,20 +199,7 @@ class Worker:
 
     def _tell(self, instruction: Instruction) -> None:
         match instruction:
-            case Note(text):
-                _log.info("%s", text)
             case OpenUpload() | StorePart() | CloseUpload() | LoadBundle() | UnloadBundle():
                 self._intake.do(instruction)
-            case Pause(peer, paused):
-                self._channel.pause(peer, paused)
-            case Ended(reason):
-                _log.info("ends: %s", reason)
-                self.drained.set()
-                self._shell.stop()
-                self._ended()
-
-    def _broke(self, error: Exception) -> None:
-        _log.error("the worker broke: %s: %s", type(error).__name__, error)
-        if self._telemetry is not None:
-            self._telemetry.state = "the worker broke"
-        self._failed(error)
+            case _:
+                super()._tell(instruction)

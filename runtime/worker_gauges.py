@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
-from flagsplit.runtime.estimator import LinkEstimator
 from flagsplit.runtime.events import Instruction, Send
+from flagsplit.runtime.link_estimator import LinkEstimator
 from flagsplit.transport.channel import Acked
 from flagsplit.transport.messages import BundlePart, Chunk, LinkGauge, Open, Probe
 

@@ -3,7 +3,7 @@
 A direction that nobody has measured is scaled like the other direction of its link, and what nothing is known of is
 nominal. Where a dead tier is passed by, a direct connection past it says what that costs. Work that waits for its turn
 is `State.wait_s`: charged once to each plan that runs something on that tier, and not to those that it only relays
-for. How single quantities are estimated is in `flagsplit.runtime.estimator`.
+for. How single quantities are estimated is in `flagsplit.runtime.link_estimator` and `tier_estimator`.
 """
 
 import math
@@ -13,7 +13,9 @@ from itertools import pairwise
 from typing import Any
 
 from flagsplit.errors import PolicyError
-from flagsplit.runtime.estimator import LinkEstimator, LinkOptions, Observations, TierEstimator, TierOptions
+from flagsplit.runtime.link_estimator import LinkEstimator, LinkOptions
+from flagsplit.runtime.log_filter import Observations
+from flagsplit.runtime.tier_estimator import TierEstimator, TierOptions
 from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Pool
 from flagsplit.splitter.state import State

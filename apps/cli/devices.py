@@ -1,17 +1,13 @@
 """`flagsplit devices`: the catalogue of devices, links and regions."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
+from flagsplit.apps.cli.common_options import AsJson, Catalogue
 from flagsplit.apps.cli.output import console, print_json, rate_text, size_text, table
 from flagsplit.splitter.devices import Device, load_catalogue
 
 
 def command(
-    catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    catalogue: Catalogue = None,
+    as_json: AsJson = False,
 ) -> None:
     """List the devices, links and regions that plans can be made for. Every figure has its source in --json."""
     found = load_catalogue(catalogue or [])

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.models import canonical_graph
 from flagsplit.flagir.diff import changes
@@ -13,7 +14,7 @@ from flagsplit.flagir.diff import changes
 def command(
     a: Annotated[Path, typer.Argument(help="A model or a bundle.")],
     b: Annotated[Path, typer.Argument(help="Another.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two graphs in canonical form. Exit code 0: the same, 1: they differ."""
     found = changes(canonical_graph(a)[0], canonical_graph(b)[0])

@@ -1,33 +1,31 @@
 """`flagsplit gateway`: OpenAI's pages and a WebSocket, in front of decoder services."""
 
 import os
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from flagsplit.apps.cli.ending import ending, wait_for_end
+from flagsplit.apps.cli.common_options import Cloud, Keys
+from flagsplit.apps.cli.ending import ending
 from flagsplit.apps.cli.gateway_options import (
     AllowOrigin,
     ApiKeys,
-    GatewayOptions,
     InsecurePublic,
     MaxUploadMb,
     ModelName,
     TlsCert,
     TlsKey,
+    gateway_settings,
 )
 from flagsplit.apps.cli.output import print_json
+from flagsplit.apps.cli.service_options import DrainRequests, JsonWhenReady, UntilStdinCloses
 from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.errors import ConfigError
 
 
 def command(
     program: Annotated[str, typer.Argument(help="What the services serve: a bundle, a program's folder, or zoo:NAME.")],
-    cloud: Annotated[
-        str,
-        typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
-    ],
+    cloud: Cloud,
     listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:8000",
     tier: Annotated[str, typer.Option(help="The tier that the services serve.")] = "cloud",
     model_name: ModelName = "",
@@ -37,17 +35,17 @@ def command(
     insecure_public: InsecurePublic = False,
     allow_origin: AllowOrigin = None,
     max_upload_mb: MaxUploadMb = 26.2144,
-    drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
+    drain_s: DrainRequests = 30.0,
     max_wait_s: Annotated[
         float, typer.Option(min=0.1, help="Refuse a stream that has not begun after so long.")
     ] = 20.0,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     http: Annotated[
         str,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there too; port 0: a free one."),
     ] = "",
-    until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
+    until_stdin_closes: UntilStdinCloses = False,
+    as_json: JsonWhenReady = False,
 ) -> None:
     """Let clients of OpenAI's API, and web pages, ask decoder services, until interrupted.
 
@@ -63,30 +61,41 @@ def command(
     addresses = [each.strip() for each in cloud.split(",") if each.strip()]
     if not addresses:
         raise ConfigError("--cloud expects addresses such as tcp://cloud.example:5555, came none")
-    options = GatewayOptions(
-        listen, api_keys, tls_cert, tls_key, insecure_public, allow_origin or [], max_upload_mb, drain_s
+    settings = gateway_settings(
+        listen,
+        api_keys=api_keys,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        insecure_public=insecure_public,
+        allow_origin=allow_origin,
+        max_upload_mb=max_upload_mb,
+        drain_s=drain_s,
     )
     source = open_source(program, tier)
     with (
-        ending() as (ended, end),
+        ending("the gateway", watch_stdin=until_stdin_closes) as end,
         StreamClient(addresses, source.digest, settings=ClientSettings(tier=tier, keys=keys)) as client,
     ):
         tokens = ClientSource(client, whole_input(source), max_wait_s)
         backend = open_backend(source, tokens, model_name)
-        gateway = Gateway([backend], options.settings())
+        gateway = Gateway([backend], settings)
         pages = watch_gateway(gateway, backend, http) if http else None
         try:
             about = {"url": gateway.url, "model": backend.facts.name, "bundle": source.digest, "pid": os.getpid()}
-            if as_json:
-                print_json({**about, **({"http": pages.url} if pages is not None else {})})
-            else:
-                watched = f", watched at {pages.url}" if pages is not None else ""
-                print(f"answering for {backend.facts.name} at {gateway.url}{watched}", flush=True)
-            if wait_for_end(ended, watch_stdin=until_stdin_closes):
-                gateway.finish(end)
-                wait_for_end(ended, watch_stdin=until_stdin_closes)
+            _announce(about, pages.url if pages is not None else "", as_json=as_json)
+            if end.wait():
+                gateway.finish(end.end)
+                end.wait()
         finally:
             gateway.close(at_once=True)
             tokens.close()
             if pages is not None:
                 pages.close()
+
+
+def _announce(about: dict[str, Any], watched: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**about, **({"http": watched} if watched else {})})
+    else:
+        at = f", watched at {watched}" if watched else ""
+        print(f"answering for {about['model']} at {about['url']}{at}", flush=True)

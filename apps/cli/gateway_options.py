@@ -1,6 +1,5 @@
 """The options of a gateway, for the commands that have one."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -23,28 +22,25 @@ ModelName = Annotated[str, typer.Option(help="What the gateway's clients call th
 MaxUploadMb = Annotated[float, typer.Option(min=0.001, help="Largest recording for the gateway, 10^6 bytes.")]
 
 
-@dataclass(frozen=True)
-class GatewayOptions:
-    """What was said of a gateway on the command line."""
-
-    listen: str
-    api_keys: Path | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    insecure_public: bool = False
-    allow_origin: list[str] = field(default_factory=list)
-    max_upload_mb: float = 26.2144
-    drain_s: float = 30.0
-
-    def settings(self) -> GatewaySettings:
-        """As a gateway takes it."""
-        return GatewaySettings(
-            listen=self.listen,
-            api_keys=self.api_keys,
-            tls_cert=self.tls_cert,
-            tls_key=self.tls_key,
-            insecure_public=self.insecure_public,
-            allow_origins=tuple(self.allow_origin),
-            max_audio_bytes=int(self.max_upload_mb * 1e6),
-            drain_s=self.drain_s,
-        )
+def gateway_settings(
+    listen: str,
+    *,
+    api_keys: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    insecure_public: bool,
+    allow_origin: list[str] | None,
+    max_upload_mb: float,
+    drain_s: float,
+) -> GatewaySettings:
+    """What was said of a gateway, as it takes it."""
+    return GatewaySettings(
+        listen=listen,
+        api_keys=api_keys,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        insecure_public=insecure_public,
+        allow_origins=tuple(allow_origin or ()),
+        max_audio_bytes=int(max_upload_mb * 1e6),
+        drain_s=drain_s,
+    )

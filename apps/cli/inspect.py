@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.console import Console
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
+from flagsplit.apps.cli.common_options import AsJson, BundlePath
 from flagsplit.apps.cli.output import console, print_json, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import plan_data, plan_notes, plan_rows
 from flagsplit.runtime.bundle import Bundle, open_bundle
@@ -16,8 +15,8 @@ from flagsplit.runtime.program_parts import FOLDER, ProgramParts
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    bundle: BundlePath,
+    as_json: AsJson = False,
 ) -> None:
     """Show a bundle: its tiers, plans and sizes. Every member is verified on the way."""
     opened = open_bundle(bundle)

@@ -2,7 +2,6 @@
 
 import math
 import os
-import select
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flagsplit.apps.cli.ending import ending
+from flagsplit.apps.cli.ending import Ending, ending
 from flagsplit.apps.cli.output import print_json, rate_text, size_text
 from flagsplit.errors import ConfigError
 from flagsplit.transport.address import parse_address
@@ -52,12 +51,15 @@ def command(
         raise ConfigError(f"--listen expects tcp://HOST:PORT, came {listen!r}")
     host = "0.0.0.0" if place.host_or_path == "*" else place.host_or_path  # noqa: S104 - the user asked for it
     until = None if for_s is None else time.monotonic() + for_s
-    with ending() as (ended, _), emulated_link(to, start, seed, script=events, listen=(host, place.port)) as proxy:
+    with (
+        ending("the emulated link") as end,
+        emulated_link(to, start, seed, script=events, listen=(host, place.port)) as proxy,
+    ):
         if as_json:
             print_json({"address": proxy.address, "to": to, "seed": seed, "pid": os.getpid()})
         else:
             print(f"emulating a link to {to} at {proxy.address}", flush=True)
-        _watch(proxy, ended, until, as_json=as_json, talks=verbose or sys.stdout.isatty())
+        _watch(proxy, end, until, as_json=as_json, talks=verbose or sys.stdout.isatty())
 
 
 def _link(
@@ -79,11 +81,11 @@ def _link(
     return events, None
 
 
-def _watch(proxy: ShapingProxy, ended: int, until: float | None, *, as_json: bool, talks: bool) -> None:
+def _watch(proxy: ShapingProxy, end: Ending, until: float | None, *, as_json: bool, talks: bool) -> None:
     """Say a line a second until it is over, then what was carried in all."""
     started = seen_at = time.monotonic()
     before = proxy.state
-    while not _is_over(ended, until, 1.0 if talks else _LONG_S):
+    while not _is_over(end, until, 1.0 if talks else _LONG_S):
         if not talks:
             continue
         now, state = time.monotonic(), proxy.state
@@ -99,12 +101,11 @@ def _watch(proxy: ShapingProxy, ended: int, until: float | None, *, as_json: boo
         print("carried {} up, {} down".format(*map(size_text, state.carried_bytes)), flush=True)
 
 
-def _is_over(ended: int, until: float | None, wait_s: float) -> bool:
+def _is_over(end: Ending, until: float | None, wait_s: float) -> bool:
     """Wait so long at most; whether a signal came or the time is over."""
     if until is not None:
         wait_s = min(wait_s, max(0.0, until - time.monotonic()))
-    is_ended = bool(select.select([ended], [], [], wait_s)[0])
-    return is_ended or (until is not None and time.monotonic() >= until)
+    return end.came(wait_s) or (until is not None and time.monotonic() >= until)
 
 
 def _data(state: LinkState, seconds: float) -> dict[str, Any]:

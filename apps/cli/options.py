@@ -7,16 +7,6 @@ from pathlib import Path
 from flagsplit.errors import ConfigError
 from flagsplit.splitter.sla import SLA, parse_sla
 
-LINK_HELP = "The link to the tier before, such as edge=100mbit/5ms; or a by-pass: phone-cloud=20mbit/40ms."
-TARGET_HELP = "Compiler back ends of a tier, such as phone=coreml,litert; those of its device by default."
-CHOICE_HELP = "What a target lets choose, such as coreml.precision=fp32."
-DIM_HELP = "Nominal size of an open dimension; its range, 1..64; or its sizes, 1,8,64. 1..64@16 is planned for 16."
-MODEL_HELP = "The model: .onnx, .ort or .pt2; zoo:NAME or the folder of a generative program."
-EXPECTED_TOKENS_HELP = "Tokens that an answer is expected to have, or trips that the model's loops make."
-MAX_TOKENS_HELP = "Most tokens of an answer of the linked model."
-MOST_TOKENS = 1_000_000
-REGION_HELP = "Where a tier draws its power, such as cloud=DEU or cloud=DEU@14; docs/devices.md."
-
 
 def pairs(option: str, given: Iterable[str] | None, *, commas: bool = False) -> dict[str, str]:
     """`NAME=VALUE` texts as a mapping.

@@ -8,28 +8,28 @@ import typer
 from rich.console import Console
 
 from flagsplit.apps.cli.build import PLAN_COLUMNS
-from flagsplit.apps.cli.options import (
-    CHOICE_HELP,
-    DIM_HELP,
-    EXPECTED_TOKENS_HELP,
-    LINK_HELP,
-    MAX_TOKENS_HELP,
-    MODEL_HELP,
-    MOST_TOKENS,
-    REGION_HELP,
-    TARGET_HELP,
-    changes,
-    choices,
-    names,
-    open_dims,
-    pairs,
-    shapes,
-    sla_file,
-    targets,
-)
+from flagsplit.apps.cli.common_options import AsJson, Catalogue
+from flagsplit.apps.cli.options import changes, names, pairs, sla_file
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
+from flagsplit.apps.cli.planning_options import (
+    MODEL_HELP,
+    TIERS_HELP,
+    Choice,
+    Devices,
+    Dim,
+    ExpectedTokens,
+    FloatProducts,
+    Link,
+    MaxTokens,
+    Profile,
+    Region,
+    Shape,
+    Sla,
+    Target,
+    Trusted,
+    planning_options,
+)
 from flagsplit.apps.cli.plans import calibration_texts, plan_rows
-from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.planning import PlanReport, plan
 from flagsplit.apps.report.data import report_data
@@ -46,26 +46,18 @@ _WHAT_IF = "Another world: cloud=5mbit/80ms, cloud=5mbit, cloud=/80ms, edge=slow
 
 def command(
     model: Annotated[Path, typer.Argument(help=f"{MODEL_HELP} Or a bundle.")],
-    tiers: Annotated[
-        str | None, typer.Option(help="Names of the tiers, from the one that asks to the farthest.")
-    ] = None,
-    devices: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TIER=DEVICE", help="Devices, with commas between; see flagsplit devices."),
-    ] = None,
-    link: Annotated[list[str] | None, typer.Option(metavar="TIER=BW/RTT", help=LINK_HELP)] = None,
-    region: Annotated[list[str] | None, typer.Option(metavar="TIER=REGION[@HOUR]", help=REGION_HELP)] = None,
-    target: Annotated[list[str] | None, typer.Option(metavar="TIER=NAME,...", help=TARGET_HELP)] = None,
-    sla: Annotated[Path | None, typer.Option(metavar="FILE", help="The policy, JSON; docs/sla.md.")] = None,
-    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help=DIM_HELP)] = None,
-    shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
-    catalogue: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Devices and links of your own.")] = None,
+    tiers: Annotated[str | None, typer.Option(help=TIERS_HELP)] = None,
+    devices: Devices = None,
+    link: Link = None,
+    region: Region = None,
+    target: Target = None,
+    sla: Sla = None,
+    dim: Dim = None,
+    shape: Shape = None,
+    catalogue: Catalogue = None,
     what_if: Annotated[list[str] | None, typer.Option(metavar="WHAT=CHANGE", help=_WHAT_IF)] = None,
-    profile: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TIER=FILE", help="Measured times of a tier, from flagsplit profile."),
-    ] = None,
-    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
+    profile: Profile = None,
+    choice: Choice = None,
     pareto: Annotated[
         bool, typer.Option("--pareto", help="Also list the plans that none beats in latency, energy and price.")
     ] = False,
@@ -73,16 +65,25 @@ def command(
         bool, typer.Option("--explain", help="Say why, what comes next, and what would change it.")
     ] = False,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the plan.")] = None,
-    float_products: Annotated[
-        bool, typer.Option("--float-products", help="Undo quantization on the fly, which chips do not take.")
-    ] = False,
-    expected_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=EXPECTED_TOKENS_HELP)] = 0,
-    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, metavar="N", help=MAX_TOKENS_HELP)] = 0,
-    trusted: Annotated[bool, typer.Option("--trusted", help="You know who wrote this .pt2 file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    float_products: FloatProducts = False,
+    expected_tokens: ExpectedTokens = 0,
+    max_tokens: MaxTokens = 0,
+    trusted: Trusted = False,
+    as_json: AsJson = False,
 ) -> None:
     """Plan a model or a bundle: the best plan, its figures, the baselines beside it, and the reasons."""
-    dims = open_dims("--dim", dim)
+    options = planning_options(
+        dim=dim,
+        shape=shape,
+        catalogue=catalogue,
+        region=region,
+        target=target,
+        choice=choice,
+        profile=profile,
+        float_products=float_products,
+        expected_tokens=expected_tokens,
+        max_tokens=max_tokens,
+    )
     if svg is not None:
         check_output(svg)
     report = plan(
@@ -91,20 +92,7 @@ def command(
         devices=pairs("--devices", devices, commas=True),
         links=pairs("--link", link),
         sla=sla_file(sla),
-        options=BuildOptions(
-            dims=dims.nominal,
-            ranges=dims.ranges,
-            listed=dims.listed,
-            shapes=shapes("--shape", shape),
-            catalogues=catalogue or [],
-            regions=pairs("--region", region, commas=True),
-            targets=targets(target),
-            choices=choices(choice),
-            float_products=float_products,
-            expected_tokens=expected_tokens,
-            max_tokens=max_tokens,
-            profiles={tier: Path(file) for tier, file in pairs("--profile", profile).items()},
-        ),
+        options=options,
         what_ifs=changes("--what-if", what_if),
         thresholds=explain or as_json,
         frontier=pareto,
@@ -115,8 +103,6 @@ def command(
         print_json({**report_data(report), "svg": None if svg is None else str(svg)})
         return
     _show(report)
-    if report.frontier is not None:
-        _show_frontier(report.frontier)
     if explain:
         _explain(report)
     if svg is not None:
@@ -158,6 +144,8 @@ def _show(report: PlanReport) -> None:
     if report.shipped is not None:
         say(out)
         out.print(table("The bundle's own plans (modelled)", PLAN_COLUMNS, plan_rows(report.shipped.plans), left=2))
+    if report.frontier is not None:
+        _show_frontier(report.frontier)
 
 
 def _before(report: PlanReport) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson, BundlePath, Threads
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, table
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.profiler import ProfileOptions, ProfileResult, profile_bundle
@@ -16,7 +17,7 @@ _ROWS = 12
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    bundle: BundlePath,
     tier: Annotated[str, typer.Option(help="The tier whose target to time, here.")],
     output: Annotated[
         Path | None,
@@ -25,9 +26,9 @@ def command(
         ),
     ] = None,
     share: Annotated[float, typer.Option(help="How many of the blocks may be measured, 0 to 1.")] = 1.0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 1,
+    threads: Threads = 1,
     seconds: Annotated[float, typer.Option(help="For how long to time.")] = 20.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Time a bundle's blocks on this host; flagsplit build --profile TIER=FILE then plans with what was measured."""
     path = output or Path(f"{bundle.stem}-{tier}.profile.json")

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.programs import open_program
 from flagsplit.errors import ConfigError
@@ -24,7 +25,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Write the program there, a new folder.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Import a generative model as graphs: its encoder, the cross-attention, and one step of its decoder."""
     if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -8,6 +8,7 @@ import typer
 
 from flagsplit import flagir
 from flagsplit.apps.calibration import calibration_samples
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.options import shapes, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, size_text, table
 from flagsplit.apps.graph_tensors import tensor_of
@@ -46,7 +47,7 @@ def command(
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Size of an open dimension.")] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,48,320", help="Shape of an input.")] = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what became of each node, JSON.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Quantize a model to int8 after training; nodes that int8 ruins stay in floating point, with the reason."""
     for path in (output, report):

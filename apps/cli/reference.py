@@ -7,6 +7,7 @@ import onnx_ir as ir
 import typer
 
 from flagsplit import flagir
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import console, print_json, size_text
 from flagsplit.apps.outputs import check_output
 from flagsplit.apps.plan_graphs import cuts_of
@@ -22,7 +23,7 @@ def command(
     source: Annotated[Path, typer.Argument(help="A bundle, or a FlagIR model that carries plans.")],
     plan: Annotated[str, typer.Option(help="Name of the plan; see flagsplit inspect.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The ONNX file to write.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a plan as one ONNX model, placement and codecs included: the reference that every split run must match."""
     check_output(output)

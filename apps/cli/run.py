@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from flagsplit.apps import api, compare
+from flagsplit.apps import compare, connecting
+from flagsplit.apps.cli.common_options import AsJson, BundlePath, InputDim, InputSeed, Keys, ThreadsHere
 from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import encoded_cuts
@@ -26,7 +27,7 @@ from flagsplit.targets.interface import Array, LoadOptions
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    bundle: BundlePath,
     input_file: Annotated[Path | None, typer.Option("--input", metavar="FILE", help="Inputs by name, .npz.")] = None,
     tier: Annotated[
         list[str] | None,
@@ -35,14 +36,14 @@ def command(
     plan: Annotated[str, typer.Option(help="A plan of the pool; the best one by default.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Run the unsplit model too and compare.")] = False,
     repeat: Annotated[int, typer.Option(min=1, help="How many requests; figures are medians.")] = 1,
-    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="For made-up inputs.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of made-up inputs.")] = 0,
+    dim: InputDim = None,
+    seed: InputSeed = 0,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Write the outputs, .npz."),
     ] = None,
     deadline: Annotated[float, typer.Option(min=0.001, help="Seconds that a request may take.")] = 60.0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    threads: ThreadsHere = 1,
     phone_target: Annotated[
         str, typer.Option(help="Which artifact the first tier runs, such as coreml; ONNX Runtime's by default.")
     ] = "",
@@ -58,11 +59,11 @@ def command(
     trace_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Append spans of the requests, OTLP in JSON lines.")
     ] = None,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    keys: Keys = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a bundle on inputs from a file, or on seeded random ones of the declared shapes."""
-    opened = api.open(bundle)
+    opened = connecting.open(bundle)
     if plan:
         _check_plan(opened, plan)
     if output is not None:
@@ -75,7 +76,7 @@ def command(
     run_targets = pairs("--target", target) | ({opened.tiers[0]: phone_target} if phone_target else {})
     with progress_bar(quiet=as_json) as progress:
         progress("start", 0.0)
-        with api.connect(
+        with connecting.connect(
             opened, addresses, keys=keys, settings=settings, slowdowns=slowdowns, run_targets=run_targets
         ) as session:
             _warn_of_absent(session, opened, plan)

@@ -1,21 +1,32 @@
 """`flagsplit serve`: a worker for one tier of some bundles."""
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from flagsplit.apps.cli.ending import ending, wait_for_end
+from flagsplit.apps.cli.common_options import Keys, Threads
+from flagsplit.apps.cli.ending import ending
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
-from flagsplit.errors import ConfigError, PeerError
+from flagsplit.apps.cli.service_options import (
+    DrainRequests,
+    Http,
+    JsonWhenReady,
+    Listen,
+    LogForm,
+    LogLevel,
+    Tier,
+    TraceFile,
+    UntilStdinCloses,
+    start_logging,
+)
+from flagsplit.errors import ConfigError
 from flagsplit.runtime.batching import BatchOptions
 from flagsplit.runtime.bundle import REFERENCE_TARGET, Bundle, open_bundle
 from flagsplit.runtime.residency import ModeChoice
-from flagsplit.runtime.telemetry.logs import LogFormat, configure
 from flagsplit.runtime.telemetry.settings import TelemetrySettings
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
@@ -26,12 +37,10 @@ from flagsplit.transport.messages import PeerAddress
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
-LogLevel = Literal["debug", "info", "warning"]
-
 
 def command(
-    tier: Annotated[str, typer.Option(help="The tier to serve.")],
-    listen: Annotated[str, typer.Option(help="Where to listen, tcp://HOST:PORT; port 0 takes a free one.")],
+    tier: Tier,
+    listen: Listen,
     bundles: Annotated[
         list[Path] | None, typer.Argument(metavar="[BUNDLE]...", help="The bundles; none waits for flagsplit swap.")
     ] = None,
@@ -39,36 +48,31 @@ def command(
         list[str] | None,
         typer.Option(metavar="TIER=tcp://HOST:PORT", help="A tier beyond, if sessions name it differently."),
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 0,
+    threads: Threads = 0,
     target: Annotated[str, typer.Option(help="Which of the tier's artifacts to run; ONNX Runtime's by default.")] = "",
     memory_mb: Annotated[float, typer.Option(min=1, help="Memory for loaded segments, 10^6 bytes.")] = 8000,
     slowdown: Annotated[float, typer.Option(help="Emulate a device so many times as slow.")] = 1.0,
-    drain_s: Annotated[float, typer.Option(min=0, help="How long requests may take once it is told to end.")] = 30.0,
+    drain_s: DrainRequests = 30.0,
     linger_s: Annotated[float, typer.Option(min=0, help="How long requests outlive their connection.")] = 10.0,
     max_bundle_mb: Annotated[
         float, typer.Option(min=0, help="Largest bundle that may be sent here, 10^6 bytes; 0 takes none.")
     ] = 4295,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Small requests that may run together.")] = 1,
     batch_wait_ms: Annotated[float, typer.Option(min=0, help="How long one waits for others to run with.")] = 2.0,
     residency: Annotated[ModeChoice, typer.Option(help="How pooled plans are held in memory.")] = "auto",
-    http: Annotated[
-        str,
-        typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz, /stats there; port 0: a free one."),
-    ] = "",
-    trace_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Append spans of requests, OTLP in JSON lines.")
-    ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="Logs for people or for programs.")] = "text",
-    log_level: Annotated[LogLevel, typer.Option(help="debug logs every message with tensors.")] = "info",
-    until_stdin_closes: Annotated[bool, typer.Option(help="End when standard input closes.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when ready.")] = False,
+    http: Http = "",
+    trace_file: TraceFile = None,
+    log_format: LogForm = "text",
+    log_level: LogLevel = "info",
+    until_stdin_closes: UntilStdinCloses = False,
+    as_json: JsonWhenReady = False,
 ) -> None:
     """Serve one tier until interrupted: once lets it finish what it has, twice ends it at once.
 
     Only clients whose keys are allowed are heard, and only those with the right to may send bundles (flagsplit keys).
     """
-    configure(log_format, logging.getLevelNamesMapping()[log_level.upper()])
+    start_logging(log_format, log_level)
     opened = [open_bundle(path) for path in bundles or ()]
     host = LoadOptions(threads=threads, target=target)
     _try_out(opened, tier, host)
@@ -84,23 +88,15 @@ def command(
         telemetry=TelemetrySettings(http, trace_file, log=True),
         hooks=WorkerHooks(is_admin=store.is_admin, is_worker=store.is_worker),
     )
-    broken: list[Exception] = []
-    with ending() as (ended, end):
-
-        def failed(error: Exception) -> None:
-            broken.append(error)
-            end()
-
-        worker = Worker(opened, tier, ZmqChannel(security=store.security()), listen, settings, failed, end)
+    with ending(f"the worker for tier {tier}", watch_stdin=until_stdin_closes) as end:
+        worker = Worker(opened, tier, ZmqChannel(security=store.security()), listen, settings, end.fail, end.end)
         try:
             _announce(worker, opened, bundles or [], as_json=as_json)
-            if wait_for_end(ended, watch_stdin=until_stdin_closes):
+            if end.wait():
                 worker.drain()
-                wait_for_end(ended, watch_stdin=until_stdin_closes)
+                end.wait()
         finally:
             worker.stop()
-    if broken:
-        raise PeerError(f"the worker for tier {tier} broke: {broken[0]}")
 
 
 def _try_out(bundles: Sequence[Bundle], tier: str, host: LoadOptions) -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.options import sizes
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.models import canonical_graph
@@ -16,7 +17,7 @@ def command(
     plan: Annotated[str, typer.Option(help="Show the tiers of this plan.")] = "",
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
     onnx_text: Annotated[bool, typer.Option("--onnx", help="Print ONNX's own text form instead.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a graph in canonical form: blocks and nodes with tier, shapes, bytes and FLOPs."""
     graph, nominal = canonical_graph(model)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.options import sla_file
 from flagsplit.apps.cli.output import print_json
 from flagsplit.splitter.sla import SLA
@@ -21,7 +22,7 @@ def schema() -> None:
 @app.command("check")
 def check(
     file: Annotated[Path, typer.Argument(help="The policy, JSON; docs/sla.md.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the form of an SLA. Whether a model and its tiers can keep it is for flagsplit plan to say."""
     found = sla_file(file)

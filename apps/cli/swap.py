@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import Keys
 from flagsplit.apps.cli.options import pairs, sla_file
 from flagsplit.apps.cli.output import print_json, progress_bar
 from flagsplit.apps.delivery import deliver
@@ -33,7 +34,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="With --sla: where to keep the new bundle.")
     ] = None,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
+    keys: Keys = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Send a bundle to running workers and let them serve it beside the old one; no request fails meanwhile.

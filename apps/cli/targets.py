@@ -1,15 +1,14 @@
 """`flagsplit targets`: the compiler back ends, what they take, and whether they can compile and run here."""
 
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import console, print_json, say, table
 from flagsplit.targets.catalogue import TARGETS, get_target, missing_sdk
 
 
 def command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the targets: compiler back ends that tiers can be built for."""
     described = [_data(name) for name in TARGETS]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import console, print_json, say
 from flagsplit.apps.outputs import check_output
 from flagsplit.errors import InputError
@@ -15,7 +16,7 @@ from flagsplit.runtime.telemetry.otlp import read
 def command(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="What --trace-file wrote, one per tier.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Chrome trace format, .json.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Put spans together for https://ui.perfetto.dev or chrome://tracing: a process per tier, a row per request."""
     check_output(output)

@@ -9,6 +9,7 @@ from typing import Annotated, Protocol, cast
 import typer
 from rich.console import Console
 
+from flagsplit.apps.cli.common_options import Cloud, Keys, ThreadsHere
 from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
 from flagsplit.apps.speech.subtitles import SubtitleFormat, clock_text, cue_text, cues, file_start
@@ -33,17 +34,14 @@ def command(
         str, typer.Option(help="A program of the zoo, a folder of one, or a bundle of one.")
     ] = "zoo:moonshine",
     plan: Annotated[str, typer.Option(help="Which tier does what: a plan of the bundle; all-phone needs none.")] = "",
-    cloud: Annotated[
-        str,
-        typer.Option(metavar="tcp://HOST:PORT,…", help="Where flagsplit decode-serve listens; several are replicas."),
-    ] = "",
+    cloud: Cloud = "",
     pace: Annotated[
         bool, typer.Option("--pace", help="Feed the sound as a microphone would; tell how late words are.")
     ] = False,
     form: Annotated[Format, typer.Option("--format", help="How to print the words.")] = Format.text,
     timestamps: Annotated[bool, typer.Option("--timestamps", help="Say when, and where, a line was made.")] = False,
-    keys: Annotated[Path | None, typer.Option(help="The key folder; by default under ~/.config/flagsplit.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine here; 0 lets it choose.")] = 1,
+    keys: Keys = None,
+    threads: ThreadsHere = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; the same as --format json.")] = False,
 ) -> None:
     """Turn speech into text: as a whole here, or with the decoder in the cloud."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flagsplit.apps.cli.common_options import AsJson, BundlePath, InputDim, InputSeed, Threads
 from flagsplit.apps.cli.options import sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, table
 from flagsplit.apps.deviation import Deviation, worst
@@ -26,7 +27,7 @@ _FINDINGS = {
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="The bundle.")],
+    bundle: BundlePath,
     input_file: Annotated[
         list[Path] | None, typer.Option("--input", metavar="FILE", help="Inputs of a request by name, .npz.")
     ] = None,
@@ -36,8 +37,8 @@ def command(
     random: Annotated[
         int | None, typer.Option(min=0, help="How many requests to make up; 1 if nothing else is given.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of made-up inputs.")] = 0,
-    dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="For made-up inputs.")] = None,
+    seed: InputSeed = 0,
+    dim: InputDim = None,
     plan: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A plan to look at; all by default.")] = None,
     tier: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A tier to look at; all by default.")] = None,
     target: Annotated[
@@ -49,8 +50,8 @@ def command(
     ] = None,
     bisect: Annotated[bool, typer.Option("--bisect/--no-bisect", help="Look for the node that departs.")] = True,
     strict: Annotated[bool, typer.Option("--strict", help="What cannot be checked here counts as wrong.")] = False,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of the engine; 0 lets it choose.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    threads: Threads = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Compare every artifact with the ONNX reference. Exit code 0: all agree, 1: something departs."""
     if dim and random is None and (input_file or sample):

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import onnx_ir as ir
 import typer
 
-from flagsplit.apps.cli.options import CHOICE_HELP, choices, shapes, sizes
+from flagsplit.apps.cli.common_options import AsJson
+from flagsplit.apps.cli.options import choices, shapes, sizes
 from flagsplit.apps.cli.output import console, print_json, say, size_text, table
+from flagsplit.apps.cli.planning_options import Choice, Shape
 from flagsplit.apps.models import canonical_graph
 from flagsplit.apps.node_verdicts import Judge
 from flagsplit.errors import InputError, PolicyError
@@ -25,9 +27,9 @@ def command(
     ] = "",
     target: Annotated[str, typer.Option(help="Targets, with commas between; all by default.")] = "",
     dim: Annotated[list[str] | None, typer.Option(metavar="SYMBOL=SIZE", help="Nominal size of a dimension.")] = None,
-    choice: Annotated[list[str] | None, typer.Option(metavar="TARGET.NAME=VALUE", help=CHOICE_HELP)] = None,
-    shape: Annotated[list[str] | None, typer.Option(metavar="INPUT=1,3,640,640", help="Shape of an input.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    choice: Choice = None,
+    shape: Shape = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say where a node can run: on the accelerator of a target, on the CPU beside it, or not at all, and why."""
     graph, nominal = canonical_graph(model)

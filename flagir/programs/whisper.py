@@ -46,6 +46,43 @@ def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name
         ModelError: the files are not those of a Whisper.
     """
     weights = file.weights
+    encoder, decoder = _specs(file)
+    of_decoder = _decoder_weights(weights, decoder)
+    frames, _ = _sizes(weights, "encoder/position_encodings/encodings", 2)
+    positions, _ = _sizes(weights, "decoder/position_encodings/encodings", 2)
+    facts = ProgramFacts(
+        name=name,
+        kind="encoder-decoder",
+        source=source,
+        license="MIT",
+        layers=decoder.layers,
+        heads=decoder.heads,
+        kv_heads=decoder.kv_heads,
+        head_size=decoder.head_size,
+        width=decoder.width,
+        vocabulary=decoder.vocabulary,
+        max_positions=positions,
+        input="audio",
+        tokenizer="tokenizer.json",
+        sample_rate_hz=RATE_HZ,
+        frames_per_s=RATE_HZ / HOP / 2,
+        max_input_s=frames * 2 * HOP / RATE_HZ,
+        **_tokens(config, tokenizer, decoder.vocabulary - frames - 1),
+    )
+    return Program(
+        facts,
+        {
+            "encode": build_encode(encoder, _encoder_weights(weights, encoder)),
+            "prefill": build_prefill(decoder, of_decoder),
+            "step": build_step(decoder, of_decoder),
+        },
+        tokenizer,
+    )
+
+
+def _specs(file: Ctranslate2File) -> tuple[EncoderSpec, DecoderSpec]:
+    """How its networks are built."""
+    weights = file.weights
     activation = _number(weights, "decoder/activation") if "decoder/activation" in weights else None
     if file.specification != "WhisperSpec" or activation != _GELU:
         raise ModelError(
@@ -67,37 +104,7 @@ def read_whisper(file: Ctranslate2File, config: bytes, tokenizer: bytes, *, name
     _, bands, _ = _sizes(weights, "encoder/conv1/weight", 3)
     encoder = EncoderSpec(layers=_layers(weights, "encoder"), mel_bands=bands, convs=_CONVS, **shared)
     decoder = DecoderSpec(layers=_layers(weights, "decoder"), vocabulary=vocabulary, cross=True, **shared)
-    of_decoder = _decoder_weights(weights, decoder)
-    frames, _ = _sizes(weights, "encoder/position_encodings/encodings", 2)
-    positions, _ = _sizes(weights, "decoder/position_encodings/encodings", 2)
-    facts = ProgramFacts(
-        name=name,
-        kind="encoder-decoder",
-        source=source,
-        license="MIT",
-        layers=decoder.layers,
-        heads=heads,
-        kv_heads=heads,
-        head_size=width // heads,
-        width=width,
-        vocabulary=vocabulary,
-        max_positions=positions,
-        input="audio",
-        tokenizer="tokenizer.json",
-        sample_rate_hz=RATE_HZ,
-        frames_per_s=RATE_HZ / HOP / 2,
-        max_input_s=frames * 2 * HOP / RATE_HZ,
-        **_tokens(config, tokenizer, vocabulary - frames - 1),
-    )
-    return Program(
-        facts,
-        {
-            "encode": build_encode(encoder, _encoder_weights(weights, encoder)),
-            "prefill": build_prefill(decoder, of_decoder),
-            "step": build_step(decoder, of_decoder),
-        },
-        tokenizer,
-    )
+    return encoder, decoder
 
 
 def _number(weights: Weights, name: str) -> int:

@@ -19,7 +19,7 @@ class SchedulerSettings:
     """Limits of a scheduler.
 
     Attributes:
-        kv_bytes: how much the caches of all streams may hold, by `StepModel.bytes_for`.
+        kv_bytes: how much the caches of all streams may take, also while they grow: the step model's limit.
         step_tokens: tokens of a step; what the streams that generate leave of it goes to prompts, at least a quarter.
         frame_tokens: what a frame of context costs when a stream is opened, in tokens.
         max_waiting: streams that may wait; more are refused.

@@ -19,7 +19,7 @@ from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
 from flagsplit.runtime.generation.sampling import Floats
 from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.stats import RECENT_S, EngineStats, stats_of
-from flagsplit.runtime.generation.step import Step
+from flagsplit.runtime.generation.step import Close, Copy, Open, Step, make_change
 from flagsplit.runtime.generation.stream import State, Stream
 from flagsplit.targets.generation.step_model import StepModel
 
@@ -53,7 +53,9 @@ class GenerationEngine:
         self._emit = emit
         self._settings = settings or SchedulerSettings()
         self._clock = clock
-        self._scheduler = Scheduler(model.facts, model.slots, model.bytes_for, self._settings)
+        self._scheduler = Scheduler(model, self._settings)
+        self._kv_bytes = 0
+        model.limit(self._settings.kv_bytes)
         self._changed = threading.Condition()
         self._inbox: deque[Generate | str] = deque()
         self._stopping = False
@@ -114,9 +116,8 @@ class GenerationEngine:
     def stats(self) -> EngineStats:
         """How it goes, for metrics. From any thread."""
         with self._changed:
-            return stats_of(
-                self._scheduler, self._model.slots, self._settings.kv_bytes, self._given, self._clock(), self._broken
-            )
+            kv = self._kv_bytes, self._settings.kv_bytes
+            return stats_of(self._scheduler, self._model.slots, kv, self._given, self._clock(), self._broken)
 
     @property
     def _broken(self) -> bool:
@@ -181,17 +182,14 @@ class GenerationEngine:
         """Do a step. Whatever the model raises, it ends as events."""
         events, began = list[Event](), self._clock()
         try:
-            for slot in step.closed:
-                self._model.close_slot(slot)
-            step, events = self._open(step)
-            for source, target in step.copied:
-                self._model.copy(source, target)
+            step = self._change(step, events)
             logits = self._logits(step) if step.works else None
         except Exception as error:  # noqa: BLE001 - whatever a model raises, its streams are told
             _log.exception("a step of %d streams failed", len(step.works))
             with self._changed:
                 return events + self._failed(step, _short(error))
         with self._changed:
+            self._kv_bytes = self._model.kv_bytes
             if logits is None:
                 return events
             self._failures = 0
@@ -200,23 +198,37 @@ class GenerationEngine:
             self._count(events, now)
             return events
 
-    def _open(self, step: Step) -> tuple[Step, list[Event]]:
-        """Open new streams; those that cannot be are given up, and the step goes on without them."""
-        bad, events = set[Stream](), list[Event]()
-        for stream in step.opened:
+    def _change(self, step: Step, events: list[Event]) -> Step:
+        """Make the changes of a step; streams that cannot be opened are given up, and it goes on without them.
+
+        Slots are freed even if another change fails, which is then raised: nobody would free them later.
+        """
+        bad, slots, failed = set[Stream](), set[int](), list[Exception]()
+        for change in step.changes:
+            if isinstance(change, Close):
+                slots.discard(change.slot)
+            elif failed or (isinstance(change, Copy) and change.source in slots):
+                continue
             try:
-                self._model.open(stream.slots[0], stream.request.context)
-            except InputError as error:
-                bad.add(stream)
-                with self._changed:
-                    events += self._scheduler.give_up(stream, "bad-input", _short(error))
+                make_change(change, self._model)
             except Exception as error:  # noqa: BLE001 - as above
-                _log.exception("a stream could not be opened")
-                bad.add(stream)
-                with self._changed:
-                    self._failures += 1
-                    events += self._scheduler.give_up(stream, "broken", f"it could not be opened: {_short(error)}")
-        return (step.without(bad) if bad else step), events
+                if not isinstance(change, Open):
+                    failed.append(error)
+                    continue
+                bad.add(change.stream)
+                slots.add(change.slot)
+                events += self._could_not_open(change.stream, error)
+        if failed:
+            raise failed[0]
+        return step.without(bad) if bad else step
+
+    def _could_not_open(self, stream: Stream, error: Exception) -> list[Event]:
+        with self._changed:
+            if isinstance(error, InputError):
+                return self._scheduler.give_up(stream, "bad-input", _short(error))
+            _log.error("a stream could not be opened", exc_info=error)
+            self._failures += 1
+            return self._scheduler.give_up(stream, "broken", f"it could not be opened: {_short(error)}")
 
     def _logits(self, step: Step) -> Floats:
         logits = np.asarray(self._model.step(step.slots, step.tokens))

@@ -7,11 +7,10 @@ at the next step; which, is in `flagsplit.runtime.generation.seats`. What runs t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.runtime.generation.admission import SchedulerSettings, WaitEstimate, fault_of
 from flagsplit.runtime.generation.beams import BeamSearch
 from flagsplit.runtime.generation.events import Code, Event, Generate, Reason, Refused, Timings, Tokens
@@ -19,6 +18,7 @@ from flagsplit.runtime.generation.sampling import Floats, choose
 from flagsplit.runtime.generation.seats import Seats
 from flagsplit.runtime.generation.step import Counts, Step, Work
 from flagsplit.runtime.generation.stream import State, Stream, begin
+from flagsplit.targets.generation.step_model import StepModel
 
 _MAX_FAILURES = 3
 """A stream may be in so many steps that failed and start over."""
@@ -29,32 +29,19 @@ class Scheduler:
     """The streams of one step model.
 
     Args:
-        facts: of its program.
-        slots: how many it has.
-        bytes_for: see `StepModel.bytes_for`.
+        model: is asked what it has room for, and changed by nothing here; its limit is the budget of the settings.
         settings: limits.
     """
 
-    def __init__(
-        self,
-        facts: ProgramFacts,
-        slots: int,
-        bytes_for: Callable[[int, int], int],
-        settings: SchedulerSettings | None = None,
-    ) -> None:
+    def __init__(self, model: StepModel, settings: SchedulerSettings | None = None) -> None:
         self.counts = Counts()
-        self._facts = facts
+        self._facts = model.facts
         self._settings = settings or SchedulerSettings()
-        self._slots = slots
-        self._seats = Seats(slots, bytes_for, self._settings)
+        self._slots = model.slots
+        self._seats = Seats(model, self._settings)
         self._estimate = WaitEstimate()
         self._numbers = 0
         self._draining = False
-
-    @property
-    def kv_bytes(self) -> int:
-        """What the caches of the streams that have slots hold, or will after their next step."""
-        return self._seats.kv_bytes
 
     def in_state(self, state: State) -> list[Stream]:
         """The streams in a state, in the order of asking."""
@@ -131,11 +118,9 @@ class Scheduler:
     def plan(self, now: float) -> Step | None:
         """What to do next; None if there is nothing. Then comes `finish` or `fail`."""
         self.counts.evictions += self._seats.make_room(now)
-        opened, evicted = self._seats.admit(now)
-        self.counts.evictions += evicted
-        works = self._works()
-        closed, copied = self._seats.take_changes()
-        return Step(closed, opened, copied, works) if works or closed else None
+        self.counts.evictions += self._seats.admit(now)
+        works, changes = self._works(), self._seats.take_changes()
+        return Step(changes, works) if works or changes else None
 
     def finish(self, step: Step, logits: Floats, now: float, took_s: float) -> list[Event]:
         """A step was done.
@@ -170,6 +155,9 @@ class Scheduler:
         """
         self.counts.failures += 1
         streams = [work.stream for work in step.works if self._seats.find(work.stream.id) is work.stream]
+        for stream in self.in_state(State.RUNNING):
+            if stream not in streams and step.changed & set(stream.slots):
+                self._seats.evict(stream, now)  # It did not step, and may lack what it was to get before.
         found = list[Event]()
         for stream in streams:
             stream.failures += 1
@@ -210,7 +198,7 @@ class Scheduler:
             self._seats.remove(here)
             return [Tokens(new.id, new.told, (), True, "length")]
         new.slots, new.held, new.most_held, new.began = here.slots, here.held, here.most_held, now
-        new.frames = here.frames
+        new.frames, new.room = here.frames, here.room
         if (fault := self._too_large(new)) is not None:
             self._seats.remove(here)
             return [self._refuse(request, "bad-input", fault)]

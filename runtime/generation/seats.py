@@ -1,37 +1,46 @@
 """Who has which slots: streams that run, those that wait for a slot, and those that keep one for their next rows.
 
-A stream gets in when a slot and room in the budget of cache bytes are free, clients by turns. When the caches outgrow
-the budget, or a client waits that has fewer slots than another, the newest stream of the client with most slots is
-evicted: it waits again, later puts its tokens in again, and goes on as if nothing had been.
+A stream gets in when a slot and room in the memory of the caches are free, clients by turns. When there is no room for
+those that run to get longer, or a client waits that has fewer slots than another, the newest stream of the client with
+most slots is evicted: it waits again, later puts its tokens in again, and goes on as if nothing had been.
+
+What there is room for is tried on a sketch of the step model's memory; it is then asked for the same changes in the
+same order.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.shares import Shares
+from flagsplit.runtime.generation.step import Change, Close, Copy, Open, Reserve
 from flagsplit.runtime.generation.stream import State, Stream
+from flagsplit.targets.generation.step_model import Room, StepModel
 
 _FULL = 15 / 16
 """Beyond this part of the budget no stream joins others: those that run need room to grow."""
+_AHEAD = 16
+"""Room is made for multiples of so many tokens, so that most steps need no more."""
 
 
 class Seats:
     """The streams of a scheduler and their slots.
 
     Args:
-        slots: how many there are.
-        bytes_for: cache bytes of a slot with so many tokens and frames.
+        model: whose slots; it is asked for its room only.
         settings: limits.
     """
 
-    def __init__(self, slots: int, bytes_for: Callable[[int, int], int], settings: SchedulerSettings) -> None:
-        self._free = list(reversed(range(slots)))
-        self._bytes_for = bytes_for
+    def __init__(self, model: StepModel, settings: SchedulerSettings) -> None:
+        self._free = list(reversed(range(model.slots)))
+        self._model = model
+        self._room: Room | None = None
+        self._is_full = False
+        """Whether a stream waits for room, and not for a slot."""
         self._settings = settings
         self._streams: dict[str, Stream] = {}
         self._shares = Shares()
-        self._closed: list[int] = []
+        self._changes: list[Change] = []
         self._copied: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[Stream]:
@@ -51,14 +60,9 @@ class Seats:
         place = {client: at for at, client in enumerate(self._shares.order({each.client for each in streams}))}
         return sorted(streams, key=lambda each: (place[each.client], each.number))
 
-    @property
-    def kv_bytes(self) -> int:
-        """What the streams that have slots hold, or will after their next step."""
-        return sum(self._bytes(each) for each in self if each.slots)
-
     def most_bytes(self, stream: Stream) -> int:
-        """What a stream may hold when it is longest."""
-        return self._bytes_for(stream.length + stream.limit - stream.generated, stream.frames) * stream.beams
+        """What caches may take when a stream is alone and longest."""
+        return self._model.bytes_for(stream.longest, stream.frames, stream.beams)
 
     def queue_before(self, client: str) -> tuple[int, int]:
         """How many streams would wait for the slots of others before a new one of a client, and how many run meanwhile.
@@ -67,8 +71,7 @@ class Seats:
         """
         waiting = self.in_state(State.WAITING)
         running = len(self.in_state(State.RUNNING))
-        wanted = self.kv_bytes + sum(self._bytes(each) for each in waiting)
-        free = len(self._free) if wanted < self._settings.kv_bytes * _FULL else 0
+        free = 0 if self._is_full else len(self._free)
         if sum(each.beams for each in waiting) < free:
             return -1, running
         counts = Counter(each.client for each in waiting)
@@ -112,34 +115,38 @@ class Seats:
     def make_room(self, now: float) -> int:
         """Evict until all that run can grow; how many were evicted."""
         evicted = 0
-        while self.kv_bytes > self._settings.kv_bytes:
-            if not self._forget_parked():
-                self.evict(self._newest_of_richest(self.in_state(State.RUNNING)), now)
-                evicted += 1
+        for stream in self.in_state(State.RUNNING):
+            while stream.slots and not self._grow(stream):
+                if not self._forget_parked():
+                    self.evict(self._newest_of_richest(self.in_state(State.RUNNING)), now)
+                    evicted += 1
         return evicted
 
-    def admit(self, now: float) -> tuple[list[Stream], int]:
-        """Give slots to those that wait; which got some, and how many others lost theirs."""
-        opened, evicted, cost = list[Stream](), 0, 0.0
+    def admit(self, now: float) -> int:
+        """Give slots to those that wait; how many others lost theirs."""
+        opened, evicted, cost, first = list[Stream](), 0, 0.0, None
+        self._is_full = False
         while cost < self._settings.step_tokens:
-            waiting = self.in_turn(self.in_state(State.WAITING))
+            waiting = [first] if first is not None else self.in_turn(self.in_state(State.WAITING))
             if not waiting:
                 break
-            stream = waiting[0]
-            if self._fits(stream):
-                stream.slots = [self._free.pop() for _ in range(stream.beams)]
+            stream, first = waiting[0], None
+            if self._seat(stream):
                 stream.state = State.RUNNING
                 stream.seated(now)
                 opened.append(stream)
                 cost += stream.length + stream.frames * self._settings.frame_tokens
             elif self._forget_parked():
                 continue
-            elif (victim := self._unfair(stream, opened, now)) is not None:
-                self.evict(victim, now)
-                evicted += 1
+            elif victims := self._unfair(stream, opened, now):
+                for victim in victims:
+                    self.evict(victim, now)
+                evicted += len(victims)
+                first = stream  # Else one that was evicted might come first again, and so on for ever.
             else:
+                self._is_full = len(self._free) >= stream.beams
                 break
-        return opened, evicted
+        return evicted
 
     def reorder(self, stream: Stream, parents: Sequence[int]) -> None:
         """The candidates of a search continue those with these indices: copy what several of them continue."""
@@ -154,20 +161,54 @@ class Seats:
             taken.append(source)
         stream.slots = taken + spare
 
-    def take_changes(self) -> tuple[list[int], list[tuple[int, int]]]:
-        """Slots that were freed, and that are to be copied, since this was last asked."""
-        changes = self._closed, self._copied
-        self._closed, self._copied = [], []
+    def take_changes(self) -> list[Change]:
+        """What the step model is to do to its slots, as planned."""
+        changes, self._changes, self._room = self._changes, [], None
         return changes
 
-    def _bytes(self, stream: Stream) -> int:
-        return self._bytes_for(stream.length, stream.frames) * stream.beams
+    def _grow(self, stream: Stream) -> bool:
+        """Plan what a stream needs for its next step; whether there is room for all of it."""
+        for source, target in [pair for pair in self._copied if pair[0] in stream.slots]:
+            if not self._sketch().copy(source, target):
+                return False
+            self._copied.remove((source, target))
+            self._changes.append(Copy(source, target))
+        if stream.length > stream.room:
+            wanted = _ahead(stream)
+            for slot in stream.slots:
+                if not self._sketch().reserve(slot, wanted):
+                    return False
+                self._changes.append(Reserve(slot, wanted))
+            stream.room = wanted
+        return True
 
-    def _fits(self, stream: Stream) -> bool:
-        if len(self._free) < stream.beams:
+    def _sketch(self) -> Room:
+        """The room as it will be after the changes that are planned so far."""
+        if self._room is None:
+            self._room = self._model.room()
+            for change in self._changes:
+                if isinstance(change, Close):  # All others were tried on a sketch.
+                    self._room.remove(change.slot)
+        return self._room
+
+    def _seat(self, stream: Stream) -> bool:
+        """Plan to open a stream in free slots, if there are such and there is room beside others."""
+        room = self._sketch().sketch()
+        if not self._fits(stream, room, self._free, is_alone=not any(each.slots for each in self)):
             return False
-        seated = any(each.slots for each in self)
-        return self.kv_bytes + self._bytes(stream) <= self._settings.kv_bytes * (_FULL if seated else 1)
+        first, *others = slots = self._free[-stream.beams :]
+        self._room, stream.slots, stream.room = room, slots, _ahead(stream)
+        del self._free[-stream.beams :]
+        self._changes += [Open(stream, first, stream.room), *(Copy(first, slot) for slot in others)]
+        return True
+
+    def _fits(self, stream: Stream, room: Room, free: Sequence[int], *, is_alone: bool) -> bool:
+        """Whether a stream can be opened in the last of the free slots; changes the room."""
+        if len(free) < stream.beams:
+            return False
+        first, *others = free[-stream.beams :]
+        fits = room.add(first, stream.frames, _ahead(stream)) and all(room.copy(first, slot) for slot in others)
+        return fits and room.kv_bytes <= self._settings.kv_bytes * (1 if is_alone else _FULL)
 
     def _forget_parked(self) -> bool:
         """Make room by dropping the stream that would be dropped first anyway."""
@@ -176,15 +217,28 @@ class Seats:
             self.remove(parked)
         return parked is not None
 
-    def _unfair(self, stream: Stream, opened: Sequence[Stream], now: float) -> Stream | None:
-        """A stream that is to make way for one that waits; afterwards its client must not have fewer slots."""
+    def _unfair(self, stream: Stream, opened: Sequence[Stream], now: float) -> list[Stream]:
+        """Streams that are to make way for one that waits, if that is enough for it.
+
+        Afterwards their clients must not have fewer slots than the other.
+        """
+        victims = list[Stream]()
         if now - stream.since < self._settings.fair_after_s:
-            return None
-        running = self.in_state(State.RUNNING)
-        slots = _slots_by_client(running)
-        wanted = slots[stream.client] + stream.beams
-        rich = [each for each in running if each not in opened and slots[each.client] - each.beams >= wanted]
-        return self._newest_of_richest(rich) if rich else None
+            return victims
+        running, free, room = self.in_state(State.RUNNING), list(self._free), self._sketch().sketch()
+        wanted = _slots_by_client(running)[stream.client] + stream.beams
+        while True:
+            slots = _slots_by_client(running)
+            rich = [each for each in running if each not in opened and slots[each.client] - each.beams >= wanted]
+            if not rich:
+                return []
+            victims.append(self._newest_of_richest(rich))
+            running.remove(victims[-1])
+            for slot in victims[-1].slots:
+                room.remove(slot)
+            free += victims[-1].slots
+            if self._fits(stream, room.sketch(), free, is_alone=not running):
+                return victims
 
     @staticmethod
     def _newest_of_richest(streams: Sequence[Stream]) -> Stream:
@@ -194,9 +248,17 @@ class Seats:
     def _release(self, stream: Stream) -> None:
         gone = set(stream.slots)
         self._copied = [pair for pair in self._copied if not gone & set(pair)]
-        self._closed += stream.slots
+        self._changes += [Close(slot) for slot in stream.slots]
+        if self._room is not None:
+            for slot in stream.slots:
+                self._room.remove(slot)
         self._free += stream.slots
         stream.slots = []
+
+
+def _ahead(stream: Stream) -> int:
+    """How many tokens to make room for."""
+    return min(-(-stream.length // _AHEAD) * _AHEAD, stream.longest)
 
 
 def _slots_by_client(streams: Iterable[Stream]) -> Counter[str]:

@@ -9,9 +9,12 @@ from flagsplit.runtime.generation.events import Generate, Refused, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sampling import Floats, choose
 from flagsplit.runtime.generation.scheduler import Scheduler
+from flagsplit.runtime.generation.step import make_change
 from flagsplit.runtime.generation.stream import Stream, begin
 from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
+
+_NO_LIMIT = 1 << 62
 
 
 def generate(
@@ -107,17 +110,15 @@ def _take(stream: Stream, logits: Floats, program: str) -> Tokens:
 
 def _search(model: StepModel, request: Generate) -> Generator[Tokens]:
     """A search gives its tokens at the end; the scheduler moves its candidates between slots."""
-    scheduler = Scheduler(model.facts, model.slots, lambda _tokens, _frames: 1, SchedulerSettings(kv_bytes=1 << 20))
+    scheduler = Scheduler(model, SchedulerSettings(kv_bytes=_NO_LIMIT))
     found = scheduler.submit(request, 0.0)
     try:
         while not found:
             step = scheduler.plan(0.0)
             if step is None:
                 raise InternalError("a beam search has neither ended nor anything to do; please report it")
-            for stream in step.opened:
-                model.open(stream.slots[0], request.context)
-            for source, target in step.copied:
-                model.copy(source, target)
+            for change in step.changes:
+                make_change(change, model)
             found = scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0)
     finally:
         for slot in range(model.slots):

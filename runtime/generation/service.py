@@ -1,23 +1,22 @@
 """A service of token streams: one tier of a generative model behind a channel, for as long as it is wanted."""
 
-import logging
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 from flagsplit.runtime.bundle_events import Served
 from flagsplit.runtime.engine import Engine
-from flagsplit.runtime.events import BeginDrain, Ended, Instruction, Note, Pause, Run
+from flagsplit.runtime.events import Instruction, Run
 from flagsplit.runtime.generation.events import Event as EngineEvent
 from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.service_machine import StreamFacts, StreamMachine
 from flagsplit.runtime.generation.stats import EngineStats
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
+from flagsplit.runtime.serving import Serving
 from flagsplit.runtime.shell import Shell
 from flagsplit.runtime.telemetry.observer import Observer, Observers
 from flagsplit.runtime.telemetry.settings import About, TelemetrySettings
-from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions, WorkerStats
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerOptions
 from flagsplit.targets.interface import Array, TensorSpec
 from flagsplit.transport.channel import Channel
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     from flagsplit.runtime.telemetry.telemetry import Telemetry
 
-_log = logging.getLogger(__name__)
 _BROKEN = "the engine fails at every step; see the log, and start the service again"
 
 Encode = Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
@@ -87,7 +85,7 @@ class ServiceSettings:
     hooks: WorkerHooks = field(default_factory=WorkerHooks)
 
 
-class StreamService:
+class StreamService(Serving):
     """Serves token streams. It listens when the constructor returns; `stop` ends it, `drain` lets it end.
 
     Args:
@@ -120,10 +118,7 @@ class StreamService:
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings or ServiceSettings()
-        self._failed, self._ended = failed, ended
-        self._channel = channel
-        self._telemetry: Telemetry | None = None
-        self.drained = threading.Event()
+        super().__init__("service", channel, failed, ended)
         self.program = program
         self.engine = make_engine(lambda event: self._shell.post(Generated(event)))
         self._engines = _Engines(self.engine, _encoders(program, encode, lambda ran: self._shell.post(ran)))
@@ -152,37 +147,9 @@ class StreamService:
         self._shell.start([])
 
     @property
-    def http(self) -> str:
-        """URL of its metrics, health and stats, "" if it has none."""
-        return "" if self._telemetry is None else self._telemetry.http
-
-    @property
     def registry(self) -> "CollectorRegistry | None":
         """Its metrics, where others of this process can add theirs; None if it is not watched."""
         return None if self._telemetry is None else self._telemetry.metrics.registry
-
-    def stop(self) -> None:
-        """Say goodbye to all peers and free everything. A second call does nothing."""
-        self._shell.stop()
-        self._unwatch()
-
-    def drain(self, reason: str = "") -> None:
-        """Finish the streams that are here, take no new ones, then end; `wait` tells when. From any thread."""
-        self._shell.post(BeginDrain(reason or f"the service of tier {self.program.tier} is being shut down"))
-
-    def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until the service ended; whether it has."""
-        return self._shell.join(timeout_s)
-
-    def readiness(self) -> tuple[bool, str]:
-        """Whether new streams are welcome, and if not, why."""
-        if not self._shell.is_running:
-            return False, "the service ended"
-        return self._shell.ask(self._machine.readiness)
-
-    def stats(self) -> WorkerStats:
-        """What there is now, and what was so far; a moment's view."""
-        return self._shell.ask(self._machine.stats)
 
     def _watched(self, program: ServiceProgram, instance: str) -> "Telemetry | None":
         if not self._settings.telemetry.is_wanted:
@@ -202,31 +169,14 @@ class StreamService:
         telemetry.extras["generation"] = lambda: engine_snapshot(engine.stats())
         return Observers([telemetry.observer, StreamMetrics(telemetry.metrics.registry, engine.stats)])
 
-    def _unwatch(self) -> None:
-        if self._telemetry is not None:
-            self._telemetry.close()
-
     def _tell(self, instruction: Instruction) -> None:
         match instruction:
             case Begin(generate):
                 self.engine.submit(generate)
             case Quit(stream_id):
                 self.engine.cancel(stream_id)
-            case Note(text):
-                _log.info("%s", text)
-            case Pause(peer, paused):
-                self._channel.pause(peer, paused)
-            case Ended(reason):
-                _log.info("ends: %s", reason)
-                self.drained.set()
-                self._shell.stop()
-                self._ended()
-
-    def _broke(self, error: Exception) -> None:
-        _log.error("the service broke: %s: %s", type(error).__name__, error)
-        if self._telemetry is not None:
-            self._telemetry.state = "the service broke"
-        self._failed(error)
+            case _:
+                super()._tell(instruction)
 
 
 class _Remainder:

@@ -19,8 +19,8 @@ class EngineStats:
     Attributes:
         streams: how many are "waiting", "running" and "parked".
         slots: how many there are.
-        kv_bytes: what the caches of the streams that have slots hold.
-        kv_budget_bytes: how much they may.
+        kv_bytes: what all caches hold, those that are kept for streams to come included.
+        kv_budget_bytes: how much they may take, also while they grow.
         tokens: given out.
         tokens_per_s: of the last ten seconds.
         prefilled: tokens that were put into caches before tokens came.
@@ -51,12 +51,21 @@ class EngineStats:
 def stats_of(
     scheduler: Scheduler,
     slots: int,
-    budget_bytes: int,
+    kv_bytes: tuple[int, int],
     given: Sequence[tuple[float, int]],
     now: float,
     is_broken: bool,
 ) -> EngineStats:
-    """Gather the figures of a scheduler; `given` has times and numbers of tokens of the last ten seconds."""
+    """Gather the figures of a scheduler.
+
+    Args:
+        scheduler: whose.
+        slots: of its step model.
+        kv_bytes: what caches hold, and may take.
+        given: times and numbers of tokens of the last ten seconds.
+        now: time in seconds.
+        is_broken: whether the model fails again and again.
+    """
     counts = scheduler.counts
     first_ms = np.array(counts.first_s or [np.nan]) * 1e3
     recent = [(at, number) for at, number in given if at >= now - RECENT_S]
@@ -64,8 +73,8 @@ def stats_of(
     return EngineStats(
         streams={state.value: len(scheduler.in_state(state)) for state in State if state is not State.LOST},
         slots=slots,
-        kv_bytes=scheduler.kv_bytes,
-        kv_budget_bytes=budget_bytes,
+        kv_bytes=kv_bytes[0],
+        kv_budget_bytes=kv_bytes[1],
         tokens=counts.tokens,
         tokens_per_s=sum(number for _, number in recent[1:]) / over_s if over_s > 0 else 0.0,
         prefilled=counts.prefilled,

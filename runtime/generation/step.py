@@ -5,9 +5,59 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from flagsplit.runtime.generation.stream import Stream
+from flagsplit.targets.generation.step_model import StepModel
 from flagsplit.targets.interface import Array
 
 _KEPT = 1024
+
+
+@dataclass(frozen=True)
+class Close:
+    """Free a slot."""
+
+    slot: int
+
+
+@dataclass(frozen=True)
+class Open:
+    """Open a stream in its first slot, with room for so many tokens."""
+
+    stream: Stream
+    slot: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Make a slot like another."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """Make room for a slot to get so long."""
+
+    slot: int
+    tokens: int
+
+
+Change = Close | Open | Copy | Reserve
+"""What is done to the slots of a step model."""
+
+
+def make_change(change: Change, model: StepModel) -> None:
+    """Have a step model make a change."""
+    match change:
+        case Close(slot):
+            model.close_slot(slot)
+        case Open(stream, slot, tokens):
+            model.open(slot, stream.request.context, tokens)
+        case Copy(source, target):
+            model.copy(source, target)
+        case Reserve(slot, tokens):
+            model.reserve(slot, tokens)
 
 
 @dataclass(frozen=True)
@@ -29,18 +79,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What the step model is to do, in this order.
+    """What the step model is to do.
 
     Attributes:
-        closed: slots to free.
-        opened: streams to open, each in its first slot.
-        copied: slots to copy, from and to.
-        works: what to append; may be empty.
+        changes: to make, in this order: it is the one in which there is room for them.
+        works: what to append then; may be empty.
     """
 
-    closed: Sequence[int]
-    opened: Sequence[Stream]
-    copied: Sequence[tuple[int, int]]
+    changes: Sequence[Change]
     works: Sequence[Work]
 
     @property
@@ -52,6 +98,12 @@ class Step:
     def tokens(self) -> list[Array]:
         """What is appended to each."""
         return [tokens for work in self.works for tokens in work.tokens]
+
+    @property
+    def changed(self) -> set[int]:
+        """The slots that it changes and does not free."""
+        changes = [change for change in self.changes if not isinstance(change, Close)]
+        return {change.target if isinstance(change, Copy) else change.slot for change in changes}
 
     def without(self, streams: Collection[Stream]) -> "Step":
         """The same step, in which these streams do nothing."""

@@ -42,6 +42,7 @@ class Stream:
         state: where it is.
         slots: that it holds; the first has its tokens, the others are for candidates.
         held: how many of its tokens, or rows, are in the cache.
+        room: how many there is room for in each slot.
         most_held: the most that ever were: tokens that are put in again are not charged again.
         search: its beam search, once begun.
         alone: whether it steps alone, because a step with it and others failed.
@@ -66,6 +67,7 @@ class Stream:
     state: State = State.WAITING
     slots: list[int] = field(default_factory=list)
     held: int = 0
+    room: int = 0
     most_held: int = 0
     search: BeamSearch | None = None
     alone: bool = False
@@ -111,6 +113,11 @@ class Stream:
         return len(self.tokens) + candidates
 
     @property
+    def longest(self) -> int:
+        """How many tokens or rows it will hold at most."""
+        return self.length + self.limit - self.generated
+
+    @property
     def pending(self) -> int:
         """How many tokens or rows are to be put into the cache before the next token can be taken."""
         return self.length - self.held
@@ -146,7 +153,7 @@ class Stream:
     def start_over(self) -> None:
         """It lost its slots: all tokens are to be put in again; rows that only its client has, cannot."""
         self.state = State.LOST if self.request.position else State.WAITING
-        self.held, self.search = 0, None
+        self.held, self.room, self.search = 0, 0, None
 
 
 def begin(facts: ProgramFacts, request: Generate, number: int, now: float) -> Stream:

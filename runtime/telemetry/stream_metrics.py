@@ -96,8 +96,8 @@ class StreamMetrics(Collector):
         yield CounterMetricFamily("flagsplit_evictions", "Streams that lost their slots.", value=stats.evictions)
         yield CounterMetricFamily("flagsplit_step_failures", "Steps that were not done.", value=stats.failures)
         yield GaugeMetricFamily("flagsplit_slots", "Streams that can make tokens at once.", value=stats.slots)
-        yield GaugeMetricFamily("flagsplit_kv_bytes", "What caches hold.", value=stats.kv_bytes)
-        yield GaugeMetricFamily("flagsplit_kv_budget_bytes", "What they may hold.", value=stats.kv_budget_bytes)
+        yield GaugeMetricFamily("flagsplit_kv_bytes", "What the arrays of caches take.", value=stats.kv_bytes)
+        yield GaugeMetricFamily("flagsplit_kv_budget_bytes", "What they may take.", value=stats.kv_budget_bytes)
         yield GaugeMetricFamily("flagsplit_tokens_per_second", "Of the last ten seconds.", value=stats.tokens_per_s)
 
 

@@ -15,17 +15,15 @@ from typing import TYPE_CHECKING, Any
 from flagsplit._version import VERSION
 
 if TYPE_CHECKING:
-    from flagsplit.apps.api import (
-        build,
-        build_async,
+    from flagsplit.apps.assembly import BuildResult
+    from flagsplit.apps.building import build, build_async, plan
+    from flagsplit.apps.connecting import (
         connect,
         connect_async,
         connect_buckets,
         open,  # noqa: A004 - flagsplit.open
         open_async,
-        plan,
     )
-    from flagsplit.apps.pipeline import BuildResult
     from flagsplit.apps.planning import PlanReport
     from flagsplit.apps.speech.transcribe import transcribe
     from flagsplit.apps.speech.transcript import Transcript
@@ -45,7 +43,7 @@ _HOMES = {
     "Answer": "flagsplit.runtime.session_settings",
     "AsyncSession": "flagsplit.runtime.async_session",
     "BucketedSession": "flagsplit.runtime.bucketed",
-    "BuildResult": "flagsplit.apps.pipeline",
+    "BuildResult": "flagsplit.apps.assembly",
     "Bundle": "flagsplit.runtime.bundle",
     "FlagsplitError": "flagsplit.errors",
     "PlanReport": "flagsplit.apps.planning",
@@ -54,14 +52,14 @@ _HOMES = {
     "SessionSettings": "flagsplit.runtime.session_settings",
     "Transcript": "flagsplit.apps.speech.transcript",
     "VerifyReport": "flagsplit.apps.verification",
-    "build": "flagsplit.apps.api",
-    "build_async": "flagsplit.apps.api",
-    "connect": "flagsplit.apps.api",
-    "connect_async": "flagsplit.apps.api",
-    "connect_buckets": "flagsplit.apps.api",
-    "open": "flagsplit.apps.api",
-    "open_async": "flagsplit.apps.api",
-    "plan": "flagsplit.apps.api",
+    "build": "flagsplit.apps.building",
+    "build_async": "flagsplit.apps.building",
+    "connect": "flagsplit.apps.connecting",
+    "connect_async": "flagsplit.apps.connecting",
+    "connect_buckets": "flagsplit.apps.connecting",
+    "open": "flagsplit.apps.connecting",
+    "open_async": "flagsplit.apps.connecting",
+    "plan": "flagsplit.apps.building",
     "transcribe": "flagsplit.apps.speech.transcribe",
     "verify": "flagsplit.apps.verify",
 }

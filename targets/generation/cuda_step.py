@@ -24,9 +24,10 @@ from flagsplit.targets.cloud.cuda.part_file import read_part
 from flagsplit.targets.cloud.cuda.passes import optimize
 from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
+from flagsplit.targets.generation.banks import Banks, Sketched
 from flagsplit.targets.generation.slot_cache import SlotCache, Whole
-from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
-from flagsplit.targets.generation.step_model import Logits
+from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, has_room, read_facts
+from flagsplit.targets.generation.step_model import Logits, Room
 from flagsplit.targets.interface import Array
 from flagsplit.targets.written_out import write_out
 
@@ -94,35 +95,64 @@ class CudaStepModel:
         past, cross = (
             {name: form for name, form in forms.items() if name.startswith(of)} for of in ("past.", "cross.")
         )
-        self._cache = SlotCache(slots, past, cross, zeros=self._zeros, padded=doubled, rows=slots + 1, shrinks=False)
+        # Where a stream does nothing in a step, something is written after its end: of rows, all may be there then.
+        more = 1 if self._given == "rows" else 0
+        self._cache = SlotCache(
+            slots,
+            past,
+            cross,
+            zeros=self._zeros,
+            padded=lambda length: doubled(length + more),
+            rows=slots + 1,
+            shrinks=False,
+        )
+        self._cache.before_replacing = self._forget_graphs
+        self._banks = Banks(lambda: self._cache, Sketched, 0, most=1)
         self._graphs: dict[tuple[str, int, int, int], _Graph] = {}
-        self._version = 0
-        size = 4 if precision == "fp32" else 2
-        self._bytes_per = [size * sum(heads * each for heads, each in part.values()) for part in (past, cross)]
+        self._lowered: dict[tuple[int, ...], _Lowered] = {}
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
 
-    def bytes_for(self, tokens: int, frames: int) -> int:
-        """Bytes of a row that is just long enough."""
-        return self._bytes_per[0] * doubled(tokens) + self._bytes_per[1] * doubled(frames)
+    @property
+    def kv_bytes(self) -> int:
+        """What all caches hold."""
+        return self._banks.nbytes
 
-    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
+    def limit(self, kv_bytes: int) -> None:
+        """Let caches never take more."""
+        self._banks.limit = kv_bytes
+
+    def room(self) -> Room:
+        """A sketch of the caches."""
+        return self._banks.sketch()
+
+    def bytes_for(self, tokens: int, frames: int, rows: int = 1) -> int:
+        """What all rows take when one is so long; see `StepModel.bytes_for`."""
+        return self._banks.bytes_for(tokens, frames, rows)
+
+    def open(self, slot: int, context: Mapping[str, Array] | None, tokens: int = 1) -> None:
         """Begin a stream; see `StepModel.open`."""
         hidden = check_hidden(self.facts, context)
+        has_room(self._banks.add(slot, 0 if hidden is None else hidden.shape[1], tokens))
         if hidden is None:
-            self._cache.add(slot, 0)
             return
         frames = hidden.shape[1]
         padded = np.zeros((1, doubled(frames), self.facts.width), np.float32)
         padded[:, :frames] = hidden
-        row = self._cache.add(slot, frames)
+        (row,) = self._cache.rows([slot])
         made = self._graph("prefill", 1, 1, padded.shape[1])(padded)
         self._cache.fill(row, 0, {name: made[name][:, :, :frames] for name in self._cache.cross})
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        """Make room for a stream to get so long."""
+        has_room(self._banks.reserve(slot, tokens))
 
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
         rows, counts = self._cache.rows(slots), [len(each) for each in tokens]
         for row, each in zip(rows, tokens, strict=True):
             check_tokens(self.facts, int(self._cache.lengths[row]), each, are_rows=self._given == "rows")
+        for at in np.flatnonzero(self._cache.lengths[rows] + counts > self._cache.needs[rows]).tolist():
+            self.reserve(slots[at], int(self._cache.lengths[rows[at]]) + counts[at])
         one = [at for at, count in enumerate(counts) if count == 1]
         more = sorted((at for at, count in enumerate(counts) if count > 1), key=lambda at: counts[at])
         if len(one) == len(rows):
@@ -135,39 +165,50 @@ class CudaStepModel:
 
     def copy(self, source: int, target: int) -> None:
         """Make a stream like another."""
-        self._cache.copy(source, target)
+        has_room(self._banks.copy(source, target))
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a stream."""
-        self._cache.truncate(slot, tokens)
+        self._banks.truncate(slot, tokens)
 
     def close_slot(self, slot: int) -> None:
         """End a stream."""
-        self._cache.remove(slot)
+        self._banks.remove(slot)
 
     def close(self) -> None:
         """Free the graphs and the caches."""
         self._graphs.clear()
+        self._lowered.clear()
         self._cache = SlotCache(1, {}, {})
+        self._banks.clear()
 
     def warm_up(self, tokens: int, frames: int) -> None:
-        """Record the graphs of steps of one token for streams up to so long, which else the first ones wait for.
+        """Record the graphs of steps of one token and of the program's prompt, which else the first streams wait for.
+
+        Graphs for longer streams are recorded when there are some, which takes little once these are there.
+
+        Args:
+            tokens: how long streams are; at least that of the shortest cache.
+            frames: of their context.
 
         Raises:
             InputError: there are open streams.
         """
         if self._cache.count:
             raise InputError("graphs can be recorded before streams are open, not while they are")
-        self._cache.add(0, frames)
-        self._cache.reserve(tokens)
+        has_room(self._banks.add(0, frames, tokens))
         for power in range(self.slots.bit_length() + 1):
             self._graph("decode", min(1 << power, self.slots), 1, 0)
-        self._cache.remove(0)
+        if len(self.facts.prompt) > 1:
+            self._graph("prompt", 1, 1 << (len(self.facts.prompt) - 1).bit_length(), 0)
+        self._banks.remove(0)
 
     def _decode(self, rows: Sequence[int], tokens: Sequence[Array], one: Sequence[int]) -> Logits:
         """One token for some rows; the rows up to the last of them step too, and what they write does not count."""
         count = self._cache.count
-        self._cache.reserve(int(self._cache.lengths[:count].max()) + 1)
+        longest = int(self._cache.lengths[:count].argmax())
+        if self._cache.lengths[longest] == self._cache.capacity[0]:
+            self.reserve(self._cache.slots[longest], int(self._cache.lengths[longest]) + 1)
         batch = min(1 << max(rows[at] for at in one).bit_length(), self.slots)
         given = self._nothing(batch, 1)
         for at in one:
@@ -187,8 +228,13 @@ class CudaStepModel:
     def _prompt(self, rows: Sequence[int], tokens: Sequence[Array], some: Sequence[int]) -> None:
         """Several tokens for a few rows, which are gathered; places that are left take the spare row."""
         chunk = 1 << (max(len(tokens[at]) for at in some) - 1).bit_length()
+        left = self._cache.capacity[0] - max(int(self._cache.lengths[rows[at]]) for at in some)
+        if chunk > left and len(some) > 1:
+            for at in some:  # The padding of one would go beyond the end of another.
+                self._prompt(rows, tokens, [at])
+            return
+        chunk = min(chunk, left)
         batch = min(1 << (len(some) - 1).bit_length(), _PROMPTS)
-        self._cache.reserve(max(int(self._cache.lengths[rows[at]]) for at in some) + chunk)
         given, last = self._nothing(batch, chunk), np.zeros(batch, np.int64)
         chosen = np.full(batch, self.slots, np.int64)
         for place, at in enumerate(some):
@@ -220,14 +266,15 @@ class CudaStepModel:
         return torch.zeros(shape, dtype=as_dtype(self._type), device=self._device)
 
     def _graph(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
-        """The graph of a size; those that read arrays that were replaced are forgotten."""
-        if self._version != self._cache.version:
-            self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] == "prefill"}
-            self._version = self._cache.version
+        """The graph of a size."""
         key = (kind, batch, chunk, frames)
         if key not in self._graphs:
             self._graphs[key] = self._recorded(kind, batch, chunk, frames)
         return self._graphs[key]
+
+    def _forget_graphs(self) -> None:
+        """Let go of the arrays that are replaced, and of the graphs that read them."""
+        self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] == "prefill"}
 
     def _recorded(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
         """Make a graph; it is tried on examples that write nothing where a stream has something."""
@@ -237,10 +284,7 @@ class CudaStepModel:
             hidden = np.zeros((1, frames, self.facts.width), np.float32)
             return _Graph(lowered.run, [hidden], lowered.outputs, self._device)
         past = next(iter(self._cache.past.values())).shape[2]
-        dims = {"batch": batch, "chunk": chunk, "past": past}
-        if self._cache.cross:
-            dims["frames"] = next(iter(self._cache.cross.values())).shape[2]
-        lowered = _Lowered(self._step, dims, self._type, self._device)
+        lowered = self._lowered_step(batch, chunk, past)
         told = [self._given, "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
         run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
         nothing = np.zeros(batch, np.int64)
@@ -251,14 +295,33 @@ class CudaStepModel:
             examples.append(nothing + self.slots)
         return _Graph(run, examples, ["logits"], self._device)
 
+    def _lowered_step(self, batch: int, chunk: int, past: int) -> "_Lowered":
+        """The step for so many rows; where only attention reads the caches, that does for caches of any length."""
+        frames = next(iter(self._cache.cross.values())).shape[2] if self._cache.cross else 0
+        for key in ((batch, chunk), (batch, chunk, past, frames)):
+            if key in self._lowered:
+                return self._lowered[key]
+        dims = {"batch": batch, "chunk": chunk, "past": past, **({"frames": frames} if frames else {})}
+        lowered = _Lowered(self._step, dims, self._type, self._device)
+        self._lowered[(batch, chunk) if lowered.takes_any_cache else (batch, chunk, past, frames)] = lowered
+        return lowered
+
 
 class _Lowered:
-    """A graph of fixed sizes as a module of PyTorch, by names."""
+    """A graph of fixed sizes as a module of PyTorch, by names.
+
+    Attributes:
+        inputs: names.
+        outputs: names.
+        takes_any_cache: whether all that reads `past` and `cross` is attention that asks how long they are.
+    """
 
     def __init__(self, model: ir.Model, dims: Mapping[str, int], dtype: str, device: str) -> None:
         fixed = specialize(model, dims)
         write_out(fixed, is_taken)
         optimize(fixed, is_step=True)
+        caches = [value for value in fixed.graph.inputs if (value.name or "").startswith(("past.", "cross."))]
+        self.takes_any_cache = all(use.node.op_type == "CachedAttention" for each in caches for use in each.uses())
         program = build_program(fixed, "" if dtype == "float32" else dtype, Style(rows=True))
         self.inputs = [name for name, _ in program.inputs]
         self.outputs = list(program.outputs)

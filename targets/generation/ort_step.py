@@ -17,9 +17,9 @@ from flagsplit.errors import BundleError, ConfigError
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.targets.generation.banks import Banks
-from flagsplit.targets.generation.slot_cache import Floats, SlotCache, padded_length
-from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, read_facts
-from flagsplit.targets.generation.step_model import Logits
+from flagsplit.targets.generation.slot_cache import Floats, SlotCache
+from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, has_room, read_facts
+from flagsplit.targets.generation.step_model import Logits, Room
 from flagsplit.targets.interface import Array
 from flagsplit.targets.onnx_engine import refuse_fallback, session_settings
 
@@ -92,31 +92,48 @@ class OrtStepModel:
             {name: form for name, form in forms.items() if name.startswith(of)} for of in ("past.", "cross.")
         )
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
-        self._bytes_per = [4 * sum(heads * size for heads, size in part.values()) for part in (self._past, self._cross)]
-        self._banks = Banks(self._bank, _weights_bytes(folder / step), self.bytes_for)
+        self._banks = Banks(self._cache, self._bind, _weights_bytes(folder / step))
 
-    def bytes_for(self, tokens: int, frames: int) -> int:
-        """Bytes of a row that is just long enough."""
-        return int(self._bytes_per[0] * padded_length(tokens) + self._bytes_per[1] * padded_length(frames))
+    @property
+    def kv_bytes(self) -> int:
+        """What all caches hold."""
+        return self._banks.nbytes
 
-    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
+    def limit(self, kv_bytes: int) -> None:
+        """Let caches never take more."""
+        self._banks.limit = kv_bytes
+
+    def room(self) -> Room:
+        """A sketch of the caches."""
+        return self._banks.sketch()
+
+    def bytes_for(self, tokens: int, frames: int, rows: int = 1) -> int:
+        """What rows take alone; see `StepModel.bytes_for`."""
+        return self._banks.bytes_for(tokens, frames, rows)
+
+    def open(self, slot: int, context: Mapping[str, Array] | None, tokens: int = 1) -> None:
         """Begin a stream; see `StepModel.open`."""
         hidden = check_hidden(self.facts, context)
+        has_room(self._banks.add(slot, 0 if hidden is None else hidden.shape[1], tokens))
         if hidden is None or self._prefill is None:
-            self._banks.add(slot, 0)
             return
-        bank, row = self._banks.add(slot, hidden.shape[1])
+        bank = self._banks.of(slot)
+        (row,) = bank.cache.rows([slot])
         names = [value.name for value in self._prefill.get_outputs()]
         for at in range(0, hidden.shape[1], _FRAMES):
             made = self._prefill.run(names, {"hidden": hidden[:, at : at + _FRAMES]})
             bank.cache.fill(row, at, dict(zip(names, made, strict=True)))
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        """Make room for a stream to get so long."""
+        has_room(self._banks.reserve(slot, tokens))
 
     def step(self, slots: Sequence[int], tokens: Sequence[Array]) -> Logits:
         """Append tokens to streams; see `StepModel.step`."""
         for slot, each in zip(slots, tokens, strict=True):
             check_tokens(self.facts, self._banks.length(slot), each, are_rows=self._takes_rows)
         for slot, each in zip(slots, tokens, strict=True):
-            self._banks.reserve(slot, self._banks.length(slot) + len(each))
+            self.reserve(slot, self._banks.length(slot) + len(each))
         for bank in list(self._banks.banks):
             asked = [at for at, slot in enumerate(slots) if self._banks.of(slot) is bank]
             rows = bank.cache.rows([slots[at] for at in asked])
@@ -131,7 +148,7 @@ class OrtStepModel:
 
     def copy(self, source: int, target: int) -> None:
         """Make a stream like another."""
-        self._banks.copy(source, target)
+        has_room(self._banks.copy(source, target))
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a stream."""
@@ -146,8 +163,10 @@ class OrtStepModel:
         self._step = self._prefill = None
         self._banks.clear()
 
-    def _bank(self) -> "_Binding":
-        cache = SlotCache(self.slots, self._past, self._cross)
+    def _cache(self) -> SlotCache:
+        return SlotCache(self.slots, self._past, self._cross)
+
+    def _bind(self, cache: SlotCache) -> "_Binding":
         return _Binding(self._step, cache, self._new, self.facts)
 
 
@@ -163,6 +182,7 @@ class _Binding:
         self._bound: tuple[int, ...] = ()
         self._io: Any = None
         self._held: dict[str, Any] = {}
+        cache.before_replacing = self._let_go
 
     def run(self, run: _Run, tokens: Sequence[Array]) -> tuple[Logits, dict[str, Floats]]:
         """Logits and new keys and values of all rows of a run, by names of the cache; valid until the next."""
@@ -174,6 +194,9 @@ class _Binding:
         self._write(run, tokens, chunk)
         self._session.run_with_iobinding(self._io)
         return self._held["logits"], {past: self._held[name] for name, past in self._new.items()}
+
+    def _let_go(self) -> None:
+        self._bound, self._io, self._held = (), None, {}
 
     def _write(self, run: _Run, tokens: Sequence[Array], chunk: int) -> None:
         held, rows = self._held, slice(run.first, run.first + run.count)

@@ -1,10 +1,12 @@
-"""The keys and values of all open streams: one array for each input of the step graph, one row a stream.
+"""The keys and values of streams: one array for each input of the step graph, one row a stream.
 
 Rows in use are always the first ones, so that any run of rows is a piece of memory that an engine can read in place.
-Arrays are as long as the longest stream needs, and grow by steps; when a stream ends, the last row takes its place.
+When a stream ends, the last row takes its place. All arrays are as long as the longest stream needs. Which shape they
+get is said from outside (`banks.py`), since that is what takes memory; a cache can be sketched, to try what would be.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from flagsplit.errors import InternalError
 
 Floats = NDArray[np.float32]
 Whole = NDArray[np.int64]
+Shape = tuple[int, int, int]
+"""Rows, and the tokens and frames that each has room for."""
 _UNIT = 16
 """Lengths of arrays are multiples of so many tokens or frames."""
 _GROWTH = 1.25
@@ -36,8 +40,8 @@ class SlotCache:
         cross: the same for arrays that are as long as their stream's context.
         zeros: makes an array of a shape; NumPy's by default, or tensors that are indexed alike.
         padded: how long an array is made for a stream of some length.
-        rows: how many rows are there from the beginning.
-        shrinks: whether arrays that are far too long for the only stream that is open are replaced.
+        rows: how many rows there are at least.
+        shrinks: whether arrays that are far too large for the streams that are left are replaced.
     """
 
     def __init__(
@@ -55,19 +59,35 @@ class SlotCache:
         """Tokens of each row."""
         self.frames: Whole = np.zeros(slots, np.int64)
         """Frames of each row."""
+        self.needs: Whole = np.zeros(slots, np.int64)
+        """Tokens that each row must have room for."""
+        self.shape: Shape = (rows, 0, 0)
+        """Of all arrays."""
         self.version = 0
         """Counts how often arrays were replaced."""
+        self.before_replacing: Callable[[], None] = lambda: None
+        """Called before arrays are replaced: who looks at them lets go of them, so that they are freed."""
         self._zeros, self._padded, self._shrinks = zeros, padded, shrinks
-        self.past: dict[str, Any] = {name: self._empty(rows, *form, padded(1)) for name, form in past.items()}
-        self.cross: dict[str, Any] = {name: self._empty(rows, *form, padded(1)) for name, form in cross.items()}
-        self._most_rows = slots
+        self.past: dict[str, Any] = {name: self._empty(rows, *form, 0) for name, form in past.items()}
+        self.cross: dict[str, Any] = {name: self._empty(rows, *form, 0) for name, form in cross.items()}
+        self._each = _bytes_each(self.past), _bytes_each(self.cross)
+        self._least_rows, self._most_rows = rows, slots
         self._row_of: dict[int, int] = {}
         self._slot_of: list[int] = []
+
+    def sketch(self) -> "SlotCache":
+        """The same cache without what it holds: what is done to it allocates nothing."""
+        made = copy.copy(self)
+        made.lengths, made.frames, made.needs = self.lengths.copy(), self.frames.copy(), self.needs.copy()
+        made.past, made.cross = {}, {}
+        made.before_replacing = lambda: None
+        made._row_of, made._slot_of = dict(self._row_of), list(self._slot_of)
+        return made
 
     @property
     def nbytes(self) -> int:
         """What all arrays hold."""
-        return sum(array.nbytes for array in (*self.past.values(), *self.cross.values()))
+        return self.bytes_of(self.shape)[0]
 
     @property
     def count(self) -> int:
@@ -82,12 +102,64 @@ class SlotCache:
     @property
     def capacity(self) -> tuple[int, int]:
         """How many tokens and frames a row can have."""
-        return _length_of(self.past), _length_of(self.cross)
+        return self.shape[1:]
+
+    def bytes_of(self, shape: Shape) -> tuple[int, int]:
+        """What all arrays hold when they have a shape, and what the largest of them does."""
+        rows, tokens, frames = shape
+        (past, one_past), (cross, one_cross) = self._each
+        return rows * (past * tokens + cross * frames), rows * max(one_past * tokens, one_cross * frames)
+
+    def row_bytes(self, tokens: int, frames: int) -> int:
+        """Bytes of a row that is just long enough."""
+        return self.bytes_of((1, self._long(tokens), self._long(frames)))[0]
+
+    def least(self, rows: int, tokens: int, frames: int) -> Shape:
+        """The least shape for so many rows of such lengths."""
+        return max(self._least_rows, rows), self._long(tokens), self._long(frames)
+
+    def tightest(self, more: int = 0, tokens: int = 0, frames: int = 0) -> Shape:
+        """The least shape for all rows in use, and so many more, one of which may have such lengths."""
+        count = self.count
+        longest = max(tokens, int(self.needs[:count].max(initial=0)))
+        widest = max(frames, int(self.frames[:count].max(initial=0)))
+        return self.least(count + more, longest, widest)
+
+    def shapes(self, more: int, tokens: int, frames: int) -> Iterator[Shape]:
+        """Shapes with room for so many more rows and such lengths, from one that will do for long to the least."""
+        rows, has_tokens, has_frames = self.shape
+        wanted = self.count + more
+        if wanted <= rows and tokens <= has_tokens and frames <= has_frames:
+            yield self.shape
+            return
+        longer = max(has_frames, self._long(frames))
+        made_rows = rows if wanted <= rows else min(self._most_rows, max(wanted, 2 * rows))
+        grown = has_tokens if tokens <= has_tokens else self._long(max(tokens, int(has_tokens * _GROWTH)))
+        yield made_rows, grown, longer
+        yield max(rows, wanted), max(has_tokens, self._long(tokens)), longer
+        yield self.tightest(more, tokens, frames)
+
+    def resize(self, shape: Shape) -> None:
+        """Give all arrays a shape that has room for the rows in use.
+
+        What gets smaller is replaced first, one array after another, so what is there meanwhile is no more than the
+        arrays before or after, whichever is more, and the largest of them once more.
+        """
+        rows, *lengths = shape
+        if shape == self.shape:
+            return
+        self.before_replacing()
+        before, self.shape = self.shape, shape
+        parts = list(zip((self.past, self.cross), lengths, before[1:], strict=True))
+        for arrays, length, had in sorted(parts, key=lambda part: rows * part[1] > before[0] * part[2]):
+            if (rows, length) != (before[0], had):
+                self._replace(arrays, rows, length)
+        self.version += 1
 
     def longest(self, without: int) -> tuple[int, int]:
-        """The most tokens and frames that a row has, but for one slot."""
+        """The most tokens and frames that a row needs, but for one slot."""
         rows = [row for slot, row in self._row_of.items() if slot != without]
-        return int(self.lengths[rows].max(initial=1)), int(self.frames[rows].max(initial=0))
+        return int(self.needs[rows].max(initial=1)), int(self.frames[rows].max(initial=0))
 
     def rows(self, slots: Sequence[int]) -> list[int]:
         """The rows of open slots.
@@ -100,16 +172,15 @@ class SlotCache:
         except KeyError as error:
             raise InternalError(f"slot {error} has no stream; open it first") from error
 
-    def add(self, slot: int, frames: int) -> int:
-        """Give a slot a row of no tokens, whose context is to be filled in; which row."""
+    def add(self, slot: int, frames: int, tokens: int = 1) -> int:
+        """Give a slot a row of no tokens, with room for some, whose context is to be filled in; which row."""
         if not 0 <= slot < self._most_rows or slot in self._row_of:
             raise InternalError(f"slot {slot} is open already, or there are only {self._most_rows}")
+        self.resize(next(self.shapes(1, tokens, frames)))
         row = len(self._slot_of)
         self._slot_of.append(slot)
         self._row_of[slot] = row
-        self.lengths[row], self.frames[row] = 0, frames
-        self._fit(self.cross, row + 1, int(self.frames[: row + 1].max()))
-        self._fit(self.past, row + 1, int(self.lengths[: row + 1].max()))
+        self.lengths[row], self.frames[row], self.needs[row] = 0, frames, tokens
         return row
 
     def remove(self, slot: int) -> None:
@@ -128,40 +199,36 @@ class SlotCache:
         """Make a slot like another; it is opened if it is free."""
         (row,) = self.rows([source])
         if target not in self._row_of:
-            self.add(target, int(self.frames[row]))
+            self.add(target, int(self.frames[row]), int(self.needs[row]))
         self._copy_row(row, self._row_of[target])
 
     def move(self, slot: int, other: "SlotCache") -> None:
         """Move a slot to another cache."""
         (row,) = self.rows([slot])
-        length = int(self.lengths[row])
-        to = other.add(slot, int(self.frames[row]))
-        other.reserve(length)
+        to = other.add(slot, int(self.frames[row]), int(self.needs[row]))
         other._copy_row(row, to, self)
         self.remove(slot)
 
     def tighten(self) -> None:
         """Make arrays no longer than the rows in use need."""
-        for arrays, lengths in ((self.past, self.lengths), (self.cross, self.frames)):
-            needed = int(lengths[: self.count].max(initial=1))
-            if arrays and self._padded(needed) < _length_of(arrays):
-                self._replace(arrays, len(next(iter(arrays.values()))), self._padded(needed))
+        rows, tokens, frames = self.shape
+        _, longest, widest = self.tightest()
+        self.resize((rows, min(tokens, longest), min(frames, widest)))
 
     def shrink(self) -> None:
         """Free what arrays hold, if it is far more than the rows in use need."""
         if not self._shrinks:
             return
-        for arrays, lengths in ((self.past, self.lengths), (self.cross, self.frames)):
-            if arrays:
-                has_rows, _, has_length, _ = next(iter(arrays.values())).shape
-                rows, length = max(1, self.count), self._padded(int(lengths[: self.count].max(initial=1)))
-                if has_rows * has_length > _SLACK * rows * length:
-                    self._replace(arrays, min(has_rows, 2 * rows), length)
+        has_rows, *lengths = self.shape
+        rows, *needed = self.tightest(tokens=1, frames=1)
+        if any(has_rows * has > _SLACK * rows * need for has, need in zip(lengths, needed, strict=True)):
+            tokens, frames = (min(has, need) for has, need in zip(lengths, needed, strict=True))
+            self.resize((min(has_rows, 2 * rows), tokens, frames))
 
     def truncate(self, slot: int, tokens: int) -> None:
         """Keep the first tokens of a slot."""
         (row,) = self.rows([slot])
-        self.lengths[row] = min(tokens, int(self.lengths[row]))
+        self.lengths[row] = self.needs[row] = min(tokens, int(self.lengths[row]))
 
     def fill(self, row: int, at: int, arrays: Mapping[str, Any]) -> None:
         """The context of a row from a frame on, each [1, heads, frames, head_size]."""
@@ -170,7 +237,7 @@ class SlotCache:
 
     def reserve(self, tokens: int) -> None:
         """Make room for streams of so many tokens."""
-        self._fit(self.past, len(self._slot_of), tokens, _GROWTH)
+        self.resize(next(self.shapes(0, tokens, 0)))
 
     def append(
         self, rows: Sequence[int], places: Sequence[int], counts: Sequence[int], new: Mapping[str, Floats]
@@ -201,34 +268,24 @@ class SlotCache:
         for arrays, others, count in ((self.past, of.past, length), (self.cross, of.cross, frames)):
             for name, array in arrays.items():
                 array[target, :, :count] = others[name][source, :, :count]
-        self.lengths[target], self.frames[target] = length, frames
-
-    def _fit(self, arrays: dict[str, Any], rows: int, length: int, growth: float = 1.0) -> None:
-        """Replace arrays that are too small; or far too long, when the only row that is left is the first."""
-        if not arrays:
-            return
-        has_rows, _, has_length, _ = next(iter(arrays.values())).shape
-        is_long = self._shrinks and rows == 1 and has_length > 4 * self._padded(max(1, length))
-        if rows <= has_rows and length <= has_length and not is_long:
-            return
-        made_rows = has_rows if rows <= has_rows else min(self._most_rows, max(rows, 2 * has_rows))
-        made_length = self._padded(max(1, length)) if is_long else has_length
-        if length > has_length:
-            made_length = self._padded(max(length, int(has_length * growth)))
-        self._replace(arrays, made_rows, made_length)
+        self.lengths[target], self.frames[target], self.needs[target] = length, frames, of.needs[source]
 
     def _replace(self, arrays: dict[str, Any], rows: int, length: int) -> None:
+        kept = min(self.count, rows)
         for name, array in arrays.items():
-            made = self._empty(rows, array.shape[1], array.shape[3], length)
-            kept, upto = min(self.count, rows, array.shape[0]), min(length, array.shape[2])
+            made, upto = self._empty(rows, array.shape[1], array.shape[3], length), min(length, array.shape[2])
             made[:kept, :, :upto] = array[:kept, :, :upto]
             arrays[name] = made
-        self.version += 1
 
     def _empty(self, rows: int, heads: int, size: int, length: int) -> Any:
         """Zeros: what is masked is still multiplied, by zero."""
         return self._zeros((rows, heads, length, size))
 
+    def _long(self, length: int) -> int:
+        return self._padded(length) if length else 0
 
-def _length_of(arrays: Mapping[str, Any]) -> int:
-    return int(next(iter(arrays.values())).shape[2]) if arrays else 0
+
+def _bytes_each(arrays: Mapping[str, Any]) -> tuple[int, int]:
+    """Bytes of a token or frame in all arrays, and in the largest."""
+    found = [array.shape[1] * array.shape[3] * array.itemsize for array in arrays.values()]
+    return sum(found), max(found, default=0)

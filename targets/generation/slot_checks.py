@@ -1,11 +1,11 @@
-"""What step models refuse alike: contexts and tokens that cannot be, and folders that hold no program."""
+"""What step models refuse alike: contexts and tokens that cannot be, no room, and folders that hold no program."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from flagsplit.errors import BundleError, InputError
+from flagsplit.errors import BundleError, InputError, InternalError
 from flagsplit.flagir.programs.program import ProgramFacts
 from flagsplit.flagir.programs.store import FACTS_NAME, MAX_FACTS_BYTES
 from flagsplit.targets.interface import Array
@@ -58,3 +58,13 @@ def check_tokens(facts: ProgramFacts, length: int, tokens: Array, *, are_rows: b
         raise InputError(f"expected {wanted}, came {tokens.dtype} {list(tokens.shape)}")
     if length + len(tokens) > most:
         raise InputError(f"a stream has at most {most} tokens, came {len(tokens)} more than {length}")
+
+
+def has_room(there_was: bool) -> None:
+    """Raise unless there was room for a change of the caches.
+
+    Raises:
+        InternalError: there was none.
+    """
+    if not there_was:
+        raise InternalError("caches would take more than their limit; ask a sketch of the room before")

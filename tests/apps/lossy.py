@@ -89,7 +89,7 @@ def build_with(
         targets: of tiers, by name.
     """
     path = folder / f"{codec}.flagsplit"
-    with mock.patch("flagsplit.apps.pipeline.add_plans", partial(_add_plans, routes or {}, order)):
+    with mock.patch("flagsplit.apps.assembly.add_plans", partial(_add_plans, routes or {}, order)):
         build(
             write_model(folder / "lossy.onnx", names),
             TIERS,

@@ -11,9 +11,10 @@ from tests.apps import models
 from tests.apps.conftest import Serve
 
 import flagsplit
+from flagsplit.apps.assembly import BuildResult
 from flagsplit.apps.extra_plans import add_plans
 from flagsplit.apps.groundwork import BuildOptions
-from flagsplit.apps.pipeline import BuildResult, build
+from flagsplit.apps.pipeline import build
 from flagsplit.errors import PolicyError
 from flagsplit.flagir import BlockGraph
 from flagsplit.splitter.costs import CostModel

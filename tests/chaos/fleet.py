@@ -1,14 +1,14 @@
 """Worker processes to be cruel to."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
+
+from tests.chaos.listening import Listening
 
 from flagsplit.transport.messages import PeerAddress
 
@@ -17,74 +17,49 @@ class Fleet:
     """One worker process per tier; each keeps its port over all its lives."""
 
     def __init__(self, bundle: Path, tiers: tuple[str, ...], environment: Mapping[str, str]) -> None:
-        self._bundle = bundle
-        self._environment = {**os.environ, **environment}
-        self._ports = dict.fromkeys(tiers, 0)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._killed: set[str] = set()
-        self.revive()
+        self._workers = {
+            tier: Listening(("serve", str(bundle), "--tier", tier), environment, subprocess.DEVNULL) for tier in tiers
+        }
+        for worker in self._workers.values():
+            worker.await_start()
 
     @property
     def addresses(self) -> dict[str, PeerAddress]:
-        return {tier: PeerAddress(f"tcp://127.0.0.1:{port}") for tier, port in self._ports.items()}
+        return {tier: PeerAddress(worker.address) for tier, worker in self._workers.items()}
+
+    @property
+    def processes(self) -> "dict[str, subprocess.Popen[bytes]]":
+        return {tier: worker.process for tier, worker in self._workers.items()}
 
     def kill(self, *tiers: str) -> None:
         for tier in tiers:
             self._killed.add(tier)
-            self.processes[tier].kill()
+            self._workers[tier].process.kill()
 
     def signal(self, tier: str, number: signal.Signals) -> None:
-        self.processes[tier].send_signal(number)
+        self._workers[tier].process.send_signal(number)
 
     def revive(self) -> None:
-        """Start every worker that is not running, and wait until they listen."""
-        started = [tier for tier in self._ports if self._needs_start(tier)]
-        for tier in started:
-            self.processes[tier] = self._start(tier)
-        for tier in started:
-            stdout = self.processes[tier].stdout
-            assert stdout is not None
-            self._ports[tier] = int(json.loads(stdout.readline())["address"].rpartition(":")[2])
+        """Wake the workers up, start those again that were killed or have ended, and wait until they listen."""
+        started = [worker for tier, worker in self._workers.items() if self._needs_start(tier, worker)]
+        for worker in started:
+            worker.restart()
+        for worker in started:
+            worker.await_start()
 
-    def _needs_start(self, tier: str) -> bool:
-        process = self.processes.get(tier)
-        if process is None:
-            return True
-        process.send_signal(signal.SIGCONT)
-        if tier not in self._killed and process.poll() is None:
-            return False
+    def _needs_start(self, tier: str, worker: Listening) -> bool:
+        worker.process.send_signal(signal.SIGCONT)
+        is_killed = tier in self._killed
         self._killed.discard(tier)
-        self._bury(process)
-        return True
-
-    def _start(self, tier: str) -> "subprocess.Popen[bytes]":
-        command = [
-            *(sys.executable, "-m", "flagsplit.apps.cli", "serve", str(self._bundle), "--tier", tier, "--json"),
-            *("--listen", f"tcp://127.0.0.1:{self._ports[tier]}", "--threads", "1", "--until-stdin-closes"),
-        ]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=self._environment,
-        )
-
-    @staticmethod
-    def _bury(process: "subprocess.Popen[bytes]") -> None:
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
+        return is_killed or worker.process.poll() is not None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes.values():
-            process.kill()
-            self._bury(process)
+        for worker in self._workers.values():
+            worker.end()
 
 
 def left_over() -> tuple[set[str], int, set[int]]:

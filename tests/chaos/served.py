@@ -4,11 +4,9 @@
 a client says that knows the protocol in `stranger.py`.
 """
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from tests.chaos.listening import Listening
 from tests.runtime.bundles import inputs_of
 
 import flagsplit
@@ -49,7 +48,7 @@ main()
 """
 
 
-class Served:
+class Served(Listening):
     """`flagsplit serve` for one tier; it keeps its port over all its lives.
 
     Args:
@@ -64,28 +63,22 @@ class Served:
         self, bundle: Bundle, environment: Mapping[str, str], *options: str, tier: str = "cloud", patch: str = ""
     ) -> None:
         self.tier = tier
-        self._bundle, self._options, self._patch = bundle, options, patch
-        self._environment = {**os.environ, **environment}
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        self.port = 0
-        self.process = self._start()
+        self._written = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        words = ("serve", str(bundle.path), "--tier", tier, *options)
+        super().__init__(words, environment, self._written, ("-c", patch + _MAIN))
         self.await_start()
-
-    @property
-    def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
         """What it wrote to standard error in all its lives."""
-        size_bytes = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), size_bytes, 0).decode(errors="replace")
+        size_bytes = os.fstat(self._written.fileno()).st_size
+        return os.pread(self._written.fileno(), size_bytes, 0).decode(errors="replace")
 
     @property
     def tail(self) -> str:
         """The end of its log."""
-        size_bytes = os.fstat(self._log.fileno()).st_size
-        return os.pread(self._log.fileno(), 4000, max(0, size_bytes - 4000)).decode(errors="replace")
+        size_bytes = os.fstat(self._written.fileno()).st_size
+        return os.pread(self._written.fileno(), 4000, max(0, size_bytes - 4000)).decode(errors="replace")
 
     @property
     def rss_mb(self) -> float:
@@ -118,44 +111,15 @@ class Served:
             self.process.wait(0.05)
         except subprocess.TimeoutExpired:
             return
-        self._bury()
-        self.process = self._start()
+        self.restart()
         self.await_start()
-
-    def await_start(self) -> None:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.tail
-        self.port = int(json.loads(line)["address"].rpartition(":")[2])
-
-    def _start(self) -> "subprocess.Popen[bytes]":
-        command = [
-            *(sys.executable, "-c", self._patch + _MAIN, "serve", str(self._bundle.path), "--tier", self.tier),
-            *("--listen", f"tcp://127.0.0.1:{self.port}", "--threads", "1", "--until-stdin-closes", "--json"),
-            *self._options,
-        ]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            start_new_session=True,
-            env=self._environment,
-        )
-
-    def _bury(self) -> None:
-        self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
-            if stream is not None:
-                stream.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self._bury()
-        self._log.close()
+        self.end()
+        self._written.close()
 
 
 class Oracle:

@@ -109,7 +109,7 @@ def test_a_frozen_service_is_left_and_used_again(asked: list[Asked], decoders: D
     with StreamClient(decoders.addresses, decoders.digest, settings=settings) as client:
         _until_up(client)
         streams = [client.stream(each.tensors, each.options, plan="hidden", prompt=each.prompt) for each in asked]
-        frozen = decoders.processes[decoders.addresses.index(next(streams[0]).place.replica)]
+        frozen = decoders.replicas[decoders.addresses.index(next(streams[0]).place.replica)].process
         frozen.send_signal(signal.SIGSTOP)
         try:
             assert [stream.result(_PATIENCE_S) for stream in streams] == [each.wanted for each in asked]

@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tests.flagir.coded_graphs import CODECS, place
 from tests.flagir.models import canonical, parse, run
-from tests.flagir.test_codecs import CODECS, place
 
 from flagsplit.flagir import ValueType, cut_into_steps, extract, read_placement
 from flagsplit.flagir.codecs import (

@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from tests.flagir.coded_graphs import CODECS, FAN, GRAPHS, place, random_cuts
 from tests.flagir.models import Array, canonical, inputs_for, parse, run
-from tests.flagir.test_codecs import CODECS, FAN, GRAPHS, place, random_cuts
 from tests.flagir.test_segments import check_steps, random_placement
 
 from flagsplit.errors import ModelError

@@ -69,7 +69,7 @@ def _pool_of(plans: Sequence[dict[str, str]]) -> Iterator[None]:
         pool = replace(results[0].pool, plans=tuple(chosen), bias=tuple(1e3 * at for at in range(len(chosen))))
         return replace(results[0], pool=pool)
 
-    with mock.patch("flagsplit.apps.pipeline.plan_problem", plan_each):
+    with mock.patch("flagsplit.apps.assembly.plan_problem", plan_each):
         yield
 
 

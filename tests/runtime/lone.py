@@ -1,5 +1,7 @@
 """A session machine without anything around it, for tests that speak every event themselves."""
 
+from dataclasses import replace
+
 import numpy as np
 from tests.runtime.worlds import Graph, make_facts
 
@@ -7,7 +9,7 @@ from flagsplit.runtime.events import Instruction, Ran, Run, Send, Submit
 from flagsplit.runtime.session_machine import SessionFacts, SessionMachine, SessionOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport.channel import Received, Up
-from flagsplit.transport.messages import FEATURES, VERSION, Open, PeerAddress, Welcome
+from flagsplit.transport.messages import FEATURES, VERSION, HopTiming, Open, PeerAddress, TensorHeader, Welcome
 
 TIERS = ("phone", "edge", "cloud")
 # x → v0 on the phone → v1 on the edge → v2 in the cloud → v3 on the phone, which reads v0 again.
@@ -63,3 +65,14 @@ class Lone:
         self.submit(rid)
         opened = [said.message for said in self.ran() if isinstance(said, Send) and isinstance(said.message, Open)]
         return opened[0]
+
+
+def timing() -> HopTiming:
+    """Of some hop."""
+    return HopTiming("edge", "1", 1, 1, 1, 1)
+
+
+def answer_to(opened: Open) -> Open:
+    """What the edge would send to the phone at the end."""
+    header = TensorHeader("v2", "int64", (5,), 40)
+    return replace(opened, hop=4, tensors=(header,), trace=(timing(),) * 4, inline_crc32=None, payload=b"")

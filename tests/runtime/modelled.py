@@ -216,7 +216,7 @@ class Modelled:
         return {rid for rid, asked in self.asked.items() if not asked.abandoned} - self.cluster.answers.keys()
 
     def _is_at_rest(self) -> bool:
-        busy = self._open() or self.session._coming or self.session.waiting_runs or self.session.flights
+        busy = self._open() or self.session._epochs.coming or self.session.waiting_runs or self.session.flights
         lost = any(self.cluster.tiers[tier].state == "down" for tier in self.workers if tier in self.cluster.tiers)
         return not busy and not lost and not any(w.flights or w.waiting_runs or w.shares.paused for w in self.living())
 

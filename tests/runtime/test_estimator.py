@@ -7,14 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flagsplit.runtime.estimator import (
-    Clock,
-    FilterOptions,
-    LinkEstimator,
-    LinkOptions,
-    LogFilter,
-    TierEstimator,
-)
+from flagsplit.runtime.link_estimator import LinkEstimator, LinkOptions
+from flagsplit.runtime.log_filter import Clock, FilterOptions, LogFilter
+from flagsplit.runtime.tier_estimator import TierEstimator
 
 ACK_BYTES = 64 << 10
 

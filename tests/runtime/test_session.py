@@ -338,7 +338,7 @@ def test_a_bad_address_in_a_hello_does_not_hurt_a_worker(bundle: Bundle, whole: 
     try:
         addresses = {"edge": PeerAddress(worker.address), "cloud": PeerAddress("tcp://127.0.0.1:1", "x" * 40)}
         with Session(bundle, addresses, ZmqChannel(security=NO_SECURITY), SETTINGS) as session:
-            session._machine._peers["cloud"].address = PeerAddress("nonsense")
+            session._machine._workers["cloud"].address = PeerAddress("nonsense")
             session._shell.post(flagsplit.transport.channel.Up("edge"))
             for number in range(5):
                 assert right(whole, session.run(inputs_of(number), plan="plan2"), number)

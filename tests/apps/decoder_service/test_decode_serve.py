@@ -61,7 +61,7 @@ def page(about: dict[str, Any], path: str) -> str:
 
 
 def test_it_serves_every_cut_is_watched_and_drains(program: Small, running: Decoders) -> None:
-    (about,) = running.about
+    about = running.replicas[0].about
     source = folder_source(program.folder)
     assert about["bundle"] == source.digest == folder_digest(program.folder)
     assert about["plans"] == {"hidden": ["hidden"], "audio": ["audio"]}
@@ -85,8 +85,8 @@ def test_it_serves_every_cut_is_watched_and_drains(program: Small, running: Deco
         assert stats["generation"]["tokens"] == given
         assert stats["generation"]["first_ms"]["p50"] > 0
         assert 1 <= stats["generation"]["batch_mean"] <= 2
-        running.processes[0].send_signal(signal.SIGTERM)
-        assert running.processes[0].wait(20) == 0
+        running.replicas[0].process.send_signal(signal.SIGTERM)
+        assert running.replicas[0].process.wait(20) == 0
 
 
 def test_more_than_a_model_takes_at_once_does_not_begin(program: Small) -> None:

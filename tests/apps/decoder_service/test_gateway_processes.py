@@ -84,7 +84,7 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
     words = ("--gateway", "127.0.0.1:0", "--model-name", "small", "--slots", "2", "--api-keys", str(tokens))
     expected = wanted(program)
     with Decoders(program.folder, 1, home, *words, "--http", "127.0.0.1:0") as decoders:
-        near = client_of(decoders.about[0]["gateway"])
+        near = client_of(decoders.replicas[0].about["gateway"])
         assert near.complete(**ASKED).status == 401
         near.headers["Authorization"] = "Bearer anna-0123456789abcdef"
         about = start("--cloud", decoders.addresses[0], "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0")
@@ -99,12 +99,12 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         metrics = watching.get("/metrics").body.decode()
         assert 'flagsplit_gateway_requests_total{route="/v1/completions",status="200"} 1.0' in metrics
         assert f'flagsplit_gateway_tokens_total{{route="/v1/completions"}} {len(expected)}.0' in metrics
-        assert client_of(decoders.about[0]["gateway"]).get("/readyz").status == 200
-        metrics = client_of(decoders.about[0]["http"]).get("/metrics").body.decode()
+        assert client_of(decoders.replicas[0].about["gateway"]).get("/readyz").status == 200
+        metrics = client_of(decoders.replicas[0].about["http"]).get("/metrics").body.decode()
         assert f'flagsplit_gateway_tokens_total{{route="/v1/completions"}} {len(expected)}.0' in metrics
         assert f"flagsplit_tokens_total {2 * len(expected)}.0" in metrics
-        decoders.processes[0].send_signal(signal.SIGTERM)
-        assert decoders.processes[0].wait(20) == 0
+        decoders.replicas[0].process.send_signal(signal.SIGTERM)
+        assert decoders.replicas[0].process.wait(20) == 0
         assert watching.get("/readyz").status == far.get("/readyz").status == 503
 
 

@@ -10,6 +10,7 @@ from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.sequential import generate
+from flagsplit.runtime.generation.step import make_change
 from flagsplit.runtime.generation.stream import State
 from flagsplit.runtime.generation.testing import HashModel, hidden
 
@@ -35,7 +36,8 @@ class Driver:
     def __init__(self, model: HashModel, settings: SchedulerSettings | None = None) -> None:
         self.settings = settings or SchedulerSettings()
         self.model = model
-        self.scheduler = Scheduler(model.facts, model.slots, model.bytes_for, self.settings)
+        self.scheduler = Scheduler(model, self.settings)
+        model.limit(self.settings.kv_bytes)
         self.now = 0.0
         self.outcomes: dict[str, Outcome] = {}
 
@@ -68,14 +70,9 @@ class Driver:
         step = self.scheduler.plan(self.now)
         if step is None:
             return False
-        for slot in step.closed:
-            self.model.close_slot(slot)
-        for stream in step.opened:
-            self.model.open(stream.slots[0], stream.request.context)
-        for source, target in step.copied:
-            self.model.copy(source, target)
+        for change in step.changes:
+            make_change(change, self.model)
         self.now += STEP_S
-        assert self.scheduler.kv_bytes <= self.settings.kv_bytes
         if step.works:
             prompts = [len(tokens) for work in step.works for tokens in work.tokens if len(tokens) > 1]
             assert sum(prompts) <= self.settings.step_tokens

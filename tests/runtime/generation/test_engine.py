@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 from tests.runtime.generation.driver import alone, request
+from tests.targets.generation.meter import Meter
 
 from flagsplit.errors import InputError, InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.events import Event, Generate, Refused, Tokens
 from flagsplit.runtime.generation.testing import HashModel, hidden
+from flagsplit.targets.generation.banks import Banks, Sketched
+from flagsplit.targets.generation.slot_cache import SlotCache
 from flagsplit.targets.generation.step_model import Logits
 from flagsplit.targets.interface import Array
 
@@ -172,13 +175,13 @@ def test_a_broken_model_hands_every_stream_back(engines: list[GenerationEngine],
 class Picky(HashModel):
     """A model that takes no context of five frames, and breaks at six."""
 
-    def open(self, slot: int, context: object) -> None:
+    def open(self, slot: int, context: object, tokens: int = 1) -> None:
         frames = context["hidden"].shape[1]  # type: ignore[index]
         if frames == 5:
             raise InputError("expected other frames, came 5")
         if frames == 6:
             raise InternalError("no memory")
-        super().open(slot, context)  # type: ignore[arg-type]
+        super().open(slot, context, tokens)  # type: ignore[arg-type]
 
 
 def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listener: Listener) -> None:
@@ -187,6 +190,55 @@ def test_a_stream_that_cannot_be_opened(engines: list[GenerationEngine], listene
         engine.submit(request(number, frames=frames, max_tokens=5))
     codes = [getattr(listener.last(str(number)), "code", "done") for number in range(5)]
     assert codes == ["bad-input", "broken", "done", "bad-input", "done"]
+
+
+class Forgetful(HashModel):
+    """A model that has no memory left for a moment, beside others that run."""
+
+    def __init__(self, slots: int, fails_at: int) -> None:
+        super().__init__(slots, stop_share=0)
+        self.reserves, self.fails_at = 0, fails_at
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        self.reserves += 1
+        if self.reserves == self.fails_at and self.open_slots > 1:
+            raise MemoryError("no memory")
+        super().reserve(slot, tokens)
+
+
+@pytest.mark.slow
+def test_a_change_of_the_slots_that_fails_costs_no_stream_and_no_slot(
+    engines: list[GenerationEngine], caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = {number: alone(request(number, max_tokens=50), Forgetful(1, 0)) for number in range(6)}
+    for fails_at in range(1, 24, 2):
+        model, listener = Forgetful(4, fails_at), Listener()
+        engine = start(engines, model, listener, SchedulerSettings(kv_bytes=800))
+        for number in range(6):
+            engine.submit(request(number, max_tokens=50))
+        for number in range(6):
+            last = listener.last(str(number))
+            if isinstance(last, Refused):
+                assert "the step failed: MemoryError" in last.reason, "it was alone in a step when that failed"
+            else:
+                assert listener.tokens(str(number)) == expected[number]
+        assert engine.wait_idle(5)
+        assert model.open_slots == 0
+        assert engine.stats().evictions > 0
+    assert "no memory" in caplog.text
+
+
+def test_what_is_told_of_caches_is_what_they_take(engines: list[GenerationEngine], listener: Listener) -> None:
+    meter = Meter()
+    rooms = Banks(lambda: SlotCache(4, {"past": (1, 1)}, {"cross": (1, 1)}, zeros=meter.zeros), Sketched, 1 << 30)
+    engine = start(engines, HashModel(4, stop_share=0, rooms=rooms), listener, SchedulerSettings(kv_bytes=3000))
+    assert (engine.stats().kv_bytes, engine.stats().kv_budget_bytes) == (0, 3000)
+    for number in range(9):
+        engine.submit(request(number, frames=20 * number + 1, max_tokens=50))
+    for number in range(9):
+        assert isinstance(listener.last(str(number)), Tokens)
+    assert engine.wait_idle(5)
+    assert 0 < engine.stats().kv_bytes == meter.now < meter.most <= 3000
 
 
 def test_draining(engines: list[GenerationEngine], listener: Listener) -> None:

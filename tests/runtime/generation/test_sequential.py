@@ -80,8 +80,8 @@ def test_a_search_frees_its_slots_even_if_it_fails() -> None:
 class FailsAtFirst(HashModel):
     """A model that has no memory for its first stream, and says so when it has begun it."""
 
-    def open(self, slot: int, context: Mapping[str, Array] | None) -> None:
-        super().open(slot, context)
+    def open(self, slot: int, context: Mapping[str, Array] | None, tokens: int = 1) -> None:
+        super().open(slot, context, tokens)
         if not self.steps:
             self.steps = 1
             raise InputError("no memory")

@@ -1,28 +1,20 @@
 """Where streams are put: what a step reads is what counts."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
 from flagsplit.errors import InternalError
-from flagsplit.targets.generation.banks import Banks
+from flagsplit.targets.generation.banks import Banks, Sketched
 from flagsplit.targets.generation.slot_cache import SlotCache
 
 
-@dataclass(eq=False)
-class Bank:
-    """A cache that nobody steps."""
-
-    cache: SlotCache = field(default_factory=lambda: SlotCache(16, {"past": (1, 1)}, {"cross": (1, 1)}))
+def banks(weights: int) -> Banks[Sketched]:
+    """Arrays of a token or frame a number; weights are in numbers, too."""
+    return Banks(lambda: SlotCache(16, {"past": (1, 1)}, {"cross": (1, 1)}), Sketched, 4 * weights)
 
 
-def banks(weights: int) -> Banks[Bank]:
-    return Banks(Bank, weights, lambda tokens, frames: tokens + frames)
-
-
-def grow(made: Banks[Bank], slot: int, tokens: int) -> None:
-    made.reserve(slot, made.length(slot) + tokens)
+def grow(made: Banks[Sketched], slot: int, tokens: int) -> None:
+    assert made.reserve(slot, made.length(slot) + tokens)
     cache = made.of(slot).cache
     row = cache.rows([slot])
     value = np.full((1, 1, tokens, 1), slot, np.float32)

@@ -1,14 +1,20 @@
 """Steps by PyTorch, here on the CPU, against plain numpy; what a GPU makes of them needs one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.flagir.programs import oracle
 from tests.targets.generation.history import History, check_later_part
+from tests.targets.generation.meter import Meter
 from tests.targets.generation.programs import save_later_part, small_program
+from tests.targets.generation.shared_steps import outputs_in_shared_steps
 
 from flagsplit.errors import ConfigError, InputError
+from flagsplit.flagir.programs.store import FACTS_NAME
+from flagsplit.runtime.generation.admission import SchedulerSettings
+from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation.cuda_step import CudaStepModel
@@ -38,6 +44,27 @@ def test_it_gives_the_tokens_of_onnx_runtime(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_caches_never_take_more_than_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stream is long, another wide: each fits alone, both together do not."""
+    small, meter = small_program(tmp_path, "moonshine", 1), Meter()
+    (tmp_path / FACTS_NAME).write_bytes(replace(small.facts, max_positions=100).to_json())
+    plain = CudaStepModel._zeros
+    monkeypatch.setattr(CudaStepModel, "_zeros", lambda self, shape: meter.counted(plain(self, shape)))
+    sizes = [(70, 20), (3, 70), (3, 3)]
+    asked = [
+        Generate(str(at), "a", small.context(at, frames), (1, 3, 4), options=GenerationOptions(max_tokens=most))
+        for at, (frames, most) in enumerate(sizes)
+    ]
+    model = CudaStepModel(tmp_path, 3, "fp32", "cpu")
+    budget = max(model.bytes_for(3 + most, frames) for frames, most in sizes)
+    found = outputs_in_shared_steps(model, asked, SchedulerSettings(budget, step_tokens=6))
+    assert budget / 2 < meter.most <= budget < model.bytes_for(73, 70)
+    assert model.kv_bytes == meter.now
+    one = OrtStepModel(tmp_path, 1)
+    assert found == [list(generate(one, each.context, each.tokens, each.options)) for each in asked]
+
+
+@pytest.mark.slow
 def test_half_precision_is_near(tmp_path: Path) -> None:
     small = small_program(tmp_path, "moonshine", 0)
     model = CudaStepModel(tmp_path, 2, "bf16", "cpu")
@@ -46,7 +73,7 @@ def test_half_precision_is_near(tmp_path: Path) -> None:
     logits = model.step([1], [np.array([1, 5, 6])])
     expected = small.logits([1, 5, 6], context)
     assert np.abs(logits[0] - expected).max() < 0.1 * np.abs(expected).max()
-    assert model.bytes_for(65, 64) == model.bytes_for(128, 1)
+    assert model.bytes_for(65, 64) == model.bytes_for(128, 1) == model.bytes_for(128, 1, 2)
     model.close()
     model.close()
 
@@ -79,6 +106,23 @@ def test_graphs_are_made_before_they_are_needed(tmp_path: Path) -> None:
         model.open(slot, None)
         model.step(list(range(slot + 1)), [np.array([3])] * (slot + 1))
     assert set(model._graphs) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(oracle.FAMILIES))
+def test_a_step_is_lowered_once_for_caches_of_any_length(tmp_path: Path, family: str) -> None:
+    small = small_program(tmp_path, family, 0)
+    model = CudaStepModel(tmp_path, 2, "fp32", "cpu")
+    model.warm_up(1, 1)
+    before = set(model._lowered)
+    context = small.context(0, 150)
+    model.open(0, context)
+    tokens = [number % small.facts.vocabulary for number in range(small.facts.max_positions)]
+    for token in tokens:
+        logits = model.step([0], [np.array([token])])
+    assert set(model._lowered) == before
+    expected = np.asarray(small.logits(tokens, context), np.float64)
+    np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

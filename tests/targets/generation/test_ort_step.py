@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.flagir.programs import oracle
 from tests.targets.generation.history import History, check_later_part
+from tests.targets.generation.meter import Meter
 from tests.targets.generation.programs import Small, save_later_part, small_program
+from tests.targets.generation.shared_steps import outputs_in_shared_steps
 
 from flagsplit.errors import BundleError, ConfigError, InputError, InternalError
 from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.events import Generate
 from flagsplit.runtime.generation.options import GenerationOptions
-from flagsplit.runtime.generation.scheduler import Scheduler
 from flagsplit.runtime.generation.sequential import generate
 from flagsplit.targets.generation.ort_step import OrtStepModel
 from flagsplit.targets.generation.slot_cache import SlotCache
@@ -95,27 +96,15 @@ def test_padding_stays_within_the_positions_that_there_are(make: Make) -> None:
     np.testing.assert_allclose(logits[0], expected, atol=2e-4)  # type: ignore[arg-type]
 
 
-def outputs_in_shared_steps(model: OrtStepModel, asked: list[Generate], settings: SchedulerSettings) -> list[list[int]]:
-    scheduler = Scheduler(model.facts, model.slots, model.bytes_for, settings)
-    found: list[list[int]] = [[] for _ in asked]
-    for each in asked:
-        assert scheduler.submit(each, 0.0) == []
-    while (step := scheduler.plan(0.0)) is not None:
-        for slot in step.closed:
-            model.close_slot(slot)
-        for stream in step.opened:
-            model.open(stream.slots[0], stream.request.context)
-        for source, target in step.copied:
-            model.copy(source, target)
-        if step.works:
-            for event in scheduler.finish(step, model.step(step.slots, step.tokens), 0.0, 0.0):
-                found[int(event.stream_id)] += event.tokens  # type: ignore[union-attr]
-    return found
-
-
+@pytest.mark.parametrize("weights", [0, 5000, 1 << 30])
 @pytest.mark.parametrize("family", list(oracle.FAMILIES))
-def test_shared_steps_give_what_the_sequential_loop_gives(make: Make, family: str) -> None:
-    small = make(family, 1)
+def test_shared_steps_give_what_the_sequential_loop_gives(
+    make: Make, family: str, weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a budget in which the widest stream just fits; keys and values of contexts count like those of tokens."""
+    monkeypatch.setattr("flagsplit.targets.generation.ort_step._weights_bytes", lambda _: weights)
+    small, meter = make(family, 1), Meter()
+    meter.watch(monkeypatch)
     asked = [
         Generate(
             str(number),
@@ -127,8 +116,10 @@ def test_shared_steps_give_what_the_sequential_loop_gives(make: Make, family: st
         for number in range(9)
     ]
     model = OrtStepModel(small.folder, 6, threads=1)
-    most = 2 * max(model.bytes_for(26, 43), 1) * 3
-    found = outputs_in_shared_steps(model, asked, SchedulerSettings(most, step_tokens=6))
+    budget = model.bytes_for(26, 43, 3)
+    found = outputs_in_shared_steps(model, asked, SchedulerSettings(budget, step_tokens=6))
+    assert budget / 2 < meter.most <= budget
+    assert model.kv_bytes == meter.now
     for each, tokens in zip(asked, found, strict=True):
         one = OrtStepModel(small.folder, each.options.beams, threads=1)
         assert tokens == list(generate(one, each.context, each.tokens, each.options)), each.stream_id

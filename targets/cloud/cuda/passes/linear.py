@@ -4,9 +4,12 @@ from collections import defaultdict
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from flagsplit.targets.cloud.cuda.lowering.registry import DOMAIN
-from flagsplit.targets.cloud.cuda.passes.rewriting import Doubles, constant, operands, put, reader, sizes, weight
+from flagsplit.targets.cloud.cuda.passes.rewriting import constant, numbers, operands, put, reader, sizes, weight
+
+Numbers = NDArray[np.generic]
 
 
 def fuse_linear(graph: ir.Graph) -> None:
@@ -22,7 +25,7 @@ def fuse_linear(graph: ir.Graph) -> None:
 
 def _of_matmul(graph: ir.Graph, node: ir.Node) -> None:
     x, matrix = node.inputs
-    weights, shape = constant(matrix), sizes(x)
+    weights, shape = numbers(matrix), sizes(x)
     if x is None or weights is None or weights.ndim != 2 or shape is None or len(shape) < 2:
         return
     bias, last = None, node.outputs[0]
@@ -42,7 +45,7 @@ def _of_gemm(graph: ir.Graph, node: ir.Node) -> None:
     number = node.attributes.get_float
     if node.attributes.get_int("transA", 0) or number("alpha", 1.0) != 1.0 or number("beta", 1.0) != 1.0:
         return
-    weights = constant(node.inputs[1])
+    weights = numbers(node.inputs[1])
     given = node.inputs[2] if len(node.inputs) > 2 else None
     bias = constant(given)
     if weights is None or node.inputs[0] is None or (given is not None and bias is None):
@@ -55,7 +58,7 @@ def _of_gemm(graph: ir.Graph, node: ir.Node) -> None:
     _put(graph, node.outputs[0], node.inputs[0], weights, bias)
 
 
-def _put(graph: ir.Graph, old: ir.Value, x: ir.Value, weights: Doubles, bias: Doubles | None) -> None:
+def _put(graph: ir.Graph, old: ir.Value, x: ir.Value, weights: Numbers, bias: Numbers | None) -> None:
     assert x.dtype is not None
     inputs = [x, weight(graph, weights, x.dtype, f"{old.name}/weights")]
     if bias is not None:
@@ -75,7 +78,7 @@ def share_inputs(graph: ir.Graph) -> None:
 
 
 def _join(graph: ir.Graph, x: ir.Value, nodes: list[ir.Node]) -> None:
-    parts = [[constant(value) for value in node.inputs[1:]] for node in nodes]
+    parts = [[numbers(value) for value in node.inputs[1:]] for node in nodes]
     joined = [np.concatenate([each for each in group if each is not None]) for group in zip(*parts, strict=True)]
     first, shape = nodes[0], sizes(nodes[0].outputs[0])
     assert x.dtype is not None

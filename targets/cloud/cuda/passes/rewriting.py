@@ -34,6 +34,12 @@ def constant(value: ir.Value | None) -> Doubles | None:
     return np.asarray(tensor.numpy()).astype(np.float64)
 
 
+def numbers(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """A constant of floats as it is stored, to be moved and not computed with, else None."""
+    tensor = value.const_value if value is not None and value.producer() is None else None
+    return None if tensor is None or tensor.dtype not in FLOATS else np.asarray(tensor.numpy())
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The number in a constant of one element, else None."""
     found = constant(value)
@@ -73,7 +79,7 @@ def weight(graph: ir.Graph, array: NDArray[np.generic], dtype: ir.DataType, name
     free = name
     while free in graph.initializers:
         free += "'"
-    tensor = ir.tensor(np.ascontiguousarray(array.astype(taken)), name=free)
+    tensor = ir.tensor(np.array(array, taken, order="C"), name=free)
     value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

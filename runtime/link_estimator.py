@@ -1,170 +1,20 @@
-"""What the session believes of links and tiers, from what requests and heartbeats show anyway. Pure, on given times.
+"""What is believed of one direction of a connection, from what requests and heartbeats show anyway.
 
-`LinkEstimator` is one direction of one connection, `TierEstimator` one tier. Each quantity is a `LogFilter`. What the
-whole line is like, as a state that plans are chosen for, is put together in `flagsplit.runtime.world`; what to do
-about it is decided in `flagsplit.runtime.decisions`.
+Pure, on given times. Each quantity is a `LogFilter`. What the whole line is like, as a state that plans are chosen for,
+is put together in `flagsplit.runtime.world`; what to do about it is decided in `flagsplit.runtime.decisions`.
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass
 
+from flagsplit.runtime.log_filter import LEAST, LONGEST_S, Clock, FilterOptions, LogFilter, Observations, seconds
 from flagsplit.transport.messages import LinkGauge
 
-_LEAST, _MOST = 1e-12, 1e15
+_RATE = FilterOptions(drift=0.4, prior=1.0, worse_sign=-1)
+_RTT = FilterOptions(drift=0.2, prior=0.7, worse_sign=1, stale_s=15.0)
+_LEAST_RTT_S = 1e-6
 _LARGEST_GAUGE = 2**53 - 1
-
-
-@dataclass(frozen=True)
-class FilterOptions:
-    """How a positive quantity wanders, as logarithms: 0.1 is about 10 %.
-
-    Attributes:
-        drift: standard deviation that it gains in a second.
-        prior: standard deviation of the nominal value; no estimate gets wider than that.
-        jump: how many standard deviations off a value is doubted when it comes once; a second one is believed.
-        worse_sign: 1 if larger is worse, -1 if smaller is; what is worse is believed at once, up to a factor of 4.
-        stale_s: seconds without a value after which the estimate goes back towards the nominal value.
-        return_s: time constant of that.
-    """
-
-    drift: float = 0.3
-    prior: float = 0.7
-    jump: float = 3.0
-    worse_sign: int = -1
-    stale_s: float = 5.0
-    return_s: float = 20.0
-
-
-_LEAST_RTT_S, _LONGEST_S = 1e-6, 3600.0
-_AT_ONCE = math.log(4)
-_VAGUE = 0.6  # a value that is off by that much anyway is no reason to think that things have changed
-
-
-class LogFilter:
-    """A scalar Kalman filter on the logarithm of a quantity that walks at random.
-
-    That is exponential forgetting by time, with a gain that follows from how much each value says. What is far off is
-    clipped once; if the next is as far off on the same side, the quantity has jumped and the filter goes there.
-
-    Args:
-        nominal: where it starts, and goes back to when nothing is heard.
-        options: how it wanders.
-    """
-
-    def __init__(self, nominal: float, options: FilterOptions) -> None:
-        self._options = options
-        self._nominal = math.log(_clamp(nominal))
-        self._mean = self._nominal
-        self._variance = options.prior**2
-        self._at: float | None = None
-        self._doubted = 0
-        self.count = 0
-
-    def observe(self, value: float, deviation: float, now: float) -> None:
-        """A value was seen, within a factor of exp(`deviation`) or so; what is no positive number is no value."""
-        if not (math.isfinite(value) and value > 0 and math.isfinite(deviation)):
-            return
-        options = self._options
-        mean, prior = self._estimate(now)
-        noise = min(max(deviation, 1e-3), 1e3) ** 2
-        off = math.log(_clamp(value)) - mean
-        limit = options.jump * math.sqrt(prior + noise)
-        side = 0 if abs(off) <= limit else int(math.copysign(1, off))
-        if side and side == self._doubted:
-            prior = max(prior, off * off)
-        elif side and deviation > _VAGUE:
-            off = math.copysign(limit, off)
-        elif side:
-            allowed = max(limit, _AT_ONCE) if side == options.worse_sign else limit
-            prior = max(prior, min(off * off, allowed**2) / 4)
-            off = math.copysign(min(abs(off), allowed), off)
-        self._doubted = side
-        gain = prior / (prior + noise)
-        self._mean = mean + gain * off
-        self._variance = (1 - gain) * prior
-        self._at = now
-        self.count += 1
-
-    def widen(self, deviation: float) -> None:
-        """Something has changed: the estimate may be off by so much more."""
-        self._variance = min(self._variance + deviation**2, self._options.prior**2)
-
-    def set(self, value: float, deviation: float, now: float) -> None:
-        """Take over what somebody else has estimated."""
-        if math.isfinite(value) and value > 0:
-            self._mean, self._variance = math.log(_clamp(value)), deviation**2
-            self._at, self._doubted = now, 0
-            self.count += 1
-
-    def value(self, now: float) -> float:
-        """The estimate, its median."""
-        return math.exp(self._estimate(now)[0])
-
-    def deviation(self, now: float) -> float:
-        """The standard deviation of its logarithm."""
-        return math.sqrt(self._estimate(now)[1])
-
-    def age_s(self, now: float) -> float:
-        """Seconds since the last value, infinite if there was none."""
-        return math.inf if self._at is None else max(0.0, now - self._at)
-
-    def is_stale(self, now: float) -> bool:
-        """Whether too long ago."""
-        return self.age_s(now) > self._options.stale_s
-
-    def _estimate(self, now: float) -> tuple[float, float]:
-        """Mean and variance of the logarithm at a time."""
-        options, age_s = self._options, self.age_s(now)
-        if self._at is None:
-            return self._nominal, self._variance
-        variance = min(self._variance + options.drift**2 * age_s, options.prior**2)
-        if age_s <= options.stale_s:
-            return self._mean, variance
-        kept = math.exp(-(age_s - options.stale_s) / max(options.return_s, 1e-9))
-        return self._nominal + kept * (self._mean - self._nominal), variance
-
-
-def _clamp(value: float) -> float:
-    return min(max(value, _LEAST), _MOST)
-
-
-_END_OF_TIME_S = 1e15
-"""What a clock says beyond is no time, and sums of such would be no numbers."""
-
-
-class Clock:
-    """Times that never go back: when the caller's clock does, its own goes on from where it was."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-        self._shift_s = 0.0
-        self._started = False
-
-    def set(self, now: float) -> tuple[float, bool]:
-        """The time of an event, and whether the clock was set back before it."""
-        if not abs(now) < _END_OF_TIME_S:
-            return self._last, False
-        time = now + self._shift_s
-        set_back = self._started and time < self._last
-        if set_back:
-            self._shift_s = self._last - now
-            time = self._last
-        self._last, self._started = time, True
-        return time, set_back
-
-    def at(self, now: float) -> float:
-        """The time of a question, which changes nothing."""
-        return max(now + self._shift_s, self._last) if abs(now) < _END_OF_TIME_S else self._last
-
-
-class Observations:
-    """How many there were, of all estimators that share it: whether what followed from them still holds."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
 
 
 @dataclass(frozen=True)
@@ -185,8 +35,8 @@ class LinkOptions:
         hint_deviation: by so much the rate is less certain once the round trip has become far shorter.
     """
 
-    rate: FilterOptions = FilterOptions(drift=0.4, prior=1.0, worse_sign=-1)
-    rtt: FilterOptions = FilterOptions(drift=0.2, prior=0.7, worse_sign=1, stale_s=15.0)
+    rate: FilterOptions = _RATE
+    rtt: FilterOptions = _RTT
     jitter_s: float = 0.002
     least_sample_bytes: int = 16 << 10
     least_sample_s: float = 0.03
@@ -279,7 +129,7 @@ class LinkEstimator:
         transfer = self._transfer
         if transfer is None:
             return
-        came = max(time - _seconds(delay_s), transfer.last_progress)
+        came = max(time - seconds(delay_s), transfer.last_progress)
         explained_s = progress / self._rate.value(came) + 2 * self._smooth_rtt_s(came)
         if came - transfer.last_progress > max(self._options.stall_s, 3 * explained_s):
             transfer.stalled = True
@@ -335,7 +185,7 @@ class LinkEstimator:
         time = self._observed(now)
         if not (math.isfinite(rtt_s) and rtt_s >= 0):
             return
-        rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
+        rtt_s = min(max(rtt_s, _LEAST_RTT_S), LONGEST_S)
         while self._pings and self._pings[0] <= time - rtt_s + 1e-6:
             self._pings.popleft()
         before_s = self._rtt.value(time)
@@ -362,7 +212,7 @@ class LinkEstimator:
         time = self._observed(now)
         self._rate.set(bytes_per_s, 0.15, time)
         if math.isfinite(rtt_s) and rtt_s > 0:
-            rtt_s = min(max(rtt_s, _LEAST_RTT_S), _LONGEST_S)
+            rtt_s = min(max(rtt_s, _LEAST_RTT_S), LONGEST_S)
             self._rtt.set(rtt_s, 0.15, time)
             self._recent.append((time, rtt_s))
         if math.isfinite(loss):
@@ -384,7 +234,7 @@ class LinkEstimator:
             return rate
         quiet_s = time - self._transfer.last_progress - self._smooth_rtt_s(time)
         unacked = max(self._sent - self._acked, 1)
-        return min(rate, max(unacked / quiet_s, _LEAST)) if quiet_s > self._options.least_sample_s else rate
+        return min(rate, max(unacked / quiet_s, LEAST)) if quiet_s > self._options.least_sample_s else rate
 
     def rtt_s(self, now: float) -> float:
         """The round trip of a small message, at least as long as the oldest ping is out."""
@@ -475,92 +325,3 @@ class LinkEstimator:
         while self._recent and self._recent[0][0] < since:
             self._recent.popleft()
         return min((rtt_s for _, rtt_s in self._recent), default=self._smooth_rtt_s(time))
-
-
-def _seconds(value: float) -> float:
-    return min(max(value, 0.0), _LONGEST_S) if math.isfinite(value) else 0.0
-
-
-@dataclass(frozen=True)
-class TierOptions:
-    """How a tier is estimated.
-
-    Attributes:
-        slowdown: how it wanders.
-        least_run_s: planned seconds below which a run says little.
-        wait_gain_s: time constant by which waits of late count.
-        stale_s: seconds after which an unheard wait counts as over.
-    """
-
-    slowdown: FilterOptions = FilterOptions(drift=0.15, prior=0.7, worse_sign=1, stale_s=8.0, return_s=5.0)
-    least_run_s: float = 0.001
-    wait_gain_s: float = 0.5
-    stale_s: float = 5.0
-
-
-class TierEstimator:
-    """One tier: how many times longer its work takes than planned, and how long work waits there.
-
-    Args:
-        slowdown: the nominal one.
-        options: how it is estimated.
-        observations: counts them.
-    """
-
-    def __init__(
-        self, slowdown: float = 1.0, options: TierOptions | None = None, observations: Observations | None = None
-    ) -> None:
-        self._options = options or TierOptions()
-        self._clock = Clock()
-        self._slowdown = LogFilter(max(slowdown, _LEAST), self._options.slowdown)
-        self._last: deque[float] = deque(maxlen=3)
-        self._wait_s = 0.0
-        self._wait_at: float | None = None
-        self._observations = observations or Observations()
-
-    def ran(self, run_s: float, planned_s: float, now: float) -> None:
-        """A request's work here took `run_s`; the plan says `planned_s` at the nominal speed."""
-        time, _ = self._clock.set(now)
-        self._observations.count += 1
-        if not (math.isfinite(run_s) and math.isfinite(planned_s) and run_s > 0 and planned_s > 0):
-            return
-        self._last.append(run_s / planned_s)
-        # The median of three: one run that was held up by something else does not count.
-        middle = sorted(self._last)[len(self._last) // 2]
-        self._slowdown.observe(middle, 0.1 + self._options.least_run_s / planned_s, time)
-
-    def waited(self, wait_s: float, now: float) -> None:
-        """Work waited here for its turn, or would."""
-        time, _ = self._clock.set(now)
-        self._observations.count += 1
-        if not math.isfinite(wait_s):
-            return
-        wait_s = _seconds(wait_s)
-        old_s = 0.0 if self._wait_at is None else self._wait_s * self._left(time)
-        since_s = math.inf if self._wait_at is None else time - self._wait_at
-        gain = 1 - math.exp(-since_s / self._options.wait_gain_s)
-        self._wait_s = old_s + max(gain, 0.3) * (wait_s - old_s)
-        self._wait_at = time
-
-    def slowdown(self, now: float) -> float:
-        """The factor on its nominal seconds."""
-        return self._slowdown.value(self._clock.at(now))
-
-    def wait_s(self, now: float) -> float:
-        """Seconds that work waits for its turn."""
-        return self._wait_s * self._left(self._clock.at(now))
-
-    def age_s(self, now: float) -> float:
-        """Seconds since it last ran something; infinite if never."""
-        return self._slowdown.age_s(self._clock.at(now))
-
-    def is_stale(self, now: float) -> bool:
-        """Whether that was too long ago."""
-        return self._slowdown.is_stale(self._clock.at(now))
-
-    def _left(self, time: float) -> float:
-        """How much of the last wait still counts."""
-        if self._wait_at is None:
-            return 0.0
-        over_s = time - self._wait_at - self._options.stale_s
-        return 1.0 if over_s <= 0 else math.exp(-over_s / self._options.stale_s)
