@@ -35,7 +35,7 @@ def attention() -> ir.Model:
     for name in ("wq", "wk", "wv", "wo"):
         weights = rng.standard_normal((48, 48)).astype(np.float32) / 4
         proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, name))
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(0.5372849), "half"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5372849, np.float32), "half"))
     return canonical(proto)
 
 
