@@ -263,5 +263,10 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, DTYPES.get(value.type, value.type), shape)
 
 
+def ran_out_of_memory(error: InputError) -> bool:
+    """Whether a run failed for want of memory, so that the inputs are not to blame, or not alone."""
+    return "Failed to allocate memory" in str(error.__cause__)
+
+
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:300]

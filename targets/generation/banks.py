@@ -66,6 +66,13 @@ class Banks(Generic[B]):
         made._where = {slot: drawn[bank] for slot, bank in self._where.items()}
         return made
 
+    def confine(self, limit: float) -> None:
+        """Set the limit, and make arrays as small as can be if they take more."""
+        self.limit = limit
+        if self.kv_bytes > limit:
+            for bank in self.banks:
+                bank.cache.resize(bank.cache.tightest())
+
     @property
     def nbytes(self) -> int:
         """What all arrays hold."""

@@ -5,7 +5,7 @@ in one graph; how many rows, how long the caches are, come in powers of two, so 
 through graphs of their own, a few rows at a time. The lowering is that of the `cuda` target.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,14 @@ _PROMPTS = 8
 def doubled(length: int) -> int:
     """The least power of two that is enough, and no less than `_UNIT`."""
     return max(_UNIT, 1 << (length - 1).bit_length())
+
+
+def _parts(tokens: Array) -> Iterator[Array]:
+    """Tokens in parts of powers of two, the largest first."""
+    while len(tokens):
+        count = 1 << (len(tokens).bit_length() - 1)
+        yield tokens[:count]
+        tokens = tokens[count:]
 
 
 class CudaStepModel:
@@ -119,7 +127,7 @@ class CudaStepModel:
 
     def limit(self, kv_bytes: int) -> None:
         """Let caches never take more."""
-        self._banks.limit = kv_bytes
+        self._banks.confine(kv_bytes)
 
     def room(self) -> Room:
         """A sketch of the caches."""
@@ -225,15 +233,15 @@ class CudaStepModel:
             self._logits[at] = logits[rows[at]]
         return self._logits[: len(rows)]
 
-    def _prompt(self, rows: Sequence[int], tokens: Sequence[Array], some: Sequence[int]) -> None:
+    def _prompt(self, rows: Sequence[int], tokens: Sequence[Array] | Mapping[int, Array], some: Sequence[int]) -> None:
         """Several tokens for a few rows, which are gathered; places that are left take the spare row."""
         chunk = 1 << (max(len(tokens[at]) for at in some) - 1).bit_length()
         left = self._cache.capacity[0] - max(int(self._cache.lengths[rows[at]]) for at in some)
-        if chunk > left and len(some) > 1:
-            for at in some:  # The padding of one would go beyond the end of another.
-                self._prompt(rows, tokens, [at])
+        if chunk > left:  # Padding would go beyond the end: one after the other, in parts that need none.
+            for at in some:
+                for part in _parts(tokens[at]):
+                    self._prompt(rows, {at: part}, [at])
             return
-        chunk = min(chunk, left)
         batch = min(1 << (len(some) - 1).bit_length(), _PROMPTS)
         given, last = self._nothing(batch, chunk), np.zeros(batch, np.int64)
         chosen = np.full(batch, self.slots, np.int64)

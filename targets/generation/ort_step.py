@@ -101,7 +101,7 @@ class OrtStepModel:
 
     def limit(self, kv_bytes: int) -> None:
         """Let caches never take more."""
-        self._banks.limit = kv_bytes
+        self._banks.confine(kv_bytes)
 
     def room(self) -> Room:
         """A sketch of the caches."""

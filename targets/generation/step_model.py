@@ -64,7 +64,10 @@ class StepModel(Protocol):
         """What all caches hold now, those of streams that ended included while they are kept."""
 
     def limit(self, kv_bytes: int) -> None:
-        """Let all caches together never take more, also while they grow; without this there is no limit."""
+        """Let all caches together never take more, also while they grow; without this there is no limit.
+
+        What is kept for streams to come is freed if it takes more; open streams stay as they are.
+        """
 
     def room(self) -> Room:
         """A sketch of what the caches take now."""

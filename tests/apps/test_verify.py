@@ -22,7 +22,7 @@ from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.pipeline import build
-from flagsplit.apps.samples import zoo_sample
+from flagsplit.apps.samples import real_sample
 from flagsplit.apps.tolerances import read_tolerances, tolerance_of
 from flagsplit.apps.verification import SegmentCheck, VerifyReport
 from flagsplit.errors import BundleError, ConfigError, InputError, PeerError, PolicyError
@@ -336,15 +336,15 @@ def test_a_recording_beside_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     { heard = Cast <to = 1> (mask)  y = Mul(sound, heard) }"""
     model = models.save(onnx.parser.parse_model(text), tmp_path / "audio.onnx")
     built = flagsplit.build(model, "phone,cloud", tmp_path / "a.flagsplit", dims={"N": 1})
-    sample = zoo_sample(flagsplit.open(built.path), "beckett.wav")
+    sample = real_sample(flagsplit.open(built.path), "beckett.wav")
     np.testing.assert_array_equal(sample.tensors["sound"], np.array([[0, 0.5, -1, 0, 0.5]], np.float32))
     np.testing.assert_array_equal(sample.tensors["mask"], np.ones((1, 5), np.int64))
     assert not flagsplit.verify(built.path, samples=["beckett.wav"]).departs
     with pytest.raises(InputError, match="no picture"):
-        zoo_sample(flagsplit.open(built.path), "page.png")
+        real_sample(flagsplit.open(built.path), "page.png")
     (tmp_path / "a.wav").write_bytes(b"RIFF")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        zoo_sample(flagsplit.open(built.path), "beckett.wav")
+    with pytest.raises(InputError, match="a WAV file"):
+        real_sample(flagsplit.open(built.path), "beckett.wav")
 
 
 def test_what_cannot_be_verified(split_bundle: Path, tmp_path: Path) -> None:

@@ -65,6 +65,25 @@ def test_caches_never_take_more_than_the_budget(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+def test_prompts_fill_caches_to_the_end_and_not_beyond(tmp_path: Path) -> None:
+    small = small_program(tmp_path, "llama", 1)
+    (tmp_path / FACTS_NAME).write_bytes(replace(small.facts, max_positions=64).to_json())
+    model = CudaStepModel(tmp_path, 3, "fp32", "cpu")
+    tokens = np.random.default_rng(2).integers(0, small.facts.vocabulary, (3, 64))
+    held = [0, 0, 0]
+    for slot in range(3):
+        model.open(slot, None)
+    for counts in ((50, 3, 1), (7, 33, 40), (7, 28, 23)):
+        logits = model.step([0, 1, 2], [tokens[slot, held[slot] : held[slot] + counts[slot]] for slot in range(3)])
+        held = [before + count for before, count in zip(held, counts, strict=True)]
+        for slot in range(3):
+            expected = small.logits(tokens[slot, : held[slot]].tolist(), None)
+            np.testing.assert_allclose(logits[slot], expected, atol=2e-4)  # type: ignore[arg-type]
+    assert held == [64, 64, 64]
+    assert model._cache.capacity == (64, 0)
+
+
+@pytest.mark.slow
 def test_half_precision_is_near(tmp_path: Path) -> None:
     small = small_program(tmp_path, "moonshine", 0)
     model = CudaStepModel(tmp_path, 2, "bf16", "cpu")

@@ -196,6 +196,21 @@ def test_streams_stay_apart_while_there_is_no_room_for_them_together() -> None:
     assert [bank.cache.count for bank in made.banks] == [3]
 
 
+@pytest.mark.parametrize("most", [1, 1 << 30])
+def test_a_limit_that_comes_later_frees_what_is_kept(most: int) -> None:
+    meter = Meter()
+    made = banks(meter, np.inf, 1 << 30, most)
+    assert made.add(0, 20, 90)
+    assert made.add(1, 20, 16)
+    made.remove(0)
+    used = made.bytes_for(16, 20)
+    made.confine(used)
+    assert meter.now <= used
+    made.remove(1)
+    made.confine(0)
+    assert meter.now == 0
+
+
 def test_without_a_limit_arrays_have_room_to_grow() -> None:
     made = banks(Meter(), np.inf, 1 << 30)
     for slot in range(3):
