@@ -6,48 +6,36 @@ How a model becomes a canonical graph is in `flagsplit.apps.pipeline`; `flagspli
 bundle.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
-from flagsplit import __version__, flagir
+from flagsplit import flagir
+from flagsplit.apps.bundle_contents import Canonical, Contents, Pooled, planned_steps
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.extra_plans import add_plans
-from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork, pose, prepare
 from flagsplit.apps.layered import is_divisible, rules_for
 from flagsplit.apps.open_shapes import shape_notes
 from flagsplit.apps.plan_graphs import PlanGraphs, cut_plans, tier_by_node
 from flagsplit.apps.plan_views import LayerView
-from flagsplit.apps.program_members import ProgramBuild, program_members
 from flagsplit.apps.program_plans import add_program_plans, beside_chips
-from flagsplit.apps.recipe import COSTS_NAME, costs_to_json, kept_samples, recipe_of, sla_data
 from flagsplit.apps.tier_artifacts import Compiled, compile_options, compile_tier
 from flagsplit.apps.tier_parts import TierParts, tier_parts
 from flagsplit.errors import PolicyError
-from flagsplit.flagir import BlockGraph, Step
 from flagsplit.flagir.programs import Program
-from flagsplit.runtime.archive import Member, write_archive
-from flagsplit.runtime.bundle import GRAPH_NAME, PLANS_NAME, WEIGHTS_MEMBER, PlanSet
-from flagsplit.runtime.itinerary import PlannedStep, itinerary
-from flagsplit.runtime.manifest import FORMAT, Facts, Model
-from flagsplit.runtime.manifest import Tier as ManifestTier
+from flagsplit.runtime.archive import write_archive
+from flagsplit.runtime.itinerary import itinerary
 from flagsplit.splitter.calibration import Calibration
 from flagsplit.splitter.pipeline import PlanningResult, plan_problem
 from flagsplit.splitter.plan import Plan
-from flagsplit.splitter.problem import Problem
 from flagsplit.splitter.profiles import Profile
 from flagsplit.splitter.sla import SLA
 from flagsplit.targets.interface import CompileOptions
 from flagsplit.transport.messages import MAX_HOPS
-
-TRACE_NAME = "build-trace.json"
-_MAX_METADATA_BYTES = 1 << 20
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and how much of the build is done, 0 to 1."""
@@ -78,35 +66,6 @@ class BuildResult:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layers: PlanningResult | None = None
-
-
-@dataclass(frozen=True)
-class Canonical:
-    """A canonical graph without plans on it, and where it comes from.
-
-    Attributes:
-        graph: whose large tensors are mapped from `weights`.
-        weights: the file of the weights.
-        origin: name and digest of the model as it was given.
-        nodes_read: of the model as it was given.
-        program: the program that was linked to this model, if it was one; its weights are mapped from `weights` too.
-    """
-
-    graph: ir.Model
-    weights: Path
-    origin: Model
-    nodes_read: int
-    program: Program | None = None
-
-
-@dataclass(frozen=True)
-class _Pooled:
-    """What was posed and planned; of a decoder-only program also its layers; and the plans that were asked for."""
-
-    problem: Problem
-    planning: PlanningResult
-    layers: PlanningResult | None
-    extra: tuple[str, ...] = ()
 
 
 class Clock:
@@ -152,52 +111,19 @@ def assemble(
     pooled = _pool(canonical.program, ground, deployment, sla, options)
     clock.step("compile", 0.7)
     graphs = cut_plans(model, ground.graph, pooled.planning.pool.plans)
-    planning = _without_endless_routes(pooled.planning, graphs, model)
+    pooled = replace(pooled, planning=_without_endless_routes(pooled.planning, graphs, model))
     given = compile_options(model, canonical.weights, deployment, ground, options)
-    compiled = _compile(graphs, planning, ground, deployment, options, given)
-    for plan in planning.pool.plans:
+    compiled = _compile(graphs, pooled.planning, ground, deployment, options, given)
+    for plan in pooled.planning.pool.plans:
         flagir.write_placement(model, plan.name, plan.tiers, tier_by_node(ground.graph, plan))
     clock.step("write", 0.8)
-    members: dict[str, Member] = {
-        GRAPH_NAME: flagir.to_bytes(model),
-        WEIGHTS_MEMBER: canonical.weights,
-        PLANS_NAME: _plan_set(planning, graphs).to_json(),
-        TRACE_NAME: _trace(canonical.nodes_read, model, ground.graph, planning),
-        **kept_samples(options, given.samples),
-    }
-    if options.costs is not None or ground.profiled.costs is not None:
-        members[COSTS_NAME] = costs_to_json(pooled.problem.costs)
-    if canonical.program is not None:
-        part = ProgramBuild(canonical.program, options.expected_tokens, pooled.layers)
-        members |= program_members(model, graphs, planning.pool.plans, part)
-    tiers = [
-        ManifestTier(
-            name=tier.name,
-            device=tier.device.name,
-            artifacts=[made.entry(tier.name, parts, members) for made in artifacts],
-        )
-        for tier, (parts, artifacts) in zip(deployment.tiers, compiled, strict=True)
-    ]
-    facts = Facts(
-        format=FORMAT,
-        model=canonical.origin,
-        tiers=tiers,
-        inputs=[tensor_of(value) for value in model.graph.inputs],
-        outputs=[tensor_of(value) for value in model.graph.outputs],
-        nominal_dims=ground.dims,
-        dim_ranges=ground.ranges,
-        dim_sizes={name: list(sizes) for name, sizes in options.listed.items()},
-        weights_bytes=flagir.weights_bytes(model),
-        sizes={},  # of the members, which are known when they are written
-        metadata=_metadata(model),
-        built_with=f"flagsplit {__version__}",
-        sla=sla_data(sla),
-        recipe=recipe_of(deployment, options, given, canonical.nodes_read, pooled.extra),
-    )
+    contents = Contents(canonical, deployment, options, ground, pooled, graphs, given, compiled)
+    members = contents.members()
+    tiers = contents.tiers(members)
     digest = write_archive(
         output,
         members,
-        lambda sizes: facts.model_copy(update={"sizes": sizes}),
+        lambda sizes: contents.facts(sla, tiers, sizes),
         lambda done, total: clock.share("write", 0.8 + 0.2 * done / max(total, 1)),
     )
     clock.step("done", 1.0)
@@ -205,9 +131,9 @@ def assemble(
         output,
         digest,
         output.stat().st_size,
-        facts.weights_bytes,
+        flagir.weights_bytes(model),
         clock.seconds,
-        planning,
+        pooled.planning,
         ground.profiled.calibrations,
         (*deployment.notes, *shape_notes(deployment, ground, options)),
         pooled.layers,
@@ -216,7 +142,7 @@ def assemble(
 
 def _pool(
     program: Program | None, ground: Groundwork, deployment: Deployment, sla: SLA, options: BuildOptions
-) -> _Pooled:
+) -> Pooled:
     """All plans: those of the model, of its program, and those that were asked for besides."""
     layers = _plan_layers(program, ground, deployment, sla, options)
     if layers is not None:
@@ -228,10 +154,10 @@ def _pool(
     if program is not None and layers is None:
         planning = add_program_plans(planning, ground, deployment, options)
     if options.extra_plans is None:
-        return _Pooled(problem, planning, layers)
+        return Pooled(problem, planning, layers)
     pooled = {plan.name for plan in planning.pool.plans}
     planning = add_plans(planning, options.extra_plans)
-    return _Pooled(
+    return Pooled(
         problem, planning, layers, tuple(plan.name for plan in planning.pool.plans if plan.name not in pooled)
     )
 
@@ -282,40 +208,4 @@ def _hop_count(plan: Plan, graphs: PlanGraphs, model: ir.Model) -> int:
     inputs, outputs = ([value.name or "" for value in values] for values in (model.graph.inputs, model.graph.outputs))
     answers = graphs.answers.get(plan.name, {})
     passed = plan.route or range(len(plan.tiers))
-    return len(itinerary(_planned(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))
-
-
-def _plan_set(planning: PlanningResult, graphs: PlanGraphs) -> PlanSet:
-    names = [plan.name for plan in planning.pool.plans]
-    return PlanSet(
-        pool=planning.pool,
-        steps={name: _planned(graphs.steps[name]) for name in names},
-        nominal=planning.problem.nominal,
-        reasons=planning.reasons,
-        answers={name: graphs.answers[name] for name in names if name in graphs.answers},
-    )
-
-
-def _planned(steps: Sequence[Step]) -> tuple[PlannedStep, ...]:
-    return tuple(PlannedStep(s.tier, s.segment.id, s.segment.inputs, s.segment.outputs) for s in steps)
-
-
-def _metadata(model: ir.Model) -> dict[str, str]:
-    """The model's own notes, such as the characters that a recognizer knows; those over a megabyte are left out."""
-    return {key: text for key, text in sorted(model.metadata_props.items()) if len(text) <= _MAX_METADATA_BYTES}
-
-
-def _trace(nodes_read: int, model: ir.Model, graph: BlockGraph, planning: PlanningResult) -> bytes:
-    """What the build did, in Chrome's trace format. Times are ordinals: the same input must give the same bytes."""
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("read", {"nodes": nodes_read}),
-        ("canonicalize", {"nodes": len(model.graph), "initializers": len(model.graph.initializers)}),
-        ("blocks", {"blocks": len(graph.blocks), "values": len(graph.values), "dims": dict(graph.dims)}),
-        ("plan", {"solver": planning.solution.solver, "plans": [plan.name for plan in planning.pool.plans]}),
-        ("choose", {"plan": planning.chosen.plan.name, "reasons": list(planning.reasons)}),
-    ]
-    events = [
-        {"name": name, "ph": "X", "ts": at, "dur": 1, "pid": 1, "tid": 1, "args": args}
-        for at, (name, args) in enumerate(steps)
-    ]
-    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, indent=1, sort_keys=True).encode() + b"\n"
+    return len(itinerary(planned_steps(graphs.steps[plan.name]), inputs, [answers.get(n, n) for n in outputs], passed))

@@ -17,8 +17,7 @@ from flagsplit.apps.bisection import Suspect, find_break, find_fault
 from flagsplit.apps.deviation import Tolerance
 from flagsplit.apps.fault import Cause, Fault, advice_for
 from flagsplit.apps.part_engines import NodeLine, PartEngine, ReferenceEngine, TargetEngine
-from flagsplit.apps.plan_graphs import PlanGraphs
-from flagsplit.apps.tier_parts import original_name
+from flagsplit.apps.plan_graphs import PlanGraphs, original_name
 from flagsplit.apps.tolerances import coarseness
 from flagsplit.apps.verification import Sample
 from flagsplit.errors import FlagsplitError, ModelError

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flagsplit import flagir
-from flagsplit.apps.assembly import BuildResult, Canonical, Clock, Progress, assemble
+from flagsplit.apps.assembly import BuildResult, Clock, Progress, assemble
+from flagsplit.apps.bundle_contents import Canonical
 from flagsplit.apps.deployment import describe_deployment
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.linked import Linked, expect_trips, link_program, program_of

@@ -29,6 +29,8 @@ from flagsplit.runtime.bundle import GRAPH_NAME, Bundle, load_graph
 from flagsplit.splitter.plan import Plan
 from flagsplit.targets.interface import Executable, LoadOptions
 
+_RENAMED = ".after_"
+
 
 @dataclass(frozen=True)
 class PlanGraphs:
@@ -56,6 +58,11 @@ def is_lossy(plan: Plan) -> bool:
     return any(cut.codec != NO_CODEC for cut in plan.cuts)
 
 
+def original_name(node: str) -> str:
+    """The name in the model of a node that a codec's loss may have given another one."""
+    return node.rpartition(_RENAMED)[0] or node
+
+
 def tier_by_node(graph: BlockGraph, plan: Plan) -> dict[str, int]:
     """The tier's position for each node of the model."""
     return {node: plan.placement[block.index] for block in graph.blocks for node in block.nodes}
@@ -73,7 +80,7 @@ def cut_plans(model: ir.Model, graph: BlockGraph, plans: Sequence[Plan]) -> Plan
         ModelError: a cut names a value that does not travel that way or that its codec does not take, or an input or
             output of the graph has a name that cannot be sent.
     """
-    return _cut(model, plans, {plan.name: tier_by_node(graph, plan) for plan in plans})
+    return _cut(model, plans, {plan.name: tier_by_node(graph, plan) for plan in plans}, graph)
 
 
 def graphs_of(bundle: Bundle) -> PlanGraphs:
@@ -87,7 +94,8 @@ def graphs_of(bundle: Bundle) -> PlanGraphs:
     plans = bundle.plans.pool.plans
     placements = {plan.name: flagir.read_placement(model, plan.name) for plan in plans}
     clear_placements(model)
-    graphs = _cut(model, plans, placements)
+    graph = flagir.block_graph(model, dict(bundle.facts.nominal_dims))
+    graphs = _cut(model, plans, placements, graph)
     for plan in plans:
         recorded = [(step.tier, step.segment) for step in bundle.plans.steps[plan.name]]
         if [(step.tier, step.segment.id) for step in graphs.steps[plan.name]] != recorded:
@@ -98,17 +106,20 @@ def graphs_of(bundle: Bundle) -> PlanGraphs:
     return graphs
 
 
-def _cut(model: ir.Model, plans: Sequence[Plan], placements: Mapping[str, Mapping[str, int]]) -> PlanGraphs:
+def _cut(
+    model: ir.Model, plans: Sequence[Plan], placements: Mapping[str, Mapping[str, int]], graph: BlockGraph
+) -> PlanGraphs:
     if any(len(plan.tiers) > 1 for plan in plans):
         check_ends(model)
     steps: dict[str, tuple[Step, ...]] = {}
     answers: dict[str, Mapping[str, str]] = {}
     exact = _with_short_names(model)
+    blocks = _blocks_of(exact, graph)
     joined = exact.clone() if any(map(is_lossy, plans)) else exact
     for plan in plans:
         placement = placements[plan.name]
         if not is_lossy(plan):
-            steps[plan.name] = flagir.cut_into_steps(exact, placement, len(plan.tiers))
+            steps[plan.name] = flagir.cut_into_steps(exact, placement, len(plan.tiers), blocks)
             continue
         variant = model.clone()
         flagir.write_placement(variant, plan.name, plan.tiers, placement)
@@ -117,11 +128,23 @@ def _cut(model: ir.Model, plans: Sequence[Plan], placements: Mapping[str, Mappin
         renamed = name_what_is_lossy(variant)
         shorten_names(variant)
         placement = flagir.read_placement(variant, plan.name)
-        steps[plan.name] = flagir.cut_into_steps(variant, placement, len(plan.tiers))
+        steps[plan.name] = flagir.cut_into_steps(variant, placement, len(plan.tiers), _blocks_of(variant, graph))
         if renamed:
             answers[plan.name] = {output: name_that_travels(name) for output, name in renamed.items()}
         join_variant(joined, variant)
     return PlanGraphs(joined, steps, answers)
+
+
+def _blocks_of(model: ir.Model, graph: BlockGraph) -> list[list[str]]:
+    """The nodes of each block, under the names that they have in a plan's graph."""
+    number = {node: block.index for block in graph.blocks for node in block.nodes}
+    blocks: list[list[str]] = [[] for _ in graph.blocks]
+    for node in model.graph:
+        name = node.name or ""
+        at = number.get(name, number.get(original_name(name)))
+        if at is not None:
+            blocks[at].append(name)
+    return blocks
 
 
 def _with_short_names(model: ir.Model) -> ir.Model:

@@ -13,9 +13,8 @@ import onnx_ir as ir
 
 from flagsplit import flagir
 from flagsplit.apps.graph_tensors import tensor_of
-from flagsplit.apps.plan_graphs import PlanGraphs
+from flagsplit.apps.plan_graphs import PlanGraphs, original_name
 from flagsplit.apps.program_plans import LINKED_HIDDEN
-from flagsplit.apps.tier_parts import original_name
 from flagsplit.errors import InternalError, ModelError
 from flagsplit.flagir import Segment, Step
 from flagsplit.flagir.programs.program import Program, graph_names

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import cast
 
 from flagsplit import __version__, flagir
-from flagsplit.apps.assembly import TRACE_NAME, BuildResult, Canonical, Clock, Progress, assemble
+from flagsplit.apps.assembly import BuildResult, Clock, Progress, assemble
+from flagsplit.apps.bundle_contents import TRACE_NAME, Canonical
 from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.groundwork import BuildOptions
 from flagsplit.apps.outputs import check_output

@@ -1,10 +1,11 @@
 """Inputs to verify a bundle on: from files, from the zoo's pictures and recordings, or made up.
 
 A picture is scaled to the input's height and width and to -1..1, a recording cut to the input's length. That is what
-most networks are trained on, near enough to reach what they do with data, not a preprocessing to rely on.
+most networks are trained on, near enough to reach what they do with data, not a preprocessing to rely on. Programs say
+what they read of a sound, and get that.
 """
 
-import wave
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from flagsplit.apps import zoo
 from flagsplit.apps.input_files import made_up_inputs, read_inputs
 from flagsplit.apps.ocr.page import load_gray
 from flagsplit.apps.ocr.recogniser import resample
+from flagsplit.apps.speech.features import sound_input
+from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.verification import Sample
 from flagsplit.errors import ConfigError, InputError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.inputs import check_inputs
 from flagsplit.runtime.manifest import Tensor
+from flagsplit.runtime.program_parts import ProgramParts
 from flagsplit.targets.interface import Array
 
 _PICTURE_CHANNELS = (1, 3)
@@ -49,18 +53,23 @@ def random_samples(bundle: Bundle, count: int, seed: int, dims: Mapping[str, int
     ]
 
 
-def zoo_sample(bundle: Bundle, name: str) -> Sample:
-    """A picture or a recording of the zoo as the one float input of a model; other inputs, masks mostly, are 1.
+def real_sample(bundle: Bundle, given: str) -> Sample:
+    """A picture or a recording as the one float input of a model; other inputs, masks mostly, are 1.
+
+    Args:
+        bundle: whose inputs are wanted; recordings get the rate of its program, if it has one.
+        given: name of a picture or recording of the zoo, or path of a WAV file.
 
     Raises:
-        ConfigError: the zoo has no picture or recording of that name, or what reads it is not installed.
-        InputError: the model does not take a picture or a recording.
+        ConfigError: there is neither, or what reads it is not installed.
+        InputError: the model does not take a picture or a recording, or the file is none.
         PeerError: it cannot be fetched.
     """
     kinds = {entry.name: entry.kind for entry in zoo.entries()}
     usable = [entry for entry, kind in kinds.items() if kind in ("image", "audio")]
-    if name not in usable:
-        raise ConfigError(f"expected a picture or a recording of the zoo ({', '.join(usable)}), came {name!r}")
+    if given not in usable and not Path(given).is_file():
+        names = ", ".join(usable)
+        raise ConfigError(f"expected a picture or a recording of the zoo ({names}), or a WAV file, came {given!r}")
     dims = bundle.facts.nominal_dims
     shapes = {
         each.name: [size if isinstance(size, int) else dims.get(size, 1) for size in each.shape]
@@ -70,11 +79,14 @@ def zoo_sample(bundle: Bundle, name: str) -> Sample:
     others = [each for each in bundle.inputs if each.dtype.startswith(("int", "uint", "bool"))]
     if len(floats) != 1 or len(floats) + len(others) < len(bundle.inputs):
         kind = ", ".join(each.dtype for each in bundle.inputs)
-        raise InputError(f"{name} fits models of one float32 input, this one takes {kind}; use --input")
-    read = _picture if kinds[name] == "image" else _recording
+        raise InputError(f"{given} fits models of one float32 input, this one takes {kind}; use --input")
     arrays: dict[str, object] = {each.name: np.ones(shapes[each.name], each.dtype) for each in others}
-    arrays[floats[0].name] = read(zoo.pull(name), floats[0], shapes[floats[0].name])
-    return Sample(name, check_inputs(bundle.inputs, arrays, *bundle.sizes))
+    (data,), path = floats, zoo.pull(given) if given in usable else Path(given)
+    if kinds.get(given) == "image":
+        arrays[data.name] = _picture(path, data, shapes[data.name])
+    else:
+        arrays[data.name] = _recording(path, data, shapes[data.name], bundle.program)
+    return Sample(given, check_inputs(bundle.inputs, arrays, *bundle.sizes))
 
 
 def _picture(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:
@@ -84,28 +96,33 @@ def _picture(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:
     return np.broadcast_to((gray / 127.5 - 1).astype(np.float32), shape)
 
 
-def _recording(path: Path, tensor: Tensor, shape: Sequence[int]) -> Array:
+def _recording(path: Path, tensor: Tensor, shape: Sequence[int], program: ProgramParts | None) -> Array:
     """The beginning, in -1..1, over again if it is too short; each row of a batch goes on where the one before ends."""
     if not shape or len(shape) > 3:
         raise InputError(f"input {tensor.name!r} of shape {list(shape)} is no recording; use --input")
-    return np.resize(read_recording(path), shape)
+    if program is None:
+        return np.resize(read_recording(path, most=math.prod(shape)), shape)
+    read = sound_input(program.facts, tensor.name, shape)
+    samples = read_recording(path, program.facts.sample_rate_hz, read.max_samples)
+    return read.tensors(np.resize(samples, read.max_samples))[tensor.name]
 
 
-def read_recording(path: Path) -> NDArray[np.float32]:
-    """The first channel of a recording, in -1..1 at its own rate.
+def read_recording(path: Path, rate_hz: int = 0, most: int | None = None) -> NDArray[np.float32]:
+    """The beginning of a WAV file of any kind, in -1..1, its channels averaged.
+
+    Args:
+        path: the file.
+        rate_hz: samples per second; 0 for those of the file.
+        most: samples that are wanted; None for all.
 
     Raises:
-        ConfigError: it is no recording of 16 bits.
+        InputError: it is no WAV file with samples.
     """
-    try:
-        with wave.open(str(path)) as file:
-            width, channels = file.getsampwidth(), file.getnchannels()
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as error:
-        raise ConfigError(f"expected a recording in {path}; it cannot be read: {error}") from None
-    if width != 2:
-        raise ConfigError(f"expected a recording of 16 bits in {path}, came {8 * width}")
-    sound = np.asarray(np.frombuffer(data, "<i2")[::channels] / 32768, np.float32)
-    if not sound.size:
-        raise ConfigError(f"expected a recording in {path}, it is empty")
-    return sound
+    blocks, count = [], 0
+    with WavReader(path) as reader:
+        for block in reader.blocks(rate_hz):
+            blocks.append(block)
+            count += len(block)
+            if most is not None and count >= most:
+                break
+    return np.concatenate(blocks)[:most]

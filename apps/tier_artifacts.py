@@ -14,8 +14,9 @@ from flagsplit.apps.deployment import Deployment
 from flagsplit.apps.graph_tensors import tensor_of
 from flagsplit.apps.groundwork import BuildOptions, Groundwork
 from flagsplit.apps.node_verdicts import NodeVerdicts
+from flagsplit.apps.plan_graphs import original_name
 from flagsplit.apps.target_choice import TierTargets
-from flagsplit.apps.tier_parts import TierParts, original_name
+from flagsplit.apps.tier_parts import TierParts
 from flagsplit.errors import ModelError
 from flagsplit.flagir import Segment
 from flagsplit.runtime.archive import Member

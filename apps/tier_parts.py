@@ -10,7 +10,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from flagsplit.apps.plan_graphs import PlanGraphs
+from flagsplit.apps.plan_graphs import PlanGraphs, original_name
 from flagsplit.flagir import BlockGraph, Segment
 from flagsplit.flagir.atoms import atoms_of, weight_bytes_of
 from flagsplit.runtime.residency import smallest
@@ -18,8 +18,6 @@ from flagsplit.splitter.plan import Plan
 
 ResidencyChoice = Literal["auto", "segments", "atoms"]
 """Where a bundle has atoms: where whole segments are more than the tier's memory, nowhere, or wherever they help."""
-
-_RENAMED = ".after_"
 
 
 @dataclass(frozen=True)
@@ -79,11 +77,6 @@ def tier_parts(
         },
         weights | weight_bytes_of(graphs.model, atoms),
     )
-
-
-def original_name(node: str) -> str:
-    """The name in the model of a node that a codec's loss may have given another one."""
-    return node.rpartition(_RENAMED)[0] or node
 
 
 def _units(model: ir.Model, graph: BlockGraph) -> dict[str, str]:

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from flagsplit.apps.samples import given_sample, random_samples, zoo_sample
+from flagsplit.apps.samples import given_sample, random_samples, real_sample
 from flagsplit.apps.tolerances import read_tolerances
 from flagsplit.apps.verification import VerifyReport
 from flagsplit.apps.verifier import Progress, VerifyOptions, verify_bundle
@@ -36,7 +36,7 @@ def verify(
     Args:
         bundle: a bundle or its path.
         inputs: requests to verify on: arrays by name, or paths of `.npz` files.
-        samples: names of pictures or recordings of the zoo to verify on.
+        samples: names of pictures or recordings of the zoo to verify on, or paths of WAV files.
         random: how many requests to make up; by default 1 if nothing else is given. Random numbers reach less of what a
             model does than data does.
         seed: of the first of them.
@@ -62,7 +62,7 @@ def verify(
         given_sample(opened, each if isinstance(each, Mapping) else Path(each), f"inputs[{at}]")
         for at, each in enumerate(inputs)
     ]
-    found += [zoo_sample(opened, name) for name in samples]
+    found += [real_sample(opened, name) for name in samples]
     count = random if random is not None else int(not found)
     found += random_samples(opened, count, seed, dims or {})
     return verify_bundle(opened, found, options, progress)

@@ -195,7 +195,6 @@ def run(seconds: float, requests: int, seed: int) -> dict[str, Any]:
     """Soak for so long, and longer if so many requests take longer (at most twice)."""
     clock = SimpleNamespace(offset_s=0.0)
     real, shell.time = shell.time, SimpleNamespace(monotonic=lambda: time.monotonic() + clock.offset_s)
-    delivered = bytearray()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             bundle = build_bundle(Path(scratch))
@@ -211,7 +210,7 @@ def run(seconds: float, requests: int, seed: int) -> dict[str, Any]:
                 Victims(bundle.path, TIERS[1:]) as victims,
                 flagsplit.connect(bundle, victims.addresses, settings=settings) as session,
             ):
-                figures, conditions = _soak(session, whole, victims, clock, delivered, seconds, requests, seed)
+                figures, conditions = _soak(session, whole, victims, clock, seconds, requests, seed)
             gc.collect()
             _until(lambda: threading.active_count() <= threads and _descriptors() <= descriptors, 5.0)
             figures["threads_left"] = threading.active_count() - threads
@@ -222,26 +221,30 @@ def run(seconds: float, requests: int, seed: int) -> dict[str, Any]:
     return {"figures": figures, "conditions": conditions, "basis": "measured"}
 
 
-def _soak(
-    session: Session,
-    whole: Executable,
-    victims: Victims,
-    clock: SimpleNamespace,
-    delivered: bytearray,
-    seconds: float,
-    requests: int,
-    seed: int,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    tell = session._shell._tell
+def _deliveries(session: Session) -> bytearray:
+    """How often each request is answered from here on; a byte for each, for it counts as growth of this process."""
+    tell, delivered = session._shell._tell, bytearray()
 
     def told(instruction: Instruction) -> None:
         if isinstance(instruction, Deliver):
-            # A byte for each request, for what this program keeps counts as growth of the session's process.
             delivered.extend(bytes(max(0, instruction.rid + 1 - len(delivered))))
             delivered[instruction.rid] += 1
         tell(instruction)
 
     session._shell._tell = told  # type: ignore[method-assign]
+    return delivered
+
+
+def _soak(
+    session: Session,
+    whole: Executable,
+    victims: Victims,
+    clock: SimpleNamespace,
+    seconds: float,
+    requests: int,
+    seed: int,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    delivered = _deliveries(session)
     askers = Askers(session, whole, seed)
     mayhem = Mayhem(victims, clock, random.Random(seed))
     started, early_mb = time.monotonic(), 0.0

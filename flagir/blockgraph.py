@@ -2,7 +2,7 @@
 
 This is what the splitter reads. It knows no operator, only work by class, and no shape, only bytes: symbolic
 dimensions are bound to the nominal sizes recorded in `dims`. How blocks are found is in `flagir.blocks`, how work
-is counted in `flagir.analysis`.
+is counted in `flagir.figures`.
 """
 
 from collections.abc import Mapping

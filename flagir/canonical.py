@@ -13,11 +13,8 @@ from flagsplit.errors import FlagsplitError, InternalError, ModelError
 from flagsplit.flagir.passes.canonical_forms import CanonicalForms
 from flagsplit.flagir.passes.check_domains import CheckDomains
 from flagsplit.flagir.passes.clear_notes import ClearNotes
-from flagsplit.flagir.passes.drop_identities import DropIdentities
-from flagsplit.flagir.passes.drop_unused import DropUnused
-from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
-from flagsplit.flagir.passes.fold_constants import FoldConstants
+from flagsplit.flagir.passes.folding import folding
 from flagsplit.flagir.passes.infer_shapes import InferShapes
 from flagsplit.flagir.passes.inline_functions import InlineFunctions
 from flagsplit.flagir.passes.lower_newer import LowerNewer
@@ -25,9 +22,6 @@ from flagsplit.flagir.passes.merge_equal import MergeEqual
 from flagsplit.flagir.passes.microsoft.rewrite import RewriteMicrosoft
 from flagsplit.flagir.passes.microsoft.set_apart import SetApart
 from flagsplit.flagir.passes.name_dims import NameDims
-from flagsplit.flagir.passes.own_outputs import OwnOutputs
-from flagsplit.flagir.passes.sort_nodes import SortNodes
-from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.passes.upgrade_opset import UpgradeOpset
 from flagsplit.flagir.version import write_version
 
@@ -45,18 +39,7 @@ def _passes() -> tuple[ir.passes.PassBase, ...]:
         common.LiftSubgraphInitializersToMainGraphPass(),
         NameDims(),
         FixNames(),
-        ExpandFills(),
-        FoldConstants(),
-        DropIdentities(),
-        OwnOutputs(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        DropUnused(),
-        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        common.RemoveUnusedOpsetsPass(),
-        FixNames(),
-        UniqueNames(),
-        SortNodes(),
+        *folding(),
         MergeEqual(),
         ClearNotes(),
         InferShapes(),

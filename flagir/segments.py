@@ -5,8 +5,9 @@ back to a tier included, and every segment is convex.
 """
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 import onnx_ir as ir
 
@@ -41,24 +42,51 @@ class Step:
     segment: Segment
 
 
-def cut_into_steps(model: ir.Model, placement: Mapping[str, int], tier_count: int) -> tuple[Step, ...]:
+def cut_into_steps(
+    model: ir.Model, placement: Mapping[str, int], tier_count: int, blocks: Iterable[Sequence[str]] = ()
+) -> tuple[Step, ...]:
     """The steps of a request under a placement.
 
     Args:
         model: a canonical model.
         placement: tier position for each node name.
         tier_count: how many tiers the line has; a request starts at tier 0.
+        blocks: names of nodes that run as one, convex and each on one tier: an engine that fuses them rounds otherwise
+            where some of them run a visit before the rest.
 
     Returns:
         Steps in execution order; every node is in exactly one.
     """
     nodes = list(model.graph)
     position = {node: index for index, node in enumerate(nodes)}
-    makers = [{value.producer() for value in activations_read(node)} for node in nodes]
-    predecessors = [[position[maker] for maker in needed if maker is not None] for needed in makers]
-    stops = visits([placement[node.name or ""] for node in nodes], predecessors, tier_count)
+    items, predecessors = _items(nodes, blocks)
+    tiers = [placement[item[0].name or ""] for item in items]
+    stops = visits(tiers, predecessors, tier_count)
     readers = readers_of(model.graph)
-    return tuple(Step(stop.tier, _segment([nodes[index] for index in stop.items], readers)) for stop in stops)
+    steps = []
+    for stop in stops:
+        ran = sorted((node for index in stop.items for node in items[index]), key=position.__getitem__)
+        steps.append(Step(stop.tier, _segment(ran, readers)))
+    return tuple(steps)
+
+
+def _items(
+    nodes: Sequence[ir.Node], blocks: Iterable[Sequence[str]]
+) -> tuple[list[tuple[ir.Node, ...]], list[list[int]]]:
+    """What runs as one, in topological order, and for each item the items whose results it needs."""
+    block_of = {name: f"block {number}" for number, block in enumerate(blocks) for name in block}
+    owner: dict[ir.Node, Hashable] = {node: block_of.get(node.name or "", node) for node in nodes}
+    held: dict[Hashable, list[ir.Node]] = {}
+    needs: dict[Hashable, dict[Hashable, None]] = {}
+    for node in nodes:
+        held.setdefault(owner[node], []).append(node)
+        makers = (value.producer() for value in activations_read(node))
+        found = dict.fromkeys(owner[maker] for maker in makers if maker is not None)
+        found.pop(owner[node], None)
+        needs.setdefault(owner[node], {}).update(found)
+    order = list(TopologicalSorter(needs).static_order())
+    index = {key: at for at, key in enumerate(order)}
+    return [tuple(held[key]) for key in order], [[index[need] for need in needs[key]] for key in order]
 
 
 def segment_of(model: ir.Model, nodes: Collection[str]) -> Segment:

@@ -14,14 +14,9 @@ import onnx_ir.passes.common as common
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir.bucket_sizes import smallest_holding
-from flagsplit.flagir.passes.drop_identities import DropIdentities
-from flagsplit.flagir.passes.drop_unused import DropUnused
-from flagsplit.flagir.passes.expand_fills import ExpandFills
 from flagsplit.flagir.passes.fix_names import FixNames
-from flagsplit.flagir.passes.fold_constants import FoldConstants
+from flagsplit.flagir.passes.folding import folding
 from flagsplit.flagir.passes.infer_shapes import InferShapes
-from flagsplit.flagir.passes.own_outputs import OwnOutputs
-from flagsplit.flagir.passes.unique_names import UniqueNames
 from flagsplit.flagir.placement import plans_on
 from flagsplit.flagir.static_shapes import Skeleton
 from flagsplit.flagir.types import dims_of
@@ -162,18 +157,7 @@ def _fold(model: ir.Model) -> bool:
     before = sum(1 for _ in ir.traversal.RecursiveGraphIterator(model.graph))
     for step in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        ExpandFills(),
-        FoldConstants(),
-        DropIdentities(),
-        OwnOutputs(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.LiftSubgraphInitializersToMainGraphPass(),
-        DropUnused(),
-        common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-        common.RemoveUnusedOpsetsPass(),
-        FixNames(),
-        UniqueNames(),
-        common.TopologicalSortPass(),
+        *folding(),
         common.ClearMetadataAndDocStringPass(),
     ):
         step(model)

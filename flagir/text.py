@@ -13,8 +13,9 @@ import onnx
 import onnx_ir as ir
 
 from flagsplit.errors import ModelError
-from flagsplit.flagir.analysis import Figures, figures_by_node, figures_of, peak_activations
 from flagsplit.flagir.blocks import block_graph
+from flagsplit.flagir.figures import Figures, figures_by_node, figures_of
+from flagsplit.flagir.liveness import peak_activations
 from flagsplit.flagir.placement import plans_on, read_placement
 from flagsplit.flagir.static_shapes import Skeleton, nominal_dims
 from flagsplit.flagir.store import INLINE_BYTES

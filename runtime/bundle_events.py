@@ -1,6 +1,6 @@
 """What passes between the worker's machine and whoever stores and loads the bundles that peers send.
 
-The machine decides (`flagsplit.runtime.worker_uploads`), `flagsplit.runtime.bundle_intake` does: files, digests and
+The machine decides (`flagsplit.runtime.worker_bundles`), `flagsplit.runtime.bundle_intake` does: files, digests and
 loading take longer than a machine may. An upload has a number of its own, so that news of one that is over is not taken
 for news of the next.
 """

@@ -15,7 +15,6 @@ import numpy as np
 
 from flagsplit.runtime.outlook import Outlook
 from flagsplit.runtime.world import WorldModel
-from flagsplit.splitter.plan import Plan
 from flagsplit.splitter.pool import Choice, Pool
 from flagsplit.splitter.state import State
 
@@ -229,10 +228,6 @@ class PlanChooser:
         if rescue is not None:
             more_s = min(more_s, max(outlook.latency_s(rescue.name), more_s / 2))
         return predicted_s + more_s
-
-    def rescue_plan(self, state: State, exclude: Collection[str] = ()) -> Plan | None:
-        """What a request in need goes on with: the first tier alone, or else the fastest of what is left."""
-        return self.outlook(state).rescue(exclude)
 
     def rescue_s(self, state: State, exclude: Collection[str] = ()) -> float:
         """How long before a deadline the rescue plan must begin to meet it, with a margin, seconds; 0 without one.

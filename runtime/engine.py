@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
-from flagsplit.errors import ConfigError, FlagsplitError
+from flagsplit.errors import ConfigError, FlagsplitError, InputError
 from flagsplit.runtime.batching import BatchOptions, agree, can_batch, form_of, join, rows_of, split
 from flagsplit.runtime.codec_check import check_encoded
 from flagsplit.runtime.events import Ran, Run
@@ -247,11 +247,11 @@ class Engine:
 
     def _run_alone(self, job: Job, executable: Executable) -> Ran:
         started, waited_s = time.monotonic(), self._waited_s()
-        outputs, error = _attempt(executable, job.run.inputs, job.run.segment)
+        outputs, error, is_input = _attempt(executable, job.run.inputs, job.run.segment)
         ended = self._ended(started, waited_s)
         self._finish([job], ended - started)
         if outputs is None:
-            return Ran(job.run.token, None, error)
+            return Ran(job.run.token, None, error, is_input=is_input)
         return Ran(job.run.token, outputs, "", _us(started - job.asked_s), _us(ended - started))
 
     def _run_together(self, jobs: Sequence[Job], held: Held) -> list[Ran] | None:
@@ -262,7 +262,7 @@ class Engine:
             joined = join(inputs)
         except MemoryError:
             return None
-        outputs, _ = _attempt(held.executable, joined, jobs[0].run.segment)
+        outputs, *_ = _attempt(held.executable, joined, jobs[0].run.segment)
         parts = None if outputs is None else split(outputs, [rows_of(each) for each in inputs])
         if outputs is not None and self._refuted(jobs[0], parts, held.executable):
             return None
@@ -281,7 +281,7 @@ class Engine:
         A softmax over the first axis has the right shapes and the wrong results.
         """
         if job.key not in self._rows_are_independent:
-            alone, _ = _attempt(executable, job.run.inputs, job.run.segment)
+            alone, *_ = _attempt(executable, job.run.inputs, job.run.segment)
             self._rows_are_independent[job.key] = parts is not None and alone is not None and agree(parts[0], alone)
         return not self._rows_are_independent[job.key]
 
@@ -326,14 +326,16 @@ def _us(seconds: float) -> int:
     return int(seconds * 1e6)
 
 
-def _attempt(executable: Executable, inputs: Mapping[str, Array], segment: str) -> tuple[dict[str, Array] | None, str]:
-    """The outputs, or why there are none."""
+def _attempt(
+    executable: Executable, inputs: Mapping[str, Array], segment: str
+) -> tuple[dict[str, Array] | None, str, bool]:
+    """The outputs, or why there are none, and whether the inputs are to blame."""
     try:
         outputs = executable.run(inputs)
         unfit = check_encoded(outputs)
-        return (None, OUT_OF_RANGE + unfit) if unfit else (outputs, "")
+        return (None, OUT_OF_RANGE + unfit, False) if unfit else (outputs, "", False)
     except Exception as error:  # noqa: BLE001 - an engine that breaks its word must not leave its callers waiting
-        return None, _text_of(error, segment)
+        return None, _text_of(error, segment), isinstance(error, InputError)
 
 
 def _text_of(error: Exception, segment: str) -> str:

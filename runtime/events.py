@@ -31,6 +31,7 @@ class Ran:
         wait_us: microseconds between the asking and the start.
         run_us: microseconds of the run itself.
         batch: how many requests ran together.
+        is_input: whether it failed because of the tensors, so that it would anywhere.
     """
 
     token: int
@@ -39,6 +40,7 @@ class Ran:
     wait_us: int = 0
     run_us: int = 0
     batch: int = 1
+    is_input: bool = False
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class Flight:
         neighbors: peer to which a tier of the route belongs, as messages came from it.
         trace: timings of the hops so far.
         bytes_in: bytes of the message that led to a hop.
+        client: on whose account it is; by default its session is a client by itself.
     """
 
     sid: str
@@ -83,6 +84,10 @@ class Flight:
     neighbors: dict[str, str] = field(default_factory=dict)
     trace: tuple[HopTiming, ...] = ()
     bytes_in: int = 0
+    client: str = ""
+
+    def __post_init__(self) -> None:
+        self.client = self.client or self.sid
 
     @property
     def key(self) -> FlightKey:
@@ -261,7 +266,7 @@ class Relay:
         self._next_token += 1
         self._runs[self._next_token] = run
         inputs = {name: flight.values[name] for name in step.inputs}
-        yield Run(self._next_token, segment, inputs, flight.bundle, flight.sid, flight.deadline)
+        yield Run(self._next_token, segment, inputs, flight.bundle, flight.client, flight.deadline)
 
     def finish_run(self, event: Ran) -> tuple[Flight, int] | None:
         """Keep a run's results.

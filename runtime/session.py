@@ -84,6 +84,7 @@ class Session:
         channel: the way to them; the session closes it.
         settings: choices of the application.
         rebuild: for policies that no pooled plan keeps.
+        part: what is run of the bundle, if that is not all of it, such as `loop_boundary.facts_before_loop` makes.
 
     Attributes:
         bundle: what answers new requests now.
@@ -102,8 +103,10 @@ class Session:
         channel: Channel,
         settings: SessionSettings | None = None,
         rebuild: Rebuild | None = None,
+        part: SessionFacts | None = None,
     ) -> None:
         self.bundle = bundle
+        self._part = part
         self.events: deque[str] = deque(maxlen=1000)
         self._settings = settings or SessionSettings()
         self._rebuild = rebuild
@@ -124,7 +127,7 @@ class Session:
             self._telemetry = telemetry_of(bundle, bundle.tiers[0], channel.instance, watching)
             observer = None if self._telemetry is None else self._telemetry.observer
             self._machine = SessionMachine(
-                facts_of(bundle),
+                part or facts_of(bundle),
                 workers,
                 channel.instance,
                 self._settings.machine,
@@ -134,7 +137,7 @@ class Session:
             self._engine = self._make_engine()
             name = "flagsplit-session"
             self._shell = Shell(self._machine, channel, self._engine, self._tell, self._fail_all, name, observer)
-            self._engine.start(first_segments(bundle))
+            self._engine.start(first_segments(part or facts_of(bundle)))
         except FlagsplitError:
             channel.close()
             self._unwatch()
@@ -159,7 +162,9 @@ class Session:
         return tuple(workers)
 
     def _load(self, bundle: Bundle) -> Loadout:
-        return loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
+        found = loadout(bundle, 0, self._settings.memory_budget_bytes, self._settings.host)
+        wanted = found.order if self._part is None else self._part.own_segments()
+        return replace(found, order=[segment for segment in found.order if segment in wanted])
 
     def _make_engine(self) -> Engine:
         held = self._held[self.bundle.digest]
@@ -318,6 +323,7 @@ class Session:
             PeerError: the session is closed, or was closed meanwhile.
         """
         self._check_may_wait("swap")
+        self._check_whole()
         check_interchangeable(self.bundle, bundle)
         with self._swapping:
             return self._adopt(bundle, facts_of(bundle), timeout_s)
@@ -342,6 +348,7 @@ class Session:
             PeerError: the session is closed, or was closed meanwhile.
         """
         self._check_may_wait("update_sla")
+        self._check_whole()
         sla = sla if isinstance(sla, SLA) else parse_sla(sla)
         with self._swapping:
             try:
@@ -369,12 +376,16 @@ class Session:
         check_interchangeable(self.bundle, built)
         self._adopt(built, facts_of(built), timeout_s)
 
+    def _check_whole(self) -> None:
+        if self._part is not None:
+            raise ConfigError("this session runs a part of its bundle; open another for another bundle or policy")
+
     def _adopt(self, bundle: Bundle, facts: SessionFacts, timeout_s: float) -> tuple[str, ...]:
         self._check_open()
         give_up = time.monotonic() + timeout_s
         if bundle.digest not in self._held:
             held = self._held[bundle.digest] = self._load(bundle)
-            first = first_segments(bundle)
+            first = first_segments(facts)
             loading = self._engine.add(bundle.digest, held.order, held.size_bytes, first, held.parts)
             try:
                 loading.result(timeout_s)

@@ -26,10 +26,10 @@ def facts_of(bundle: Bundle, pool: Pool | None = None) -> SessionFacts:
     )
 
 
-def first_segments(bundle: Bundle) -> list[str]:
-    """What its best plan runs on the session's own tier; to be loaded before the others."""
-    best = bundle.plans.pool.plans[0].name
-    return [step.segment for step in bundle.plans.steps[best] if step.tier == 0]
+def first_segments(facts: SessionFacts) -> list[str]:
+    """What the best plan runs on the session's own tier; to be loaded before the others."""
+    best = facts.pool.plans[0].name
+    return [step.segment for step in facts.steps[best] if step.tier == 0]
 
 
 def check_interchangeable(old: Bundle, new: Bundle) -> None:

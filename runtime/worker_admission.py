@@ -108,7 +108,8 @@ class WorkerAdmission(WorkerFlights):
         if flight is None:
             self.counts["opened"] += 1
             flight = self.flights[key] = Flight(
-                opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, bundle
+                *(opened.sid, opened.rid, opened.attempt, opened.plan, opened.route, deadline, bundle),
+                client=self.account_of(opened),
             )
         self.own(opened.sid)
         flight.deadline, flight.epoch, flight.traceparent = deadline, opened.epoch, opened.traceparent
@@ -140,14 +141,16 @@ class WorkerAdmission(WorkerFlights):
             if oldest is None:
                 break
             yield from self.drop(self.flights[oldest])
-        connected = [one.instance for one in self.peers.inbound.values() if one.role == "session" and one.ways]
-        while (key := self.shares.debtor(opened.sid, coming, is_new=is_new, connected=connected)) is not None:
+        sessions = (one.instance for one in self.peers.inbound.values() if one.role == "session" and one.ways)
+        connected = {self.client_of(sid) for sid in sessions}
+        client = self.account_of(opened) if flight is None else flight.client
+        while (key := self.shares.debtor(client, coming, is_new=is_new, connected=connected)) is not None:
             yield from self._give_way(self.flights[key])
-        return self.shares.refusal(opened.sid, coming, is_new=is_new, connected=connected)
+        return self.shares.refusal(client, coming, is_new=is_new, connected=connected)
 
     def _give_way(self, flight: Flight) -> Iterator[Instruction]:
         """End what its client holds beyond its share."""
         self._ends.remember(flight.key, flight.attempt)
-        reason = f"tier {self.tier} is full: others need their share, of which this session has more than one"
+        reason = f"tier {self.tier} is full: others need their share, of which this client has more than one"
         yield from self.fail(flight, self.tier, "busy", reason, retryable=True)
         yield from self.drop(flight)

@@ -64,6 +64,15 @@ class WorkerFlights(Relay):
         """Whether a peer that has a session's name has the key of whoever opened what is here of it."""
         return self._owners.get(sid, "") in ("", self.peers.key_of(peer))
 
+    def client_of(self, sid: str) -> str:
+        """On whose account a session's requests are: all sessions of one public key are one client."""
+        session = self.peers.inbound.get(inbound_name(sid))
+        return self._owners.get(sid) or (session.key if session is not None else "") or sid
+
+    def account_of(self, opened: Open) -> str:
+        """On whose account a request is."""
+        return self.client_of(opened.sid)
+
     def take_up(self, flight: Flight, hop: int) -> Iterator[Instruction]:
         """As for any tier, unless the deadline passed or nobody waits."""
         away = self._away.get(flight.key)
@@ -202,7 +211,7 @@ class WorkerFlights(Relay):
         del self.flights[flight.key]
         self._away.pop(flight.key, None)
         self.shares.remove(flight)
-        if flight.sid not in self.shares.clients:
+        if not self.shares.has_any(flight.sid):
             self._owners.pop(flight.sid, None)
         yield from self.skip_runs(flight)
         yield from self._withdraw(flight)

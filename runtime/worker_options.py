@@ -46,8 +46,8 @@ class WorkerOptions:
     Attributes:
         max_held_bytes: tensors held for all requests together; beyond it a request is refused as busy.
         max_flights: requests held at once.
-        max_held_bytes_per_client: of one session, whether it is alone or not; None shares evenly (`worker_shares.py`).
-        max_flights_per_client: of one session; likewise.
+        max_held_bytes_per_client: of one client, whether it is alone or not; None shares evenly (`worker_shares.py`).
+        max_flights_per_client: of one client; likewise.
         max_peers: sessions and workers connected at once.
         max_bundles: bundles served at once, those that are being retired included.
         max_bundle_bytes: size of a bundle that is sent here; 0 takes none.
@@ -94,7 +94,7 @@ class WorkerStats:
         lingering: those of them whose session is away.
         waiting_runs: segments asked of the engine that have not come back.
         held_bytes: what all requests hold.
-        clients: by session, requests and bytes held.
+        clients: by client, which is a public key or else a session, requests and bytes held.
         opened: requests taken since the start.
         resumed: announcements answered with how much was here already.
         returned: requests that a session came back for.

@@ -1,9 +1,9 @@
 """ONNX Runtime on this host: how a model is opened and run, for every target that has it do a part.
 
-With numerics "exact" the optimizer is kept from blocked layouts and from int8 kernels, whose rounding depends on where
-a graph is cut, and casts around what a CPU computes in single precision are written out. Other providers than the
-CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to the CPU without an
-error, when a session is made and again at each run. What counts is what a session says that it got.
+With numerics "exact" the optimizer is kept from what rounds differently where a graph is cut: blocked layouts, int8
+kernels, factors taken into matrix products; and casts around what a CPU computes in single precision are written out.
+Other providers than the CPU's are never taken at the engine's word: it lists what then fails to load, and falls back to
+the CPU without an error, when a session is made and again at each run. What counts is what a session says that it got.
 """
 
 import logging
@@ -38,6 +38,9 @@ DTYPES = {
 
 PAIRS_AS_THEY_ARE = {"session.disable_quant_qdq": "1"}
 """A setting: QuantizeLinear and DequantizeLinear are computed one by one, not fused with what lies between them."""
+
+_SCALES_STAY = {"optimization.disable_specified_optimizers": "MatMulScaleFusion"}
+"""A setting: factors are not taken into the products before and after them, which may be in another segment."""
 
 _INT8_STAYS = {"session.qdqisint8allowed": "1"}
 """A setting: int8 is not made uint8, which this engine does in part only where a graph ends within int8."""
@@ -221,7 +224,7 @@ def session_settings(weights: Path | None, numerics: Numerics, threads: int) -> 
         options.add_session_config_entry(_WEIGHTS_FOLDER_KEY, str(weights.parent))
     levels = ort.GraphOptimizationLevel
     exact = numerics == "exact"
-    for key, value in (PAIRS_AS_THEY_ARE if exact else _INT8_STAYS).items():
+    for key, value in (PAIRS_AS_THEY_ARE | _SCALES_STAY if exact else _INT8_STAYS).items():
         options.add_session_config_entry(key, value)
     options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED if exact else levels.ORT_ENABLE_ALL
     return options
@@ -258,6 +261,11 @@ class OrtExecutable:
 def _spec(value: Any) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim or "?") for dim in value.shape)
     return TensorSpec(value.name, DTYPES.get(value.type, value.type), shape)
+
+
+def ran_out_of_memory(error: InputError) -> bool:
+    """Whether a run failed for want of memory, so that the inputs are not to blame, or not alone."""
+    return "Failed to allocate memory" in str(error.__cause__)
 
 
 def _short(error: Exception) -> str:

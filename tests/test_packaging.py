@@ -9,14 +9,19 @@ import sys
 import tomllib
 import zipfile
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from flagsplit._version import VERSION
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "flagsplit"
 FOLDERS = ("apps", "flagir", "runtime", "splitter", "targets", "transport")
 DATA = {".json", ".typed"}
+OF_EXTRAS = {"flagsplit.targets.cloud.cuda.rowwise.kernels": "triton"}
+"""Modules that are nothing but what a package of an extra compiles, and the package."""
 
 
 def python(program: str) -> str:
@@ -33,7 +38,8 @@ def modules() -> list[str]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found.append(".".join(("flagsplit", *parts)).removesuffix(".__init__"))
-    return [name for name in found if not name.endswith("__main__")]
+    there = {name for name, needs in OF_EXTRAS.items() if find_spec(needs)}
+    return [name for name in found if not name.endswith("__main__") and (name not in OF_EXTRAS or name in there)]
 
 
 def test_links() -> None:
@@ -77,6 +83,15 @@ def test_the_command_is_installed() -> None:
     done = subprocess.run([script, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("Usage: flagsplit")
     assert done.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_version_is_told() -> None:
+    script = Path(sys.executable).with_name("flagsplit")
+    for command in ([script, "--version"], [sys.executable, "-m", "flagsplit", "--version"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"flagsplit {VERSION}, ONNX Runtime ")
+        assert done.stderr == ""
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -5,16 +5,18 @@ Exit codes: 0 done, 1 failed, 2 misused. An error is one line on standard error;
 
 import errno
 import os
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from typing import Any, Final
+from importlib import import_module, metadata
+from typing import Annotated, Any, Final
 
 import typer
 
+from flagsplit._version import VERSION
 from flagsplit.apps.cli.standard_streams import prepare_standard_streams
 from flagsplit.apps.cli.terminating import tidy_when_terminated
 from flagsplit.errors import FlagsplitError, UsageError
@@ -67,6 +69,16 @@ _COMMANDS = {
 """Each command, in the order of the help, and what its module calls it: one command, or a group of them."""
 
 
+_VERSION_HELP = "Show what is installed, and exit."
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        engine = metadata.version("onnxruntime")
+        print(f"flagsplit {VERSION}, ONNX Runtime {engine}, Python {platform.python_version()}, {platform.platform()}")
+        raise typer.Exit
+
+
 def make_app(only: str = "") -> typer.Typer:
     """The command line.
 
@@ -91,7 +103,9 @@ def make_app(only: str = "") -> typer.Typer:
     return app
 
 
-def _no_command_of_its_own() -> None:
+def _no_command_of_its_own(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help=_VERSION_HELP)] = False,
+) -> None:
     """Split one neural network across phone, edge and cloud, and keep it answering when a tier fails."""
 
 

@@ -85,7 +85,7 @@ def command(
         max_tokens=max_tokens,
     )
     if svg is not None:
-        check_output(svg)
+        check_output(svg, model, sla)
     report = plan(
         Source(model, trusted=trusted),
         None if tiers is None else names("--tiers", tiers),

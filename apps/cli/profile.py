@@ -34,7 +34,7 @@ def command(
     path = output or Path(f"{bundle.stem}-{tier}.profile.json")
     opened = open_bundle(bundle)
     opened.tier_index(tier)
-    check_output(path)
+    check_output(path, bundle)
     with progress_bar(quiet=as_json) as progress:
         result = profile_bundle(opened, tier, ProfileOptions(share, threads, seconds), progress)
     save_profile(result.profile, path)

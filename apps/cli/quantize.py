@@ -50,9 +50,9 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Quantize a model to int8 after training; nodes that int8 ruins stay in floating point, with the reason."""
-    for path in (output, report):
-        if path is not None:
-            check_output(path)
+    check_output(output)
+    if report is not None:
+        check_output(report, model, output)
     graph, nominal = canonical_graph(model)
     if output.exists() and model.exists() and output.samefile(model):
         raise ConfigError(f"{output} is the model itself; give the int8 model another name with -o")

@@ -18,7 +18,7 @@ from flagsplit.apps.cli.options import factors, pairs, sizes
 from flagsplit.apps.cli.output import console, print_json, progress_bar, say, shape_text, size_text, table
 from flagsplit.apps.cli.plans import encoded_cuts
 from flagsplit.apps.input_files import made_up_inputs, read_inputs
-from flagsplit.apps.outputs import check_output
+from flagsplit.apps.outputs import check_apart, check_output
 from flagsplit.apps.plan_graphs import is_lossy, plan_reference
 from flagsplit.errors import ConfigError, InputError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
@@ -67,7 +67,9 @@ def command(
     if plan:
         _check_plan(opened, plan)
     if output is not None:
-        check_output(output)
+        check_output(output, bundle, input_file)
+    if trace_file is not None:
+        check_apart(trace_file, bundle, input_file, output)
     inputs = _inputs(opened, input_file, sizes("--dim", dim), seed)
     host = LoadOptions(threads=threads)
     settings = SessionSettings(deadline_s=deadline, host=host, emulated=emulated, trace_file=trace_file)

@@ -19,7 +19,7 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Put spans together for https://ui.perfetto.dev or chrome://tracing: a process per tier, a row per request."""
-    check_output(output)
+    check_output(output, *files)
     spans = [each for file in files for each in read(file)]
     try:
         output.write_bytes(chrome_trace(spans))

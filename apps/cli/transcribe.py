@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from flagsplit.apps.cli.common_options import Cloud, Keys, ThreadsHere
+from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json, progress_bar, say, size_text
 from flagsplit.apps.speech.opening import RecognizerChoice
 from flagsplit.apps.speech.subtitles import SubtitleFormat, clock_text, cue_text, cues, file_start
@@ -35,6 +36,13 @@ def command(
     ] = "zoo:moonshine",
     plan: Annotated[str, typer.Option(help="Which tier does what: a plan of the bundle; all-phone needs none.")] = "",
     cloud: Cloud = "",
+    tier: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TIER=tcp://HOST:PORT",
+            help="Where flagsplit serve runs a part of the encoder; else here.",
+        ),
+    ] = None,
     pace: Annotated[
         bool, typer.Option("--pace", help="Feed the sound as a microphone would; tell how late words are.")
     ] = False,
@@ -51,7 +59,9 @@ def command(
     if timestamps and form is not Format.text:
         raise ConfigError(f"--timestamps is for text, {form} has the times in it; leave it out")
     addresses = tuple(each.strip() for each in cloud.split(",") if each.strip())
-    choice = RecognizerChoice(model, plan, addresses, keys, threads, times=timestamps or form is not Format.text)
+    wants_times = timestamps or form is not Format.text
+    workers = pairs("--tier", tier)
+    choice = RecognizerChoice(model, plan, addresses, keys, threads, times=wants_times, workers=workers)
     transcription = Transcription(audio, choice, pace)
     events = transcription.events()
     printer: _Printer = _Cues(form)

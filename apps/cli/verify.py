@@ -32,7 +32,8 @@ def command(
         list[Path] | None, typer.Option("--input", metavar="FILE", help="Inputs of a request by name, .npz.")
     ] = None,
     sample: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A picture or recording of flagsplit zoo list.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A picture or recording of flagsplit zoo list, or a WAV file."),
     ] = None,
     random: Annotated[
         int | None, typer.Option(min=0, help="How many requests to make up; 1 if nothing else is given.")

@@ -115,7 +115,7 @@ def error_of(event: Refused) -> FlagsplitError:
     """What a user of a gateway is told of a refusal."""
     if event.code == "busy":
         return BusyError(event.reason, event.retry_after_s or 1.0)
-    if event.code == "bad-input":
+    if event.code in ("bad-input", "too-large"):
         return InputError(event.reason)
     return UnavailableError(event.reason)
 

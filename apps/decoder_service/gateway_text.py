@@ -6,6 +6,9 @@ from collections.abc import Sequence
 class StopStrings:
     """Holds back what may be the beginning of a stop string, and ends the text before the first one.
 
+    The first is the one that is complete first, of several that end together the longest: so it is the same however the
+    text comes, and nobody waits for another that may or may not come of it.
+
     Args:
         stops: the strings, none of them empty.
     """
@@ -20,10 +23,10 @@ class StopStrings:
         if self.found:
             return ""
         self._held += text
-        places = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if places:
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
             self.found = True
-            shown, self._held = self._held[: min(places)], ""
+            shown, self._held = self._held[: min(found)[1]], ""
             return shown
         kept = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         shown, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]

@@ -15,6 +15,7 @@ from flagsplit.flagir.store import WEIGHTS_NAME
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.targets.catalogue import get_target
 from flagsplit.targets.interface import Array, Executable, LoadOptions, StoredArtifact, TensorSpec
+from flagsplit.targets.onnx_engine import ran_out_of_memory
 
 HIDDEN: Final = "hidden"
 """The cut behind the encoder, and the tensor that crosses it."""
@@ -79,6 +80,7 @@ class Remainders:
         Raises:
             BundleError: the graph cannot be opened.
             InputError: there is more than the model takes at once, or the engine refused the tensors.
+            MemoryError: the engine has too little memory; another may have more.
         """
         opener = self._source.encoders.get(plan)
         if opener is None:
@@ -88,8 +90,13 @@ class Remainders:
             if executable is None:
                 executable = self._open[plan] = opener(self._host)
         _check_sizes(self._source.facts, executable.inputs, tensors)
-        with self._running:
-            return executable.run(tensors)
+        try:
+            with self._running:
+                return executable.run(tensors)
+        except InputError as error:
+            if ran_out_of_memory(error):
+                raise MemoryError(str(error)) from error
+            raise
 
     def close(self) -> None:
         """Free everything."""

@@ -1,10 +1,28 @@
-"""What this side runs of an encoder: the parts before a cut, and the rest too where the loop runs here."""
+"""What this side runs of an encoder: the parts before a cut, and the rest too where the loop runs here.
+
+Parts before a cut that are on other tiers, too: `encoding_elsewhere.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from flagsplit.targets.interface import Array, Executable
+
+
+class Before(Protocol):
+    """What runs of an encoder before a cut."""
+
+    @property
+    def crossed_bytes(self) -> int:
+        """What it sent to other tiers and back so far."""
+
+    def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """The tensors that cross the cut, from the inputs of a model."""
+
+    def close(self) -> None:
+        """Free it."""
 
 
 class Chain:
@@ -17,6 +35,7 @@ class Chain:
 
     def __init__(self, parts: Sequence[tuple[Executable, Sequence[str]]], outputs: Sequence[str]) -> None:
         self._parts, self._outputs = parts, outputs
+        self.crossed_bytes = 0
 
     def run(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs, from the inputs of a model."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.models import is_bundle
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.else_here import ElseHere
 from flagsplit.apps.speech.encoding import Rest
+from flagsplit.apps.speech.encoding_elsewhere import Reach
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.speech_model import SpeechModel, SpeechPlan, bundle_model, folder_model
@@ -39,6 +41,8 @@ class RecognizerChoice:
         threads: of the engine here; 0 lets it choose.
         connect_s: how long to wait for a service at the start.
         times: whether phrases are to have the times that the model gives, if it can.
+        workers: by tier, address of a worker that runs a part of the encoder; where a plan needs one and there is none,
+            one is started here.
     """
 
     model: str = "zoo:moonshine"
@@ -48,11 +52,12 @@ class RecognizerChoice:
     threads: int = 1
     connect_s: float = 5.0
     times: bool = False
+    workers: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_recognizer(
     choice: RecognizerChoice, progress: Callable[[str], None] = lambda _line: None
-) -> ProgramRecognizer | StreamRecognizer:
+) -> ProgramRecognizer | StreamRecognizer | ElseHere:
     """Open what was chosen; `progress` is told in lines what takes its time.
 
     Raises:
@@ -61,17 +66,28 @@ def open_recognizer(
         PeerError: it cannot be fetched, or no decoder service answers.
     """
     model = open_model(choice, progress)
-    plan = model.plan(choice.plan, elsewhere=bool(choice.cloud))
+    plan = model.plan(choice.plan, elsewhere=bool(choice.cloud), workers=choice.workers)
+    if plan.tier == model.own and choice.cloud:
+        raise ConfigError(f"plan {plan.name} needs no decoder service; leave out --cloud or --plan")
+    own = model.own_plan
+    if not plan.between or own is None:
+        return _open(choice, model, plan, progress)
+    return ElseHere(_open(choice, model, plan, progress), lambda: _open(choice, model, own, progress))
+
+
+def _open(
+    choice: RecognizerChoice, model: SpeechModel, plan: SpeechPlan, progress: Callable[[str], None]
+) -> ProgramRecognizer | StreamRecognizer:
+    """What recognizes under one plan."""
+    reach = Reach(choice.workers, choice.keys, choice.threads, choice.connect_s)
     tokenizer = open_tokenizer(model.facts.tokenizer, model.tokenizer)
     about = SpeechFacts(plan.name, model.facts, model.sound, tokenizer, times=choice.times)
     if plan.tier == model.own:
-        if choice.cloud:
-            raise ConfigError(f"plan {plan.name} needs no decoder service; leave out --cloud or --plan")
-        return ProgramRecognizer(about, model.own, plan.open_before(), Rest(plan.open_rest), model.open_steps())
+        return ProgramRecognizer(about, model.own, plan.open_before(reach), Rest(plan.open_rest), model.open_steps())
     with ExitStack() as stack:
         progress("connect")
         client = _client(choice, model, plan, stack)
-        before = plan.open_before()
+        before = plan.open_before(reach)
         stack.callback(before.close)
         return StreamRecognizer(about, plan.cut, before, client, stack.pop_all())
 

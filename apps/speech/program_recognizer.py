@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from flagsplit.apps.speech.encoding import Chain, Rest
+from flagsplit.apps.speech.encoding import Before, Rest
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.token_recognizer import TokenRecognizer, TokenRun
 from flagsplit.runtime.generation.options import GenerationOptions
@@ -20,13 +20,15 @@ from flagsplit.targets.interface import Array
 class ProgramRecognizer(TokenRecognizer):
     """Recognizes speech with a program's graphs; closing it closes them."""
 
-    def __init__(self, about: SpeechFacts, where: str, before: Chain, rest: Rest, steps: StepModel) -> None:
+    def __init__(self, about: SpeechFacts, where: str, before: Before, rest: Rest, steps: StepModel) -> None:
         super().__init__(about)
         self._where, self._before, self._rest, self._steps = where, before, rest, steps
 
     def encode(self, samples: NDArray[np.float32]) -> Mapping[str, Array]:
         """The hidden states of a sound."""
-        return {"hidden": self._rest.hidden(self._before.run(self.sound.tensors(samples)))}
+        hidden = self._rest.hidden(self._before.run(self.sound.tensors(samples)))
+        self.crossed_bytes = self._before.crossed_bytes
+        return {"hidden": hidden}
 
     def run(
         self, encoded: Mapping[str, Array], seconds: float, prompt: tuple[int, ...], options: GenerationOptions

@@ -6,14 +6,15 @@ A plan says what this side runs of the encoder and which tier runs the loop. Wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from flagsplit.apps.decoder_service.bundle_source import bundle_source
 from flagsplit.apps.decoder_service.program_source import ProgramSource, folder_source
-from flagsplit.apps.speech.encoding import Chain
+from flagsplit.apps.speech.encoding import Before, Chain
+from flagsplit.apps.speech.encoding_elsewhere import DividedEncoder, Reach
 from flagsplit.apps.speech.features import SoundInput, sound_input
 from flagsplit.errors import ConfigError
 from flagsplit.flagir.programs import ProgramFacts, load_program
@@ -38,15 +39,18 @@ class SpeechPlan:
         name: for people.
         cut: what decoder services call it.
         tier: the tier that runs the loop.
-        open_before: opens what this side runs of the encoder, from the sound to the tensors that cross.
+        open_before: opens what runs before the loop's tier, from the sound to the tensors that cross; it is told how to
+            reach workers.
         open_rest: opens, on this side, what leads from those to the hidden states; gives None where they are these.
+        between: tiers beyond this side that run a part of the encoder, before the loop's.
     """
 
     name: str
     cut: str
     tier: str
-    open_before: Callable[[], Chain]
+    open_before: Callable[[Reach], Before]
     open_rest: Callable[[], Executable | None]
+    between: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,22 +79,30 @@ class SpeechModel:
     open_steps: Callable[[], OrtStepModel]
     source: Callable[[str], ProgramSource]
 
-    def plan(self, name: str, *, elsewhere: bool) -> SpeechPlan:
-        """The plan of that name; "" for the best whose loop is elsewhere, or else here.
+    def plan(self, name: str, *, elsewhere: bool, workers: Collection[str] = ()) -> SpeechPlan:
+        """The plan of that name; "" for the best whose loop is elsewhere, or else here, with workers of these tiers.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or it has no use for a worker.
         """
         if name in self.plans:
+            idle = [tier for tier in workers if tier not in self.plans[name].between]
+            if idle:
+                raise ConfigError(
+                    f"plan {name} runs no part of the encoder on {idle[0]}; leave out --tier {idle[0]}=… or take "
+                    "another plan"
+                )
             return self.plans[name]
         there = ", ".join(self.plans)
         if name:
             why = f": {self.unserved[name]}" if name in self.unserved else ""
             raise ConfigError(f"cannot transcribe under plan {name!r:.80}{why}; there are {there}")
-        found = next((each for each in self.plans.values() if (each.tier != self.own) == elsewhere), None)
+        wanted = (each for each in self.plans.values() if (each.tier != self.own) == elsewhere)
+        found = next((each for each in wanted if set(each.between) == set(workers)), None)
         if found is None:
+            beside = f" and a part of its encoder on {', '.join(workers)}" if workers else ""
             raise ConfigError(
-                f"no plan has its loop {'elsewhere' if elsewhere else 'here'}; there are {there}; see --plan"
+                f"no plan has its loop {'elsewhere' if elsewhere else 'here'}{beside}; there are {there}; see --plan"
             )
         return found
 
@@ -98,6 +110,12 @@ class SpeechModel:
     def can_run_here(self) -> bool:
         """Whether a plan allows the loop on this side, so that it may go on here when services go."""
         return any(plan.tier == self.own for plan in self.plans.values())
+
+    @property
+    def own_plan(self) -> SpeechPlan | None:
+        """The plan that needs nobody else, if there is one."""
+        alone = (plan for plan in self.plans.values() if plan.tier == self.own and not plan.between)
+        return next(alone, None)
 
 
 def folder_model(folder: Path, threads: int) -> SpeechModel:
@@ -120,10 +138,10 @@ def folder_model(folder: Path, threads: int) -> SpeechModel:
         weights = folder / WEIGHTS_NAME
         return open_onnx(folder / "encode.onnx", weights if weights.is_file() else None, "fast", threads)
 
-    def nothing() -> Chain:
+    def nothing(_reach: Reach) -> Chain:
         return Chain((), (name,))
 
-    def whole() -> Chain:
+    def whole(_reach: Reach) -> Chain:
         return Chain(((encode(), (name,)),), (_HIDDEN,))
 
     plans = (
@@ -161,31 +179,28 @@ def bundle_model(bundle: Bundle, threads: int) -> SpeechModel:
     ranges, listed = bundle.sizes
     sound = sound_input(parts.facts, entry.name, entry.shape, listed.get(last, ()), ranges.get(last, (0, 0)))
     served = [plan.name for plan in bundle.plans.pool.plans if plan.name in parts.plans]
-    beyond = {name: why for name in served if (why := _needs_others(bundle, parts, name))}
     return SpeechModel(
         parts.facts,
         parts.tokenizer,
         bundle.digest,
         bundle.tiers[0],
         sound,
-        {name: _bundle_plan(bundle, parts, name, threads) for name in served if name not in beyond},
-        {**parts.unserved, **beyond},
+        {name: _bundle_plan(bundle, parts, name, threads) for name in served},
+        parts.unserved,
         lambda: OrtStepModel(parts.folder, slots=1, threads=threads, weights=parts.weights),
         lambda tier: bundle_source(bundle, tier),
     )
 
 
-def _needs_others(bundle: Bundle, parts: ProgramParts, name: str) -> str:
-    """Why a plan takes more than this side and the loop's."""
-    between = {bundle.tiers[step.tier] for step in parts.plan(name).before if step.tier}
-    return f"part of its encoder runs on {', '.join(sorted(between))}, which flagsplit run does" if between else ""
-
-
 def _bundle_plan(bundle: Bundle, parts: ProgramParts, name: str, threads: int) -> SpeechPlan:
     found, host = parts.plan(name), LoadOptions(threads=threads)
+    between = tuple(bundle.tiers[tier] for tier in sorted({step.tier for step in found.before} - {0}))
 
-    def before() -> Chain:
+    def before(reach: Reach) -> Before:
+        if between:
+            return DividedEncoder(bundle, name, between, reach)
         steps = [(bundle.load(step.tier, step.segment, host), step.inputs) for step in found.before]
         return Chain(steps, tuple(tensor.name for tensor in found.boundary))
 
-    return SpeechPlan(name, name, bundle.tiers[found.loop_tier], before, lambda: parts.load_hidden(name, host))
+    tier = bundle.tiers[found.loop_tier]
+    return SpeechPlan(name, name, tier, before, lambda: parts.load_hidden(name, host), between)

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 import numpy as np
 from numpy.typing import NDArray
 
-from flagsplit.apps.speech.encoding import Chain, Rest
+from flagsplit.apps.speech.encoding import Before, Rest
 from flagsplit.apps.speech.recognizer import SpeechFacts
 from flagsplit.apps.speech.token_recognizer import TokenRecognizer, TokenRun
+from flagsplit.errors import UnavailableError
 from flagsplit.flagir.programs import ProgramFacts
 from flagsplit.runtime.generation.client import StreamClient
 from flagsplit.runtime.generation.events import Tokens
@@ -24,7 +25,7 @@ from flagsplit.targets.interface import Array
 class StreamRecognizer(TokenRecognizer):
     """Recognizes speech through a client of token streams."""
 
-    def __init__(self, about: SpeechFacts, cut: str, before: Chain, client: StreamClient, opened: ExitStack) -> None:
+    def __init__(self, about: SpeechFacts, cut: str, before: Before, client: StreamClient, opened: ExitStack) -> None:
         """Recognize with what is open.
 
         Args:
@@ -39,7 +40,10 @@ class StreamRecognizer(TokenRecognizer):
 
     def encode(self, samples: NDArray[np.float32]) -> Mapping[str, Array]:
         """What crosses the cut."""
-        return self._before.run(self.sound.tensors(samples))
+        before = self._before.crossed_bytes
+        encoded = self._before.run(self.sound.tensors(samples))
+        self.crossed_bytes += self._before.crossed_bytes - before
+        return encoded
 
     def run(
         self, encoded: Mapping[str, Array], seconds: float, prompt: tuple[int, ...], options: GenerationOptions
@@ -54,6 +58,8 @@ class StreamRecognizer(TokenRecognizer):
         try:
             for token in stream:
                 yield token.token, token.place.tier
+            if stream.reason == "deadline":
+                raise UnavailableError("the words of a piece of the sound did not come in time; try again")
         finally:
             stream.cancel()
         return stream.scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +75,7 @@ def transcribe(
     model: str = "zoo:moonshine",
     plan: str = "",
     cloud: str | tuple[str, ...] = (),
+    tiers: Mapping[str, str] | None = None,
     keys: str | Path | None = None,
     threads: int = 1,
     timestamps: bool = False,
@@ -86,6 +87,8 @@ def transcribe(
         model: `zoo:moonshine` or another of `flagsplit program`, a folder of a program, or a bundle of one.
         plan: which tier does what, such as "split"; see docs/transcribe.md.
         cloud: address of `flagsplit decode-serve`, or several; without any everything runs here.
+        tiers: where workers listen that run a part of the encoder, such as `{"edge": "tcp://edge.example:5555"}`; what
+            a plan needs and is not here is started on this host.
         keys: the key folder; by default under ~/.config/flagsplit.
         threads: of the engine here; 0 lets it choose.
         timestamps: whether a model that can (Whisper) is to say when each phrase was said; else times are estimated.
@@ -96,7 +99,8 @@ def transcribe(
         PeerError: a model cannot be fetched, or a tier that is needed does not answer.
     """
     replicas = (cloud,) if isinstance(cloud, str) else tuple(cloud)
-    choice = RecognizerChoice(model, plan, replicas, None if keys is None else Path(keys), threads, times=timestamps)
+    folder = None if keys is None else Path(keys)
+    choice = RecognizerChoice(model, plan, replicas, folder, threads, times=timestamps, workers=tiers or {})
     transcription = Transcription(Path(audio), choice)
     for _ in transcription.events():
         pass

@@ -4,7 +4,7 @@
 and it holds no more sound than one window. A window ends
 
 - at a pause, the sooner the longer the window is already;
-- when it is full, at the longest pause in its later part, even if that is short;
+- when it is full, at the longest pause in its later part, even if that is short: the later, the more a pause counts;
 - without such a pause, where it is full; the next one then begins `overlap_s` earlier, so that each word is whole in
   one of the two. `merge.py` joins their words.
 """
@@ -56,9 +56,13 @@ class WindowRules:
             raise ConfigError(f"windows of {self.max_s:g} s cannot overlap by {self.overlap_s:g} s; at most by half")
 
     def within(self, max_s: float) -> WindowRules:
-        """The same for windows of at most so many seconds."""
+        """The same for windows of at most so many seconds.
+
+        Those of a recognizer that takes little at once are filled: what fits is not cut, since it hears best in
+        context, and one of fixed size costs as much half empty.
+        """
         longest = min(self.max_s, max_s)
-        shorter = {"overlap_s": min(self.overlap_s, longest / 2), "target_s": min(self.target_s, longest / 2)}
+        shorter = {"overlap_s": min(self.overlap_s, longest / 2), "target_s": min(self.target_s, longest)}
         return replace(self, max_s=longest, **shorter)
 
 
@@ -160,7 +164,7 @@ class Windows:
         ends = [*(span[0] for span in self._speech[1:]), self._now]
         pauses = [(stop - end, (end + stop) // 2) for (_, end), stop in zip(self._speech, ends, strict=True)]
         pauses = [(length, at) for length, at in pauses if at >= least]
-        longest, at = max(pauses, default=(0, 0))
+        longest, at = max(pauses, key=lambda pause: pause[0] * (pause[1] - start), default=(0, 0))
         if longest >= self._samples(self._rules.short_pause_s):
             yield from self._emit(at, goes_on=False)
             self._drop_before(at)

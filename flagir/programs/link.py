@@ -48,8 +48,8 @@ def link(program: Program, max_tokens: int) -> ir.Model:
         hidden = g.inline(program.graphs["encode"], "encode", {source.name or "": entry})["hidden"]
         cross = g.inline(program.graphs["prefill"], "prefill", {"hidden": hidden})
         cross["cross_lengths"] = length_of(g, hidden, 1)
-        if facts.tokens_per_s and facts.frames_per_s:
-            most = g.op("Min", most, _by_length(g, facts, cross["cross_lengths"]))
+        if facts.tokens_per_frame is not None:
+            most = g.op("Min", most, _by_length(g, facts.tokens_per_frame, cross["cross_lengths"]))
     else:
         entry = g.input("prompt", WHOLE, [1, "prompt_tokens"])
         prompt = g.op("Concat", prompt, entry, axis=1) if prompt is not None else entry
@@ -59,9 +59,8 @@ def link(program: Program, max_tokens: int) -> ir.Model:
     return g.model([_loop(g, program, prompt, cross, most)])
 
 
-def _by_length(g: GraphWriter, facts: ProgramFacts, frames: ir.Value) -> ir.Value:
-    """As many tokens as hidden states of this number may give: `ProgramFacts.most_tokens`, in whole numbers."""
-    rate = Fraction(facts.tokens_per_s / facts.frames_per_s).limit_denominator(10_000)
+def _by_length(g: GraphWriter, rate: Fraction, frames: ir.Value) -> ir.Value:
+    """As many tokens as hidden states of this number may give: `ProgramFacts.most_tokens_of`, in whole numbers."""
     scaled = g.op("Mul", frames, g.constant([rate.numerator], np.int64))
     tokens = g.op("Div", scaled, g.constant([rate.denominator], np.int64))
     return g.op("Reshape", tokens, g.numbers())

@@ -8,6 +8,7 @@ docs/programs.md; `check_graphs` says whether they have it.
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import onnx_ir as ir
@@ -118,12 +119,23 @@ class ProgramFacts:
     def most_tokens(self, input_s: float) -> int:
         """How many tokens an input of this length may give, without the prompt and the stop token.
 
-        Where only the hidden states are there, their number divided by `frames_per_s` is the length: a linked program
-        counts so.
+        Where the hidden states are there, `most_tokens_of` counts as a linked program does.
         """
         room = self.max_positions - len(self.prompt)
         # What is a whole number may come out a little below it.
         return min(room, int(input_s * self.tokens_per_s + 1e-6)) if self.tokens_per_s else room
+
+    @property
+    def tokens_per_frame(self) -> Fraction | None:
+        """Most tokens for a hidden state; None where there is no such rule."""
+        if not (self.tokens_per_s and self.frames_per_s):
+            return None
+        return Fraction(self.tokens_per_s / self.frames_per_s).limit_denominator(10_000)
+
+    def most_tokens_of(self, frames: int) -> int:
+        """How many tokens an input with so many hidden states may give: those that a linked program makes at most."""
+        room, each = self.max_positions - len(self.prompt), self.tokens_per_frame
+        return room if each is None else min(room, int(frames * each))
 
     def to_json(self) -> bytes:
         """The same bytes for the same facts."""

@@ -45,7 +45,7 @@ from flagsplit.transport.tensors import chunks_of
 
 _MILLION: Final = 1_000_000
 _ENDS: Final = ("stop", "length")
-_CODES: Final = ("busy", "draining", "no-state", "input", "compute", "protocol", "bundle", "deadline")
+_CODES: Final = ("busy", "draining", "no-state", "input", "compute", "too-large", "protocol", "bundle", "deadline")
 
 
 class ClientMachine(StreamPlaces):
@@ -208,9 +208,9 @@ class ClientMachine(StreamPlaces):
         if stream is None or (stream.at, stream.attempt) != (LOCAL, event.attempt):
             return
         if event.error:
-            self._has_local = self._has_local and bool(self.replicas)
+            stream.passed[LOCAL] = math.inf
             self.leave_place(stream, event.error)
-            if not self.replicas.fit():
+            if all(self._is_ruled_out(stream, each.name) for each in self.replicas.fit()):
                 yield from self.end(stream, "", InputError(event.error))
             else:
                 yield from self.place(stream)
@@ -235,10 +235,15 @@ class ClientMachine(StreamPlaces):
             self._pass_by(stream, peer, message.retry_ms / 1e3 or self.options.pause_s)
         else:
             stream.passed[peer] = math.inf
-        if not self._has_local and all(stream.passed.get(name, 0.0) == math.inf for name in self.replicas):
+        if not self.can_run_here(stream) and all(self._is_ruled_out(stream, name) for name in self.replicas):
             yield from self.end(stream, "", error_of(code, text))
             return
         yield from self._leave(stream, code, text, is_failure=code not in ("busy", "draining"))
+
+    @staticmethod
+    def _is_ruled_out(stream: LiveStream, peer: str) -> bool:
+        """Whether a replica refused a stream for good."""
+        return stream.passed.get(peer, 0.0) == math.inf
 
     def _pass_by(self, stream: LiveStream, peer: str, first_s: float) -> None:
         """Leave a replica alone for a while: the longer, the more often the stream failed since its last token."""
@@ -266,11 +271,12 @@ class ClientMachine(StreamPlaces):
                 yield from self._look_at(stream)
 
     def _run_out(self, stream: LiveStream) -> Iterator[Instruction]:
-        """The deadline passed. That is an end like others, unless nobody ever began."""
+        """The deadline passed. That is an end like others, unless nobody ever began, or all refused."""
         error = None
-        if not stream.was_placed:
+        if not stream.was_placed or (stream.at is None and not stream.made):
             states = "; ".join(f"{name}: {state}" for name, state in self.replicas.states().items()) or "there is none"
-            error = UnavailableError(f"no replica took the stream before its deadline ({states})")
+            last = f"; {stream.last_error}" if stream.last_error else ""
+            error = UnavailableError(f"no replica took the stream before its deadline ({states}{last})")
         yield from self.end(stream, "deadline", error)
 
     def _look_at(self, stream: LiveStream) -> Iterator[Instruction]:
@@ -279,7 +285,7 @@ class ClientMachine(StreamPlaces):
             yield from self.place(stream)
             return
         others = [each for each in self.replicas.fit() if each.name != stream.at]
-        if stream.waits_for_rows or not (others or (self._has_local and not stream.has_rows)):
+        if stream.waits_for_rows or not (others or self.can_run_here(stream)):
             stream.look_at = self.now + self.options.stall_s
             return
         stream.passed[stream.at] = self.now + self.options.stall_s

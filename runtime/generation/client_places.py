@@ -69,7 +69,7 @@ class StreamPlaces:
             yield from self._run_here(stream)
         else:
             times = [until for name, until in stream.passed.items() if until > self.now and name in self.replicas]
-            if self._has_local:
+            if self.can_run_here(stream):
                 times.append(max(stream.since + self.options.local_after_s, self.now + self.options.pause_s))
             stream.look_at = min(times, default=math.inf)
 
@@ -78,9 +78,13 @@ class StreamPlaces:
         others = (each for each in self.streams.values() if each is not stream and each.at is not None)
         return stream.is_suspect and any(each.is_suspect for each in others)
 
+    def can_run_here(self, stream: LiveStream) -> bool:
+        """Whether this process has all that the stream needs, and did not fail at it."""
+        return self._has_local and not stream.has_rows and LOCAL not in stream.passed
+
     def _may_run_here(self, stream: LiveStream) -> bool:
         """At once if all replicas that are there refused the stream, or none was named; else after a while."""
-        if not self._has_local or stream.has_rows:
+        if not self.can_run_here(stream):
             return False
         is_hopeless = bool(self.replicas.fit()) or not len(self.replicas)
         return is_hopeless or self.now >= stream.since + self.options.local_after_s

@@ -75,7 +75,7 @@ class LiveStream:
         was_placed: whether it ever had one.
         states: by replica that may have something of it, that replica's instance.
         met: instances that were sent its tensors, or some of them.
-        passed: by replica, until when it is passed by.
+        passed: by replica, or for `LOCAL`, until when it is passed by.
         failures: how often it failed since its last token.
         rows: for a model whose first layers run here: what they gave, from position 0 on.
         rows_told: how many of these the replica `at` was told.
@@ -197,6 +197,8 @@ def choose(stream: LiveStream, replicas: Iterable[Replica], choice: Choice) -> R
 
 def error_of(code: str, text: str) -> FlagsplitError:
     """What the application gets when no replica takes a stream."""
+    if code == "too-large":
+        return InputError(f"no replica has room for the stream; {text}")
     return InputError(text) if code == "compute" else UnavailableError(f"every replica refuses the stream; {text}")
 
 

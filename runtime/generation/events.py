@@ -11,11 +11,12 @@ from flagsplit.targets.interface import Array
 Reason = Literal["stop", "length", "deadline", "cancelled"]
 """Why a stream ended: a stop token, a limit of its length, its deadline, or the client's wish."""
 
-Code = Literal["busy", "drain", "no-state", "deadline", "bad-input", "broken"]
+Code = Literal["busy", "drain", "no-state", "deadline", "bad-input", "too-large", "broken"]
 """Why a stream was refused.
 
 "busy", "drain", "no-state" and "broken" may be tried again, with the tokens that were delivered: in a while or
-elsewhere ("busy" says in how long), elsewhere, with all rows, elsewhere. "deadline" and "bad-input" may not.
+elsewhere ("busy" says in how long), elsewhere, with all rows, elsewhere. "deadline" and "bad-input" may not, and
+"too-large" only elsewhere: an engine with more memory may have room for it.
 """
 
 RETRYABLE: frozenset[Code] = frozenset({"busy", "drain", "no-state", "broken"})

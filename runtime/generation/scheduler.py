@@ -179,7 +179,7 @@ class Scheduler:
             self.counts.ended["length"] += 1
             return [Tokens(stream.id, stream.told, (), True, "length")]
         if (fault := self._too_large(stream)) is not None:
-            return [self._refuse(request, "bad-input", fault)]
+            return [self._refuse(request, "too-large", fault)]
         busy = self._busy(stream, now)
         if busy is not None:
             return [busy]
@@ -201,7 +201,7 @@ class Scheduler:
         new.frames, new.room = here.frames, here.room
         if (fault := self._too_large(new)) is not None:
             self._seats.remove(here)
-            return [self._refuse(request, "bad-input", fault)]
+            return [self._refuse(request, "too-large", fault)]
         self._seats.replace(here, new)
         return []
 

@@ -38,6 +38,7 @@ _CODES: Final[Mapping[Code, str]] = {
     "no-state": "no-state",
     "deadline": "deadline",
     "bad-input": "input",
+    "too-large": "too-large",
     "broken": "compute",
 }
 """What the engine calls a trouble, and what the protocol calls it."""
@@ -141,6 +142,12 @@ class StreamMachine(WorkerMachine):
         if opened.generation:
             _check_stream(opened, _spec_of(opened), self.facts.get(bundle))
 
+    def account_of(self, opened: Open) -> str:
+        """As for any request; who may pass on others' requests, as a gateway does, names them by their streams."""
+        client, key = super().account_of(opened), self.peers.key_of(inbound_name(opened.sid))
+        name = _spec_of(opened).stream if opened.generation and self._is_worker(key) else ""
+        return f"{client}/{name}" if name else client
+
     def accept_open(self, flight: Flight, opened: Open, peer: str) -> bool:
         """Take up an announcement; of a stream, what it asks for too."""
         complete = super().accept_open(flight, opened, peer)
@@ -184,7 +191,7 @@ class StreamMachine(WorkerMachine):
         self._runs[self._next_token] = wanted
         stream.cut = flight.plan
         inputs = {name: flight.values[name] for name in self.facts[flight.bundle].cuts[flight.plan]}
-        yield Run(self._next_token, flight.plan, inputs, flight.bundle, flight.sid, flight.deadline)
+        yield Run(self._next_token, flight.plan, inputs, flight.bundle, flight.client, flight.deadline)
 
     def finish_run(self, event: Ran) -> tuple[Flight, int] | None:
         """As for any run; what a stream's encoder gives takes the place of its tensors."""
@@ -202,7 +209,9 @@ class StreamMachine(WorkerMachine):
 
     def _go_on(self, flight: Flight, hop: int, event: Ran) -> Iterator[Instruction]:
         stream = self.streams.get(flight.key)
-        if stream is None or event.error or self.now >= flight.deadline:
+        if stream is not None and event.is_input and self.now < flight.deadline:
+            yield from self.fail(flight, self.tier, "input", event.error, retryable=False)
+        elif stream is None or event.error or self.now >= flight.deadline:
             yield from super()._go_on(flight, hop, event)
         else:
             yield from self._begin(flight, stream)
@@ -233,7 +242,7 @@ class StreamMachine(WorkerMachine):
         yield Begin(
             Generate(
                 stream.engine_id,
-                flight.sid,
+                flight.client,
                 context or None,
                 said,
                 spec.delivered,

@@ -162,10 +162,11 @@ def begin(facts: ProgramFacts, request: Generate, number: int, now: float) -> St
     tokens = [] if request.rows is not None else list(request.tokens) or list(facts.prompt)
     prompt = len(tokens) - request.generated
     frames = frames_of(request)
-    input_s = request.input_s or (frames / facts.frames_per_s if facts.frames_per_s else 0.0)
     limit = min(options.max_tokens, facts.max_positions - max(0, prompt))
-    if facts.tokens_per_s and input_s:
-        limit = min(limit, facts.most_tokens(input_s))
+    if facts.tokens_per_s and request.input_s:
+        limit = min(limit, facts.most_tokens(request.input_s))
+    if facts.tokens_per_frame is not None and frames:
+        limit = min(limit, facts.most_tokens_of(frames))
     late = min(request.deadline, now + options.deadline_s if options.deadline_s else math.inf)
     rule = TokenRule.of(facts, options)
     found = Stream(request, number, now, late, rule, tokens, prompt, limit, frames, told=request.generated)

@@ -80,6 +80,8 @@ class OrtTarget:
         gap = _gap(node)
         if gap:
             return SupportVerdict(supported=False, reason=gap)
+        if node.op_type == "Constant" and not node.domain:
+            return _YES  # what a body gives as it is; the engine makes an initializer of it
         kernels = known.get((node.domain, node.op_type), ())
         given: dict[str, str] = {}
         since = version

@@ -5,31 +5,23 @@ in one graph; how many rows, how long the caches are, come in powers of two, so 
 through graphs of their own, a few rows at a time. The lowering is that of the `cuda` target.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx_ir as ir
 
 from flagsplit.errors import ConfigError, InputError
-from flagsplit.flagir.specialize import specialize
 from flagsplit.flagir.store import WEIGHTS_NAME
-from flagsplit.targets.cloud.cuda.compiled import Replay
-from flagsplit.targets.cloud.cuda.lowering.program import build_program, to_module
-from flagsplit.targets.cloud.cuda.lowering.registry import is_taken
 from flagsplit.targets.cloud.cuda.lowering.site import as_dtype
-from flagsplit.targets.cloud.cuda.lowering.style import Style
 from flagsplit.targets.cloud.cuda.part_file import read_part
-from flagsplit.targets.cloud.cuda.passes import optimize
-from flagsplit.targets.cloud.cuda.rowwise import calls
 from flagsplit.targets.cloud.cuda.sdk import import_torch, require_gpu, torch
 from flagsplit.targets.generation.banks import Banks, Sketched
+from flagsplit.targets.generation.cuda_graphs import Graph, Lowered, stepped
 from flagsplit.targets.generation.slot_cache import SlotCache, Whole
 from flagsplit.targets.generation.slot_checks import check_hidden, check_tokens, has_room, read_facts
 from flagsplit.targets.generation.step_model import Logits, Room
 from flagsplit.targets.interface import Array
-from flagsplit.targets.written_out import write_out
 
 Precision = Literal["fp32", "fp16", "bf16"]
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -116,8 +108,8 @@ class CudaStepModel:
         )
         self._cache.before_replacing = self._forget_graphs
         self._banks = Banks(lambda: self._cache, Sketched, 0, most=1)
-        self._graphs: dict[tuple[str, int, int, int], _Graph] = {}
-        self._lowered: dict[tuple[int, ...], _Lowered] = {}
+        self._graphs: dict[tuple[str, int, int, int], Graph] = {}
+        self._lowered: dict[tuple[int, ...], Lowered] = {}
         self._logits = np.zeros((slots, self.facts.vocabulary), np.float32)
 
     @property
@@ -273,7 +265,7 @@ class CudaStepModel:
     def _zeros(self, shape: tuple[int, ...]) -> Any:
         return torch.zeros(shape, dtype=as_dtype(self._type), device=self._device)
 
-    def _graph(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
+    def _graph(self, kind: str, batch: int, chunk: int, frames: int) -> Graph:
         """The graph of a size."""
         key = (kind, batch, chunk, frames)
         if key not in self._graphs:
@@ -284,127 +276,32 @@ class CudaStepModel:
         """Let go of the arrays that are replaced, and of the graphs that read them."""
         self._graphs = {key: graph for key, graph in self._graphs.items() if key[0] == "prefill"}
 
-    def _recorded(self, kind: str, batch: int, chunk: int, frames: int) -> "_Graph":
+    def _recorded(self, kind: str, batch: int, chunk: int, frames: int) -> Graph:
         """Make a graph; it is tried on examples that write nothing where a stream has something."""
         if kind == "prefill":
             assert self._prefill is not None
-            lowered = _Lowered(self._prefill, {"batch": 1, "frames": frames}, self._type, self._device)
+            lowered = Lowered(self._prefill, {"batch": 1, "frames": frames}, self._type, self._device)
             hidden = np.zeros((1, frames, self.facts.width), np.float32)
-            return _Graph(lowered.run, [hidden], lowered.outputs, self._device)
+            return Graph(lowered.run, [hidden], lowered.outputs, self._device)
         past = next(iter(self._cache.past.values())).shape[2]
         lowered = self._lowered_step(batch, chunk, past)
         told = [self._given, "positions", "past_lengths", "last", *(["cross_lengths"] if self._cache.cross else [])]
-        run = _stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
+        run = stepped(self._cache, lowered, told, batch, gathers=kind == "prompt")
         nothing = np.zeros(batch, np.int64)
         # No stream is as long as its row before a step; prompts are tried in the spare row.
         lengths = nothing + (past - 1 if kind == "decode" else 0)
         examples = [self._nothing(batch, chunk), *self._told(lengths, nothing, nothing, chunk)]
         if kind == "prompt":
             examples.append(nothing + self.slots)
-        return _Graph(run, examples, ["logits"], self._device)
+        return Graph(run, examples, ["logits"], self._device)
 
-    def _lowered_step(self, batch: int, chunk: int, past: int) -> "_Lowered":
+    def _lowered_step(self, batch: int, chunk: int, past: int) -> Lowered:
         """The step for so many rows; where only attention reads the caches, that does for caches of any length."""
         frames = next(iter(self._cache.cross.values())).shape[2] if self._cache.cross else 0
         for key in ((batch, chunk), (batch, chunk, past, frames)):
             if key in self._lowered:
                 return self._lowered[key]
         dims = {"batch": batch, "chunk": chunk, "past": past, **({"frames": frames} if frames else {})}
-        lowered = _Lowered(self._step, dims, self._type, self._device)
+        lowered = Lowered(self._step, dims, self._type, self._device)
         self._lowered[(batch, chunk) if lowered.takes_any_cache else (batch, chunk, past, frames)] = lowered
         return lowered
-
-
-class _Lowered:
-    """A graph of fixed sizes as a module of PyTorch, by names.
-
-    Attributes:
-        inputs: names.
-        outputs: names.
-        takes_any_cache: whether all that reads `past` and `cross` is attention that asks how long they are.
-    """
-
-    def __init__(self, model: ir.Model, dims: Mapping[str, int], dtype: str, device: str) -> None:
-        fixed = specialize(model, dims)
-        write_out(fixed, is_taken)
-        optimize(fixed, is_step=True)
-        caches = [value for value in fixed.graph.inputs if (value.name or "").startswith(("past.", "cross."))]
-        self.takes_any_cache = all(use.node.op_type == "CachedAttention" for each in caches for use in each.uses())
-        program = build_program(fixed, "" if dtype == "float32" else dtype, Style(rows=True))
-        self.inputs = [name for name, _ in program.inputs]
-        self.outputs = list(program.outputs)
-        types = ["float32" if name == "logits" else dtype for name in self.outputs]
-        self._module = to_module(program, types, device)
-
-    def run(self, *tensors: Any) -> Sequence[Any]:
-        """Outputs in order."""
-        made: Sequence[Any] = self._module(*tensors)
-        return made
-
-
-def _stepped(
-    cache: SlotCache, lowered: _Lowered, told: Sequence[str], batch: int, *, gathers: bool
-) -> Callable[..., Sequence[Any]]:
-    """A step that also writes new keys and values into the cache; gives the logits.
-
-    It takes the values of `told` in order, and if it gathers, the rows; else rows are the first ones.
-    """
-    past, cross = dict(cache.past), dict(cache.cross)
-
-    def run(*given: Any) -> Sequence[Any]:
-        values = dict(zip(told, given, strict=False))
-        rows = given[-1] if gathers else None
-        for name, array in (*past.items(), *cross.items()):
-            values[name] = array.index_select(0, rows) if gathers else array[:batch]
-        made = dict(zip(lowered.outputs, lowered.run(*(values[name] for name in lowered.inputs)), strict=True))
-        for name, array in past.items():
-            if name.endswith(".key"):
-                layer = name.split(".")[1]
-                new = made[f"new.{layer}.key"], made[f"new.{layer}.value"]
-                calls.append(array, past[f"past.{layer}.value"], new, rows, values["past_lengths"])
-        return [made["logits"]]
-
-    return run
-
-
-class _Graph:
-    """A function of tensors of fixed sizes: replayed on a GPU, run as it is on the CPU."""
-
-    def __init__(
-        self, run: Callable[..., Sequence[Any]], examples: Sequence[Array], outputs: Sequence[str], device: str
-    ) -> None:
-        self._outputs = outputs
-        self._run = run
-        self._replay: Replay | None = None
-        self._pinned: dict[str, Any] = {}
-        tensors = [torch.from_numpy(each).to(device) for each in examples]
-        if device == "cuda":
-            self._replay = Replay(run, tensors)
-            self._given = [torch.empty_like(each, device="cpu", pin_memory=True) for each in tensors]
-        else:
-            with torch.inference_mode():
-                run(*tensors)
-
-    def __call__(self, *arrays: Array) -> dict[str, Any]:
-        """Tensors by name; the next call overwrites them."""
-        given = [torch.from_numpy(np.ascontiguousarray(each)) for each in arrays]
-        with torch.inference_mode():
-            if self._replay is None:
-                made = self._run(*given)
-            else:
-                torch.cuda.current_stream().synchronize()  # what was given before has been copied by then
-                for pinned, tensor in zip(self._given, given, strict=True):
-                    pinned.copy_(tensor)
-                made = self._replay(*self._given)
-        return dict(zip(self._outputs, made, strict=True))
-
-    def logits(self, *arrays: Array) -> Logits:
-        """The logits on the host; the next call overwrites them."""
-        made = self(*arrays)["logits"]
-        if made.is_cuda:
-            if "logits" not in self._pinned:
-                self._pinned["logits"] = torch.empty_like(made, device="cpu", pin_memory=True)
-            made = self._pinned["logits"].copy_(made, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-        array: Logits = made.numpy()
-        return array

@@ -2,12 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.apps import models
+from tests.apps.faulty import SHAPE, Faulty, same
+from tests.targets.faulty_chip import FaultyChip
 
 import flagsplit
 from flagsplit.apps import zoo
@@ -15,6 +19,7 @@ from flagsplit.errors import PeerError
 from flagsplit.runtime.bundle import Bundle
 from flagsplit.runtime.worker import Worker, WorkerSettings
 from flagsplit.runtime.worker_options import WorkerHooks
+from flagsplit.targets.catalogue import TARGETS
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
@@ -100,3 +105,17 @@ def serve(own_folders: None) -> Iterator[Serve]:
             return addresses
 
         yield start
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Faulty:
+    """Builds the small model for a phone whose chip has faults."""
+
+    def build(factors: Mapping[str, float], **more: Any) -> Bundle:
+        monkeypatch.setitem(TARGETS, "faulty", partial(same, FaultyChip(factors)))
+        model = models.save(models.small(), tmp_path / "small.onnx")
+        choices = {"targets": {"phone": ["faulty"]}, "shapes": {"image": SHAPE}, **more}
+        flagsplit.build(model, "phone,cloud", tmp_path / "b.flagsplit", **choices)
+        return flagsplit.open(tmp_path / "b.flagsplit", cache=tmp_path / "cache")
+
+    return build

@@ -121,7 +121,8 @@ def test_misuse_of_the_function(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_an_operator_without_a_kernel_has_no_tier(tmp_path: Path) -> None:
-    text = '<ir_version: 10, opset_import: ["" : 21]> g (bfloat16[N] x) => (bfloat16[N] y) { y = Add(x, x) }'
+    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[N] x) => (float[N] y) {'
+    text += " a = Cast <to = 16> (x) b = Add (a, a) y = Cast <to = 1> (b) }"
     models.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
     with pytest.raises(PolicyError, match="no CPU kernel for Add of opset 23 on bfloat16"):
         flagsplit.build(tmp_path / "m.onnx", "phone", tmp_path / "x.flagsplit")

@@ -10,7 +10,7 @@ from tests.runtime.bundles import TIERS, build_bundle
 
 import flagsplit
 from flagsplit.runtime.bundle import Bundle
-from flagsplit.targets.interface import LoadOptions
+from flagsplit.targets.interface import Executable, LoadOptions
 from flagsplit.transport.security import NO_SECURITY, KeyStore
 
 
@@ -46,10 +46,16 @@ def fleet(shared_fleet: Fleet) -> Fleet:
 
 
 @pytest.fixture(scope="session")
-def oracle(bundle: Bundle) -> Iterator[Oracle]:
-    whole = bundle.load_whole(LoadOptions(threads=1))
-    yield Oracle(bundle, whole)
-    whole.close()
+def whole(bundle: Bundle) -> Iterator[Executable]:
+    """The unsplit model."""
+    loaded = bundle.load_whole(LoadOptions(threads=1))
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture(scope="session")
+def oracle(bundle: Bundle, whole: Executable) -> Oracle:
+    return Oracle(bundle, whole)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """One worker process with everything that can be seen of it from outside: memory, open files, log, answers.
 
-`Fleet` is for killing many; this one is for watching. How to be cruel to its socket is in `zmtp.py`, and what
-a client says that knows the protocol in `stranger.py`.
+`Fleet` is for killing many; this one is for watching. How to be cruel to its socket is in `zmtp.py`, and what messages
+to send it in `fuzz.py`.
 """
 
 import os

@@ -32,14 +32,6 @@ _SETTINGS = SessionSettings(
 
 
 @pytest.fixture(scope="module")
-def whole(bundle: Bundle) -> Iterator[Executable]:
-    """The unsplit model."""
-    loaded = bundle.load_whole(LoadOptions(threads=1))
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture(scope="module")
 def successor(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The same model with its plans in another order: another bundle."""
     return flagsplit.open(build_bundle(tmp_path_factory.mktemp("successor"), PLANS[1:]))

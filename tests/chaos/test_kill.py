@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import numpy as np
@@ -28,14 +28,6 @@ _SETTINGS = SessionSettings(
     host=LoadOptions(threads=1),
     machine=SessionOptions(attempt_s=3.0, liveness=LivenessOptions(heartbeat_s=0.25, missed=4)),
 )
-
-
-@pytest.fixture(scope="module")
-def whole(bundle: Bundle) -> Iterator[Executable]:
-    """The unsplit model."""
-    loaded = bundle.load_whole(LoadOptions(threads=1))
-    yield loaded
-    loaded.close()
 
 
 def _ask(session: Session, count: int, at: int, then: Callable[[], None]) -> list[Future[Answer]]:

@@ -13,7 +13,7 @@ from tests.flagir.programs import oracle
 from tests.flagir.programs.made import program_of
 
 from flagsplit.flagir import Block, Skeleton, block_graph, canonicalize
-from flagsplit.flagir.analysis import peak_activations
+from flagsplit.flagir.liveness import peak_activations
 from flagsplit.flagir.loops import EXPECTED_TRIPS, say_trips, trips_of
 from flagsplit.flagir.programs.link import link
 

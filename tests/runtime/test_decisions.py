@@ -194,13 +194,13 @@ def test_rescue_in_time() -> None:
     last_s = 10.0 - each.rescue_s(state)
     assert last_s + each.pool.plan("all-phone").latency_s(state) < 10.0
     assert last_s > 8.0
-    rescue = each.rescue_plan(state)
+    rescue = each.outlook(state).rescue()
     assert rescue is not None
     assert rescue.name == "all-phone"
-    other = each.rescue_plan(replace(state, alive=(True, True, False)), exclude=["all-phone"])
+    other = each.outlook(replace(state, alive=(True, True, False))).rescue(["all-phone"])
     assert other is not None
     assert other.name == "all-edge"
-    assert each.rescue_plan(replace(state, alive=(True, False, False)), exclude=["all-phone"]) is None
+    assert each.outlook(replace(state, alive=(True, False, False))).rescue(["all-phone"]) is None
     assert each.rescue_s(replace(state, alive=(True, False, False)), ["all-phone"]) == 0.0
 
 

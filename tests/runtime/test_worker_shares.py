@@ -25,7 +25,7 @@ def test_a_client_has_all_while_it_is_alone_and_its_share_while_others_are_there
     (failed,) = messages(hired.say(hired.opened(3)))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.retryable) == ("busy", True)
-    assert "of max_flights 4 the share of each of 2 sessions is 2" in failed.reason
+    assert "of max_flights 4 the share of each of 2 clients is 2" in failed.reason
     assert not failures(hired.ask(hired.opened(1, sid=T), T))
     assert failures(hired.ask(hired.opened(2, sid=T), T)) == [(SESSION, "edge", "busy")], "the first gives way"
     assert set(hired.machine.flights) == {(S, 0), (S, 1), (T, 1), (T, 2)}
@@ -33,6 +33,37 @@ def test_a_client_has_all_while_it_is_alone_and_its_share_while_others_are_there
     hired.say(Done(S, 0))
     assert failures(hired.ask(hired.opened(4, sid=T), T)) == [(OTHER, "edge", "busy")], "it is somebody else's share"
     assert not failures(hired.ask(hired.opened(5)))
+
+
+def test_sessions_of_one_key_are_one_client() -> None:
+    """Together they have one share of the places and of the engine's time."""
+    hired = Hired(WorkerOptions(max_flights=4))
+    for sid in (S, T):
+        hired.hello(sid, key="ours")
+    said = [one for rid, sid in enumerate((S, T, S, T)) for one in hired.ask(hired.opened(rid, sid=sid), sid)]
+    assert {one.client for one in said if isinstance(one, Run)} == {"ours"}
+    assert hired.machine.stats().clients == {"ours": (4, 4 * 552)}, "alone it may have all"
+    third = "7" * 32
+    hired.hello(third, key="another's")
+    said = [one for rid in range(2) for one in hired.ask(hired.opened(rid, sid=third), third)]
+    assert failures(said) == [(OTHER, "edge", "busy"), (SESSION, "edge", "busy")], "its newest ones give way"
+    (failed,) = messages(hired.say(hired.opened(9)))
+    assert isinstance(failed, Failed)
+    assert "of max_flights 4 the share of each of 2 clients is 2" in failed.reason
+    hired.say(Done(S, 0))
+    assert hired.machine.stats().clients == {"ours": (1, 552), "another's": (2, 2 * 552)}
+    hired.tell(Down(OTHER, "gone"))
+    hired.hello(T, key="ours")
+    assert not failures(hired.ask(hired.opened(1, 2, sid=T), T))
+    assert hired.machine.stats().clients["ours"] == (1, 552)
+
+
+def test_all_sessions_of_the_largest_client_are_paused() -> None:
+    hired = Hired(WorkerOptions(max_held_bytes=10_000, max_held_bytes_per_client=10_000))
+    for sid in (S, T):
+        hired.hello(sid, key="ours")
+    said = [one for rid in range(8) for sid in (S, T) for one in hired.ask(hired.opened(rid, sid=sid), sid)]
+    assert pauses(said) == [Pause(SESSION, True), Pause(OTHER, True)]
 
 
 def test_a_request_that_gave_way_stays_over_and_its_next_attempt_is_welcome() -> None:
@@ -53,8 +84,8 @@ def test_a_request_that_gave_way_stays_over_and_its_next_attempt_is_welcome() ->
 @pytest.mark.parametrize(
     ("limit", "reason"),
     [
-        (None, "of max_held_bytes 4000 the share of each of 2 sessions is 2000"),
-        (2000, "this session would have 2112 bytes, max_held_bytes_per_client is 2000"),
+        (None, "of max_held_bytes 4000 the share of each of 2 clients is 2000"),
+        (2000, "this client would have 2112 bytes, max_held_bytes_per_client is 2000"),
     ],
 )
 def test_bytes_are_shared_too(limit: int | None, reason: str) -> None:

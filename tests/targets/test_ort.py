@@ -158,6 +158,7 @@ def test_a_no_has_its_reason(ort: Target, asked: ir.Node, reason: str) -> None:
         of_one("RandomUniformLike"),
         of_one("Bernoulli"),
         within("If", node("Conv", 23, ir.DataType.FLOAT)),
+        within("If", ir.Node("", "Constant", [], version=23)),
         node("LSTM", 23, ir.DataType.FLOAT),
     ],
 )

@@ -23,9 +23,6 @@ from flagsplit.targets.cloud.ascend.facts import (
 )
 from flagsplit.targets.cloud.ascend.nearest import ROUNDING, same_places
 
-_OF_WINDOWS = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0, "output_shape": 1}
-"""Attributes with a number for each spatial dimension, and what says nothing in them."""
-
 _WINDOWS = ("AveragePool", "Conv", "ConvTranspose", "MaxPool")
 
 

@@ -1,23 +1,15 @@
 """Which inputs each output of Resize reads along one axis, and with which weights, by the standard."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from flagsplit.targets.resampling import Doubles, nearest, sample_places, weights
 from flagsplit.targets.tflite.attributes import front
 from flagsplit.targets.tflite.builder import Builder
 from flagsplit.targets.tflite.program import Refused
 
-_ROUND: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
-    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
-    "floor": np.floor,
-    "ceil": np.ceil,
-}
 _ROUNDING = 1e-6
 _UNEVEN = (
     "its scales give no whole sizes: ONNX and its runtimes differ then on what aligned corners are; give it sizes in "
@@ -80,44 +72,34 @@ def _scales(
     return [chosen] * len(axes)
 
 
-def axis_map(node: ir.Node, axis: AxisResize) -> NDArray[np.float64]:
+def axis_map(node: ir.Node, axis: AxisResize) -> Doubles:
     """A matrix of shape [out, size]; a row of NaN where the region of interest lies outside."""
-    size, out, scale = axis.size, axis.out, axis.scale
+    size, out = axis.size, axis.out
     mode = node.attributes.get_string("mode", "nearest")
-    where = _coordinates(_mode(node), axis)
-    made = np.zeros((out, size))
+    where = _places(_mode(node), axis)
     if mode == "nearest":
-        index = _nearest(node, where, size)
-        if not (index == _nearest(node, _by_scale(node, axis, where), size)).all():
+        rounding = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+        index = nearest(where, size, rounding)
+        if not (index == nearest(_by_scale(node, axis, where), size, rounding)).all():
             raise Refused(_UNEVEN)
+        made = np.zeros((out, size))
         made[np.arange(out), index] = 1
         return _without(node, made, where)
     if not np.allclose(where, _by_scale(node, axis, where), rtol=0, atol=_ROUNDING):
         raise Refused(_UNEVEN)
-    narrow = min(scale, 1.0) if node.attributes.get_int("antialias", 0) else 1.0
-    outside = bool(node.attributes.get_int("exclude_outside", 0))
+    narrow = min(axis.scale, 1.0) if node.attributes.get_int("antialias", 0) else 1.0
     cubic = node.attributes.get_float("cubic_coeff_a", -0.75) if mode == "cubic" else None
-    for row, place in enumerate(where):
-        places, weights = _taps(float(place), narrow, cubic)
-        if outside:
-            weights = np.where((places < 0) | (places >= size), 0, weights)
-            weights = weights / weights.sum()
-        np.add.at(made[row], np.clip(places, 0, size - 1), weights)
-    return _without(node, made, where)
+    outside = bool(node.attributes.get_int("exclude_outside", 0))
+    return _without(node, weights(where, size, narrow, cubic, outside=outside), where)
 
 
-def _nearest(node: ir.Node, where: NDArray[np.float64], size: int) -> NDArray[np.int64]:
-    rounding = _ROUND[node.attributes.get_string("nearest_mode", "round_prefer_floor")]
-    return np.clip(rounding(where).astype(np.int64), 0, size - 1)
-
-
-def _without(node: ir.Node, made: NDArray[np.float64], where: NDArray[np.float64]) -> NDArray[np.float64]:
+def _without(node: ir.Node, made: Doubles, where: Doubles) -> Doubles:
     if _mode(node) == "tf_crop_and_resize":
         made[(where < 0) | (where > made.shape[1] - 1)] = np.nan
     return made
 
 
-def _by_scale(node: ir.Node, axis: AxisResize, where: NDArray[np.float64]) -> NDArray[np.float64]:
+def _by_scale(node: ir.Node, axis: AxisResize, where: Doubles) -> Doubles:
     """What ONNX makes of aligned corners, where it goes by the size that was not rounded down, and runtimes do not."""
     exact = axis.scale * axis.size
     if _mode(node) != "align_corners" or abs(exact - axis.out) <= _ROUNDING * axis.out:
@@ -125,39 +107,14 @@ def _by_scale(node: ir.Node, axis: AxisResize, where: NDArray[np.float64]) -> ND
     return np.arange(axis.out, dtype=np.float64) * (axis.size - 1) / (exact - 1)
 
 
-def _coordinates(mode: str, axis: AxisResize) -> NDArray[np.float64]:
-    size, out, scale = axis.size, axis.out, axis.scale
-    at = np.arange(out, dtype=np.float64)
-    if mode == "align_corners":
-        return at * (size - 1) / (out - 1) if out > 1 else at * 0
+def _places(mode: str, axis: AxisResize) -> Doubles:
+    size, out = axis.size, axis.out
     if mode == "tf_crop_and_resize":
+        at = np.arange(out, dtype=np.float64)
         if out == 1:
             return at * 0 + 0.5 * (axis.start + axis.end) * (size - 1)
         return axis.start * (size - 1) + at * (axis.end - axis.start) * (size - 1) / (out - 1)
-    if mode == "asymmetric":
-        return at / scale
-    if mode == "pytorch_half_pixel" and out == 1:
-        return at * 0
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (at + 0.5) / scale - 0.5
-    if mode == "half_pixel_symmetric":
-        shift = size / 2 * (1 - out / (scale * size))
-        return shift + (at + 0.5) / scale - 0.5
-    raise Refused(f"resizes with fixed coordinates, came mode {mode!r}")
-
-
-def _taps(place: float, narrow: float, cubic: float | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Positions around a place, and what each counts; below 1, `narrow` widens the filter against aliasing."""
-    low = math.floor(place)
-    reach = 1 if cubic is None else 2
-    first = math.floor(-reach / narrow) + 1
-    offsets = np.arange(first, reach + 1 - first if narrow < 1 else reach + 1)
-    distance = np.abs((offsets - (place - low)) * narrow)
-    weights = np.clip(1 - distance, 0, 1) if cubic is None else _cubic(distance, cubic)
-    return low + offsets, weights / weights.sum()
-
-
-def _cubic(x: NDArray[np.float64], a: float) -> NDArray[np.float64]:
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x <= 1, near, np.where(x < 2, far, 0))
+    found = sample_places(mode, size, out, axis.scale)
+    if found is None:
+        raise Refused(f"resizes with fixed coordinates, came mode {mode!r}")
+    return found

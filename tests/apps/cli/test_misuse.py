@@ -241,6 +241,27 @@ def test_a_kernel_folder_cannot_be_written(cli: Cli, small_model: Path) -> None:
     assert "cannot write /proc/x.flagsplit" in done.error
 
 
+def test_what_is_read_is_not_overwritten(cli: Cli, tmp_path: Path, small_model: Path, small_bundle: Path) -> None:
+    model, bundle = tmp_path / "model.onnx", tmp_path / "model.flagsplit"
+    shutil.copy(small_model, model)
+    shutil.copy(small_bundle, bundle)
+    report = tmp_path / "int8.onnx"
+    for file, command in (
+        (model, ("plan", model, *TIERS, "--svg", model)),
+        (model, ("quantize", model, "--calibrate", "zoo:page.png", "-o", report, "--report", model)),
+        (bundle, ("run", bundle, "-o", bundle)),
+        (bundle, ("run", bundle, "--trace-file", bundle)),
+        (bundle, ("profile", bundle, "--tier", "phone", "-o", bundle)),
+        (bundle, ("trace", bundle, "-o", bundle)),
+    ):
+        before = file.read_bytes()
+        done = cli(*command)
+        assert done.code == 2
+        assert "would be read and written; give what is written another name" in done.error
+        assert file.read_bytes() == before
+    assert not report.exists()
+
+
 def test_the_model_is_not_overwritten(cli: Cli, tmp_path: Path, small_model: Path) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(small_model, model)

@@ -16,18 +16,24 @@ from flagsplit.apps.decoder_service.gateway_text import StopStrings
 )
 def test_text_ends_before_the_first_stop_string(text: str, stops: list[str], cuts: list[int]) -> None:
     """However the text is cut into pieces. The first is the one that is complete first, as a reader sees it."""
-    ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
+    spans = [(end, end - len(stop)) for end in range(len(text) + 1) for stop in stops if text[:end].endswith(stop)]
     watch = StopStrings(stops)
     places = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
     shown = [watch.push(text[low:high]) for low, high in pairwise(places)]
-    if not ends:
+    if not spans:
         assert not watch.found
         assert "".join(shown) + watch.finish() == text
         return
     assert watch.found
-    first = next(high for high in places if high >= ends[0])
-    least = min(text[:first].find(stop) for stop in stops if stop in text[:first])
-    assert "".join(shown) == text[:least]
+    _, start = min(spans)
+    assert "".join(shown) == text[:start]
+
+
+@pytest.mark.parametrize("pieces", [["xabcd"], ["xab", "cd"], ["xabc", "d"], list("xabcd")])
+def test_of_stop_strings_that_overlap_the_one_that_is_complete_first_counts(pieces: list[str]) -> None:
+    watch = StopStrings(["abcd", "bc"])
+    assert "".join(watch.push(piece) for piece in pieces) == "xa"
+    assert watch.found
 
 
 def test_what_may_become_a_stop_string_is_held_back() -> None:

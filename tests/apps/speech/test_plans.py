@@ -13,6 +13,7 @@ import flagsplit
 from flagsplit.apps.decoder_service.program_source import folder_source
 from flagsplit.apps.decoder_service.serve import DecoderService, DecoderSettings
 from flagsplit.apps.programs import program_folder
+from flagsplit.apps.speech.encoding_elsewhere import Reach
 from flagsplit.apps.speech.known import BECKETT, TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_model, open_recognizer
 from flagsplit.apps.speech.recognizer import Heard, Recognizer
@@ -25,6 +26,7 @@ from flagsplit.apps.speech.windows import WindowRules
 from flagsplit.apps.text import open_tokenizer
 from flagsplit.errors import ConfigError, UnavailableError
 from flagsplit.runtime.bundle import Bundle
+from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.targets.interface import LoadOptions
 from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
@@ -106,6 +108,15 @@ def test_all_plans_give_the_text_of_the_unsplit_model(
         assert found == wanted, plan
 
 
+def test_a_clip_that_fits_a_bundle_of_fixed_length_is_heard_as_a_whole(speech_cache: Path) -> None:
+    """Ten seconds with pauses; cut at one of those, the recognizer errs."""
+    program, size = str(program_folder("zoo:moonshine")), 10 * RATE_HZ
+    fixed = flagsplit.build(program, "phone,cloud", speech_cache / "fixed.flagsplit", ranges={"samples": (size, size)})
+    transcription = Transcription(speech_cache / "zoo" / "beckett.wav", RecognizerChoice(str(fixed.path)))
+    (segment,) = (each for each in transcription.events() if isinstance(each, Segment))
+    assert not word_errors(BECKETT, segment.text).rate
+
+
 def test_real_speech_in_windows_that_overlap(speech_cache: Path) -> None:
     """As if there were no pauses: of a text that says the same over and over, no word comes twice and none is lost."""
     rules = WindowRules(max_s=12, overlap_s=3, long_pause_s=60, pause_s=60, short_pause_s=60)
@@ -130,7 +141,7 @@ def test_hidden_states_in_eight_bits_change_no_word(bundle: Path, speech_cache: 
     choice = RecognizerChoice(str(lossy.path), "phone+cloud-1")
     model = open_model(choice)
     assert not model.can_run_here
-    chain = model.plans["phone+cloud-1"].open_before()
+    chain = model.plans["phone+cloud-1"].open_before(Reach())
     crossing = chain.run(model.sound.tensors(np.zeros(RATE_HZ, np.float32)))
     chain.close()
     assert sum(array.nbytes for array in crossing.values()) < 41 * model.facts.width + 16
@@ -173,6 +184,19 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, speech_cache: Path, 
     assert "".join(piece.text for piece in heard).strip() == BECKETT
     assert [piece.where for piece in heard[:4]] == ["cloud"] * 4
     assert {piece.where for piece in heard} <= {"cloud", "phone"}
+
+
+def test_a_service_without_room_leaves_it_to_the_phone(folder: Path, speech_cache: Path) -> None:
+    """A window that needs more cache than the service has is no reason to end."""
+    settings = DecoderSettings(slots=1, threads=1, scheduler=SchedulerSettings(kv_bytes=1 << 20))
+    channel = ZmqChannel(security=KeyStore(None).security())
+    service = DecoderService(folder_source(folder), channel, "tcp://127.0.0.1:0", settings)
+    path = speech_cache / "zoo" / "beckett.wav"
+    try:
+        found = flagsplit.transcribe(path, cloud=str(service.streams.address))
+    finally:
+        service.stop()
+    assert (found.text, set(found.words_by_tier)) == (BECKETT, {"phone"})
 
 
 def test_progress_is_told(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from flagsplit.apps.speech.known import TWO_CITIES
 from flagsplit.apps.speech.opening import RecognizerChoice, open_recognizer
 from flagsplit.apps.speech.program_recognizer import ProgramRecognizer
 from flagsplit.apps.speech.recognizer import Heard
+from flagsplit.apps.speech.stream_recognizer import StreamRecognizer
 from flagsplit.apps.speech.vad import RATE_HZ
 from flagsplit.apps.speech.wav import WavReader
 from flagsplit.apps.speech.wer import word_errors
@@ -112,6 +113,7 @@ def test_a_service_that_goes_leaves_the_phone(folder: Path, recognizer: ProgramR
     service = DecoderService(folder_source(folder), channel, "tcp://127.0.0.1:0", DecoderSettings(slots=1, threads=1))
     choice = RecognizerChoice(str(folder), "split", (str(service.streams.address),), times=True)
     other = open_recognizer(choice)
+    assert isinstance(other, StreamRecognizer)
     try:
         begun = other.run(
             other.encode(samples), 0.0, other.facts.timestamp_prompt, GenerationOptions(constraint=TIMESTAMPS)

@@ -55,6 +55,24 @@ def test_a_full_window_is_cut_at_its_longest_pause() -> None:
     assert spans(cut(seconds(2, 0.3, 3, 0.2, 3))) == [(0, 5.4, False), (5.4, 8.5, False)]
 
 
+def test_of_pauses_in_a_full_window_the_later_counts_more() -> None:
+    assert spans(cut(seconds(4, 0.3, 3, 0.2, 3), WindowRules(max_s=8.0, overlap_s=2.0))) == [
+        (0, 7.4, False),
+        (7.4, 10.5, False),
+    ]
+
+
+@pytest.mark.parametrize("longest_s", [4.0, 8.0, 14.0])
+def test_what_a_recognizer_of_short_input_takes_at_once_is_not_cut(longest_s: float) -> None:
+    """However many pauses are in it, below the long ones; and what is longer fills windows as far as it can."""
+    rules = WindowRules().within(longest_s)
+    phrases = [0.6, 0.4] * round(longest_s)
+    assert len(cut(seconds(*phrases[:-1]), rules)) == 1
+    several = cut(seconds(*phrases, *phrases, *phrases), rules)
+    assert len(several) <= 4
+    assert all(window.end - window.start > (longest_s - 1.2) * RATE_HZ for window in several[:-1])
+
+
 def test_without_a_pause_windows_overlap() -> None:
     windows = cut(seconds(15))
     assert spans(windows) == [(0, 8, True), (6, 14, True), (12, 15, False)]

@@ -61,7 +61,7 @@ def test_as_many_tokens_as_the_input_is_long(samples: int, rate: float) -> None:
     signal = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
     hidden = oracle.encode(made.encoder, made.encoder_weights, signal)
     found = answers(engine(link(program, 100)), {"audio": signal[None]})["tokens"]
-    assert found.shape[1] == program.facts.most_tokens(len(hidden)) == min(29, int(len(hidden) * rate))
+    assert found.shape[1] == program.facts.most_tokens_of(len(hidden)) == min(29, int(len(hidden) * rate))
 
 
 def test_the_loop_is_one_block() -> None:

@@ -1,14 +1,11 @@
 """Clients and services of token streams on a clock that only moves when told, over a network that fails.
 
-The network is that of `flagsplit.runtime.testing`. Engines are made up: tokens are hashes of everything that a stream
-should have by then, so one that was lost, repeated or put elsewhere changes all that follow.
+The network is that of `flagsplit.runtime.testing_simulation`. Engines are made up: tokens are hashes of everything that
+a stream should have by then, so one that was lost, repeated or put elsewhere changes all that follow.
 """
 
-import heapq
 import itertools
-import random
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,22 +22,7 @@ from tests.runtime.generation.stream_oracle import (
 
 from flagsplit.errors import InternalError
 from flagsplit.runtime.bundle_events import Served
-from flagsplit.runtime.events import (
-    BeginDrain,
-    Connect,
-    Disconnect,
-    Ended,
-    Event,
-    Instruction,
-    Leave,
-    Note,
-    Ran,
-    Run,
-    Send,
-    Skip,
-    Tick,
-    Withdraw,
-)
+from flagsplit.runtime.events import Instruction, Ran, Run, Skip
 from flagsplit.runtime.generation.client_machine import ClientMachine
 from flagsplit.runtime.generation.client_replicas import ClientFacts
 from flagsplit.runtime.generation.client_streams import ClientOptions
@@ -61,10 +43,10 @@ from flagsplit.runtime.generation.stream_events import (
     StopLocal,
     StreamRequest,
 )
-from flagsplit.runtime.testing_network import Network, Node, Span, Times
+from flagsplit.runtime.testing_network import Node
+from flagsplit.runtime.testing_simulation import Simulation
 from flagsplit.runtime.worker_machine import WorkerOptions
-from flagsplit.transport.messages import Message, PeerAddress
-from flagsplit.transport.testing import VirtualClock
+from flagsplit.transport.messages import PeerAddress
 
 
 @dataclass
@@ -77,8 +59,8 @@ class Told:
     over: Over | None = None
 
 
-class StreamWorld:
-    """Some services and clients; arguments and attributes as for `flagsplit.runtime.testing.Cluster`."""
+class StreamWorld(Simulation):
+    """Some services and clients."""
 
     def __init__(
         self,
@@ -90,33 +72,22 @@ class StreamWorld:
         service: WorkerOptions | None = None,
         local: bool = False,
     ) -> None:
-        self.clock = VirtualClock()
-        self.watch: Callable[[str, str, Message], None] = lambda _source, _target, _message: None
-        self.fate: Callable[[str, str, Message], Sequence[float]] = lambda _source, _target, _message: (0.0,)
-        self.story: deque[str] = deque(maxlen=400)
+        super().__init__(seed)
         self.told: dict[tuple[str, int], Told] = {}
-        self.random = random.Random(seed)
         self.engines: dict[str, MadeUpEngine] = {}
-        self._times = Times()
         self._service, self._client, self._slots = service or WorkerOptions(), client or ClientOptions(), slots
         self._local = local
-        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers, self._rids = itertools.count(), itertools.count(1)
-        self.network = Network(self, self._times, self.random)
-        self._nodes: dict[str, Node] = {}
+        self._rids = itertools.count(1)
         self._here: dict[tuple[str, int], int] = {}
         self.names = [f"r{index}" for index in range(replicas)]
         for name in self.names:
             self.start(name)
 
-    def node(self, tier: str) -> Node:
-        return self._nodes[tier]
-
     def start(self, name: str) -> None:
         """Start a service that is not running."""
         if name in self._nodes and self._nodes[name].alive:
             return
-        instance = self.random.randbytes(16).hex()
+        instance = self._new_instance()
         machine = StreamMachine(
             "cloud", {BUNDLE: Served(("phone", "cloud"), {})}, instance, {BUNDLE: FACTS}, self._service
         )
@@ -127,23 +98,21 @@ class StreamWorld:
 
     def join(self, name: str = "c", replicas: Sequence[str] | None = None) -> None:
         """Start a client."""
-        instance = self.random.randbytes(16).hex()
+        instance = self._new_instance()
         addresses = [PeerAddress(f"sim://{each}") for each in (self.names if replicas is None else replicas)]
         machine = ClientMachine(ClientFacts(BUNDLE), addresses, instance, self._client, has_local=self._local)
-        node = self._nodes[name] = Node(name, instance, machine)
-        self._follow(node, machine.start())
-        self._plan_tick(node)
+        self.host(name, name, instance, machine, machine.start())
 
     def ask(self, request: StreamRequest, client: str = "c") -> Told:
         """Ask for a stream."""
         rid = next(self._rids)
         told = self.told[client, rid] = Told(request)
-        self.tell_node(self._nodes[client], Ask(rid, request))
+        self.tell(client, Ask(rid, request))
         return told
 
     def cancel(self, told: Told) -> None:
         client, rid = next(key for key, each in self.told.items() if each is told)
-        self.tell_node(self._nodes[client], Stop(rid))
+        self.tell(client, Stop(rid))
 
     def request(self, *, rows: bool = False, deadline_s: float = 120.0, most: int = 40, key: str = "") -> StreamRequest:
         """A stream like no other."""
@@ -158,115 +127,18 @@ class StreamWorld:
         tensors = {name: np.array([draw.random()] * size, np.float32)[None] for name in FACTS.cuts[plan]}
         return StreamRequest(tensors, prompt, options, plan, deadline, key)
 
-    def drain(self, name: str) -> None:
-        self.tell_node(self._nodes[name], BeginDrain("it is to end"))
-
-    def kill(self, name: str) -> None:
-        self._end(self._nodes[name], "killed")
-
-    def stop(self, name: str) -> None:
-        """Freeze a process: it neither hears nor says anything, and nobody is told."""
-        self._nodes[name].stopped = True
-        self.note(f"{name} freezes")
-
-    def resume(self, name: str) -> None:
-        node = self._nodes[name]
-        node.stopped = False
-        self.note(f"{name} goes on")
-        missed, node.missed = node.missed, []
-        for event in missed:
-            self.tell_node(node, event)
-        self._plan_tick(node)
-
-    def lose(self, one: str, other: str) -> None:
-        """Break the connection between two processes that live on."""
-        for connection in list(self._nodes[one].connections.values()):
-            if {end.tier for end in connection.ends} == {one, other}:
-                for end in (0, 1):
-                    self.later(self._times.notice_s, lambda c=connection, e=end: self.network.lose(c, e, "reset"))  # type: ignore[misc]
-
-    def run(self, seconds: float) -> None:
-        end = self.clock.now_s() + seconds
-        while self._agenda and self._agenda[0][0] <= end:
-            due, _, action = heapq.heappop(self._agenda)
-            self.clock.advance(max(0.0, due - self.clock.now_s()))
-            action()
-        self.clock.advance(max(0.0, end - self.clock.now_s()))
-
-    def at(self, time_s: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._agenda, (max(time_s, self.clock.now_s()), next(self._numbers), action))
-
-    def later(self, span: Span, action: Callable[[], None]) -> None:
-        self.at(self.clock.now_s() + self.random.uniform(*span), action)
-
-    def note(self, text: str) -> None:
-        self.story.append(f"{self.clock.now_s():.3f} {text}")
-
-    def tell_node(self, node: Node, event: Event) -> None:
-        if not node.alive:
-            return
-        if node.stopped:
-            node.missed.append(event)
-            return
-        self._follow(node, node.machine.handle(event, self.clock.now_s()))
-        self._plan_tick(node)
-
-    def _plan_tick(self, node: Node) -> None:
-        due = node.machine.next_tick()
-        if node.alive and not node.stopped and not self.clock.now_s() < node.next_tick <= due:
-            node.next_tick = max(due, self.clock.now_s() + 1e-6)
-            if node.next_tick < float("inf"):
-                self.at(node.next_tick, lambda: self._tick(node))
-
-    def _tick(self, node: Node) -> None:
-        if node.alive and not node.stopped:
-            node.next_tick = -1.0
-            if node.machine.next_tick() <= self.clock.now_s():
-                self.tell_node(node, Tick())
-            self._plan_tick(node)
-
-    def _end(self, node: Node, how: str) -> None:
-        if node.alive:
-            node.alive = False
-            self.note(f"{node.tier} is {how}")
-            for connection in dict.fromkeys((*node.connections.values(), *node.accepted)):
-                self.network.close(connection, connection.ends.index(node), f"{node.tier} is gone")
-
-    def leave(self, name: str) -> None:
-        node = self._nodes[name]
-        if node.alive:
-            self.tell_node(node, Leave())
-            self._end(node, "left")
-
-    def _follow(self, node: Node, instructions: list[Instruction]) -> None:
-        for instruction in instructions:
-            match instruction:
-                case Send(peer, message):
-                    self.network.send(node, peer, message)
-                case Connect(peer, address, _):
-                    node.dials[peer] = address.removeprefix("sim://")
-                    node.told_down.discard(peer)
-                    self.later((0.0, 0.01), lambda peer=peer: self.network.dial(node, peer))  # type: ignore[misc]
-                case Disconnect(peer):
-                    node.dials.pop(peer, None)
-                    self.network.hang_up(node, peer)
-                case Withdraw(peer, sid, rid):
-                    self.network.withdraw(node, peer, sid, rid)
-                case Ended(reason):
-                    self.note(f"{node.tier} ended: {reason}")
-                    self.later((0.0, 0.0), lambda: self.leave(node.tier))
-                case Run():
-                    self.later((0.001, 0.05), lambda run=instruction: self._encode(node, run))  # type: ignore[misc]
-                case Skip() | StopLocal():
-                    pass
-                case Begin(generate):
-                    self.engines[node.tier].submit(generate)
-                case Quit(stream_id):
-                    self.engines[node.tier].cancel(stream_id)
-                case Note(text):
-                    self.note(f"{node.tier}: {text}")
-                case _:
-                    self._tell_application(node, instruction)
+    def _do(self, node: Node, instruction: Instruction) -> None:
+        match instruction:
+            case Run():
+                self.later((0.001, 0.05), lambda: self._encode(node, instruction))
+            case Skip() | StopLocal():
+                pass
+            case Begin(generate):
+                self.engines[node.tier].submit(generate)
+            case Quit(stream_id):
+                self.engines[node.tier].cancel(stream_id)
+            case _:
+                self._tell_application(node, instruction)
 
     def _encode(self, node: Node, run: Run) -> None:
         outputs = encode(run.segment, run.inputs)

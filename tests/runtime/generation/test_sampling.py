@@ -28,7 +28,9 @@ def plain_draw(logits: np.ndarray, options: GenerationOptions, at: float) -> set
     for token in order:
         kept.append(int(token))
         mass += chances[token]
-        if mass >= options.top_p * chances[order].sum():
+        if (
+            options.top_p < 1 and mass >= options.top_p * chances[order].sum()
+        ):  # rounding may leave no room for the last
             break
     return set(kept)
 

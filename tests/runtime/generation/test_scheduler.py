@@ -161,7 +161,7 @@ def test_a_stream_that_can_never_fit_is_refused_at_once() -> None:
     outcome = driver.submit(request(0, max_tokens=40))
     assert isinstance(outcome.last, Refused)
     assert (outcome.last.code, outcome.last.reason) == (
-        "bad-input",
+        "too-large",
         "it may need 413 bytes of cache, and the service has 300; ask for fewer tokens or give shorter input, or give "
         "the service more (--kv-mb)",
     )

@@ -13,12 +13,12 @@ from tests.runtime.generation.stream_oracle import BUNDLE, FACTS, WIDTH, encode
 from flagsplit.errors import ConfigError
 from flagsplit.runtime.bundle_events import Served
 from flagsplit.runtime.events import BeginDrain, Ended, Event, Instruction, Ran, Run, Send, Tick
-from flagsplit.runtime.generation.events import Generate, Refused, Timings, Tokens
+from flagsplit.runtime.generation.events import Generate, Timings, Tokens
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.service_machine import StreamMachine
 from flagsplit.runtime.generation.stream_events import Begin, Generated, Quit
 from flagsplit.runtime.generation.stream_spec import StreamSpec, parse_spec
-from flagsplit.runtime.worker_machine import WorkerMachine, WorkerOptions
+from flagsplit.runtime.worker_machine import WorkerHooks, WorkerMachine, WorkerOptions
 from flagsplit.targets.interface import Array
 from flagsplit.transport import messages
 from flagsplit.transport.channel import Down, Received, Up, inbound_name
@@ -33,15 +33,16 @@ HIDDEN = {"hidden": np.arange(8, dtype=np.float32)[None]}
 class Desk:
     """A machine, and one client that says what it likes."""
 
-    def __init__(self, **options: object) -> None:
-        served = {BUNDLE: Served(("phone", "cloud"), {})}
-        self.machine = StreamMachine("cloud", served, "0" * 32, {BUNDLE: FACTS}, WorkerOptions(**options))  # type: ignore[arg-type]
+    def __init__(self, hooks: WorkerHooks | None = None, **options: object) -> None:
+        served, limits = {BUNDLE: Served(("phone", "cloud"), {})}, WorkerOptions(**options)  # type: ignore[arg-type]
+        self.machine = StreamMachine("cloud", served, "0" * 32, {BUNDLE: FACTS}, limits, hooks=hooks)
         self.now = 0.0
         self.connect()
 
-    def connect(self) -> None:
-        self.tell(Up(PEER))
-        (welcome,) = self.say(Hello((1, 0), (1, 2), S, "session", BUNDLE, 1000, features=("generate", "inline")))
+    def connect(self, sid: str = S, key: str = "") -> None:
+        self.tell(Up(inbound_name(sid), key))
+        hello = Hello((1, 0), (1, 2), sid, "session", BUNDLE, 1000, features=("generate", "inline"))
+        (welcome,) = sent(self.tell(Received(inbound_name(sid), hello)))
         assert isinstance(welcome, messages.Welcome)
         assert "generate" in welcome.features
 
@@ -56,6 +57,7 @@ class Desk:
         tensors: Mapping[str, Array] = HIDDEN,
         spec: str | StreamSpec = "{}",
         *,
+        sid: str = S,
         rid: int = 1,
         attempt: int = 1,
         plan: str = "p1",
@@ -69,9 +71,9 @@ class Desk:
         )
         return self.tell(
             Received(
-                PEER,
+                inbound_name(sid),
                 Open(
-                    sid=S,
+                    sid=sid,
                     rid=rid,
                     attempt=attempt,
                     epoch=0,
@@ -113,7 +115,7 @@ def test_a_stream_from_its_tensors_to_its_last_token() -> None:
     assert asked.context is not None
     assert np.array_equal(asked.context["hidden"], encode("p1", HIDDEN)["hidden"])
     assert (asked.tokens, asked.generated, asked.options, asked.input_s) == ((5, 7), 1, options, 2.5)
-    assert (asked.client, asked.deadline, asked.rows) == (S, 10.0, None)
+    assert (asked.client, asked.deadline, asked.rows) == (f"{S}/mine", 10.0, None)
     timings = Timings(100, 200, 300, 4)
     (said,) = sent(desk.tell(Generated(Tokens(asked.stream_id, 1, (8,), timings=timings))))
     assert said == messages.Tokens(S, 1, 1, 1, (8,), wait_us=100, run_us=300, batch=4)
@@ -146,27 +148,6 @@ def test_more_tokens_than_a_message_holds_take_several() -> None:
         (1024, 1024, False, ""),
         (2048, 452, True, "length"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("code", "wire", "retryable"),
-    [
-        ("busy", "busy", True),
-        ("drain", "draining", True),
-        ("no-state", "no-state", True),
-        ("broken", "compute", True),
-        ("deadline", "deadline", False),
-        ("bad-input", "input", False),
-    ],
-)
-def test_what_the_engine_refuses_the_client_is_told(code: str, wire: str, *, retryable: bool) -> None:
-    desk = Desk()
-    asked = desk.begun()
-    (said,) = sent(desk.tell(Generated(Refused(asked.stream_id, code, "because", 1.5))))  # type: ignore[arg-type]
-    assert said == Failed(S, 1, 1, "cloud", wire, "because", retryable, 1500)
-    assert not desk.tell(Generated(Tokens(asked.stream_id, 0, (1,))))
-    desk.say(Cancel(S, 1, 1))
-    assert desk.machine.is_idle()
 
 
 def test_what_was_kept_serves_the_next_attempt_on_another_connection() -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from flagsplit.errors import ConfigError, InputError, PeerError, UnavailableError
+from flagsplit.runtime.generation.admission import SchedulerSettings
 from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 from flagsplit.runtime.generation.client_streams import ClientOptions
 from flagsplit.runtime.generation.engine import GenerationEngine
 from flagsplit.runtime.generation.options import GenerationOptions
 from flagsplit.runtime.generation.own_parts import SequentialLoop
 from flagsplit.runtime.generation.sequential import events, generate
-from flagsplit.runtime.generation.service import ServiceProgram, ServiceSettings, StreamService
+from flagsplit.runtime.generation.service import Encode, ServiceProgram, ServiceSettings, StreamService
 from flagsplit.runtime.generation.service_machine import StreamFacts
 from flagsplit.runtime.generation.stream_events import Place
 from flagsplit.runtime.generation.testing import HashModel, hidden, tiny_facts
@@ -59,12 +60,14 @@ def serve(keys: Path) -> Iterator[Callable[..., StreamService]]:
     """Starts services; all end with the test."""
     started: list[StreamService] = []
 
-    def start(*, step_s: float = 0.0, slots: int = 4, **options: object) -> StreamService:
+    def start(
+        *, step_s: float = 0.0, slots: int = 4, kv_bytes: int = 1 << 20, encode: Encode = same, **options: object
+    ) -> StreamService:
         settings = ServiceSettings(WorkerOptions(max_bundle_bytes=0, **options))  # type: ignore[arg-type]
         service = StreamService(
             PROGRAM,
-            lambda emit: GenerationEngine(HashModel(slots, step_s=step_s), emit),
-            same,
+            lambda emit: GenerationEngine(HashModel(slots, step_s=step_s), emit, SchedulerSettings(kv_bytes)),
+            encode,
             ZmqChannel(security=KeyStore(keys).security()),
             "tcp://127.0.0.1:0",
             settings,
@@ -263,6 +266,71 @@ def test_what_is_no_stream_is_refused_and_hurts_no_other(
             client.stream(**{"tensors": hidden(1), "options": OPTIONS, "plan": "cut", **asked})
         some = client.stream(hidden(3), OPTIONS, plan="cut", prompt=[*np.array([], np.int64)])
         assert some.result(10) == wanted(3)
+
+
+def test_what_an_encoder_refuses_is_an_input_error_at_once(keys: Path, serve: Callable[..., StreamService]) -> None:
+    """No other replica is asked, nor this process: nobody could."""
+    asked: list[str] = []
+
+    def refuse(cut: str, _tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        asked.append(cut)
+        raise InputError("hidden: expected at most 2 frames, came 3")
+
+    services = [serve(encode=refuse), serve(encode=refuse)]
+    with connect(keys, *services, local=SequentialLoop(HashModel(1))) as client:
+        with pytest.raises(InputError, match=r"^hidden: expected at most 2 frames, came 3$"):
+            client.stream(hidden(1), OPTIONS, plan="cut").result(10)
+        assert asked == ["cut"]
+        assert not client.moves
+
+
+def test_an_encoder_that_breaks_is_tried_elsewhere(keys: Path, serve: Callable[..., StreamService]) -> None:
+    def break_down(_cut: str, _tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        raise MemoryError
+
+    services = [serve(encode=break_down), serve()]
+    with connect(keys, *services) as client:
+        for number in range(4):
+            assert client.stream(hidden(number), OPTIONS, plan="cut").result(10) == wanted(number)
+        assert set(client.moves) == {"compute"}
+
+
+def test_a_stream_too_large_for_one_replica_is_made_where_there_is_room(
+    keys: Path, serve: Callable[..., StreamService]
+) -> None:
+    small, large = serve(kv_bytes=200), serve(kv_bytes=1000)
+    with connect(keys, small, large) as client:
+        streams = [client.stream(hidden(number), OPTIONS, plan="cut") for number in range(8)]
+        assert [each.result(10) for each in streams] == [wanted(number) for number in range(8)]
+        assert {place.replica for each in streams for place in each.where} == {large.address}
+        assert client.moves["too-large"] > 0
+    with connect(keys, small, local=SequentialLoop(HashModel(1))) as client:
+        stream = client.stream(hidden(3), OPTIONS, plan="cut")
+        assert stream.result(10) == wanted(3)
+        assert set(stream.where) == {Place("phone")}
+
+
+def test_a_stream_too_large_for_all_is_refused_in_one_line(keys: Path, serve: Callable[..., StreamService]) -> None:
+    with (
+        connect(keys, serve(kv_bytes=200), serve(kv_bytes=300)) as client,
+        pytest.raises(InputError, match=r"^no replica has room for the stream; tcp://.*--kv-mb\)$"),
+    ):
+        client.stream(hidden(3), OPTIONS, plan="cut").result(10)
+
+
+def test_a_loop_that_cannot_either_ends_the_stream_at_once(keys: Path, serve: Callable[..., StreamService]) -> None:
+    begun: list[str] = []
+
+    def refuse(cut: str, _tensors: Mapping[str, Array]) -> Mapping[str, Array]:
+        begun.append(cut)
+        raise InputError("too long for this phone")
+
+    with (
+        connect(keys, serve(kv_bytes=200), local=SequentialLoop(HashModel(1), refuse)) as client,
+        pytest.raises(InputError, match="too long for this phone"),
+    ):
+        client.stream(hidden(3), OPTIONS, plan="cut").result(10)
+    assert begun == ["cut"]
 
 
 def test_closing_a_client_ends_its_streams_with_an_error(keys: Path, serve: Callable[..., StreamService]) -> None:

@@ -8,15 +8,9 @@ from tests.flagir.models import canonical, light_path, parse, with_weights
 
 from flagsplit.errors import ModelError
 from flagsplit.flagir import Skeleton, block_graph, canonicalize, cut_into_steps, read_model
-from flagsplit.flagir.analysis import (
-    Lifetime,
-    Polynomial,
-    figures_by_node,
-    figures_of,
-    lifetimes,
-    peak_activations,
-    symbolic_totals,
-)
+from flagsplit.flagir.figures import figures_by_node, figures_of
+from flagsplit.flagir.liveness import Lifetime, lifetimes, peak_activations
+from flagsplit.flagir.symbolic_totals import Polynomial, symbolic_totals
 from flagsplit.flagir.types import ValueType
 
 DIAMOND = """g (float[N, 4] x) => (float[N, 4] y) {
