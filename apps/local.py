@@ -125,8 +125,10 @@ def _address_of(process: "subprocess.Popen[bytes]", tier: str, errors: IO[bytes]
     said = b""
     if process.stdout is None:
         raise PeerError(f"the worker for tier {tier} has no output")
+    waiting = select.poll()  # `select` takes no descriptors beyond 1023, which applications with many files have
+    waiting.register(process.stdout, select.POLLIN)
     while b"\n" not in said:
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        ready = waiting.poll(1e3 * max(0.0, deadline - time.monotonic()))
         chunk = os.read(process.stdout.fileno(), 65536) if ready else b""
         if not chunk:
             _end(process)

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -131,7 +132,8 @@ def _cached(name: str, cache: Path, tell: Progress) -> Path:
     recipe = _RECIPES[name]
     folder = cache / "programs" / f"{name}-{_key(recipe)}"
     if _is_sound(folder):
-        os.utime(folder)
+        with suppress(OSError):  # a cache that cannot be written is good enough to read
+            os.utime(folder)
         return folder
     paths = [zoo.pull(entry, cache=cache, progress=tell) for entry in recipe.entries]
     tell(f"making the program {name}")

@@ -145,17 +145,14 @@ def unpack(path: Path, cache: Path, progress: Progress | None = None) -> Unpacke
         folder = cache / digest
         if _is_whole(folder, manifest):
             return Unpacked(folder, manifest, digest)
-        temporary = cache / f".{digest}.{os.getpid()}.{secrets.token_hex(6)}"
         try:
-            temporary.mkdir(parents=True, mode=0o700)
-            _extract(archive, manifest, temporary, path, progress)
-            _move_into_place(temporary, folder, manifest, cache / ".lock")
+            with _folder_for_unpacking(cache, digest) as temporary:
+                _extract(archive, manifest, temporary, path, progress)
+                _move_into_place(temporary, folder, manifest, cache)
         except OSError as error:
             raise ConfigError(
                 f"cannot unpack {path} into {cache}: {error.strerror or error}; set FLAGSPLIT_CACHE to another folder"
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     return Unpacked(folder, manifest, digest)
 
 
@@ -257,14 +254,62 @@ def _extract(archive: zipfile.ZipFile, manifest: Manifest, folder: Path, path: P
                 done += len(chunk)
                 if progress is not None:
                     progress(done, total)
+            # Its size is all that later starts look at, and after a loss of power the right size may be full of zeros.
+            out.flush()
+            os.fsync(out.fileno())
         if digest.hexdigest() != subject.digest.sha256:
             raise BundleError(f"{path}: {subject.name} is damaged, its digest differs; build or copy the bundle again")
 
 
-def _move_into_place(temporary: Path, folder: Path, manifest: Manifest, lock: Path) -> None:
-    """Of several processes that unpack the same bundle, or repair its folder, one moves at a time."""
-    with lock.open("w") as guard:
+@contextmanager
+def _folder_for_unpacking(cache: Path, digest: str) -> Iterator[Path]:
+    """A folder that is gone afterwards, unless it was moved; those that killed processes left behind go first.
+
+    A folder belongs to whoever holds a lock on it.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    temporary = cache / f".{digest}.{os.getpid()}.{secrets.token_hex(6)}"
+    with _turn(cache):  # or a folder could be taken for left behind between its making and its locking
+        _remove_left_behind(cache)
+        temporary.mkdir(mode=0o700)
+        ours = _locked(temporary)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(ours)
+
+
+@contextmanager
+def _turn(cache: Path) -> Iterator[None]:
+    """Of several processes one at a time changes what is in the cache."""
+    with (cache / ".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
+        yield
+
+
+def _locked(folder: Path) -> int:
+    """The descriptor that holds the folder's lock. Raises OSError if another process has it."""
+    found = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(found)
+        raise
+    return found
+
+
+def _remove_left_behind(cache: Path) -> None:
+    for folder in cache.glob(".*.*.*"):
+        with suppress(OSError):
+            theirs = _locked(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(theirs)
+
+
+def _move_into_place(temporary: Path, folder: Path, manifest: Manifest, cache: Path) -> None:
+    """Of several processes that unpack the same bundle, or repair its folder, one moves at a time."""
+    with _turn(cache):
         if not _is_whole(folder, manifest):
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_CLOSED = "the session is closed, or of the process that this one was forked from; open another"
+
 Rebuild = Callable[[Bundle, SLA], Bundle]
 """Builds a bundle again under another policy, and sees to it that the workers have it."""
 
@@ -235,14 +237,16 @@ class Session:
             traceparent: the trace that the request belongs to, as in W3C Trace Context.
 
         Returns:
-            A future of the answer. Cancelling it before the answer comes abandons the request.
+            A future of the answer. Cancelling it before the answer comes abandons the request. What is called when it
+            is done runs on the session's thread, which all answers wait for: it may `submit`, and must not wait.
 
         Raises:
             InputError: an input has the wrong name, dtype or shape, or the deadline is no number.
             PolicyError: the pool has no such plan.
             UnavailableError: there was no room within the deadline.
-            PeerError: the session is closed.
+            PeerError: the session is closed, or of the process that this one was forked from.
         """
+        self._check_open()
         arrays = check_inputs(self.bundle.inputs, inputs, *self.bundle.sizes)
         deadline_s = self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(deadline_s):
@@ -254,7 +258,7 @@ class Session:
         deadline = time.monotonic() + deadline_s
         future: Future[Answer] = Future()
         rid = next(self._rids)
-        self._pending.add(rid, future, deadline_s)
+        self._pending.add(rid, future, 0.0 if self._shell.is_current else deadline_s)
         future.add_done_callback(lambda done: self._on_done(rid, done))
         self._shell.post(Submit(rid, arrays, deadline, plan, traceparent))
         return future
@@ -270,7 +274,9 @@ class Session:
         Raises:
             InputError: an input has the wrong name, dtype or shape, or the model cannot run on it.
             UnavailableError: no plan could answer within the deadline.
+            ConfigError: it was called when an answer was done, on the thread that it would wait for.
         """
+        self._check_may_wait("run")
         return self.submit(inputs, plan=plan, deadline_s=deadline_s, traceparent=traceparent).result()
 
     def stream(
@@ -314,7 +320,9 @@ class Session:
             ConfigError: its inputs, outputs or first tier are others.
             BundleError: a segment of this tier cannot be loaded; the old bundle stays.
             UnavailableError: the change did not come about in time.
+            PeerError: the session is closed, or was closed meanwhile.
         """
+        self._check_may_wait("swap")
         self._check_whole()
         check_interchangeable(self.bundle, bundle)
         with self._swapping:
@@ -337,7 +345,9 @@ class Session:
 
         Raises:
             PolicyError: no plan keeps it, or it needs a new build and this session cannot make one.
+            PeerError: the session is closed, or was closed meanwhile.
         """
+        self._check_may_wait("update_sla")
         self._check_whole()
         sla = sla if isinstance(sla, SLA) else parse_sla(sla)
         with self._swapping:
@@ -371,6 +381,7 @@ class Session:
             raise ConfigError("this session runs a part of its bundle; open another for another bundle or policy")
 
     def _adopt(self, bundle: Bundle, facts: SessionFacts, timeout_s: float) -> tuple[str, ...]:
+        self._check_open()
         give_up = time.monotonic() + timeout_s
         if bundle.digest not in self._held:
             held = self._held[bundle.digest] = self._load(bundle)
@@ -397,9 +408,23 @@ class Session:
 
     def close(self) -> None:
         """Abandon what is under way, say goodbye, free everything. A second call does nothing."""
+        with self._changed:
+            self._broken = self._broken or PeerError(_CLOSED)
+            self._changed.notify_all()
         self._pending.end()
         self._shell.stop()
         self._unwatch()
+
+    def _check_open(self) -> None:
+        if not self._shell.is_running:
+            raise self._broken or PeerError(_CLOSED)
+
+    def _check_may_wait(self, what: str) -> None:
+        if self._shell.is_current:
+            raise ConfigError(
+                f"{what} was called when an answer was done, on the session's own thread, and would wait for itself; "
+                "use submit there, or another thread"
+            )
 
     def _unwatch(self) -> None:
         if self._telemetry is not None:

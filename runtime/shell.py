@@ -138,6 +138,11 @@ class Shell:
         """Whether the machine still takes events."""
         return self._thread.is_alive() and not self._stopping
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the caller runs on the shell's thread, called by whoever owns it, and must not wait for it."""
+        return self._thread is threading.current_thread()
+
     def ask(self, question: Callable[[], _Answer]) -> _Answer:
         """Ask the machine something between two events; from any thread."""
         with self._between:

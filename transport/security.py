@@ -81,7 +81,7 @@ class KeyStore:
             self._secret_key = self._load_or_make_secret()
             self.public_key = zmq.curve_public(self._secret_key.encode()).decode()
             public_file = self.directory / "identity.public"
-            if not public_file.exists() or public_file.read_text().strip() != self.public_key:
+            if not public_file.exists() or _text_of(public_file) != self.public_key:
                 _write_atomically(public_file, self.public_key + "\n", mode=0o644)
         except OSError as exc:
             raise ConfigError(f"key folder {self.directory}: {exc.strerror}; FLAGSPLIT_HOME chooses another") from exc
@@ -131,7 +131,7 @@ class KeyStore:
     def authorized(self) -> dict[str, str]:
         """Keys of the clients that may connect, by name, without our own. Raises ConfigError on a damaged file."""
         files = sorted(self._authorized.glob("*.public"))
-        return {_name_of(file): check_key(file.read_text().strip(), str(file)) for file in files}
+        return {_name_of(file): check_key(_text_of(file), str(file)) for file in files}
 
     def admins(self) -> list[str]:
         """Names of the authorized clients that may send and retire bundles; our own key always may."""
@@ -162,9 +162,9 @@ class KeyStore:
             return True
         for file in self._authorized.glob("*.public"):
             try:
-                if right in _rights_of(file) and file.read_text().strip() == public_key:
+                if right in _rights_of(file) and _text_of(file) == public_key:
                     return True
-            except (OSError, ValueError):
+            except (OSError, ConfigError):
                 _log.warning("cannot read the client key %s; it is not authorized", file)
         return False
 
@@ -179,7 +179,7 @@ class KeyStore:
     def known_servers(self) -> dict[str, str]:
         """Server keys by address. Raises ConfigError on a damaged line."""
         try:
-            lines = self._known_servers.read_text().splitlines()
+            lines = _text_of(self._known_servers).splitlines()
         except FileNotFoundError:
             return {}
         known = {}
@@ -208,7 +208,7 @@ class KeyStore:
         if stat.S_IMODE(facts.st_mode) & 0o077:
             mode = stat.S_IMODE(facts.st_mode)
             raise ConfigError(f"{file} can be read by others (mode {mode:04o}): run chmod 600 {file}")
-        return check_key(file.read_text().strip(), str(file))
+        return check_key(_text_of(file), str(file))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -226,6 +226,16 @@ def _name_of(file: Path) -> str:
 
 def _rights_of(file: Path) -> str:
     return file.name.removesuffix(".public").removeprefix(_name_of(file))
+
+
+def _text_of(file: Path) -> str:
+    """What a file says; what is no text is no key either, and is refused as such. Raises ConfigError."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise ConfigError(f"cannot read {file}: {exc.strerror}") from exc
 
 
 def _refuse_writable_by_others(folder: Path) -> None:

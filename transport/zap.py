@@ -8,6 +8,7 @@ answers, and libzmq refuses because `ZAP_ENFORCE_DOMAIN` is set. Which keys are 
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Final
 
 import zmq
@@ -27,13 +28,16 @@ class ZapHandler:
         self._orphaned = False
         self._is_authorized = is_authorized
         # Bound here and not in the thread: no connection can come in before there is somebody to ask.
-        self._requests = context.socket(zmq.REP)
-        self._requests.linger = 0
-        self._requests.bind(_ENDPOINT)
-        self._stop_here, self._stop_there = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
-        self._stop_there.bind(f"inproc://flagsplit-zap-stop-{id(self)}")
-        self._stop_here.connect(f"inproc://flagsplit-zap-stop-{id(self)}")
-        self._stop_here.linger = self._stop_there.linger = 0
+        with ExitStack() as made:  # what is left open when there are no descriptors for the rest would hold the context
+            self._requests = made.enter_context(context.socket(zmq.REP))
+            self._requests.linger = 0
+            self._requests.bind(_ENDPOINT)
+            self._stop_here = made.enter_context(context.socket(zmq.PAIR))
+            self._stop_there = made.enter_context(context.socket(zmq.PAIR))
+            self._stop_there.bind(f"inproc://flagsplit-zap-stop-{id(self)}")
+            self._stop_here.connect(f"inproc://flagsplit-zap-stop-{id(self)}")
+            self._stop_here.linger = self._stop_there.linger = 0
+            made.pop_all()
         self._thread = threading.Thread(target=self._run, name="flagsplit-zap", daemon=True)
         self._thread.start()
 

@@ -106,6 +106,12 @@ class ZmqChannel:
     def listen(self, address: str) -> str:
         self._check_usable()
         parse_address(address, listening=True)
+        try:
+            return self._listen(address)
+        except zmq.ZMQError as exc:
+            raise ConfigError(f"cannot listen on {address}: {exc.strerror}") from exc
+
+    def _listen(self, address: str) -> str:
         if self._zap is None and not isinstance(self._security, NoSecurity):
             self._zap = ZapHandler(self._context, self._security.is_authorized)
         self._polled = None

@@ -11,7 +11,6 @@ import re
 from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 import zmq
@@ -26,12 +25,13 @@ from flagsplit.transport.channel import (
     Violated,
     inbound_name,
 )
-from flagsplit.transport.floodguard import FloodGuard, Meter, cut_connection
+from flagsplit.transport.floodguard import FloodGuard, cut_connection
 from flagsplit.transport.flow import Flow
 from flagsplit.transport.messages import Attach, Credit, Frame, Hello, Lane, Message, decode, encode
 from flagsplit.transport.peer_limits import Admission, PeerRates
 from flagsplit.transport.security import NoSecurity, Security
 from flagsplit.transport.zeromq_bind import bind_router
+from flagsplit.transport.zeromq_connections import Connection, InboundPeer, Routes
 from flagsplit.transport.zeromq_sockets import (
     Context,
     Monitor,
@@ -48,35 +48,6 @@ UNNAMED_PEER = inbound_name("?")
 _LAST_WORDS_S = 0.05
 _ROUTE = re.compile(rb"([0-9a-f]{32}):([cd]):([0-9]{1,15})")
 _LANE_OF = {lane.value[0].encode(): lane for lane in Lane}
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """One accepted connection. `inode` tells it from a later one that got the same descriptor number."""
-
-    fd: int
-    inode: int
-    since_s: float = 0.0
-    route: bytes = b""
-    peer: "InboundPeer | None" = None
-    lane: Lane = Lane.CONTROL
-    introduced: bool = False
-    ignored: bool = False
-    meter: Meter = field(default_factory=Meter)
-
-
-@dataclass(slots=True, eq=False)
-class InboundPeer:
-    """The two connections of one attempt of one process. `serial` grows with each of its attempts."""
-
-    name: str
-    instance: str
-    serial: int
-    user_id: str
-    flow: Flow
-    rates: PeerRates
-    lines: dict[Lane, Connection]
-    up: bool = False
 
 
 class Listener:
@@ -96,9 +67,13 @@ class Listener:
         self._router.setsockopt(zmq.BACKLOG, 1024)
         # ROUTER_HANDOVER stays off: a routing id serves one connection only, so who claims it again is a stranger.
         secure_server(self._router, security)
-        self._monitor = Monitor(context, self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        try:
+            self._monitor = Monitor(context, self._router, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        except BaseException:
+            self._router.close()
+            raise
         self._accepted: dict[int, Connection] = {}
-        self._routes: dict[bytes, Connection] = {}
+        self._routes = Routes()
         self._peers: dict[str, InboundPeer] = {}
         self._fading: deque[tuple[float, Connection]] = deque()
         self._guard = FloodGuard(options.max_unfinished_bytes)
@@ -145,7 +120,8 @@ class Listener:
         for route, frames in batch:
             self._take(now_s, route, frames)
         for connection in ended:
-            if self._may_still_speak(connection):
+            # With a full batch there may be more to read, a Done maybe, that was said before the end.
+            if self._may_still_speak(connection) or len(batch) >= budget:
                 self._fading.append((now_s + _LAST_WORDS_S, connection))
             else:
                 self._end(connection, "the connection was lost")
@@ -269,7 +245,7 @@ class Listener:
         if connection.ignored:
             return None
         connection.route = route
-        self._routes[route] = connection
+        self._routes.add(connection)
         match = _ROUTE.fullmatch(route)
         if match is None:
             self._violate(connection, "the routing id is not <instance>:<lane>:<serial>")
@@ -386,7 +362,7 @@ class Listener:
 
     def _end(self, connection: Connection, reason: str) -> None:
         connection.ignored = True
-        self._routes.pop(connection.route, None)
+        self._routes.end(connection)
         if connection.peer is not None:
             self._drop(connection.peer, reason)
 

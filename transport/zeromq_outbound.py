@@ -38,6 +38,8 @@ _REFUSED: Final = (
 _WATCHED: Final = _LOST | _REFUSED | zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
 # Of ZAP (RFC 27): the key was looked up and is not allowed. 300 and 500 say that it could not be looked up.
 _KEY_NOT_AUTHORIZED: Final = 400
+# Clocks of ours and of libzmq differ by a little.
+_MOST_OF: Final = 0.9
 # A connection this old was a success: the next loss starts again with the shortest wait.
 _STABLE_AFTER_S: Final = 1.0
 
@@ -55,8 +57,12 @@ class LaneSocket:
             # Only here: on the data lane a heartbeat would wait behind a chunk and give up a slow but healthy link.
             self.socket.heartbeat_ivl = round(options.heartbeat_s * 1000)
             self.socket.heartbeat_timeout = self.socket.heartbeat_ttl = round(options.heartbeat_s * 3000)
-        self.monitor = Monitor(context, self.socket, _WATCHED)
-        self.connected = False
+        try:
+            self.monitor = Monitor(context, self.socket, _WATCHED)
+        except BaseException:
+            self.socket.close()
+            raise
+        self.connected_s: float | None = None
         self.ready = False
 
     def close(self, linger_s: float = 0.0) -> None:
@@ -119,9 +125,7 @@ class OutboundPeer:
         if self._is_resolving or now_s < self._next_step_s:
             return
         if self._lanes:
-            self._fail(
-                now_s, f"{self.address} did not finish the handshake in time; is it overloaded, or not flagsplit?"
-            )
+            self._fail(now_s, self._unfinished())
         elif self._endpoints:
             self._dial(now_s, self._endpoints.pop(0))
         elif self._resolution is None:
@@ -219,21 +223,31 @@ class OutboundPeer:
 
     def _follow(self, now_s: float, line: LaneSocket, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:
-            line.connected = True
+            line.connected_s = now_s
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             line.ready = True
             if not self.up and all(other.ready for other in self._lanes.values()):
                 self._come_up(now_s)
         elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             self._fail(now_s, self._key_refused(value), keys=True)
+        elif event & _REFUSED and self._waited_in_vain(line, now_s):
+            self._fail(now_s, self._unfinished())
         elif event & _REFUSED and not isinstance(self._security, NoSecurity):
             self._fail(now_s, self._key_mismatch(), keys=True)
         elif self.up:
             self._fail(now_s, f"the connection to {self.address} was lost")
-        elif line.connected:
+        elif line.connected_s is not None:
             self._fail(now_s, f"{self.address} closed the connection during the handshake")
         else:
             self._fail(now_s, f"nothing listens at {self.address}, or a firewall is in between")
+
+    def _waited_in_vain(self, line: LaneSocket, now_s: float) -> bool:
+        """Whether libzmq gave up a handshake because of the time; it says of that what it says of a wrong key."""
+        patience_s = _MOST_OF * self._options.handshake_timeout_s
+        return line.connected_s is not None and now_s - line.connected_s >= patience_s
+
+    def _unfinished(self) -> str:
+        return f"{self.address} did not finish the handshake in time; is it stopped, overloaded, or not flagsplit?"
 
     def _key_refused(self, status: int) -> str:
         if status != _KEY_NOT_AUTHORIZED:

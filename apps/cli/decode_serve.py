@@ -35,6 +35,7 @@ from flagsplit.apps.cli.gateway_options import (
     TlsKey,
     gateway_settings,
 )
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.cli.service_options import (
     Http,
@@ -103,6 +104,7 @@ def command(
     Only clients whose keys are allowed are heard (flagsplit keys).
     """
     make_engine = EngineOptions(engine, replicas, max_replicas, ray_address, ray_name).factory(slots)
+    allow_many_open_files()
     start_logging(log_format, log_level)
     store = KeyStore(keys)
     machine = WorkerOptions(

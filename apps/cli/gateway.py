@@ -17,8 +17,16 @@ from flagsplit.apps.cli.gateway_options import (
     TlsKey,
     gateway_settings,
 )
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json
-from flagsplit.apps.cli.service_options import DrainRequests, JsonWhenReady, UntilStdinCloses
+from flagsplit.apps.cli.service_options import (
+    DrainRequests,
+    JsonWhenReady,
+    LogForm,
+    LogLevel,
+    UntilStdinCloses,
+    start_logging,
+)
 from flagsplit.apps.decoder_service.bundle_source import open_source
 from flagsplit.errors import ConfigError
 
@@ -44,6 +52,8 @@ def command(
         str,
         typer.Option(metavar="HOST:PORT", help="Serve /metrics, /healthz and /readyz there too; port 0: a free one."),
     ] = "",
+    log_format: LogForm = "text",
+    log_level: LogLevel = "info",
     until_stdin_closes: UntilStdinCloses = False,
     as_json: JsonWhenReady = False,
 ) -> None:
@@ -57,6 +67,8 @@ def command(
     from flagsplit.apps.decoder_service.gateway_source import ClientSource
     from flagsplit.runtime.generation.client import ClientSettings, StreamClient
 
+    allow_many_open_files()
+    start_logging(log_format, log_level)
     require_aiohttp()
     addresses = [each.strip() for each in cloud.split(",") if each.strip()]
     if not addresses:

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 misused. An error is one line on standard error; FLAGSPLIT_DEBUG=1 adds the traceback.
 """
 
+import errno
 import os
 import platform
 import signal
@@ -11,17 +12,31 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module, metadata
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
 from flagsplit._version import VERSION
+from flagsplit.apps.cli.standard_streams import prepare_standard_streams
+from flagsplit.apps.cli.terminating import tidy_when_terminated
 from flagsplit.errors import FlagsplitError, UsageError
 
 # What typer raises for a wrong command line. It shows the subclass only, and has moved the class from click to itself.
 _Misuse: Any = typer.BadParameter.__mro__[1]
 _INTERRUPTED = 130
-
+_OF_THE_HOST: Final = {
+    errno.ENOSPC: "free some, or write elsewhere",
+    errno.EDQUOT: "free some, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EACCES: "look at who may read and write there, or name another place",
+    errno.EPERM: "look at who may read and write there, or name another place",
+    errno.ENAMETOOLONG: "name another place",
+    errno.EIO: "look at the disk",
+    errno.EMFILE: "ulimit -n says how many a process may open; allow more",
+    errno.ENFILE: "the host is out of them; see fs.file-max",
+    errno.ENOMEM: "smaller inputs or models need less",
+}
+"""What an operating system refuses that has nothing to give, and what helps."""
 
 _COMMANDS = {
     "build": "command",
@@ -113,12 +128,16 @@ def _interrupts_held_back() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
+    prepare_standard_streams()
     sys.exit(_run())
 
 
 def _run() -> int:
     try:
-        code = make_app(next(iter(sys.argv[1:]), ""))(prog_name="flagsplit", standalone_mode=False)
+        app = make_app(next(iter(sys.argv[1:]), ""))
+        with tidy_when_terminated():
+            code = app(prog_name="flagsplit", standalone_mode=False)
+        sys.stdout.flush()  # at exit it would be too late to say that it failed
     except _Misuse as error:
         return _say(_misuse_text(error), 2)
     except (typer.Abort, KeyboardInterrupt):
@@ -135,9 +154,20 @@ def _run() -> int:
     except Exception as error:
         if _debugging():
             raise
+        if (refused := _refusal_of_the_host(error)) is not None:
+            return _say(refused, 1)
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         return _say(f"flagsplit broke: {text}; run again with FLAGSPLIT_DEBUG=1 and report what it says", 1)
     return _say("interrupted", code) if code == _INTERRUPTED else int(code or 0)
+
+
+def _refusal_of_the_host(error: Exception) -> str | None:
+    """What to say of an error that no program could have helped; those of sockets are no OSErrors."""
+    number = getattr(error, "errno", None)
+    if number not in _OF_THE_HOST:
+        return None
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"{where}{os.strerror(number)}: {_OF_THE_HOST[number]}"
 
 
 def _misuse_text(error: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from flagsplit.apps.cli.ending import Ending, ending
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.output import print_json, rate_text, size_text
 from flagsplit.errors import ConfigError
 from flagsplit.transport.address import parse_address
@@ -43,6 +44,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one on a line.")] = False,
 ) -> None:
     """Emulate a network link until interrupted: connections to it are carried to an address, slowly or not at all."""
+    allow_many_open_files()
     start, events = _link(profile, link, trace, script)
     if for_s is not None and not math.isfinite(for_s):
         raise ConfigError(f"--for expects seconds, came {for_s}")

@@ -12,10 +12,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from flagsplit.apps.cli.standard_streams import can_say
+
 
 def print_json(data: dict[str, Any]) -> None:
     """One JSON object on standard output, on one line for programs; NaNs, which JSON lacks, become null."""
-    print(json.dumps(_finite(data), indent=2 if sys.stdout.isatty() else None, ensure_ascii=False), flush=True)
+    indent = 2 if sys.stdout.isatty() else None
+    text = json.dumps(_finite(data), indent=indent, ensure_ascii=False)
+    if not can_say(text):
+        text = json.dumps(_finite(data), indent=indent)
+    print(text, flush=True)
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ import typer
 
 from flagsplit.apps.cli.common_options import Keys, Threads
 from flagsplit.apps.cli.ending import ending
+from flagsplit.apps.cli.open_files import allow_many_open_files
 from flagsplit.apps.cli.options import pairs
 from flagsplit.apps.cli.output import print_json
 from flagsplit.apps.cli.service_options import (
@@ -72,6 +73,7 @@ def command(
 
     Only clients whose keys are allowed are heard, and only those with the right to may send bundles (flagsplit keys).
     """
+    allow_many_open_files()
     start_logging(log_format, log_level)
     opened = [open_bundle(path) for path in bundles or ()]
     host = LoadOptions(threads=threads, target=target)

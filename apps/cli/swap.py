@@ -3,6 +3,7 @@
 With `--sla` the new bundle is the given one, built again under another policy (`flagsplit.apps.rebuild`).
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,8 @@ from flagsplit.runtime.bundle import Bundle, open_bundle
 from flagsplit.runtime.bundle_swap import SwapMachine, SwapOptions
 from flagsplit.splitter.sla import SLA
 from flagsplit.transport.messages import PeerAddress
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def command(
@@ -43,6 +46,11 @@ def command(
     """
     if output is not None and sla is None:
         raise ConfigError("-o keeps a bundle that is built again: say under which policy with --sla")
+    if retire not in ("", "old") and not _DIGEST.fullmatch(retire):
+        # A worker that does not serve it has nothing to retire, and says that it is done.
+        raise ConfigError(
+            f"--retire expects old, or all 64 characters of a digest, as inspect --json says it; came {retire!r}"
+        )
     opened = open_bundle(bundle)
     workers = _workers(opened, pairs("--tier", tier))
     if sla is not None:

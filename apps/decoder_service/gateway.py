@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from flagsplit.apps.decoder_service.gateway_backend import Backend
 from flagsplit.apps.decoder_service.gateway_load import Load
+from flagsplit.apps.decoder_service.gateway_log import http_log
 from flagsplit.apps.decoder_service.gateway_metrics import GatewayMetrics
 from flagsplit.apps.decoder_service.gateway_models import Models
 from flagsplit.apps.decoder_service.gateway_settings import GatewaySettings
@@ -128,6 +129,7 @@ class Gateway:
         runner = web.AppRunner(
             app.application(),
             access_log=None,
+            logger=http_log(),
             handler_cancellation=True,
             keepalive_timeout=self._settings.head_s,
             max_line_size=_MAX_HEAD_LINE_BYTES,

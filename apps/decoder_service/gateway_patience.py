@@ -4,8 +4,10 @@ import heapq
 import itertools
 import threading
 import time
+from collections.abc import Callable
 
 from flagsplit.apps.decoder_service.gateway_backend import BusyError
+from flagsplit.errors import FlagsplitError, UnavailableError
 from flagsplit.runtime.generation.token_stream import TokenStream
 
 _COME_AGAIN_S = 5.0
@@ -16,10 +18,12 @@ class Patience:
 
     Args:
         longest_s: from asking to the first token.
+        not_ready: why nobody takes streams, "" if somebody does.
     """
 
-    def __init__(self, longest_s: float) -> None:
+    def __init__(self, longest_s: float, not_ready: Callable[[], str]) -> None:
         self._longest_s = longest_s
+        self._not_ready = not_ready
         self._waiting: list[tuple[float, int, TokenStream]] = []
         self._numbers = itertools.count()
         self._changed = threading.Condition()
@@ -43,9 +47,14 @@ class Patience:
     def _work(self) -> None:
         while (stream := self._next()) is not None:
             if not stream.made and not stream.is_over:
-                reason = f"no decoder service had room for the stream within {self._longest_s:g} s"
-                stream.end("", BusyError(reason, _COME_AGAIN_S))
+                stream.end("", self._reason())
                 stream.cancel()
+
+    def _reason(self) -> FlagsplitError:
+        if self._not_ready():  # it names hosts and keys, which are not for clients
+            return UnavailableError(f"no decoder service was there within {self._longest_s:g} s; the log says why")
+        reason = f"no decoder service had room for the stream within {self._longest_s:g} s"
+        return BusyError(reason, _COME_AGAIN_S)
 
     def _next(self) -> TokenStream | None:
         """The next stream whose time has come; None at the end."""

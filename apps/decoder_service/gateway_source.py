@@ -131,7 +131,7 @@ class ClientSource:
 
     def __init__(self, client: StreamClient, whole_input: str, first_s: float = 20.0) -> None:
         self._client = client
-        self._patience = Patience(first_s)
+        self._patience = Patience(first_s, self.not_ready)
         self._whole_input = whole_input
 
     def not_ready(self) -> str:

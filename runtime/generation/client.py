@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import operator
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,9 @@ from flagsplit.transport.security import KeyStore
 from flagsplit.transport.zeromq import ZmqChannel
 
 _log = logging.getLogger(__name__)
-_NAME_BYTES = 64
+_NAME_BYTES, _PLAN_BYTES, _TENSOR_BYTES = 64, 128, 256
+_MOST_TENSORS = 255  # An Open has 256, and tokens are one of them.
+_MOST_TOKEN = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,13 @@ class StreamClient:
         """
         copied = {each: np.array(array, order="C") for each, array in tensors.items()}
         request = StreamRequest(
-            copied, tuple(prompt), plan=plan, key=key, input_s=input_s, name=name, delivered=tuple(delivered)
+            copied,
+            _tokens("prompt", prompt),
+            plan=plan,
+            key=key,
+            input_s=input_s,
+            name=name,
+            delivered=_tokens("delivered", delivered),
         )
         return self._ask(request, options, deadline_s)
 
@@ -160,17 +169,17 @@ class StreamClient:
             InputError: there is no prompt, or the client was made without `layers`.
             PeerError: the client is closed.
         """
-        if not prompt or not self._has_layers:
+        tokens = _tokens("prompt", prompt)
+        if not tokens or not self._has_layers:
             raise InputError("rows: expected a prompt of at least one token, and a client that was given `layers`")
-        return self._ask(StreamRequest(None, tuple(prompt), plan=plan, key=key, name=name), options, deadline_s)
+        return self._ask(StreamRequest(None, tokens, plan=plan, key=key, name=name), options, deadline_s)
 
     def _ask(self, request: StreamRequest, options: GenerationOptions | None, deadline_s: float | None) -> TokenStream:
         options = options or GenerationOptions()
         seconds = options.deadline_s or self._settings.deadline_s if deadline_s is None else deadline_s
         if math.isnan(seconds):
             raise InputError("expected seconds until the deadline, came nan; math.inf waits for ever")
-        if len(request.name.encode()) > _NAME_BYTES:
-            raise InputError(f"name: expected at most {_NAME_BYTES} bytes, came {request.name[:80]!r}")
+        _check(request, options)
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -243,3 +252,48 @@ class StreamClient:
             left, self._streams = list(self._streams.values()), {}
         for stream in left:
             stream.end("", error)
+
+
+def _check(request: StreamRequest, options: GenerationOptions) -> None:
+    """Raise InputError for what no message can say."""
+    limits: dict[str, tuple[object, float]] = {
+        "plan": (request.plan, _PLAN_BYTES),
+        "key": (request.key, math.inf),
+        "name": (request.name, _NAME_BYTES),
+    }
+    for what, (text, most_bytes) in limits.items():
+        _check_text(what, text, most_bytes)
+    tensors = request.tensors or {}
+    if len(tensors) > _MOST_TENSORS:
+        raise InputError(f"expected at most {_MOST_TENSORS} tensors, came {len(tensors)}")
+    for name in tensors:
+        _check_text("the name of a tensor", name, _TENSOR_BYTES)
+    seconds: object = request.input_s
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise InputError(f"input_s: expected seconds, 0 if they are not known, came {seconds!r:.80}")
+    if len(request.delivered) > options.max_tokens:
+        raise InputError(
+            f"delivered: expected at most max_tokens, {options.max_tokens}, came {len(request.delivered)} tokens"
+        )
+
+
+def _check_text(what: str, text: object, most_bytes: float) -> None:
+    if not isinstance(text, str):
+        raise InputError(f"{what}: expected a text, came {text!r:.80}")
+    try:
+        is_short = len(text.encode()) <= most_bytes
+    except UnicodeEncodeError:
+        raise InputError(f"{what}: expected whole characters, came {text!r:.80}") from None
+    if not is_short:
+        raise InputError(f"{what}: expected at most {most_bytes} bytes, came {text!r:.80}")
+
+
+def _tokens(what: str, given: Sequence[int]) -> tuple[int, ...]:
+    """Tokens as plain numbers: what is none would break the client, and with it all of its streams."""
+    try:
+        found = tuple(operator.index(each) for each in given)
+    except TypeError:
+        found = (-1,)
+    if not all(0 <= each < _MOST_TOKEN for each in found):
+        raise InputError(f"{what}: expected tokens, whole numbers from 0, came {given!r:.80}")
+    return found

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from flagsplit.errors import InputError, InternalError, UnavailableError
-from flagsplit.runtime.events import Event, Instruction, Leave, Send, Tick
+from flagsplit.runtime.events import Event, Instruction, Leave, Note, Send, Tick
 from flagsplit.runtime.generation.client_places import StreamPlaces
 from flagsplit.runtime.generation.client_streams import (
     LOCAL,
@@ -104,6 +104,7 @@ class ClientMachine(StreamPlaces):
                     yield from self._refused(peer, refusal)
                 else:
                     self.replicas.welcomed(peer, message, self.now)
+                    yield Note(f"{peer} takes streams")
                     yield from self.place_waiting()
             case Reject(code, reason):
                 yield from self._refused(peer, f"{code}: {reason}" if reason else code)
@@ -130,6 +131,7 @@ class ClientMachine(StreamPlaces):
         """A replica is gone."""
         if name in self.replicas:
             self.replicas.lost(name, reason)
+            yield Note(f"{name} takes no streams: {reason}")
             yield from self._move_from(name, reason, kind)
 
     def _move_from(self, name: str, reason: str, kind: str) -> Iterator[Instruction]:

@@ -145,14 +145,21 @@ class _Server(ThreadingHTTPServer):
             self.shutdown_request(request)
             return
         self._connections.add(request)
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # there is no thread for it
+            self._forget(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._connections.discard(request)
-            self._free.release()
+            self._forget(request)
+
+    def _forget(self, request: socket.socket) -> None:
+        self._connections.discard(request)
+        self._free.release()
 
     def hang_up(self) -> None:
         for connection in tuple(self._connections):

@@ -6,6 +6,7 @@ knows what is written here, not all of OTLP.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from flagsplit.errors import InputError
 from flagsplit.runtime.telemetry.settings import About
 from flagsplit.runtime.telemetry.tracing import Span, Value
 
+_log = logging.getLogger(__name__)
 _ERROR: Final = 2
 _MAX_LINE_BYTES = 16 << 20
 
@@ -38,18 +40,31 @@ def encode(resource: Mapping[str, Value], spans: Sequence[Span]) -> bytes:
 
 
 def read(path: Path) -> Iterator[tuple[dict[str, Value], Span]]:
-    """Spans of a file, each with its resource.
+    """Spans of a file, each with its resource; lines that a full disk or a sudden end has torn are left out.
 
     Raises:
-        InputError: the file cannot be read, or a line is not what `encode` writes.
+        InputError: the file cannot be read, or no line is what `encode` writes.
     """
+    torn: list[InputError] = []
+    good = 0
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
-                if line.strip():
-                    yield from _read_line(line, f"{path}, line {number}")
+                if not line.strip():
+                    continue
+                try:
+                    spans = _read_line(line, f"{path}, line {number}")
+                except InputError as error:
+                    torn.append(error)
+                else:
+                    good += 1
+                    yield from spans
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if torn and not good:
+        raise torn[0]
+    if torn:
+        _log.warning("%s: %d of %d lines are left out: %s", path, len(torn), good + len(torn), torn[0])
 
 
 def _read_line(line: bytes, where: str) -> list[tuple[dict[str, Value], Span]]:

@@ -1,6 +1,7 @@
 """The file that spans go to: written on a thread of its own, so that a slow disk does not hold requests up."""
 
 import logging
+import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class TraceFile:
         self._waiting: queue.Queue[Sequence[Span] | None] = queue.Queue(_MOST_WAITING)
         try:
             self._file = path.open("ab", buffering=0)
+            self._torn = _ends_torn(path)
         except OSError as error:
             raise ConfigError(f"cannot write traces to {path}: {error.strerror}; name another file") from None
         self._thread = threading.Thread(target=self._work, name="flagsplit-traces", daemon=True)
@@ -56,9 +58,28 @@ class TraceFile:
     def _work(self) -> None:
         with self._file as file:
             while (spans := self._waiting.get()) is not None:
+                line = encode(self._resource, spans)
+                if self._torn:
+                    line = b"\n" + line  # or this one would be lost with the one that it hangs on
                 try:
-                    file.write(encode(self._resource, spans))
+                    written = file.write(line) or 0
                 except OSError as error:
-                    if not self.dropped:
-                        _log.warning("traces are lost: %s", error.strerror)
-                    self.dropped += 1
+                    self._lost(error.strerror or str(error))
+                    continue
+                self._torn = written < len(line)
+                if self._torn:
+                    self._lost("the disk took a part of a line")
+
+    def _lost(self, why: str) -> None:
+        if not self.dropped:
+            _log.warning("traces are lost: %s", why)
+        self.dropped += 1
+
+
+def _ends_torn(path: Path) -> bool:
+    """Whether the last line was not written to its end; of what is no file nothing can be said."""
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"

@@ -1,6 +1,8 @@
 """`flagsplit.build`, `open`, `connect` and their asyncio twins."""
 
 import asyncio
+import os
+import resource
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def test_workers_are_started_here(small_bundle: Path, image: models.Array) -> No
     with flagsplit.connect(small_bundle) as session:
         assert session.tiers == {"edge": "up", "cloud": "up"}
         assert session.run({"image": image}, plan="all-cloud").report.plan == "all-cloud"
+
+
+@pytest.mark.slow
+def test_an_application_may_have_many_files_open(small_bundle: Path, image: models.Array) -> None:
+    """`select` takes no descriptors beyond 1023."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("the operator allows fewer")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with flagsplit.connect(small_bundle) as session:
+            assert session.run({"image": image}, plan="all-cloud").report.plan == "all-cloud"
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Programs by name, from folders and from files."""
 
+import errno
 import os
 import shutil
 import time
@@ -111,3 +112,17 @@ def test_a_cache_that_cannot_be_written(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "programs").write_text("in the way")
     with pytest.raises(ConfigError, match=r"cannot keep the program tiny in .*; set FLAGSPLIT_CACHE"):
         open_program("zoo:tiny", cache=tmp_path)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_cache_that_was_filled_beforehand_may_be_read_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the image of a container."""
+    path = program_folder("zoo:tiny", cache=cache)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for change in ("utime", "mkdir", "rename", "unlink", "replace"):
+        monkeypatch.setattr(os, change, refuse)
+    assert program_folder("zoo:tiny", cache=cache) == path
+    assert open_program("zoo:tiny", cache=cache).facts.name == "made-up"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import struct
 import subprocess
@@ -429,6 +430,53 @@ def test_processes_that_unpack_together(whole: bytes, put: Callable[[bytes], Pat
     assert len(digests) == 1
     check_content(unpack(path, cache))
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_what_killed_processes_left_behind_goes_and_what_others_unpack_stays(
+    whole: bytes, put: Callable[[bytes], Path], tmp_path: Path
+) -> None:
+    """A container that is killed and started again for hours must not fill the disk."""
+    path, cache = put(whole), tmp_path / "cache"
+    code = (
+        "import sys; from pathlib import Path; from flagsplit.runtime.archive import unpack\n"
+        "def half_way(done, total):\n"
+        "    print(done, flush=True); sys.stdin.read()\n"
+        f"unpack(Path({str(path)!r}), Path({str(cache)!r}), half_way)"
+    )
+    command = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as killed,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as alive,
+    ):
+        for process in (killed, alive):
+            assert process.stdout is not None
+            assert process.stdout.readline()
+        assert len(list(cache.glob(".*.*.*"))) == 2
+        killed.kill()
+        killed.wait()
+        check_content(unpack(path, cache))
+        (left,) = cache.glob(".*.*.*")
+        assert f".{alive.pid}." in left.name
+        alive.communicate()
+        assert alive.returncode == 0
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_members_are_on_the_disk_before_they_are_in_their_place(
+    whole: bytes, put: Callable[[bytes], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later starts compare sizes, and after a loss of power a file may have its size without its bytes."""
+    flushed: set[int] = set()
+    flush = os.fsync
+
+    def noted(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    folder = unpack(put(whole), tmp_path / "cache").folder
+    assert {each.stat().st_ino for each in folder.rglob("*") if each.is_file()} <= flushed
 
 
 # --- whole bundles

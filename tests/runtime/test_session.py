@@ -1,6 +1,8 @@
 """Sessions and workers as applications see them, over channels in memory; one over ZeroMQ and one with processes."""
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -224,6 +226,79 @@ def test_closing_with_requests_under_way(bundle: Bundle, gate: threading.Event) 
         assert isinstance(futures[-1].exception(0), PeerError)
         with pytest.raises(PeerError, match="closed"):
             session.submit(inputs_of(1))
+
+
+def test_a_closed_session_changes_no_policy(bundle: Bundle) -> None:
+    with Line(bundle) as line:
+        with line.session() as session:
+            pass
+        for change in (lambda: session.update_sla({}), lambda: session.swap(bundle), lambda: session.run(inputs_of(1))):
+            started = time.monotonic()
+            with pytest.raises(PeerError, match="the session is closed"):
+                change()
+            assert time.monotonic() - started < 5
+
+
+def test_a_policy_that_waits_for_workers_hears_that_the_session_is_closed(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Line(bundle) as line:
+        session = line.session()
+        monkeypatch.setattr(session._shell, "post", lambda _: threading.Timer(0.05, session.close).start())
+        with pytest.raises(PeerError, match="the session is closed"):
+            session.update_sla({}, timeout_s=30)
+
+
+def test_what_is_called_with_an_answer_may_ask_and_cannot_wait(bundle: Bundle, whole: Executable) -> None:
+    """It runs on the thread that brings all answers: waiting there would wait for ever."""
+    few = replace(SETTINGS, max_pending=1)
+    with Line(bundle, "cloud") as line, line.session() as session, line.session(few) as full:
+        for asked in (session, full):
+            said: list[object] = []
+            done = threading.Event()
+
+            def then(
+                _: object, asked: Session = asked, said: list[object] = said, done: threading.Event = done
+            ) -> None:
+                for wait in (lambda: asked.run(inputs_of(2)), lambda: asked.update_sla({}), lambda: asked.swap(bundle)):
+                    try:
+                        wait()
+                    except ConfigError as error:
+                        said.append(error)
+                said.append(asked.submit(inputs_of(3)))
+                try:
+                    said.append(full.submit(inputs_of(4)) if asked is full else None)
+                except UnavailableError as error:
+                    said.append(error)
+                done.set()
+
+            asked.submit(inputs_of(1)).add_done_callback(then)
+            assert done.wait(10)
+            *refused, future, beyond = said
+            assert all("would wait for itself" in str(each) for each in refused)
+            assert len(refused) == 3
+            assert right(whole, future.result(10), 3)  # type: ignore[attr-defined]
+            assert isinstance(beyond, UnavailableError if asked is full else type(None))
+            assert right(whole, asked.run(inputs_of(5)), 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_is_told_to_open_its_own(bundle: Bundle, whole: Executable) -> None:
+    """Its threads stay behind, so that nobody would answer it, nor tell it of a deadline."""
+    with Line(bundle) as line, line.session() as session:
+        session.run(inputs_of(1))
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            try:
+                session.run(inputs_of(1))
+            except PeerError as error:
+                os._exit(7 if "forked" in str(error) else 8)
+            os._exit(9)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 7
+        assert right(whole, session.run(inputs_of(2)), 2)
 
 
 def test_a_segment_that_fails_on_the_input(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

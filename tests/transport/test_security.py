@@ -91,6 +91,30 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         KeyStore(blocked / "keys")
 
 
+@pytest.mark.parametrize("name", ["identity.secret", "authorized/ann.public", "known_servers"])
+@pytest.mark.parametrize("content", [b"\xe3\x28\xff " * 20, None])
+def test_files_that_are_no_text_are_named(tmp_path: Path, name: str, content: bytes | None) -> None:
+    """Bytes that are no UTF-8, and a folder of that name, which cannot be read as a file by anybody."""
+    store = KeyStore(tmp_path)
+    file = tmp_path / name
+    file.unlink(missing_ok=True)
+    if content is None:
+        file.mkdir(mode=0o700)
+    else:
+        file.write_bytes(content)
+        file.chmod(0o600)
+    with pytest.raises(ConfigError, match=name):
+        KeyStore(tmp_path).known_servers()
+    assert not store.is_authorized(new_key())
+
+
+def test_a_public_key_that_was_damaged_is_written_again(tmp_path: Path) -> None:
+    key = KeyStore(tmp_path).public_key
+    (tmp_path / "identity.public").write_bytes(b"\xf3\x01")
+    assert KeyStore(tmp_path).public_key == key
+    assert (tmp_path / "identity.public").read_text() == key + "\n"
+
+
 def test_authorize_and_revoke_count_at_once(tmp_path: Path) -> None:
     store, phone = KeyStore(tmp_path), new_key()
     assert store.is_authorized(store.public_key)

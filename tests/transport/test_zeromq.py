@@ -1,6 +1,7 @@
 """The ZeroMQ channel against real failures: killed processes, wrong keys, strangers, garbage, floods, taken ports."""
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import zmq
 
 from flagsplit.errors import ConfigError, InternalError
 from flagsplit.transport.channel import ChannelOptions, Down, Received, Up, Violated, inbound_name
@@ -482,3 +484,64 @@ def test_last_words_come_before_the_end_when_only_the_end_was_seen(open_channel:
     listener.receive(time.monotonic(), 64, {listener._monitor.socket})
     listener.advance(time.monotonic() + 1.0)
     assert [type(event) for event in events] == [Received, Down]
+
+
+@pytest.mark.parametrize("made", range(6))
+def test_without_descriptors_it_does_not_listen_and_still_ends(
+    made: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of its sockets is the first that there is no descriptor for."""
+    make, left = zmq.Context.socket, itertools.count(1)
+
+    def out_of_descriptors(context: zmq.Context[zmq.Socket[bytes]], *arguments: object) -> object:
+        if next(left) > made:
+            raise zmq.ZMQError(errno.EMFILE)
+        return make(context, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(zmq.Context, "socket", out_of_descriptors)
+    channel = ZmqChannel(security=KeyStore(tmp_path / "keys").security())
+    if made < 5:
+        with pytest.raises(ConfigError, match=r"cannot listen on .*Too many open files"):
+            channel.listen("tcp://127.0.0.1:0")
+    else:
+        channel.listen("tcp://127.0.0.1:0")
+    ended = threading.Thread(target=channel.close, daemon=True)
+    ended.start()
+    ended.join(20)
+    assert not ended.is_alive()
+
+
+def test_who_never_finishes_a_handshake_is_not_blamed_for_its_key(
+    open_channel: Callable[..., Recorder], tmp_path: Path
+) -> None:
+    """A process that is stopped: its host takes connections, and nobody answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = open_channel(KeyStore(tmp_path).security(), options=HASTY)
+        client.channel.connect("server", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        until(lambda: bool(client.named(Down, "server")), client, what="Down of a server that says nothing")
+    assert "did not finish the handshake in time; is it stopped" in client.named(Down, "server")[0].reason
+
+
+def test_late_words_are_not_those_of_who_has_the_descriptor_now(
+    open_channel: Callable[..., Recorder],
+) -> None:
+    """Who left may have said more than is read in a turn, and the next connections get the numbers of the last ones."""
+    server = open_channel(options=ChannelOptions(max_events_per_poll=1))
+    address = listening(server)
+    leaver = Recorder(ZmqChannel(security=NO_SECURITY))
+    leaver.channel.connect("server", address)
+    name = introduce(leaver, server)
+    with contextlib.ExitStack() as stack:
+        strangers = [stack.enter_context(socket.socket()) for _ in range(40)]
+        for number in range(20):
+            leaver.channel.send("server", Ping(number, 0))
+        leaver.channel.send("server", Bye("that was all"))
+        leaver.channel.close()
+        time.sleep(0.2)  # libzmq reads all of it and closes both connections, while nobody asks for it
+        for stranger in strangers:
+            stranger.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        time.sleep(0.2)  # and accepts these, while nobody is told
+        until(lambda: bool(server.named(Down, name)), server, what="Down of who left")
+        for _ in range(100):
+            server.pump(0.002)
+    assert not [event for event in server.events if isinstance(event, Violated)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flagsplit.transport import zeromq_inbound
 from flagsplit.transport.channel import ChannelOptions, Down, Up, Violated
 from flagsplit.transport.messages import VERSION, Ping, Welcome
 from flagsplit.transport.security import NO_SECURITY, KeyStore, NoSecurity, Security
@@ -16,6 +17,7 @@ from flagsplit.transport.tensors import chunks_of
 from flagsplit.transport.testing import Recorder, sample_hello, sample_open, until
 from flagsplit.transport.testing_tools import introduce
 from flagsplit.transport.zeromq import ZmqChannel
+from flagsplit.transport.zeromq_connections import Routes
 
 Opener = Callable[..., Recorder]
 
@@ -134,7 +136,8 @@ def test_too_many_messages_are_a_violation(open_channel: Opener) -> None:
 
 
 @pytest.mark.slow
-def test_who_reconnects_forever_leaves_nothing(open_channel: Opener) -> None:
+def test_who_reconnects_forever_leaves_nothing(open_channel: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zeromq_inbound, "Routes", lambda: Routes(20))
     server = open_channel(max_inbound_connections=16)
     address = listen(server)
     port = int(address.rpartition(":")[2])
@@ -155,6 +158,7 @@ def test_who_reconnects_forever_leaves_nothing(open_channel: Opener) -> None:
     assert isinstance(server.channel, ZmqChannel)
     assert server.channel._listener is not None
     assert not server.channel._listener._owing
+    assert len(server.channel._listener._routes._known) == 20
     assert len(refusals(server)) < 20, "refusals are told once a second"
 
 

@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from tests.apps.cli.conftest import Done, Process, Spawn, end_gently, processes_with, wait_until
+from tests.apps.cli.conftest import COMMAND, Done, Process, Spawn, end_gently, processes_with, wait_until
 
 import flagsplit
 
@@ -119,14 +120,16 @@ def test_run_is_interrupted_while_it_starts(spawn: Spawn, bundle: Path) -> None:
     wait_until(lambda: processes_with(str(bundle)) == [], "nothing is left behind")
 
 
-def test_a_build_is_interrupted(spawn: Spawn, tmp_path: Path, small_model: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_build_is_interrupted(spawn: Spawn, tmp_path: Path, small_model: Path, number: signal.Signals) -> None:
     build = spawn("build", small_model, "--tiers", "phone,edge,cloud", "-o", tmp_path / "x.flagsplit")
     wait_until(lambda: any(tmp_path.iterdir()) or build.process.poll() is not None, "the build starts to write")
-    os.kill(build.process.pid, signal.SIGINT)
+    os.kill(build.process.pid, number)
     done = build.end()
     left = {path.name for path in tmp_path.iterdir()}
     # Python ends a process by the signal itself, which shells call 130 too, if a native module met the interrupt.
-    assert (done.code, left) in ((130, set()), (-signal.SIGINT, set()), (0, {"x.flagsplit"}))
+    assert (done.code, left) in ((130, set()), (-number, set()), (0, {"x.flagsplit"}))
+    assert number == signal.SIGINT or done.code != 130
     assert "Traceback" not in done.err
 
 
@@ -139,3 +142,63 @@ def test_standard_output_may_close_early(spawn: Spawn) -> None:
     assert "Traceback" not in listing.process.stderr.read()
     listing.process.stderr.close()
     listing.process.stdout = listing.process.stderr = None
+
+
+def shell(words: str, folder: Path, **environment: str) -> Done:
+    """What a shell makes of a line; the command is `$FLAGSPLIT` there."""
+    done = subprocess.run(
+        ["bash", "-c", words],
+        cwd=folder,
+        env={**os.environ, "FLAGSPLIT": " ".join(COMMAND), **environment},
+        capture_output=True,
+        timeout=60,
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def test_a_full_disk_behind_standard_output_is_no_bug(tmp_path: Path) -> None:
+    assert_one_line(shell("$FLAGSPLIT devices --json > /dev/full", tmp_path), 1, "No space left on device")
+    assert_one_line(shell("$FLAGSPLIT keys show > /dev/full", tmp_path), 1, "No space left on device")
+
+
+def test_streams_that_are_closed_are_nothing_to_fail_at(tmp_path: Path) -> None:
+    done = shell("$FLAGSPLIT zoo list --json <&- >&-", tmp_path)
+    assert (done.code, done.out, done.err) == (0, "", "")
+    assert shell("$FLAGSPLIT inspect nothing <&- >&- 2>&-", tmp_path).code == 2
+
+
+def test_characters_that_an_encoding_lacks(bundle: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.flagsplit"))
+    odd.write_bytes(bundle.read_bytes())
+    plain = shell(f"$FLAGSPLIT run {bundle} --plan all-cloud", tmp_path, PYTHONIOENCODING="ascii")
+    assert (plain.code, plain.err, "phone ? edge" in plain.out) == (0, "", True)
+    named = shell("$FLAGSPLIT inspect $'\\xff.flagsplit' --json", tmp_path)
+    assert (named.code, named.err, named.data["bundle"]) == (0, "", "\udcff.flagsplit")
+
+
+def test_a_worker_may_open_as_many_files_as_the_operator_allows(bundle: Path, tmp_path: Path) -> None:
+    """The limit of shells is for programs of before: each client takes two files."""
+    words = (
+        f"ulimit -S -n 64; ulimit -H -n 512; exec $FLAGSPLIT serve {bundle} --tier cloud {' '.join(LISTEN)} < /dev/null"
+    )
+    worker = subprocess.Popen(
+        ["bash", "-c", words],
+        cwd=tmp_path,
+        env={**os.environ, "FLAGSPLIT": " ".join(COMMAND)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert worker.stdout is not None
+        about = json.loads(worker.stdout.readline())
+        limits = Path(f"/proc/{about['pid']}/limits").read_text().splitlines()
+        (files,) = [line.split()[3:5] for line in limits if line.startswith("Max open files")]
+        assert files == ["512", "512"]
+    finally:
+        worker.terminate()
+        worker.communicate(timeout=20)
+
+
+def test_hardly_any_files_are_one_line_and_no_hang(bundle: Path, tmp_path: Path) -> None:
+    done = shell(f"ulimit -n 18; exec $FLAGSPLIT serve {bundle} --tier cloud {' '.join(LISTEN)}", tmp_path)
+    assert done.code in (1, 2)
+    assert "Too many open files" in done.error

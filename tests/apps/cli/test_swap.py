@@ -26,6 +26,8 @@ def test_misuse(cli: Cli, small_bundle: Path) -> None:
         ("--tier", "moon=tcp://127.0.0.1:9"): "expected a tier of this bundle",
         ("--tier", "edge"): "--tier expects NAME=VALUE",
         ("--tier", edge, "--retire", digest): "--retire names the new bundle",
+        # As messages show it. No worker would know it, and each would say that it is retired.
+        ("--tier", edge, "--retire", digest[:12]): "--retire expects old, or all 64 characters of a digest",
         ("--tier", "edge=nowhere"): "address 'nowhere': expected tcp://",
     }.items():
         done = cli("swap", small_bundle, *options)
@@ -53,7 +55,7 @@ def test_workers_start_empty_and_get_two_bundles(
     second = cli("swap", split_bundle, *tiers, "--retire", "old", "--json").data
     assert second["tiers"] == {"edge": "retired", "cloud": "retired"}
     assert second["bundle"] == flagsplit.open(split_bundle).digest
-    done = cli("swap", split_bundle, *tiers, "--retire", second["bundle"][:-1] + "x")
+    done = cli("swap", split_bundle, *tiers, "--retire", "0" * 64)
     assert done.code == 0, "what is not there is retired already"
     for worker in workers.values():
         worker.signal(signal.SIGTERM)

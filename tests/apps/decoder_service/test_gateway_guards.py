@@ -139,6 +139,27 @@ def test_a_head_that_does_not_come(gateway: Open) -> None:
         assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 3,
+        b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % number for number in range(20_000)),
+        b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+    ids=["TLS", "a long line", "many headers", "no URL", "two lengths", "HTTP/2"],
+)
+def test_strangers_do_not_fill_the_log(gateway: Open, caplog: pytest.LogCaptureFixture, said: bytes) -> None:
+    client = gateway(Rote())
+    with socket.create_connection((client.host, client.port), timeout=10) as line:
+        line.sendall(said)
+        assert line.recv(100).startswith(b"HTTP/1.")
+    assert client.get("/healthz").status == 200
+    assert caplog.records == []
+
+
 def test_connections_too_many(gateway: Open) -> None:
     client = gateway(Rote(), max_connections=1)
     with socket.create_connection((client.host, client.port), timeout=5) as first:

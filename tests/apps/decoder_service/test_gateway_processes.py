@@ -47,9 +47,10 @@ def home(tmp_path: Path) -> dict[str, str]:
 def start(program: Small, home: dict[str, str]) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def run(*words: str) -> dict[str, Any]:
+    def run(*words: str, log: Path | None = None) -> dict[str, Any]:
         command = [sys.executable, "-m", "flagsplit.apps.cli", "gateway", str(program.folder), "--json", *words]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **home})
+        with (log or Path(os.devnull)).open("wb") as said:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env={**os.environ, **home})
         started.append(process)
         assert process.stdout is not None
         found: dict[str, Any] = json.loads(process.stdout.readline())
@@ -106,6 +107,17 @@ def test_beside_a_service_and_apart_from_it(program: Small, home: dict[str, str]
         decoders.replicas[0].process.send_signal(signal.SIGTERM)
         assert decoders.replicas[0].process.wait(20) == 0
         assert watching.get("/readyz").status == far.get("/readyz").status == 503
+
+
+def test_it_says_why_a_service_takes_no_streams(start: Start, tmp_path: Path) -> None:
+    """To the operator why, to clients that it is not their fault."""
+    log, nobody = tmp_path / "log", "tcp://127.0.0.1:1"
+    about = start("--cloud", nobody, "--listen", "127.0.0.1:0", "--max-wait-s", "0.3", log=log)
+    found = client_of(about["url"]).complete(**ASKED)
+    assert (found.status, found.headers["retry-after"]) == (503, "1")
+    assert found.error == "no decoder service was there within 0.3 s; the log says why"
+    (line,) = log.read_text().splitlines()
+    assert f"{nobody} takes no streams: nothing listens" in line
 
 
 @pytest.mark.parametrize(

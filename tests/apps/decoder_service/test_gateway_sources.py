@@ -17,6 +17,7 @@ from tests.apps.decoder_service.rote import ByteTokenizer
 from flagsplit.apps.decoder_service.engine_hub import EngineHub
 from flagsplit.apps.decoder_service.gateway import Gateway
 from flagsplit.apps.decoder_service.gateway_backend import Backend, BusyError, Wanted
+from flagsplit.apps.decoder_service.gateway_errors import api_error
 from flagsplit.apps.decoder_service.gateway_program import GatewayRecognizer, ProgramBackend, model_facts
 from flagsplit.apps.decoder_service.gateway_source import ClientSource, EngineSource
 from flagsplit.apps.decoder_service.program_source import ProgramSource, Remainders
@@ -235,12 +236,28 @@ def test_over_services(
         service.stop()
 
 
-def test_a_search_may_be_without_a_token_for_longer_than_others() -> None:
-    class Silent:
-        def stream(self, *_: object, **__: object) -> TokenStream:
-            return TokenStream(1, lambda _rid: None)
+class Silent:
+    """A client whose services make no tokens."""
 
-    source = ClientSource(cast("StreamClient", Silent()), "all", first_s=0.02)
+    def __init__(self, state: str) -> None:
+        self.replicas = {"tcp://a:1": state}
+
+    def stream(self, *_: object, **__: object) -> TokenStream:
+        return TokenStream(1, lambda _rid: None)
+
+
+def test_services_that_are_not_there_are_not_busy() -> None:
+    """Clients that have a quota would wait for theirs to be free again; of hosts and keys they hear nothing."""
+    source = ClientSource(cast("StreamClient", Silent("it refused our key abc")), "all", first_s=0.02)
+    with pytest.raises(UnavailableError, match=r"no decoder service was there within 0\.02 s") as said:
+        source.stream(Wanted("c", GenerationOptions(), (5,))).result(5)
+    assert not isinstance(said.value, BusyError)
+    assert api_error(said.value).status == 503
+    source.close()
+
+
+def test_a_search_may_be_without_a_token_for_longer_than_others() -> None:
+    source = ClientSource(cast("StreamClient", Silent("up")), "all", first_s=0.02)
     search = source.stream(Wanted("c", GenerationOptions(beams=2), (5,)))
     other = source.stream(Wanted("c", GenerationOptions(), (5,)))
     with pytest.raises(BusyError, match="no decoder service had room"):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -230,6 +231,41 @@ def test_what_a_model_cannot_run_on_is_an_input_error(keys: Path, serve: Callabl
             client.stream(hidden(1), OPTIONS, plan="cut", deadline_s=float("nan"))
         with pytest.raises(InputError, match="layers"):
             client.stream_rows((1,), OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": "abc"},
+        {"prompt": (1.5,)},
+        {"prompt": (-1,)},
+        {"prompt": (1 << 40,)},
+        {"prompt": 7},
+        {"delivered": (None,)},
+        {"delivered": (1,) * (OPTIONS.max_tokens + 1)},
+        {"plan": 5},
+        {"plan": "x" * 129},
+        {"plan": "\ud800"},
+        {"tensors": {"x" * 257: np.zeros(1)}},
+        {"tensors": {5: np.zeros(1)}},
+        {"tensors": {f"x{each}": np.zeros(1) for each in range(256)}},
+        {"key": b"a"},
+        {"name": None},
+        {"input_s": float("nan")},
+        {"input_s": -1.0},
+        {"input_s": "1"},
+    ],
+    ids=lambda asked: str(asked)[:40].encode("ascii", "replace").decode(),
+)
+def test_what_is_no_stream_is_refused_and_hurts_no_other(
+    keys: Path, serve: Callable[..., StreamService], asked: dict[str, Any]
+) -> None:
+    """On the client's own thread it would end all streams; at a service it would be asked again until the deadline."""
+    with connect(keys, serve()) as client:
+        with pytest.raises(InputError, match=next(iter(asked)).removesuffix("s")):
+            client.stream(**{"tensors": hidden(1), "options": OPTIONS, "plan": "cut", **asked})
+        some = client.stream(hidden(3), OPTIONS, plan="cut", prompt=[*np.array([], np.int64)])
+        assert some.result(10) == wanted(3)
 
 
 def test_what_an_encoder_refuses_is_an_input_error_at_once(keys: Path, serve: Callable[..., StreamService]) -> None:

@@ -208,3 +208,18 @@ def test_addresses(server: HttpServer) -> None:
     for taken in (f"127.0.0.1:{port_of(server)}", "192.0.2.1:0", "no.such.host.invalid:0"):
         with pytest.raises(ConfigError, match="cannot serve HTTP"):
             HttpServer(taken, PAGES)
+
+
+def test_a_host_that_is_out_of_threads_is_answered_again_when_it_has_some(
+    server: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        for _ in range(2 * OPTIONS.max_connections):
+            with dial(server) as connection:
+                assert connection.recv(100) == b""
+    with urllib.request.urlopen(f"{server.url}/stats", timeout=5) as answer:
+        assert answer.status == 200

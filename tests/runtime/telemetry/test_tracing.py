@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import resource
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,38 @@ def test_files(tmp_path: Path) -> None:
     assert {"phone", "edge", "links"} <= names
     for event in drawn:
         assert event["dur"] >= 0
+
+
+def test_a_disk_that_is_full_for_a_while_costs_the_lines_of_that_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, worker = one_request()
+    path = tmp_path / "spans"
+    first = TraceFile(path, SESSION)
+    first.write(session)
+    first.close()
+    whole_bytes = path.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    file = TraceFile(path, WORKER)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (whole_bytes + 100, limits[1]))
+        file.write(worker)
+        give_up = time.monotonic() + 10
+        while not file.dropped:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file.write(worker)
+    file.close()
+    assert [span for _, span in otlp.read(path)] == [*session, *worker]
+    assert "traces are lost: the disk took a part of a line" in caplog.text
+    assert f"{path}: 1 of 3 lines are left out: " in caplog.text
+    path.write_bytes(path.read_bytes()[:-50])  # and one of a process that was killed, after which others go on
+    last = TraceFile(path, SESSION)
+    last.write(session)
+    last.close()
+    assert [span for _, span in otlp.read(path)] == [*session, *session]
 
 
 def test_wrong_files(tmp_path: Path) -> None:
