@@ -87,7 +87,7 @@ def test_the_command_is_installed() -> None:
 
 @pytest.mark.slow
 def test_the_version_is_told() -> None:
-    script = Path(sys.executable).with_name("flagsplit")
+    script = os.fspath(Path(sys.executable).with_name("flagsplit"))
     for command in ([script, "--version"], [sys.executable, "-m", "flagsplit", "--version"]):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.startswith(f"flagsplit {VERSION}, ONNX Runtime ")
