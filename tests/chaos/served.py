@@ -43,7 +43,7 @@ KeyStore.is_worker = lambda self, key: True
 _MAIN = """
 import logging
 from flagsplit.apps.cli.main import main
-logging.Logger.error = lambda self, text, *values: self.log(logging.ERROR, text, *values, exc_info=True)
+logging.Logger.error = lambda self, text, *values, **_: self.log(logging.ERROR, text, *values, exc_info=True)
 main()
 """
 
