@@ -218,13 +218,14 @@ def test_an_answer_that_takes_too_long(gateway: Open) -> None:
     assert rote.open == 0
 
 
+@pytest.mark.slow
 def test_what_breaks_after_the_first_event_is_an_event(gateway: Open, caplog: pytest.LogCaptureFixture) -> None:
     class Breaking(Rote):
         async def generate(self, wanted: Any) -> Any:
             async for piece in super().generate(wanted):
                 yield piece
                 if self.asked[1:]:
-                    await asyncio.sleep(0.5)  # until the first event is written
+                    await asyncio.sleep(2)  # until the first event is written, on a busy host too
                     raise ZeroDivisionError("a secret")
 
     client = gateway(rote := Breaking())
